@@ -1,0 +1,1 @@
+"""m4train: trains the Idefics family of vision-language models."""

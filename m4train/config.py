@@ -1,0 +1,171 @@
+"""The schema of `conf/`: one dataclass per group, and the checks that need more than one key.
+
+Nothing heavy is imported here: a wrong key or an impossible combination is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from m4train.errors import ConfigError
+
+
+@dataclass
+class ModelConfig:
+    """What is trained. Either `pretrained` (a Hugging Face folder) or `architecture` (fields of config.json)."""
+
+    family: str = "idefics3"  # idefics3, smolvlm
+    pretrained: str | None = None  # folder or hub id to start from; null: random weights
+    architecture: dict[str, Any] = field(default_factory=dict)  # config.json of a model made from scratch
+    processor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a model made from scratch
+    tokenizer: str | None = None  # folder holding tokenizer.json; null: the one in `pretrained`
+    z_loss: float = 0.0
+
+
+@dataclass
+class SourceConfig:
+    """One dataset of the mixture."""
+
+    path: str = ""  # shards: a path, a glob, or a brace pattern
+    weight: float = 1.0  # share of the samples drawn from this source
+    loss: str = "auto"  # auto: every text token of documents, assistant answers of conversations; or: all, last_turn
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of the decoded image, drawn from (seed, epoch, sample)."""
+
+    shift_pixels: int = 0  # translate by up to this many pixels of the source image, edges repeated
+
+
+@dataclass
+class DataConfig:
+    root: str = "datasets"  # where `prepare` writes
+    prepare: str | None = None  # "package.module:function", called as function(root) when its output is missing
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    validation: dict[str, SourceConfig] = field(default_factory=dict)
+    index_dir: str | None = None  # null: beside each shard
+    auto_index_limit: int = 200_000  # samples; larger datasets need `m4train data index` first
+    sequence_length: int = 1024  # token budget of a pack
+    images_per_pack: int = 64  # image budget of a pack, in frames
+    open_packs: int = 32  # how many packs best-fit chooses among
+    long_documents: str = "split"  # split (at item borders), drop
+    shuffle: bool = True
+    epochs: int | None = None  # null: repeat for as long as the run lasts
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    num_workers: int = 2  # processes that read and decode; 0: in the trainer itself
+    prefetch_steps: int = 2  # optimizer steps held ready
+    max_bad_fraction: float = 0.02  # stop above this share of dropped samples
+
+
+@dataclass
+class FreezeRule:
+    """Sets `trainable` for the parameters it matches; later rules win. A rule that matches nothing is an error."""
+
+    part: str | None = None  # vision, connector, text, embeddings, lm_head; null: any
+    names: list[str] = field(default_factory=list)  # glob patterns of canonical parameter names; empty: any
+    module_types: list[str] = field(default_factory=list)  # class names such as Linear, LayerNorm, RMSNorm; empty: any
+    trainable: bool = False
+
+
+@dataclass
+class FreezeConfig:
+    rules: list[FreezeRule] = field(default_factory=list)
+
+
+@dataclass
+class AdapterConfig:
+    kind: str = "none"  # none, lora
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: dict[str, list[str]] = field(default_factory=dict)  # part -> module names, such as text: [q_proj, v_proj]
+
+
+@dataclass
+class EngineConfig:
+    name: str = "single"
+
+
+@dataclass
+class PartOptimizerConfig:
+    lr: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = "adamw"
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # never on norms, biases, gates and embeddings
+    parts: dict[str, PartOptimizerConfig] = field(default_factory=dict)
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = "cosine"  # constant, linear, cosine
+    warmup_steps: int = 0
+    final_fraction: float = 0.0  # of the peak learning rate, at max_steps
+
+
+@dataclass
+class TrainerConfig:
+    max_steps: int = 1000
+    global_batch_size: int = 8  # packs per optimizer step, over all ranks
+    micro_batch_size: int = 8  # packs per forward pass of one rank
+    precision: str = "bf16"  # fp32, bf16
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    save_every: int = 250
+    keep_last: int = 2
+    eval_every: int = 0  # steps between held-out losses; 0: never
+    log_every: int = 10
+    stop_after: int | None = None  # end this run after that many steps of it, with a checkpoint
+    max_skipped_in_a_row: int = 20  # non-finite steps in a row before the run stops
+
+
+@dataclass
+class LoggingConfig:
+    console: bool = True
+    wandb: str = "offline"  # offline, online, disabled
+    project: str = "m4train"
+
+
+@dataclass
+class EvaluationConfig:
+    """`m4train evaluate`: answers generated for held-out conversations."""
+
+    max_new_tokens: int = 32
+    batch_size: int = 64
+    max_samples: int | None = None  # per source; null: all
+
+
+@dataclass
+class Config:
+    name: str = "run"
+    run_dir: str = "runs/${name}"
+    seed: int = 0
+    resume: str = "auto"  # auto, never, or the path of a checkpoint
+    threads: int | None = None  # CPU threads of torch; null: torch's own choice
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{key} is {value!r}, but must be one of {', '.join(choices)}.")

@@ -1,0 +1,39 @@
+"""The errors a user can act on. Each message is one sentence: what is wrong with which value, where, and what to do."""
+
+from __future__ import annotations
+
+
+class M4Error(Exception):
+    """Base of every error m4train raises on purpose; the command line prints its message without a traceback."""
+
+
+class ConfigError(M4Error):
+    """A configuration key, type or combination that cannot work."""
+
+
+class DataError(M4Error):
+    """Shards, an index or a plan that cannot be used as they are (not a single bad sample: see BadSample)."""
+
+
+class StaleIndexError(DataError):
+    """An index that does not describe its shards, or was made for another processor."""
+
+
+class BadSample(M4Error):
+    """One sample that cannot be used: it is dropped from its pack, named in the quarantine file and counted."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple:
+        return (BadSample, (self.reason, self.detail))
+
+
+class CheckpointError(M4Error):
+    """A checkpoint or model folder that cannot be written, read back, or used with this run."""
+
+
+class TrainingError(M4Error):
+    """A run that must stop: persistent non-finite loss, a parameter without gradient, a rank that hangs."""
