@@ -10,6 +10,12 @@ from typing import Any
 
 from m4train.errors import ConfigError
 
+MODEL_FAMILIES = ("idefics3", "smolvlm")
+ENGINES = ("single",)
+OPTIMIZERS = ("adamw",)
+SCHEDULES = ("constant", "linear", "cosine")
+ADAPTERS = ("none", "lora")
+
 
 @dataclass
 class ModelConfig:
@@ -98,7 +104,7 @@ class PartOptimizerConfig:
 class OptimizerConfig:
     name: str = "adamw"
     lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.1  # never on norms, biases, gates and embeddings
     parts: dict[str, PartOptimizerConfig] = field(default_factory=dict)
@@ -169,3 +175,93 @@ def _require(condition: bool, message: str) -> None:
 
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, f"{key} is {value!r}, but must be one of {', '.join(choices)}.")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    _require(value >= least, f"{key} is {value}, but must be at least {least}.")
+
+
+def check(config: Config) -> None:
+    """Refuses combinations that cannot work. Raises ConfigError with one sentence that names the key and the way out."""
+    _check_model(config)
+    _check_data(config.data)
+    _check_training(config)
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    _one_of("model.family", model.family, MODEL_FAMILIES)
+    _require(
+        model.pretrained is not None or bool(model.architecture),
+        "model.architecture is empty and model.pretrained is null: set model.pretrained to a Hugging Face folder, "
+        "or choose a model=... that gives an architecture.",
+    )
+    _require(
+        model.pretrained is not None or model.tokenizer is not None,
+        "model.tokenizer is null and model.pretrained is null: set model.tokenizer to a folder that holds tokenizer.json.",
+    )
+    _at_least("model.z_loss", model.z_loss, 0)
+
+
+def _check_data(data: DataConfig) -> None:
+    for key in ("sequence_length", "images_per_pack", "open_packs", "prefetch_steps"):
+        _at_least(f"data.{key}", getattr(data, key), 1)
+    for key in ("num_workers", "auto_index_limit"):
+        _at_least(f"data.{key}", getattr(data, key), 0)
+    _at_least("data.augment.shift_pixels", data.augment.shift_pixels, 0)
+    _one_of("data.long_documents", data.long_documents, ("split", "drop"))
+    _require(
+        0 <= data.max_bad_fraction <= 1, f"data.max_bad_fraction is {data.max_bad_fraction}: give a share from 0 to 1."
+    )
+    _require(bool(data.sources), "data.sources is empty: choose a data=... or add data.sources.NAME.path=SHARDS.")
+    for group, sources in (("sources", data.sources), ("validation", data.validation)):
+        for name, source in sources.items():
+            key = f"data.{group}.{name}"
+            _require(
+                bool(source.path),
+                f"{key}.path is empty: give the shards of this source, such as data/train-{{000..099}}.tar.",
+            )
+            _one_of(f"{key}.loss", source.loss, ("auto", "all", "last_turn"))
+            _require(
+                source.weight > 0,
+                f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
+            )
+
+
+def _check_training(config: Config) -> None:
+    trainer, optimizer = config.trainer, config.optimizer
+    for key in (
+        "max_steps",
+        "global_batch_size",
+        "micro_batch_size",
+        "save_every",
+        "keep_last",
+        "log_every",
+        "max_skipped_in_a_row",
+    ):
+        _at_least(f"trainer.{key}", getattr(trainer, key), 1)
+    _at_least("trainer.eval_every", trainer.eval_every, 0)
+    if trainer.stop_after is not None:
+        _at_least("trainer.stop_after", trainer.stop_after, 1)
+    _require(trainer.max_grad_norm > 0, f"trainer.max_grad_norm is {trainer.max_grad_norm}, but must be above 0.")
+    _require(
+        trainer.eval_every == 0 or bool(config.data.validation),
+        f"trainer.eval_every is {trainer.eval_every} but data.validation is empty: add a held-out source or set trainer.eval_every=0.",
+    )
+    _one_of("trainer.precision", trainer.precision, ("fp32", "bf16"))
+    _one_of("engine.name", config.engine.name, ENGINES)
+    _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
+    _require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
+    _require(len(optimizer.betas) == 2, f"optimizer.betas is {optimizer.betas}, but must hold two numbers.")
+    _one_of("schedule.name", config.schedule.name, SCHEDULES)
+    _require(
+        0 <= config.schedule.warmup_steps <= trainer.max_steps,
+        f"schedule.warmup_steps is {config.schedule.warmup_steps}, but must lie between 0 and trainer.max_steps ({trainer.max_steps}).",
+    )
+    _one_of("adapter.kind", config.adapter.kind, ADAPTERS)
+    _require(
+        config.adapter.kind == "none" or bool(config.adapter.targets),
+        f"adapter.kind is {config.adapter.kind} but adapter.targets is empty: name the modules per part, such as "
+        "adapter.targets.text=[q_proj,v_proj].",
+    )
+    _one_of("logging.wandb", config.logging.wandb, ("offline", "online", "disabled"))

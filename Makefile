@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export HYDRA_FULL_ERROR = 0
+export TOKENIZERS_PARALLELISM = false
+export WANDB_SILENT = true
+
+.PHONY: setup demo test test-fast lint clean-demo
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "== setup: creating $(VENV) (Python 3.11 or newer)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=path")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[digits,test,lint]' -c constraints.txt
+	@touch $(STAMP)
+
+demo: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/digits.sh
+
+test: setup
+	@$(BIN)/python -m pytest
+
+test-fast: setup
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean-demo:
+	rm -rf runs/digits_pretrain runs/digits_sft

@@ -1,0 +1,5 @@
+import sys
+
+from m4train.cli import main
+
+sys.exit(main())

@@ -1,0 +1,149 @@
+"""The command line: `m4train COMMAND [overrides]`. Thin: it finds the command, loads the configuration and calls `build`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from m4train.errors import M4Error
+
+USAGE_EXIT = 2
+
+
+@dataclass(frozen=True)
+class Command:
+    summary: str
+    run: Callable[[list[str]], int]
+    usage: str = "[group=choice ...] [key=value ...]"
+
+
+def _train(arguments: list[str]) -> int:
+    from m4train.compose import load_config
+
+    config = load_config(arguments)
+    from m4train.build import train
+
+    return train(config)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from m4train.compose import load_config
+
+    config = load_config(arguments)
+    from m4train.build import evaluate
+
+    return evaluate(config)
+
+
+def _export(arguments: list[str]) -> int:
+    from m4train.compose import load_config
+
+    config = load_config(arguments)
+    from m4train.build import export
+
+    return export(config)
+
+
+def _report(arguments: list[str]) -> int:
+    from m4train.compose import load_config
+
+    config = load_config(arguments)
+    from m4train.inspection.report import write_report
+
+    print(f"report: {write_report(config)}")
+    return 0
+
+
+def _generate(arguments: list[str]) -> int:
+    from m4train.evaluation.answer import answer
+
+    return answer(arguments)
+
+
+def _data(arguments: list[str]) -> int:
+    from m4train.data.commands import main as data_main
+
+    return data_main(arguments)
+
+
+COMMANDS = {
+    "train": Command("train a model; continues by itself where run_dir holds a checkpoint", _train),
+    "evaluate": Command("answer held-out conversations with the newest checkpoint and score the answers", _evaluate),
+    "generate": Command(
+        "answer one question about images with an exported model", _generate, "MODEL QUESTION [IMAGE ...]"
+    ),
+    "export": Command("write the newest checkpoint as a Hugging Face folder, adapters merged", _export),
+    "report": Command("write report.html into the run directory", _report),
+    "data": Command("build and describe the index of shards", _data, "index|stats SHARDS ..."),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 done, 1 a run that failed, 2 a request that was refused."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    command = COMMANDS.get(name)
+    if command is None:
+        return _refuse(f"{name!r} is no command{_close(name)}; `m4train --help` lists them.")
+    if any(argument in ("-h", "--help") for argument in rest):
+        print(_command_help(name, command))
+        return 0
+    try:
+        return command.run(rest)
+    except M4Error as error:
+        from m4train.errors import ConfigError
+
+        if isinstance(error, ConfigError):
+            return _refuse(str(error))
+        print(f"m4train {name}: {error}", file=sys.stderr)
+        return 1
+
+
+def _refuse(sentence: str) -> int:
+    print(f"m4train: {sentence}", file=sys.stderr)
+    return USAGE_EXIT
+
+
+def _close(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f", did you mean {close[0]}" if close else ""
+
+
+def _help() -> str:
+    lines = [
+        "m4train trains the Idefics family of vision-language models.",
+        "",
+        "usage: m4train COMMAND [overrides]",
+        "",
+    ]
+    lines += [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [
+        "",
+        "`m4train COMMAND --help` lists the configuration groups. A first run: m4train train experiment=digits_pretrain",
+    ]
+    return "\n".join(lines)
+
+
+def _command_help(name: str, command: Command) -> str:
+    lines = [f"m4train {name}: {command.summary}", "", f"usage: m4train {name} {command.usage}"]
+    if "key=value" in command.usage:
+        from m4train.compose import groups
+
+        lines += ["", "groups:"]
+        lines += [f"  {group + '=':<12} {', '.join(choices)}" for group, choices in groups().items()]
+        lines += [
+            "",
+            "keys: any key of these groups, such as trainer.max_steps=50 optimizer.lr=1e-4 data.num_workers=4",
+        ]
+        lines += ["      seed=0  run_dir=runs/NAME  resume=auto|never|CHECKPOINT"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""From `conf/` and command-line overrides to one checked Config, with errors a person can act on."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from m4train.config import Config, check
+from m4train.errors import ConfigError
+
+
+def resource_folder(name: str) -> Path:
+    """The folder `conf` or `launch`: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).resolve().parent
+    packaged = package / f"_{name}"
+    return packaged if packaged.is_dir() else package.parent / name
+
+
+def groups() -> dict[str, list[str]]:
+    """Every config group with its choices, as they lie in `conf/`."""
+    folder = resource_folder("conf")
+    return {
+        group.name: sorted(choice.stem for choice in group.glob("*.yaml"))
+        for group in sorted(folder.iterdir())
+        if group.is_dir()
+    }
+
+
+def load_config(overrides: list[str]) -> Config:
+    """Composes `conf/train.yaml` with Hydra overrides and checks the result.
+
+    Raises ConfigError, in one sentence, for an unknown key or choice, a wrong type, or a combination that cannot work.
+    """
+    for override in overrides:
+        _check_override(override)
+    ConfigStore.instance().store(name="schema", node=Config)
+    try:
+        with initialize_config_dir(str(resource_folder("conf")), version_base="1.3"):
+            composed = hydra_compose("train", overrides)
+        config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from error
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the composed configuration as YAML."""
+    OmegaConf.save(OmegaConf.structured(config), path)
+
+
+def _check_override(override: str) -> None:
+    if override.startswith("-"):
+        raise ConfigError(
+            f"{override!r} is no option of this command: overrides have the form key=value or group=choice."
+        )
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ConfigError(f"{override!r} is not an override: write key=value or group=choice.") from error
+    key = parsed.key_or_group
+    choices = groups().get(key)
+    if choices is not None:
+        choice = parsed.value()
+        if isinstance(choice, str) and choice not in choices:
+            raise ConfigError(
+                f"{key}={choice} is no choice{_suggest(choice, choices)}; {key} can be {', '.join(choices)}."
+            )
+        return
+    if not _known(Config, key.split(".")):
+        raise ConfigError(f"{key} is not a configuration key{_suggest(key, _all_keys(Config) + list(groups()))}.")
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:
+        leaf = word.rsplit(".", 1)[-1]
+        close = [key for key in known if key.rsplit(".", 1)[-1] == leaf][:1]
+    return f" (did you mean {close[0]}?)" if close else " (`m4train train --help` lists them)"
+
+
+def _fields(node: Any) -> dict[str, Any]:
+    return typing.get_type_hints(node) if dataclasses.is_dataclass(node) else {}
+
+
+def _known(node: Any, path: list[str]) -> bool:
+    """Whether `path` leads somewhere from the type `node`; below a mapping or a list any name may stand."""
+    if not path:
+        return True
+    if dataclasses.is_dataclass(node):
+        hints = _fields(node)
+        return path[0] in hints and _known(hints[path[0]], path[1:])
+    origin = typing.get_origin(node)
+    if origin in (dict, list):
+        return _known(typing.get_args(node)[-1], path[1:])
+    return node is Any
+
+
+def _all_keys(node: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for name, hint in _fields(node).items():
+        keys.append(prefix + name)
+        keys.extend(_all_keys(hint, f"{prefix}{name}."))
+    return keys
+
+
+def _explain(error: Exception) -> str:
+    """One sentence from the several lines of a Hydra or OmegaConf error."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    key = getattr(cause, "full_key", None)
+    if not key:
+        key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key")), None)
+    first = lines[0] if lines else type(cause).__name__
+    if "must specify" in first:
+        group = first.split("'")[1]
+        return f"{group} is not chosen: add {group}=... ({', '.join(groups().get(group, []))}), or an experiment=... that chooses it."
+    return f"{key}: {first}" if key else first
