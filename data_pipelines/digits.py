@@ -52,7 +52,9 @@ def _build(folder: Path) -> None:
     for name, split, samples in plan:
         with ShardWriter(folder / name, prefix=split, max_samples=1000) as writer:
             for number, (sample, images) in enumerate(samples):
-                writer.write(f"{split}-{name}-{number:06d}", sample, images)
+                writer.write(
+                    f"{split}-{name}-{number:06d}", sample, {f"{i}.png": image for i, image in enumerate(images)}
+                )
                 if split == "train":
                     texts.extend(_texts(sample))
     train_bpe_tokenizer(texts, vocab_size=512, folder=folder / "tokenizer")

@@ -1,0 +1,79 @@
+"""The configuration: what is refused, in which words, and how fast."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from m4train.compose import groups, load_config, resource_folder
+from m4train.config import Config
+from m4train.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer.max_step=5"], "trainer.max_steps"),
+        (["experiment=digits_pretrain", "max_steps=5"], "trainer.max_steps"),
+        (["experiment=digit_sft"], "digits_sft"),
+        (["experiment=digits_sft", "trainer.max_steps=abc"], "trainer.max_steps: Value 'abc'"),
+        (["experiment=digits_sft", "freeze.rules=[{parts: vision}]"], "'parts' not in 'FreezeRule'"),
+        (["experiment=digits_sft", "trainer.precision=fp16"], "trainer.precision is 'fp16'"),
+        (["experiment=digits_sft", "schedule.warmup_steps=900"], "schedule.warmup_steps is 900"),
+        (["experiment=digits_sft", "adapter.targets=null"], "adapter.targets"),
+        (["experiment=digits_sft", "data.sources.single.weight=0"], "data.sources.single.weight"),
+        (["experiment=digits_pretrain", "trainer.eval_every=5", "data.validation=null"], "data.validation"),
+        ([], "data is not chosen"),
+        (["--trainer.max_steps=3"], "key=value"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_one_sentence_naming_the_key(overrides, expected):
+    with pytest.raises(ConfigError) as refusal:
+        load_config(overrides)
+    assert expected in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_every_experiment_composes_and_keys_override():
+    for experiment in groups()["experiment"]:
+        config = load_config([f"experiment={experiment}", "trainer.max_steps=5000", "seed=7"])
+        assert isinstance(config, Config)
+        assert (config.trainer.max_steps, config.seed) == (5000, 7)
+
+
+def test_every_choice_of_every_group_composes():
+    for group, choices in groups().items():
+        for choice in choices:
+            if group != "experiment":
+                load_config(["experiment=digits_sft", f"{group}={choice}", "trainer.eval_every=0"])
+
+
+def test_refusal_is_fast_and_loads_nothing_heavy():
+    code = (
+        "import sys; from m4train.cli import main; status = main(['train', 'trainer.max_step=5']);"
+        "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(status)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "did you mean trainer.max_steps?" in done.stderr
+    assert time.monotonic() - started < 30  # the promise is 3 s on an idle machine; a test machine may be loaded
+
+
+def test_help_lists_commands_and_groups():
+    run = lambda *arguments: subprocess.run(
+        [sys.executable, "-m", "m4train", *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert "evaluate" in run("--help").stdout
+    listed = run("train", "--help").stdout
+    for group in groups():
+        assert f"{group}=" in listed
+    unknown = run("trian")
+    assert unknown.returncode == 2
+    assert "train" in unknown.stderr
+
+
+def test_conf_and_launch_are_found():
+    assert (resource_folder("conf") / "train.yaml").is_file()
+    assert resource_folder("launch").is_dir()
