@@ -1,0 +1,25 @@
+"""What a run does beside training, one callback per file."""
+
+from __future__ import annotations
+
+from m4train.config import Config
+from m4train.training.callbacks.base import Callback
+from m4train.training.callbacks.checkpointing import Checkpointing
+from m4train.training.callbacks.console import Console
+from m4train.training.callbacks.evaluation import Evaluation
+from m4train.training.callbacks.jsonl import Jsonl
+from m4train.training.callbacks.wandb import Wandb
+
+
+def default_callbacks(config: Config) -> list[Callback]:
+    """The callbacks a configuration asks for, in their order: what measures first, what saves last."""
+    callbacks: list[Callback] = []
+    if config.trainer.eval_every:
+        callbacks.append(Evaluation(config.trainer.eval_every, config.trainer.max_steps))
+    if config.logging.console:
+        callbacks.append(Console())
+    callbacks.append(Jsonl())
+    if config.logging.wandb in ("offline", "online"):
+        callbacks.append(Wandb(config.logging.wandb, config.logging.project))
+    callbacks.append(Checkpointing(config.trainer.save_every))
+    return callbacks

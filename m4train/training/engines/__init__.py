@@ -1,0 +1,16 @@
+"""Where a model runs: engines behind one protocol."""
+
+from __future__ import annotations
+
+from m4train.config import Config
+from m4train.errors import ConfigError
+from m4train.training.engines.base import Engine
+
+
+def make_engine(config: Config) -> Engine:
+    """The engine named by engine.name. Raises ConfigError for an unknown name."""
+    if config.engine.name == "single":
+        from m4train.training.engines.single import SingleEngine
+
+        return SingleEngine(config)
+    raise ConfigError(f"engine.name is {config.engine.name!r}, but must be single.")

@@ -1,0 +1,140 @@
+"""Low-rank adapters through peft, with targets resolved part by part to full module names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from m4train.config import AdapterConfig
+from m4train.errors import CheckpointError, ConfigError
+from m4train.training.naming import ADAPTER_NAME, canonical_name, canonical_parameters, is_adapter, part_of
+
+_FILE, _CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."  # what peft puts before every name in its files
+
+
+def resolve_targets(model: nn.Module, targets: Mapping[str, list[str]]) -> list[str]:
+    """Full names of the modules to adapt: those of each part whose last name is one of the part's targets.
+
+    Raises ConfigError for a part the model does not have, or a target that matches no linear layer or embedding there.
+    """
+    parts = model.parts()
+    found: list[str] = []
+    for part, wanted in targets.items():
+        if part not in parts:
+            raise ConfigError(f"adapter.targets names part {part!r}, but this model has {', '.join(parts)}.")
+        members = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Linear, nn.Embedding)) and part_of(f"{name}.weight", parts) == part
+        ]
+        for target in wanted:
+            matched = [name for name in members if name == target or name.endswith(f".{target}")]
+            if not matched:
+                known = sorted({name.rsplit(".", 1)[-1] for name in members})
+                raise ConfigError(
+                    f"adapter.targets.{part} names {target!r}, which matches no module there; it has {', '.join(known)}."
+                )
+            found.extend(matched)
+    return list(dict.fromkeys(found))
+
+
+def apply_adapters(model: nn.Module, config: AdapterConfig) -> list[str]:
+    """Puts adapters into the model in place and returns the canonical names of the adapted modules.
+
+    Adapters are trainable, everything else is frozen until freezing rules say otherwise. Adapter weights are fp32.
+    Raises ConfigError for an unknown kind and for targets that match nothing.
+    """
+    if config.kind == "none":
+        return []
+    if config.kind != "lora":
+        raise ConfigError(f"adapter.kind is {config.kind!r}, but must be one of none, lora.")
+    if not config.targets:
+        raise ConfigError(
+            "adapter.targets is empty; name modules per part, such as adapter.targets.text=[q_proj, v_proj]."
+        )
+    from peft import inject_adapter_in_model
+
+    wanted = resolve_targets(model, config.targets)
+    inject_adapter_in_model(_peft_config(config, wanted), model, adapter_name=ADAPTER_NAME)
+    adapted = [canonical_name(name) for name, _ in _adapted_modules(model)]
+    if sorted(adapted) != sorted(wanted):
+        raise ConfigError(f"Adapters were asked for {sorted(wanted)} but landed in {sorted(adapted)}.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_adapter(name))
+        if is_adapter(name):
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def _peft_config(config: AdapterConfig, targets: list[str]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets)
+
+
+def _adapted_modules(model: nn.Module) -> list[tuple[str, Any]]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Adds every adapter to the weights under it and removes it; the module names are the base model's again."""
+    for name, module in _adapted_modules(model):
+        module.merge(safe_merge=True, adapter_names=[ADAPTER_NAME])
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+
+
+def adapter_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapter tensors among canonical names, under the names peft gives them in its files."""
+    return {_PREFIX + name: tensor for name, tensor in tensors.items() if is_adapter(name)}
+
+
+def save_adapter(folder: Path, config: AdapterConfig, targets: list[str], tensors: Mapping[str, Tensor]) -> None:
+    """Writes an adapter that `peft.PeftModel.from_pretrained(base, folder)` reads.
+
+    `targets` are the canonical names of the adapted modules, `tensors` full (unsharded) parameters by canonical name.
+    Raises CheckpointError where there is no adapter among them, or an adapter tensor is empty or not finite.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state(tensors).items()}
+    if not state:
+        raise CheckpointError("There is no adapter to save: no tensor of the model belongs to one.")
+    for name, tensor in state.items():
+        if tensor.numel() == 0 or not torch.isfinite(tensor).all():
+            raise CheckpointError(f"Adapter tensor {name} is empty or not finite; the adapter was not saved.")
+    folder.mkdir(parents=True, exist_ok=True)
+    peft_config = _peft_config(config, targets)
+    peft_config.inference_mode = True
+    peft_config.save_pretrained(folder)
+    save_file(state, folder / _FILE, metadata={"format": "pt"})
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Reads adapter weights written by `save_adapter` (or peft) into a model that already has the same adapters.
+
+    Raises CheckpointError naming what is missing, unexpected, or of another shape.
+    """
+    if not (folder / _FILE).is_file() or not (folder / _CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder} holds no adapter: {_FILE} and {_CONFIG_FILE} are needed.")
+    stored = {canonical_name(name.removeprefix(_PREFIX)): t for name, t in load_file(folder / _FILE).items()}
+    live = {name: p for name, p in canonical_parameters(model).items() if is_adapter(name)}
+    if stored.keys() != live.keys():
+        raise CheckpointError(
+            f"The adapter in {folder} does not fit this model; only in the file: {sorted(stored.keys() - live.keys())[:3]}, "
+            f"only in the model: {sorted(live.keys() - stored.keys())[:3]}."
+        )
+    with torch.no_grad():
+        for name, parameter in live.items():
+            if parameter.shape != stored[name].shape:
+                raise CheckpointError(
+                    f"Adapter tensor {name} is {tuple(stored[name].shape)} in {folder} but {tuple(parameter.shape)} here; "
+                    "set adapter.rank to the stored one."
+                )
+            parameter.copy_(stored[name])

@@ -1,0 +1,46 @@
+"""The hooks of the loop. Callbacks run in the order they are listed, on every rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from m4train.training.trainer import Trainer, TrainResult
+
+
+class Callback:
+    """One optional thing a trainer can do, in its own file. Every hook does nothing unless overridden.
+
+    Order: `load`, `on_start`; per step `measures`, (on logged steps) `measure`, `on_metrics`, then `on_step_end`; at a
+    regular end `on_end`; `close` in every case.
+    """
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step, when model, optimizer and step are as they will train."""
+
+    def measures(self, step: int) -> bool:
+        """Whether this callback wants step `step` logged; the same answer on every rank."""
+        return False
+
+    def measure(self, trainer: Trainer) -> dict[str, Any]:
+        """Metrics to add to those of a logged step; all ranks call it, so it may reduce."""
+        return {}
+
+    def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """The metrics of a logged step."""
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """After every optimizer step."""
+
+    def on_end(self, trainer: Trainer, result: TrainResult) -> None:
+        """After the last step, however the run was stopped."""
+
+    def close(self) -> None:
+        """Releases what is held, also after an error."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback, as JSON values."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes `state` back on resume; it is empty in a fresh run."""

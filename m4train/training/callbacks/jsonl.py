@@ -1,0 +1,53 @@
+"""metrics.jsonl: one object per logged step, each step once however often the run was resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from m4train.training.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from m4train.training.trainer import Trainer
+
+FILE = "metrics.jsonl"
+
+
+class Jsonl(Callback):
+    """Appends to `run_dir/metrics.jsonl` on rank 0; on resume, what a killed run logged after its checkpoint is cut off."""
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        if trainer.engine.rank == 0:
+            path = trainer.run_dir / FILE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            truncate(path, trainer.step)
+            self._file = path.open("a", encoding="utf-8")
+
+    def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(metrics) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def truncate(path: Path, step: int) -> None:
+    """Keeps the whole lines of steps up to `step`; the file is replaced at once, so a kill loses nothing."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    aside = path.with_suffix(".writing")
+    aside.write_text("".join(kept), encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,56 @@
+"""Weights & Biases, offline or online; a resumed run goes on in the same W&B run."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from m4train.training.callbacks.base import Callback
+from m4train.training.resume import config_dict
+
+if TYPE_CHECKING:
+    from m4train.training.trainer import Trainer, TrainResult
+
+_ID_FILE = "wandb_id"  # in run_dir, so that a run killed before its first checkpoint keeps its id too
+
+
+class Wandb(Callback):
+    """Logs on rank 0 in `mode` offline or online."""
+
+    def __init__(self, mode: str, project: str) -> None:
+        self.mode, self.project = mode, project
+        self._run: Any = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        if trainer.engine.rank != 0:
+            return
+        import wandb
+
+        mode: Any = self.mode
+        trainer.run_dir.mkdir(parents=True, exist_ok=True)
+        id_file = trainer.run_dir / _ID_FILE
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+        self._run = wandb.init(
+            project=self.project,
+            name=trainer.config.name,
+            id=id_file.read_text(encoding="utf-8").strip(),
+            dir=trainer.run_dir,
+            mode=mode,
+            resume="allow",
+            config=config_dict(trainer.config),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        if self._run is not None:
+            self._run.log(metrics)
+
+    def on_end(self, trainer: Trainer, result: TrainResult) -> None:
+        if self._run is not None:
+            self._run.summary["stopped_by"] = result.stopped_by
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+            self._run = None

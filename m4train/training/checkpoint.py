@@ -1,0 +1,185 @@
+"""Checkpoints that survive anything: written aside, flushed, re-read, renamed.
+
+The portable form holds full tensors by canonical name in the format of torch.distributed.checkpoint, so that any engine on
+any number of ranks reads it. A folder named `step-NNNNNN` is always whole: everything before the rename happens in a
+folder of another name.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+import m4train
+from m4train.errors import CheckpointError
+from m4train.training.checkpoint_files import fsync_folder, fsync_tree, write_json, write_manifest
+from m4train.training.engines.base import Engine
+from m4train.training.resume import STATE, Checkpoint
+
+TENSORS = "tensors"
+_VERIFY_BYTES = 512 * 2**20  # how much is held twice while a checkpoint is read back
+
+
+def save_checkpoint(
+    folder: Path,
+    engine: Engine,
+    state: dict[str, Any],
+    keep_last: int,
+    save_extra: Callable[[Path], None] | None = None,
+) -> Path:
+    """Writes `folder/step-NNNNNN` for `state["step"]`, then removes the oldest beyond `keep_last`; all ranks call it.
+
+    `save_extra(path)` runs on rank 0 inside the folder being written. Raises CheckpointError on every rank if any of them
+    could not write; the half-written folder is then gone and earlier checkpoints are untouched.
+    """
+    name = f"step-{state['step']:06d}"
+    target, aside = folder / name, folder / f".writing-{name}"
+    tensors = engine.tensors()
+    stages: list[Callable[[], None]] = [
+        lambda: _on_main(engine, lambda: _make_folder(aside)),
+        lambda: _write_tensors(aside / TENSORS, tensors, engine),
+        lambda: _on_main(engine, lambda: _write_rest(aside, state, save_extra)),
+        lambda: _verify(aside / TENSORS, tensors, engine),
+        lambda: _on_main(engine, lambda: _seal(aside)),
+        lambda: _on_main(engine, lambda: _publish(aside, target)),
+    ]
+    for stage in stages:
+        problem = _attempt(stage)
+        if engine.agree([problem is not None])[0]:
+            _on_main(engine, lambda: shutil.rmtree(aside, ignore_errors=True))
+            why = problem or "another rank failed"
+            raise CheckpointError(f"Checkpoint {target} could not be written ({why}); earlier checkpoints are whole.")
+    _on_main(engine, lambda: _prune(folder, keep_last))
+    return target
+
+
+def load_checkpoint(checkpoint: Checkpoint, engine: Engine) -> None:
+    """Overwrites the engine's live tensors from a checkpoint; all ranks call it.
+
+    Raises CheckpointError naming what the model has and the checkpoint lacks, or has in another shape.
+    """
+    tensors = engine.tensors()
+    try:
+        _read(checkpoint.folder / TENSORS, tensors, engine)
+    except (CheckpointException, RuntimeError, ValueError) as error:
+        cause = str(error).strip().splitlines()[-1]
+        raise CheckpointError(f"Checkpoint {checkpoint.folder} does not fit this model: {cause}") from error
+    engine.loaded()
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was written by."""
+    return {"m4train": m4train.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _on_main(engine: Engine, action: Callable[[], None]) -> None:
+    if engine.rank == 0:
+        action()
+
+
+def _attempt(stage: Callable[[], None]) -> str | None:
+    """Runs a stage and returns what went wrong on this rank, in words."""
+    try:
+        stage()
+    except CheckpointException as error:
+        first = next(iter(error.failures.values()))[0]
+        return f"{type(first).__name__}: {first}"
+    except (OSError, RuntimeError, CheckpointError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _make_folder(aside: Path) -> None:
+    for stale in aside.parent.glob(".writing-*"):  # left by a run that was killed in the middle of a save
+        shutil.rmtree(stale)
+    aside.mkdir(parents=True)
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Tensor], engine: Engine) -> None:
+    writer = dcp.FileSystemWriter(folder)
+    with _one_process_is_fine():
+        dcp.save(
+            dict(tensors), storage_writer=writer, process_group=engine.control_group, no_dist=engine.world_size == 1
+        )
+
+
+def _read(folder: Path, tensors: dict[str, Tensor], engine: Engine) -> None:
+    reader = dcp.FileSystemReader(folder)
+    with _one_process_is_fine():
+        dcp.load(
+            dict(tensors), storage_reader=reader, process_group=engine.control_group, no_dist=engine.world_size == 1
+        )
+
+
+@contextmanager
+def _one_process_is_fine() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _write_rest(aside: Path, state: dict[str, Any], save_extra: Callable[[Path], None] | None) -> None:
+    write_json(aside / STATE, state)
+    if save_extra is not None:
+        save_extra(aside)
+
+
+def _verify(folder: Path, tensors: dict[str, Tensor], engine: Engine) -> None:
+    """Reads every tensor back, frozen ones too, and compares its bits with the live one."""
+    for chunk in _chunks(tensors):
+        again = {name: torch.empty_like(tensor) for name, tensor in chunk.items()}
+        _read(folder, again, engine)
+        for name, tensor in chunk.items():
+            if not torch.equal(_bits(tensor), _bits(again[name])):
+                raise CheckpointError(f"tensor {name} reads back with other values")
+
+
+def _chunks(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    chunk: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        chunk[name] = tensor
+        size += tensor.numel() * tensor.element_size()
+        if size >= _VERIFY_BYTES:
+            yield chunk
+            chunk, size = {}, 0
+    if chunk:
+        yield chunk
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The bytes of this rank's share of a tensor, so that NaN equals itself."""
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _seal(aside: Path) -> None:
+    write_manifest(aside)
+    fsync_tree(aside)
+
+
+def _publish(aside: Path, target: Path) -> None:
+    """The moment the checkpoint comes to exist. One of the same step can only be damaged, or it would have been resumed."""
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(aside, target)
+    fsync_folder(target.parent)
+
+
+def _prune(folder: Path, keep_last: int) -> None:
+    """Removes the oldest checkpoints; each is renamed first, so that a half-removed one is never taken for whole."""
+    for old in sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))[:-keep_last]:
+        doomed = folder / f".writing-{old.name}"
+        os.rename(old, doomed)
+        shutil.rmtree(doomed)

@@ -1,0 +1,106 @@
+"""One process, one device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m4train.batch import PackedBatch, PackedOutput
+from m4train.config import Config
+from m4train.training import optim
+from m4train.training.engines.base import GradientNorms
+from m4train.training.gradient_checkpointing import checkpoint_blocks
+from m4train.training.naming import canonical_parameters, part_of, persistent_buffers
+
+
+class SingleEngine:
+    """The reference every other engine is measured against.
+
+    Trainable parameters are stored in fp32; with trainer.precision=bf16 they are computed in bf16 through autocast.
+    """
+
+    def __init__(self, config: Config, device: torch.device | str | None = None) -> None:
+        self.config = config
+        self.rank, self.world_size, self.control_group = 0, 1, None
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model: nn.Module
+        self.optimizer: torch.optim.Optimizer
+        self._trainable: dict[str, nn.Parameter] = {}
+
+    def prepare(self, model: nn.Module) -> None:
+        """Places the model, stores what trains in fp32, and builds the optimizer."""
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        self.model = model.to(self.device)
+        if self.config.trainer.gradient_checkpointing:
+            checkpoint_blocks(model.blocks())
+        undecayed = optim.undecayed_names(model)
+        parts = model.parts()
+        self._trainable = {n: p for n, p in canonical_parameters(model).items() if p.requires_grad}
+        groups = optim.parameter_groups(self._trainable, undecayed, parts, self.config.optimizer)
+        self.optimizer = optim.build_optimizer(groups, self.config.optimizer)
+        self._part_names = tuple(dict.fromkeys(part_of(name, parts) for name in self._trainable))
+        self._part_of = {name: part_of(name, parts) for name in self._trainable}
+
+    def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
+        enabled = self.config.trainer.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+            return self.model(batch, z_loss=z_loss)
+
+    def accumulation(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        loss.backward()
+
+    def clip(self, max_norm: float) -> GradientNorms:
+        squares = []
+        for part in self._part_names:
+            grads = [p.grad for n, p in self._trainable.items() if self._part_of[n] == part and p.grad is not None]
+            norms = torch._foreach_norm(grads) if grads else [torch.zeros((), device=self.device)]
+            squares.append(torch.stack(norms).square().sum())
+        by_part = torch.stack(squares)
+        total = by_part.sum().sqrt()
+        coefficient = (max_norm / (total + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([p.grad for p in self._trainable.values() if p.grad is not None], coefficient)
+        return GradientNorms(total, by_part.sqrt(), self._part_names)
+
+    def step(self, factor: float, skip: Tensor) -> None:
+        optim.set_rates(self.optimizer, factor)
+        optim.step_unless(self.optimizer, skip)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def without_gradient(self) -> list[str]:
+        return [name for name, parameter in self._trainable.items() if parameter.grad is None]
+
+    def reduce(self, values: Tensor) -> Tensor:
+        return values
+
+    def agree(self, values: Sequence[int]) -> list[int]:
+        return list(values)
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def barrier(self) -> None:
+        return
+
+    def tensors(self) -> dict[str, Tensor]:
+        parameters = {f"parameter/{name}": p.detach() for name, p in canonical_parameters(self.model).items()}
+        buffers = {f"buffer/{name}": buffer for name, buffer in persistent_buffers(self.model).items()}
+        return {**parameters, **buffers, **optim.optimizer_tensors(self.optimizer)}
+
+    def loaded(self) -> None:
+        return
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in canonical_parameters(self.model).items():
+            yield name, parameter.detach().cpu()
+
+    def shutdown(self) -> None:
+        return

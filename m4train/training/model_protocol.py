@@ -1,0 +1,44 @@
+"""What training asks of a model. Everything else about it stays unknown here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from m4train.batch import PackedBatch, PackedOutput
+
+
+class TrainableModel(Protocol):
+    """A `torch.nn.Module` that can be trained.
+
+    `parts()` names its parts and the prefixes of the parameter names in each; every parameter belongs to exactly one.
+    `blocks()` lists, per part and in execution order, the modules that are sharded and checkpointed as units.
+    `flops(batch)` counts the floating-point operations of one forward pass, per part.
+    """
+
+    training: bool
+
+    def __call__(self, batch: PackedBatch, z_loss: float = 0.0, return_logits: bool = False) -> PackedOutput: ...
+
+    def parts(self) -> dict[str, tuple[str, ...]]: ...
+
+    def blocks(self) -> dict[str, list[nn.Module]]: ...
+
+    def flops(self, batch: PackedBatch) -> dict[str, float]: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+
+class Step(Protocol):
+    """What one optimizer step of this rank consumes: its micro-batches, and the state of the plan after it."""
+
+    micro_batches: list[PackedBatch]
+    state: dict[str, Any]

@@ -1,0 +1,104 @@
+"""The optimizer: parameter groups by part, and an update that can be skipped on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from m4train.config import OptimizerConfig
+from m4train.errors import ConfigError
+from m4train.training.naming import canonical_name, part_of
+
+
+def undecayed_names(model: nn.Module) -> set[str]:
+    """Canonical names that weight decay leaves alone: norms, biases, gates and embeddings."""
+    names = set()
+    for prefix, module in model.named_modules():
+        whole = isinstance(module, nn.Embedding) or type(module).__name__.endswith("Norm")
+        for leaf, parameter in module.named_parameters(recurse=False):
+            vector = parameter.ndim == 0 or parameter.numel() == max(
+                parameter.shape
+            )  # biases, and gates such as (1, 1, H)
+            if whole or vector or leaf == "bias":
+                names.add(canonical_name(f"{prefix}.{leaf}" if prefix else leaf))
+    return names
+
+
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter],
+    undecayed: set[str],
+    parts: dict[str, tuple[str, ...]],
+    config: OptimizerConfig,
+) -> list[dict]:
+    """One group per (part, decayed or not) that holds a trainable parameter.
+
+    `base_lr` of a group is its peak rate; the trainer sets `lr` from it every step. Raises ConfigError where
+    optimizer.parts names a part without trainable parameters, since its settings would change nothing.
+    """
+    groups: dict[tuple[str, bool], dict] = {}
+    for name, parameter in parameters.items():
+        part, decays = part_of(name, parts), name not in undecayed
+        own = config.parts.get(part)
+        rate = config.lr if own is None or own.lr is None else own.lr
+        decay = config.weight_decay if own is None or own.weight_decay is None else own.weight_decay
+        group = groups.setdefault(
+            (part, decays),
+            {"params": [], "names": [], "part": part, "base_lr": rate, "weight_decay": decay if decays else 0.0},
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    missing = set(config.parts) - {part for part, _ in groups}
+    if missing:
+        raise ConfigError(f"optimizer.parts names {', '.join(sorted(missing))}, where nothing is trainable; remove it.")
+    return list(groups.values())
+
+
+def build_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer named by the config, with its state allocated.
+
+    Raises ConfigError for an unknown name.
+    """
+    if config.name != "adamw":
+        raise ConfigError(f"optimizer.name is {config.name!r}, but must be adamw.")
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
+    allocate_state(optimizer)
+    return optimizer
+
+
+def allocate_state(optimizer: torch.optim.Optimizer) -> None:
+    """Creates every state tensor, zeroed, without moving a parameter: a rate of zero, and gradients of zero."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets each group's learning rate to its peak times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """One update, or none where `skip` () is 1.0, decided on the device: fused AdamW reads the flag inside its kernel."""
+    optimizer.found_inf = skip
+    optimizer.step()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every state tensor, as `optimizer/<kind>/<canonical name>`."""
+    tensors = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for kind, value in optimizer.state[parameter].items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{kind}/{name}"] = value
+    return tensors

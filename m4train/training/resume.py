@@ -1,0 +1,126 @@
+"""Where a run continues: the newest checkpoint that is whole, made by the same configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from m4train.config import Config
+from m4train.errors import CheckpointError, ConfigError
+from m4train.training.checkpoint_files import check_manifest
+
+STATE = "state.json"
+FOLDER = "checkpoints"
+
+# Keys that may differ between a checkpoint and the run that continues it: none of them changes what is computed.
+CHANGEABLE = (
+    "name",
+    "run_dir",
+    "resume",
+    "threads",
+    "logging.*",
+    "engine.*",
+    "evaluation.*",
+    "data.root",
+    "data.prepare",
+    "data.num_workers",
+    "data.prefetch_steps",
+    "data.auto_index_limit",
+    "trainer.micro_batch_size",
+    "trainer.stop_after",
+    "trainer.log_every",
+    "trainer.save_every",
+    "trainer.eval_every",
+    "trainer.keep_last",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: its folder, and what state.json holds (`step`, `plan`, `config`, `callbacks`, `versions`)."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.state["step"]
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The state of the data plan after `step`, for the loader that continues."""
+        return self.state["plan"]
+
+
+def config_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested dictionaries; lists are values."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Dotted keys whose values differ and that may not change within a run."""
+    old, new = flatten(before), flatten(now)
+    missing = object()
+    changed = (key for key in sorted(old.keys() | new.keys()) if old.get(key, missing) != new.get(key, missing))
+    return [key for key in changed if not any(fnmatchcase(key, pattern) for pattern in CHANGEABLE)]
+
+
+def find_checkpoint(config: Config, say: Callable[[str], None] = print) -> Checkpoint | None:
+    """The checkpoint this run continues from, or None for a fresh start; every file of it was re-read and checked.
+
+    resume=auto takes the newest whole checkpoint of run_dir and says a sentence for each damaged one it passes over;
+    resume=PATH takes exactly that one; resume=never starts afresh. Call it on one rank and hand the result to the others.
+    Raises CheckpointError where the configuration differs in a key that may not change, where PATH is not whole, or where
+    all checkpoints of the run are damaged; ConfigError where resume=never meets a run_dir that already holds some.
+    """
+    folder = Path(config.run_dir) / FOLDER
+    candidates = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    if config.resume == "never":
+        if candidates:
+            raise ConfigError(
+                f"resume=never, but {folder} holds {candidates[0].name}; choose another run_dir or delete it."
+            )
+        return None
+    if config.resume != "auto":
+        return _compatible(open_checkpoint(Path(config.resume)), config)
+    for candidate in candidates:
+        try:
+            checkpoint = open_checkpoint(candidate)
+        except CheckpointError as error:
+            say(f"{error} Falling back to the checkpoint before it.")
+            continue
+        return _compatible(checkpoint, config)
+    if candidates:
+        raise CheckpointError(f"Every checkpoint in {folder} is damaged; delete the folder to start afresh.")
+    return None
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Reads a checkpoint's state after checking every file against the manifest. Raises CheckpointError."""
+    check_manifest(folder)
+    return Checkpoint(folder, json.loads((folder / STATE).read_text(encoding="utf-8")))
+
+
+def _compatible(checkpoint: Checkpoint, config: Config) -> Checkpoint:
+    keys = differing_keys(checkpoint.state["config"], config_dict(config))
+    if keys:
+        raise CheckpointError(
+            f"Checkpoint {checkpoint.folder} was made with other values of {', '.join(keys)}; "
+            "put them back, or choose another run_dir."
+        )
+    return checkpoint

@@ -1,0 +1,72 @@
+"""One optimizer step: its micro-batches forward and backward, clipping, and the update."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from m4train.batch import PackedBatch
+from m4train.errors import TrainingError
+from m4train.training.engines.base import Engine, GradientNorms
+from m4train.training.metrics import StepSums
+
+
+class SkipCounter:
+    """Counts non-finite steps on the device; nothing waits for it until somebody reads it."""
+
+    def __init__(self, device: torch.device, total: int = 0) -> None:
+        self._total = torch.full((), float(total), device=device)
+        self._in_a_row = torch.zeros((), device=device)
+        self._longest = torch.zeros((), device=device)
+
+    def update(self, skip: Tensor) -> None:
+        """`skip` () is 1.0 where the step was skipped, 0.0 where it was not."""
+        self._total += skip
+        self._in_a_row = (self._in_a_row + 1.0) * skip
+        self._longest = torch.maximum(self._longest, self._in_a_row)
+
+    def read(self) -> tuple[int, int]:
+        """Skipped steps since the run began, and the longest run of them in a row; waits for the device."""
+        total, longest = torch.stack([self._total, self._longest]).tolist()
+        return int(total), int(longest)
+
+
+def reseed(seed: int, step: int, rank: int) -> None:
+    """Draws of a step (dropout) depend on these three numbers alone, so a resumed run draws the same."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def run_micro_batches(
+    engine: Engine, micro_batches: Sequence[PackedBatch], loss_tokens: int, z_loss: float, sums: StepSums | None
+) -> None:
+    """Forward and backward of all micro-batches of this rank.
+
+    The gradient is that of (sum of losses) / `loss_tokens`, the number of loss tokens of the whole optimizer step over
+    all ranks. Raises TrainingError for a step without micro-batches: ranks must run the same number of them.
+    """
+    if not micro_batches:
+        raise TrainingError(
+            "An optimizer step has no micro-batch on this rank; a short rank must get one of weight zero."
+        )
+    scale = 1.0 / max(1, loss_tokens)
+    for number, batch in enumerate(micro_batches):
+        last = number == len(micro_batches) - 1
+        batch = batch.to(engine.device, non_blocking=True)
+        with engine.accumulation(last):
+            output = engine.forward(batch, z_loss)
+            engine.backward(output.loss * scale, last)
+        if sums is not None:
+            sums.add(batch, output.token_losses)
+
+
+def update(engine: Engine, factor: float, max_norm: float, skips: SkipCounter) -> GradientNorms:
+    """Clips and steps; a step whose gradient norm is not finite changes nothing, on every rank alike."""
+    norms = engine.clip(max_norm)
+    skip = (~torch.isfinite(norms.total)).float()
+    engine.step(factor, skip)
+    skips.update(skip)
+    return norms

@@ -1,0 +1,49 @@
+"""Requests to stop: signals and a stop file, noticed by one rank and agreed by all at a step border."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class StopRequests:
+    """Listens for SIGINT, SIGTERM, SIGUSR1 and the file `run_dir/stop` while it is open.
+
+    A second SIGINT is not caught, so that a user can always leave. Handlers are put back on exit.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.file = run_dir / "stop"
+        self._received: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._received = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
+
+    def signalled(self) -> bool:
+        """Whether a signal arrived at this rank."""
+        return self._received is not None
+
+    def file_present(self) -> bool:
+        """Whether the stop file exists."""
+        return self.file.exists()
+
+    def clear(self) -> None:
+        """Removes the stop file once it was obeyed, so that the next run does not stop at once."""
+        self.file.unlink(missing_ok=True)

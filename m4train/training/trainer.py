@@ -1,0 +1,235 @@
+"""The training loop: a short walk over optimizer steps. Everything optional is a callback."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m4train.config import Config
+from m4train.errors import TrainingError
+from m4train.training.callbacks.base import Callback
+from m4train.training.checkpoint import load_checkpoint, save_checkpoint, versions
+from m4train.training.engines.base import Engine, GradientNorms
+from m4train.training.metrics import StepSums
+from m4train.training.model_protocol import Step
+from m4train.training.resume import FOLDER, Checkpoint, config_dict
+from m4train.training.schedule import rate_factor
+from m4train.training.step import SkipCounter, reseed, run_micro_batches, update
+from m4train.training.stopping import StopRequests
+
+_AGREED = ("end_of_data", "signal", "stop_file")  # why ranks may stop that only one of them may know
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended: its last step, the metrics last logged, and `stopped_by`: max_steps, stop_after, signal,
+    stop_file or end_of_data."""
+
+    step: int
+    metrics: dict[str, Any]
+    stopped_by: str
+
+
+@dataclass
+class _Window:
+    """Host-side counts of this rank since the last logged step."""
+
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    tokens: int = 0
+
+
+class Trainer:
+    """Trains `model` on the steps of `loader` until a stop is due; every way to stop ends in a saved checkpoint.
+
+    `loader` yields one object with `micro_batches` and `state` per optimizer step of this rank (see model_protocol.Step).
+    `validation()` returns a fresh pass over held-out steps, equally many on every rank. `resume` is the checkpoint to
+    continue from, whose plan state the loader was already given. `save_extra(folder)` adds files to every checkpoint.
+    `quarantined()` counts the samples this rank has dropped since the run began.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        loader: Iterable[Step],
+        engine: Engine,
+        callbacks: Sequence[Callback],
+        validation: Callable[[], Iterable[Step]] | None = None,
+        resume: Checkpoint | None = None,
+        save_extra: Callable[[Path], None] | None = None,
+        quarantined: Callable[[], int] | None = None,
+    ) -> None:
+        self.config, self.model, self.loader, self.engine = config, model, loader, engine
+        self.callbacks, self.validation, self.resume = list(callbacks), validation, resume
+        self.save_extra, self.quarantined = save_extra, quarantined
+        self.run_dir = Path(config.run_dir)
+        self.step = resume.step if resume else 0
+        self.saved_step = self.step if resume else -1
+        self.metrics: dict[str, Any] = {}
+        self._first_step = self.step + 1
+        self._plan: dict[str, Any] = resume.plan if resume else {}
+        self._stops = StopRequests(self.run_dir)
+
+    def train(self) -> TrainResult:
+        """Runs until the first of max_steps, stop_after, a signal, the stop file, or the end of the data.
+
+        Raises TrainingError for a parameter without gradient or persistent non-finite steps, CheckpointError where a
+        checkpoint cannot be written or read.
+        """
+        try:
+            with self._stops:
+                self._start()
+                stopped_by = self._loop()
+                result = TrainResult(self.step, self.metrics, stopped_by)
+                for callback in self.callbacks:
+                    callback.on_end(self, result)
+                return result
+        finally:
+            for callback in self.callbacks:
+                callback.close()
+
+    def save(self) -> None:
+        """Saves a checkpoint of the current step, unless there is one already; all ranks call it."""
+        if self.saved_step == self.step:
+            return
+        state = {
+            "step": self.step,
+            "plan": self._plan,
+            "config": config_dict(self.config),
+            "callbacks": {type(callback).__name__: callback.state() for callback in self.callbacks},
+            "skipped": self._check_skips(),
+            "versions": versions(),
+        }
+        folder, keep = self.run_dir / FOLDER, self.config.trainer.keep_last
+        save_checkpoint(folder, self.engine, state, keep, self.save_extra)
+        self.saved_step = self.step
+
+    def _start(self) -> None:
+        self.engine.prepare(self.model)
+        saved = self.resume.state if self.resume else {}
+        self._skips = SkipCounter(self.engine.device, saved.get("skipped", 0))
+        if self.resume:
+            load_checkpoint(self.resume, self.engine)
+        for callback in self.callbacks:
+            callback.load(saved.get("callbacks", {}).get(type(callback).__name__, {}))
+            callback.on_start(self)
+        self.model.train()
+
+    def _loop(self) -> str:
+        window, batches = _Window(), iter(self.loader)
+        while (reason := self._limit()) is None:
+            batch = self._fetch(batches, window)
+            loss_tokens, reason = self._agree(batch)
+            if reason is not None:
+                break
+            assert batch is not None  # end_of_data was agreed otherwise
+            metrics = self._run(batch, loss_tokens, window)
+            if metrics is not None:
+                window = _Window()
+            for callback in self.callbacks:
+                callback.on_step_end(self)
+        if reason == "stop_file" and self.engine.rank == 0:
+            self._stops.clear()
+        return reason
+
+    def _limit(self) -> str | None:
+        """The limits every rank knows by itself."""
+        trainer = self.config.trainer
+        if self.step >= trainer.max_steps:
+            return "max_steps"
+        if trainer.stop_after is not None and self.step - self._first_step + 1 >= trainer.stop_after:
+            return "stop_after"
+        return None
+
+    def _fetch(self, batches: Iterator[Step], window: _Window) -> Step | None:
+        before = time.perf_counter()
+        batch = next(batches, None)
+        window.waited += time.perf_counter() - before
+        return batch
+
+    def _agree(self, batch: Step | None) -> tuple[int, str | None]:
+        """Loss tokens of the whole step, and the reason to stop where any rank has one, in one host-side reduction."""
+        local = sum(micro.loss_tokens for micro in batch.micro_batches) if batch else 0
+        micro_batches = len(batch.micro_batches) if batch else 0
+        flags = [batch is None, self._stops.signalled(), self._stops.file_present()]
+        loss_tokens, total, *raised = self.engine.agree([local, micro_batches, *flags])
+        reason = next((name for name, flag in zip(_AGREED, raised, strict=True) if flag), None)
+        if reason is None and total != micro_batches * self.engine.world_size:
+            raise TrainingError(
+                f"Rank {self.engine.rank} has {micro_batches} micro-batches in step {self.step + 1}, others not."
+            )
+        return loss_tokens, reason
+
+    def _run(self, batch: Step, loss_tokens: int, window: _Window) -> dict[str, Any] | None:
+        """One optimizer step; returns its metrics where it is logged."""
+        step = self.step + 1
+        reseed(self.config.seed, step, self.engine.rank)
+        factor = rate_factor(self.config.schedule, self.config.trainer.max_steps, step)
+        sums = StepSums(list(self.config.data.sources), self.engine.device) if self._logged(step) else None
+        run_micro_batches(self.engine, batch.micro_batches, loss_tokens, self.config.model.z_loss, sums)
+        if step == self._first_step:
+            self._check_gradients()
+        norms = update(self.engine, factor, self.config.trainer.max_grad_norm, self._skips)
+        self.step, self._plan = step, batch.state
+        window.tokens += sum(micro.tokens for micro in batch.micro_batches)
+        if sums is None:
+            return None
+        self.metrics = self._measure(sums, norms, factor, window)
+        for callback in self.callbacks:
+            self.metrics.update(callback.measure(self))
+        for callback in self.callbacks:
+            callback.on_metrics(self, self.metrics)
+        return self.metrics
+
+    def _logged(self, step: int) -> bool:
+        trainer = self.config.trainer
+        regular = step == 1 or step % trainer.log_every == 0 or step == trainer.max_steps
+        return regular or any(callback.measures(step) for callback in self.callbacks)
+
+    def _check_gradients(self) -> None:
+        names = self.engine.without_gradient()
+        if self.engine.agree([len(names)])[0]:
+            named = ", ".join(names[:5]) or "a parameter of another rank"
+            raise TrainingError(
+                f"{named} got no gradient in the first step ({len(names)} in all); freeze what the model does not use."
+            )
+
+    def _check_skips(self) -> int:
+        skipped, in_a_row = self._skips.read()
+        limit = self.config.trainer.max_skipped_in_a_row
+        if in_a_row >= limit:
+            raise TrainingError(
+                f"{in_a_row} steps in a row up to step {self.step} had a gradient norm that is not finite "
+                f"(trainer.max_skipped_in_a_row={limit}; {skipped} skipped in all, last loss {self.metrics.get('loss')}); "
+                "lower optimizer.lr, or replay these steps to see their data."
+            )
+        return skipped
+
+    def _measure(self, sums: StepSums, norms: GradientNorms, factor: float, window: _Window) -> dict[str, Any]:
+        """Metrics of a logged step: one reduction over ranks, and the only wait for the device between two of them."""
+        elapsed = time.perf_counter() - window.started
+        dropped = self.quarantined() if self.quarantined else 0
+        vector = sums.vector()
+        mine = torch.tensor([window.tokens, window.waited / elapsed, dropped], dtype=vector.dtype, device=vector.device)
+        shared = torch.stack([norms.total, *norms.by_part]).to(vector.dtype)
+        reduced: Tensor = self.engine.reduce(torch.cat([vector, mine]))
+        values = torch.cat([reduced, shared]).tolist()
+        tokens, waited, dropped, total, *by_part = values[len(vector) :]
+        return {
+            "step": self.step,
+            **sums.read(values[: len(vector)]),
+            "lr": self.config.optimizer.lr * factor,
+            "grad_norm": total,
+            **{f"grad_norm/{part}": norm for part, norm in zip(norms.parts, by_part, strict=True)},
+            "tokens_per_second": tokens / elapsed,
+            "data_wait_fraction": waited / self.engine.world_size,
+            "skipped_steps": self._check_skips(),
+            "quarantined": int(dropped),
+        }
