@@ -1,0 +1,23 @@
+"""The models, imported when first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "Idefics3Config": "configuration",
+    "Idefics3ForConditionalGeneration": "idefics3",
+    "Idefics3Model": "idefics3",
+    "SmolVLMConfig": "configuration",
+    "SmolVLMForConditionalGeneration": "idefics3",
+    "SmolVLMModel": "idefics3",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -1,0 +1,135 @@
+"""The attention operator on the packed layout: queries, keys and values of all segments end to end."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m4train.batch import Segments
+
+# A padded batch costs its widest segment for all; up to this share of wasted area it beats one call a segment.
+_MAX_WASTE = 0.25
+_SHORT = 128  # segments this short are cheaper padded than called one by one, whatever the waste
+
+
+@torch.compiler.disable
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_segments: Segments,
+    key_segments: Segments,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+) -> Tensor:
+    """Softmax attention within each segment.
+
+    Args:
+        query: (Tq, heads, head_dim).
+        key, value: (Tk, kv_heads, head_dim); kv_heads divides heads.
+        query_segments, key_segments: as many segments on both sides; query segment i attends to key segment i.
+        causal: token i of a segment sees keys 0..i; the two sides then have equal lengths.
+        window: with `causal`, see only this many last keys, the own one included.
+
+    Returns:
+        (Tq, heads, head_dim)
+    """
+    if not causal:
+        window = None
+    if window is not None and window >= key_segments.longest:
+        window = None
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= 256:
+        return _varlen(query, key, value, query_segments, key_segments, causal, window)
+    if _uniform(query_segments) and _uniform(key_segments):
+        count = len(query_segments)
+        q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (query, key, value))
+        return _dense(q, k, v, causal=causal, window=window).transpose(1, 2).flatten(0, 1)
+    if query_segments.longest <= _SHORT or _waste(query_segments, key_segments) <= _MAX_WASTE:
+        return _padded(query, key, value, query_segments, key_segments, causal, window)
+    outputs = [
+        _dense(*(x.transpose(0, 1)[None] for x in qkv), causal=causal, window=window)[0].transpose(0, 1)
+        for qkv in zip(
+            query.split(query_segments.lengths), key.split(key_segments.lengths), value.split(key_segments.lengths)
+        )
+    ]
+    return torch.cat(outputs)
+
+
+def _uniform(segments: Segments) -> bool:
+    return len(set(segments.lengths)) == 1
+
+
+def _waste(query_segments: Segments, key_segments: Segments) -> float:
+    area = sum(q * k for q, k in zip(query_segments.lengths, key_segments.lengths))
+    return 1 - area / max(1, len(query_segments) * query_segments.longest * key_segments.longest)
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, q: Segments, k: Segments, causal: bool, window: int | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    left = -1 if window is None else window - 1
+    return varlen_attn(
+        query,
+        key,
+        value,
+        q.cu_seqlens,
+        k.cu_seqlens,
+        q.longest,
+        k.longest,
+        window_size=(left, 0 if causal else -1),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int | None) -> Tensor:
+    """(N, heads, L, head_dim) each; rows are whole segments."""
+    gqa = query.shape[1] != key.shape[1]
+    if window is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=gqa)
+    mask = causal_mask(query.shape[2], window, query.device)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=gqa)
+
+
+def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor:
+    """(length, length) bool, True where the row may look at the column."""
+    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return mask if window is None else mask.triu(1 - window)
+
+
+def _padded(
+    query: Tensor, key: Tensor, value: Tensor, q: Segments, k: Segments, causal: bool, window: int | None
+) -> Tensor:
+    q_slots, k_slots = _slots(q, query.device), _slots(k, key.device)
+    keys = torch.arange(k.longest, device=key.device)
+    lengths = (k.cu_seqlens[1:] - k.cu_seqlens[:-1]).to(key.device)
+    # A segment without keys gives zeros, as it has nothing to attend to: its row must still hold one key for the softmax.
+    mask = (keys < lengths[:, None].clamp(min=1))[:, None, None]
+    if causal:
+        # Real queries stand before the padding of their row, so the causal triangle hides it from them.
+        mask = causal_mask(q.longest, window, query.device)
+    out = F.scaled_dot_product_attention(
+        _to_rows(query, q_slots, len(q), q.longest),
+        _to_rows(key, k_slots, len(k), k.longest),
+        _to_rows(value, k_slots, len(k), k.longest),
+        attn_mask=None if causal and window is None else mask,
+        is_causal=causal and window is None,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, q_slots)
+
+
+def _slots(segments: Segments, device: torch.device) -> Tensor:
+    """(T,) the place of each token in the rows of a padded batch."""
+    longest = segments.longest
+    slots = [torch.arange(i * longest, i * longest + n) for i, n in enumerate(segments.lengths)]
+    return torch.cat(slots).to(device, non_blocking=True)
+
+
+def _to_rows(x: Tensor, slots: Tensor, count: int, longest: int) -> Tensor:
+    """(T, heads, head_dim) -> (count, heads, longest, head_dim), zeros between."""
+    rows = x.new_zeros(count * longest, *x.shape[1:]).index_copy(0, slots, x)
+    return rows.unflatten(0, (count, longest)).transpose(1, 2)

@@ -1,0 +1,185 @@
+"""What decoder layers attend to: packed segments, a key-value cache, or dense rows whose weights are wanted."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m4train.batch import Segments
+from m4train.models.attention import attention
+
+Tables = tuple[Tensor, Tensor]
+
+
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, one slot per column of the padded input.
+
+    `keys[layer]`, `values[layer]`: (B, kv_heads, capacity, head_dim); `mask` (B, length) True where a column holds a token.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self.mask: Tensor | None = None
+        self.capacity = capacity
+
+    @property
+    def length(self) -> int:
+        return 0 if self.mask is None else self.mask.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer, (B, kv_heads, length, head_dim) each."""
+        if layer not in self.keys:
+            raise IndexError(layer)
+        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def extend(self, mask: Tensor) -> None:
+        """Opens the columns of `mask` (B, n) behind those held."""
+        mask = mask.bool()
+        self.mask = mask if self.mask is None else torch.cat((self.mask, mask), dim=1)
+        self.capacity = max(self.capacity, self.length)
+
+    def write(self, layer: int, rows: Tensor, columns: Tensor, key: Tensor, value: Tensor) -> None:
+        """Stores `key` and `value` (T, kv_heads, head_dim) at (`rows`, `columns`)."""
+        for store, new in ((self.keys, key), (self.values, value)):
+            held = self._room(store.get(layer), new)
+            held[rows, :, columns] = new
+            store[layer] = held
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps, in this order, the rows `rows` of the batch."""
+        assert self.mask is not None
+        self.mask = self.mask[rows]
+        for store in (self.keys, self.values):
+            for layer, held in store.items():
+                store[layer] = held.index_select(0, rows)
+
+    def _room(self, held: Tensor | None, new: Tensor) -> Tensor:
+        assert self.mask is not None
+        if held is not None and held.shape[2] >= self.length:
+            return held
+        capacity = self.capacity if held is None else max(self.capacity, 2 * held.shape[2])
+        room = new.new_zeros(self.mask.shape[0], new.shape[1], capacity, new.shape[2])
+        if held is not None:
+            room[:, :, : held.shape[2]] = held
+        return room
+
+
+class PackedContext:
+    """Causal attention within each segment; writes a cache where one is given.
+
+    Args:
+        tables: of `Rotary`, for the T tokens.
+        segments: of the T tokens.
+        window: sliding window in tokens, or None.
+        cache, rows, columns: where the keys and values of each token go.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        segments: Segments,
+        window: int | None = None,
+        cache: KeyValueCache | None = None,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> None:
+        self.tables = tables
+        self.segments = segments
+        self.window = window
+        self.cache = cache
+        self.rows = rows
+        self.columns = columns
+
+    @torch.compiler.disable
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.cache is not None:
+            assert self.rows is not None
+            assert self.columns is not None
+            self.cache.write(layer, self.rows, self.columns, key, value)
+        return attention(query, key, value, self.segments, self.segments, causal=True, window=self.window)
+
+
+class CachedContext:
+    """Attention of the last n columns of every row to all columns of the cache: one masked call for the batch.
+
+    The T = B x n tokens are taken row by row, padding columns included.
+    """
+
+    def __init__(self, tables: Tables, cache: KeyValueCache, count: int, window: int | None = None) -> None:
+        assert cache.mask is not None
+        self.tables = tables
+        self.cache = cache
+        batch, length = cache.mask.shape
+        device = cache.mask.device
+        columns = torch.arange(length - count, length, device=device)
+        self.rows = torch.arange(batch, device=device).repeat_interleave(count)
+        self.columns = columns.repeat(batch)
+        keys = torch.arange(length, device=device)
+        visible = keys <= columns[:, None]
+        if window is not None:
+            # Counted in tokens, not columns: padding between would otherwise use up the window.
+            order = cache.mask.long().cumsum(1)
+            near = order[:, None, :] > order[:, length - count :, None] - window
+            visible = visible & near
+        # A padding column attends to itself, so that its softmax is defined; nothing reads its output.
+        own = keys == columns[:, None]
+        self.mask = (visible & (cache.mask[:, None] | own))[:, None]  # (B, 1, n, length)
+
+    @torch.compiler.disable
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.cache.write(layer, self.rows, self.columns, key, value)
+        keys, values = self.cache[layer]
+        batch, kv_heads = keys.shape[:2]
+        count, group = query.shape[0] // batch, query.shape[1] // kv_heads
+        # The query heads that share a key head become further queries of it: no key is copied.
+        query = query.view(batch, count, kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        mask = self.mask if group == 1 or count == 1 else self.mask.repeat(1, 1, group, 1)
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        return mixed.unflatten(2, (group, count)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
+
+
+class RecordingContext:
+    """Dense attention that keeps its weights, for `output_attentions`.
+
+    `weights` collects (B, heads, T, T) a layer, zero in rows and columns of padding.
+    """
+
+    def __init__(
+        self, tables: Tables, rows: Tensor, columns: Tensor, shape: tuple[int, int], window: int | None
+    ) -> None:
+        self.tables = tables
+        self.rows, self.columns, self.shape = rows, columns, shape
+        mask = torch.zeros(shape, dtype=torch.bool, device=rows.device)
+        mask[rows, columns] = True
+        visible = torch.ones(shape[1], shape[1], dtype=torch.bool, device=rows.device).tril()
+        self.mask = visible & mask[:, None, :] & mask[:, :, None]
+        if window is not None:
+            order = mask.long().cumsum(1)
+            self.mask &= order[:, None, :] > order[:, :, None] - window
+        self.weights: list[Tensor] = []
+
+    def _spread(self, x: Tensor) -> Tensor:
+        rows = x.new_zeros(*self.shape, *x.shape[1:])
+        rows[self.rows, self.columns] = x
+        return rows.transpose(1, 2)
+
+    @torch.compiler.disable
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        group = query.shape[1] // key.shape[1]
+        queries = self._spread(query)
+        keys, values = (self._spread(x).repeat_interleave(group, dim=1) for x in (key, value))
+        scores = queries @ keys.transpose(2, 3) * query.shape[-1] ** -0.5
+        scores = scores.float() if scores.dtype != torch.float64 else scores
+        hidden_from = ~self.mask[:, None]
+        weights = scores.masked_fill(hidden_from, torch.finfo(scores.dtype).min).softmax(-1)
+        weights = weights.masked_fill(hidden_from, 0.0).to(query.dtype)
+        self.weights.append(weights)
+        return (weights @ values).transpose(1, 2)[self.rows, self.columns]

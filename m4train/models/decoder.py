@@ -1,0 +1,105 @@
+"""The Llama decoder on the packed layout; what a layer attends to is decided by the context it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from m4train.models.configuration import LlamaConfig
+from m4train.models.layers import GatedMLP, RMSNorm, Rotary, rotate
+
+
+class AttentionContext(Protocol):
+    """What is common to the attention of all layers in one forward pass (see `contexts.py`).
+
+    It is handed to the blocks as one opaque object, so that wrappers which cast or move tensor arguments leave its fp32
+    tables alone.
+    """
+
+    tables: tuple[Tensor, Tensor]
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(T, heads, head_dim), (T, kv_heads, head_dim) twice -> (T, heads, head_dim)."""
+        ...
+
+
+class SelfAttention(nn.Module):
+    """Rotary self-attention with grouped keys and values."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        assert config.head_dim is not None
+        assert config.num_key_value_heads is not None
+        self.layer = layer
+        self.head_dim = config.head_dim
+        query_size, key_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+        query, key, value = (
+            projection(hidden).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = context(self.layer, rotate(query, context.tables), rotate(key, context.tables), value)
+        return self.o_proj(mixed.flatten(1))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and gated MLP, each with its residual."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config, layer)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), context)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class Decoder(nn.Module):
+    """Token embedding, decoder layers and final norm, under the names of a Llama checkpoint."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        assert config.head_dim is not None
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
+
+    def forward(self, hidden: Tensor, context: AttentionContext, record: list[Tensor] | None = None) -> Tensor:
+        """(T, H) embeddings -> (T, H) normed hidden states; `record` collects the input of each layer and the output."""
+        for layer in self.layers:
+            if record is not None:
+                record.append(hidden)
+            hidden = layer(hidden, context)
+        hidden = self.norm(hidden)
+        if record is not None:
+            record.append(hidden)
+        return hidden
+
+
+def decoder_flops(config: LlamaConfig, lengths: Sequence[int]) -> float:
+    """Forward FLOPs of the layers for causal segments of these lengths (a multiply-add counts two)."""
+    assert config.head_dim is not None
+    assert config.num_key_value_heads is not None
+    heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.hidden_size
+    weights = size * config.head_dim * 2 * (heads + kv_heads) + 3 * size * config.intermediate_size
+    pairs = sum(causal_pairs(n, config.window) for n in lengths)
+    return config.num_hidden_layers * (2.0 * sum(lengths) * weights + 4.0 * pairs * heads * config.head_dim)
+
+
+def causal_pairs(length: int, window: int | None) -> int:
+    """How many (query, key) pairs a causal segment has."""
+    if window is None or length <= window:
+        return length * (length + 1) // 2
+    return window * (window + 1) // 2 + (length - window) * window

@@ -1,0 +1,99 @@
+"""Small modules the models share: RMSNorm, rotary embedding, gated MLP."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m4train.errors import ConfigError
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, the mean square in fp32.
+
+    `weight_first` True multiplies by the weight in fp32 before rounding to its half-precision dtype (Idefics);
+    False rounds to the dtype of x first (Idefics2, Llama).
+    """
+
+    def __init__(self, size: int, eps: float, weight_first: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+        self.weight_first = weight_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.double() if x.dtype == torch.float64 else x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        if not self.weight_first:
+            return self.weight * normed.to(x.dtype)
+        half = self.weight.dtype in (torch.float16, torch.bfloat16)
+        return self.weight * (normed.to(self.weight.dtype) if half else normed)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, size: int, inner: int, out: int | None = None) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size if out is None else out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Rotary:
+    """Rotary position embedding, halves rotated (Llama), with the `llama3` and `linear` scalings.
+
+    Not a module: it holds no parameter, and its frequencies stay fp32 whatever dtype the model is cast to.
+    """
+
+    def __init__(self, head_dim: int, theta: float, scaling: dict[str, Any] | None = None) -> None:
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
+        self._frequencies = {torch.device("cpu"): _scaled(1.0 / theta**exponents, scaling)}
+
+    def tables(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for `position_ids` (T,): two tensors (T, 1, head_dim) fp32."""
+        device = position_ids.device
+        if device not in self._frequencies:
+            self._frequencies[device] = self._frequencies[torch.device("cpu")].to(device)
+        angles = position_ids.float()[:, None] * self._frequencies[device]
+        angles = torch.cat((angles, angles), dim=-1)[:, None]
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates (T, heads, head_dim) by the tables of `Rotary`, in fp32 inside."""
+    cos, sin = tables
+    left, right = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
+
+
+def _scaled(frequencies: Tensor, scaling: dict[str, Any] | None) -> Tensor:
+    kind = (scaling or {}).get("rope_type", "default")
+    if scaling is None or kind == "default":
+        return frequencies
+    if kind == "linear":
+        return frequencies / scaling["factor"]
+    if kind == "llama3":
+        return _llama3(frequencies, scaling)
+    raise ConfigError(f"rope_scaling has rope_type {kind!r}, but default, linear and llama3 are implemented: change it")
+
+
+def _llama3(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
+    """Long wavelengths are divided by `factor`, short ones kept, those between interpolated (Llama 3.1)."""
+    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
+    context = scaling["original_max_position_embeddings"]
+    wavelengths = 2 * math.pi / frequencies
+    smooth = (context / wavelengths - low) / (high - low)
+    between = (1 - smooth) * frequencies / factor + smooth * frequencies
+    scaled = torch.where(wavelengths > context / low, frequencies / factor, between)
+    return torch.where(wavelengths < context / high, frequencies, scaled)

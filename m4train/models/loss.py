@@ -1,0 +1,157 @@
+"""Cross-entropy from hidden states, by chunks: the logits of a whole batch never exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# Elements of the logits of one chunk: large enough to keep the device busy, small enough to stay in its caches.
+_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
+# A head replaced by an adapter is called this many times whatever the batch holds, so that all ranks call it equally often.
+_ADAPTED_CHUNKS = 8
+
+
+class LMHead(nn.Linear):
+    """The output projection; called with targets it returns losses instead of logits.
+
+    The loss is computed inside the module so that a wrapper which gathers the weight around its forward (ZeRO-3, FSDP)
+    does so exactly once a forward pass.
+    """
+
+    def __init__(self, size: int, vocab: int) -> None:
+        super().__init__(size, vocab, bias=False)
+
+    def forward(
+        self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None, z_loss: float = 0.0
+    ) -> Any:
+        """(..., H) -> (..., V); or, with `targets` (L,), see `token_loss`."""
+        if targets is None:
+            return F.linear(hidden, self.weight)
+        # A function asks for the gradients of its inputs even where grad mode is off.
+        weight = self.weight if torch.is_grad_enabled() else self.weight.detach()
+        return _ChunkedLoss.apply(hidden, weight, targets, weights, z_loss, _compute_dtype(hidden))
+
+
+def token_loss(
+    head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor | None = None, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Sum of weight x (cross-entropy + z_loss x logsumexp squared) over tokens.
+
+    Args:
+        head: the output projection; an `LMHead`, or what an adapter made of it.
+        hidden: (L, H) hidden states of the positions that predict something; L may be 0.
+        targets: (L,) int64.
+        weights: (L,) float32, or None for ones.
+
+    Returns:
+        the loss (), and the unweighted cross-entropy of each token (L,), detached; both fp32 (float64 for float64 logits).
+    """
+    if isinstance(head, LMHead):
+        return head(hidden, targets, weights, z_loss)
+    total, losses = hidden.sum() * 0.0, []
+    for part in torch.arange(targets.shape[0], device=hidden.device).tensor_split(_ADAPTED_CHUNKS):
+        loss, detail = torch.utils.checkpoint.checkpoint(
+            _plain,
+            head,
+            hidden[part],
+            targets[part],
+            None if weights is None else weights[part],
+            z_loss,
+            use_reentrant=False,
+        )
+        total = total.to(loss.dtype) + loss
+        losses.append(detail)
+    return total, torch.cat(losses)
+
+
+def _plain(
+    head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor | None, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    logits = _wide(head(hidden))
+    normaliser = logits.logsumexp(-1)
+    losses = normaliser - logits.gather(-1, targets[:, None])[:, 0]
+    total = losses + z_loss * normaliser.square() if z_loss else losses
+    return (total if weights is None else total * weights).sum(), losses.detach()
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Gradients are computed in the forward pass, chunk by chunk, while the logits of the chunk are at hand.
+
+    That is three matrix products instead of the four of recomputing logits in the backward pass. torch's own
+    `linear_cross_entropy` knows neither token weights with a single sum nor the z-loss, and recomputes for token losses.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        z_loss: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        hidden_grad = torch.zeros_like(hidden) if wants_hidden else None
+        weight_grad = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        losses = torch.empty(targets.shape[0], dtype=wide, device=hidden.device)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        table = weight.to(dtype)
+        rows = max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 2**25) // weight.shape[0])
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, targets.shape[0], rows):
+                part = slice(start, start + rows)
+                states = hidden[part].to(dtype)
+                scale = None if weights is None else weights[part].to(wide)
+                loss, losses[part], gradient = _chunk(states @ table.t(), targets[part], scale, z_loss)
+                total += loss
+                if hidden_grad is not None:
+                    hidden_grad[part] = gradient @ table
+                if weight_grad is not None:
+                    weight_grad += gradient.t() @ states
+        ctx.save_for_backward(hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype))
+        ctx.mark_non_differentiable(losses)
+        return total, losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, total_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        scaled = (
+            None if gradient is None else gradient * total_grad.to(gradient.dtype)
+            for gradient in (hidden_grad, weight_grad)
+        )
+        return (*scaled, None, None, None, None)
+
+
+def _chunk(logits: Tensor, targets: Tensor, scale: Tensor | None, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted loss, token losses, and the gradient of the former by the logits, in their dtype."""
+    dtype = logits.dtype
+    logits = _wide(logits)
+    normaliser = logits.logsumexp(-1)
+    losses = normaliser - logits.gather(-1, targets[:, None])[:, 0]
+    total = losses + z_loss * normaliser.square() if z_loss else losses
+    gradient = logits.sub_(normaliser[:, None]).exp_()
+    if z_loss:
+        gradient *= (1 + 2 * z_loss * normaliser)[:, None]
+    gradient.scatter_add_(1, targets[:, None], torch.full_like(losses, -1.0)[:, None])
+    if scale is not None:
+        total = total * scale
+        gradient *= scale[:, None]
+    return total.sum(), losses, gradient.to(dtype)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype matrix products run in here: that of autocast where it is on."""
+    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(hidden.device.type)
+    return hidden.dtype

@@ -1,0 +1,235 @@
+"""Reading and writing model folders: config.json, generation_config.json and safetensors, whole or in shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from m4train.errors import CheckpointError
+from m4train.models.configuration import ModelConfig
+
+_INDEX = "model.safetensors.index.json"
+# Buffers that old releases stored and that are computed here.
+_OBSOLETE = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
+
+
+class TensorFolder:
+    """The tensors of a model folder, memory-mapped and read one at a time.
+
+    Raises:
+        CheckpointError: there is no safetensors file, or the index names a file that is missing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._open: dict[str, Any] = {}
+        index = self.folder / _INDEX
+        if index.is_file():
+            self.files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            missing = sorted({file for file in self.files.values() if not (self.folder / file).is_file()})
+            if missing:
+                raise CheckpointError(f"{index} names {', '.join(missing)}, which are missing: copy the folder again")
+        elif (self.folder / "model.safetensors").is_file():
+            self.files = dict.fromkeys(self._file("model.safetensors").keys(), "model.safetensors")
+        else:
+            raise CheckpointError(self._nothing())
+
+    def _nothing(self) -> str:
+        pickles = sorted(p.name for p in self.folder.glob("*.bin"))
+        if pickles:
+            return (
+                f"{self.folder} holds only pickle files ({', '.join(pickles)}), which can run any code when read: convert "
+                "them to safetensors first"
+            )
+        return f"{self.folder} holds neither model.safetensors nor {_INDEX}: name a folder with a saved model"
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            try:
+                self._open[name] = safe_open(self.folder / name, framework="pt")
+            except Exception as error:  # the library raises its own type, by version
+                raise CheckpointError(f"{self.folder / name} cannot be read ({error}): copy it again") from error
+        return self._open[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file(self.files[name]).get_slice(name).get_shape())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file(self.files[name]).get_tensor(name)
+
+
+class PretrainedModel(nn.Module):
+    """Adds `from_pretrained` and `save_pretrained`."""
+
+    config_class: ClassVar[type[ModelConfig]]
+    checkpoint_prefix: ClassVar[str] = ""  # what the names in a folder of the model with head start with, here
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.generation_config: dict[str, Any] = {}
+
+    def tied_names(self) -> dict[str, str]:
+        return {}
+
+    def tie_weights(self) -> None:
+        """Makes the parameters of `tied_names` one again, after they were replaced."""
+        for name, source in self.tied_names().items():
+            module, _, attribute = name.rpartition(".")
+            setattr(self.get_submodule(module), attribute, self.get_parameter(source))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str = "cpu",
+        strict: bool = True,
+    ) -> Self:
+        """A model with the weights of `folder`, in evaluation mode.
+
+        Args:
+            dtype: of the parameters; None: as stored.
+            strict: refuse missing and extra tensors; False: missing ones get random weights.
+
+        Raises:
+            CheckpointError: files, tensors or shapes that do not fit.
+        """
+        config = cls.config_class.from_pretrained(folder)
+        with torch.device("meta"):
+            model = cls(config)
+        missing = model.load_folder(folder, dtype=dtype, device=device, strict=strict)
+        if missing:
+            model._fill_missing(missing)
+        path = Path(folder) / "generation_config.json"
+        if path.is_file():
+            model.generation_config = json.loads(path.read_text(encoding="utf-8"))
+        return model.eval()
+
+    def load_folder(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str = "cpu",
+        strict: bool = True,
+    ) -> list[str]:
+        """Replaces the parameters by the tensors of `folder`, without a second copy in memory.
+
+        Returns:
+            names of parameters the folder does not hold (only with `strict` False).
+        """
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+        stored = TensorFolder(folder)
+        expected = {name: p for name, p in self.named_parameters() if name not in self.tied_names()}
+        names = self._stored_names(stored)
+        missing = sorted(set(expected) - set(names))
+        extra = sorted(set(names) - set(expected) - set(self.tied_names()))
+        if strict and (missing or extra):
+            raise CheckpointError(_mismatch(folder, missing, extra))
+        for name in expected.keys() - set(missing):
+            shape = stored.shape(names[name])
+            if shape != tuple(expected[name].shape):
+                raise CheckpointError(
+                    f"{names[name]} in {folder} has shape {shape}, but the model needs {tuple(expected[name].shape)}: the "
+                    "configuration belongs to another checkpoint"
+                )
+            tensor = stored[names[name]]
+            self._replace(name, tensor.to(device=device, dtype=None if wanted == "auto" else wanted))
+        self.tie_weights()
+        return missing
+
+    def _stored_names(self, stored: TensorFolder) -> dict[str, str]:
+        """Parameter name here -> name in the folder."""
+        names = [name for name in stored.files if not _OBSOLETE.search(name)]
+        prefix = self.checkpoint_prefix
+        if prefix and any(name.startswith(prefix) for name in names):
+            return {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+        return {name: name for name in names}
+
+    def _replace(self, name: str, tensor: Tensor) -> None:
+        module, _, attribute = name.rpartition(".")
+        owner = self.get_submodule(module)
+        trainable = getattr(owner, attribute).requires_grad
+        setattr(owner, attribute, nn.Parameter(tensor, requires_grad=trainable))
+
+    def _fill_missing(self, missing: list[str]) -> None:
+        fresh = type(self)(self.config)
+        for name in missing:
+            self._replace(name, fresh.get_parameter(name).detach().to(self.device, self.dtype))
+        self.tie_weights()
+
+    def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
+        """Writes config.json, generation_config.json (where there is one) and the weights."""
+        tensors = {name: p.detach() for name, p in self.named_parameters() if name not in self.tied_names()}
+        self.config.dtype = str(self.dtype).removeprefix("torch.")
+        self.config.extra["architectures"] = [type(self).__name__]
+        save_folder(folder, self.config, tensors, self.generation_config, max_shard_bytes=max_shard_bytes)
+
+
+def save_folder(
+    folder: str | Path,
+    config: ModelConfig,
+    tensors: dict[str, Tensor],
+    generation_config: dict[str, Any] | None = None,
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a model folder from tensors by name; what a checkpoint exporter calls with gathered parameters."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    if generation_config:
+        text = json.dumps(generation_config, indent=2, sort_keys=True) + "\n"
+        (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    shards = _shards(tensors, max_shard_bytes)
+    names = [
+        "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        for i in range(1, len(shards) + 1)
+    ]
+    for file, shard in zip(names, shards):
+        # Written aside: the parameters may be memory-mapped from the very file that is replaced.
+        aside = folder / f".{file}.writing"
+        save_file({name: tensor.contiguous().cpu() for name, tensor in shard.items()}, aside, metadata={"format": "pt"})
+        os.replace(aside, folder / file)
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(names, shards) for name in shard}
+        total = sum(t.numel() * t.element_size() for t in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _shards(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        nbytes = tensor.numel() * tensor.element_size()
+        if shards[-1] and size + nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += nbytes
+    return shards
+
+
+def _mismatch(folder: str | Path, missing: list[str], extra: list[str]) -> str:
+    found = [f"lacks {', '.join(missing)}"] if missing else []
+    found += [f"also holds {', '.join(extra)}"] if extra else []
+    return f"{folder} {' and '.join(found)}: use the class of that checkpoint, or load with strict=False"

@@ -1,0 +1,188 @@
+"""The SigLIP vision tower on packed patches: all frames of a batch go through it in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m4train.batch import Segments
+from m4train.errors import ConfigError
+from m4train.models.attention import attention
+from m4train.models.configuration import SiglipVisionConfig
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"hidden_act {name!r} is not implemented: choose one of {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]
+
+
+class PatchAttention:
+    """Which patches see each other: all of one segment, or, with `mask`, all real patches of a frame.
+
+    `mask` (F, P) bool, True where a patch is real. Masked patches still give (unread) outputs, so every frame keeps P rows.
+    """
+
+    def __init__(self, segments: Segments, mask: Tensor | None = None) -> None:
+        self.segments = segments
+        self.mask = mask
+
+    @torch.compiler.disable
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(T, heads, head_dim) three times -> the same."""
+        if self.mask is None:
+            return attention(query, key, value, self.segments, self.segments)
+        q, k, v = (x.unflatten(0, (len(self.segments), -1)).transpose(1, 2) for x in (query, key, value))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[:, None, None])
+        return mixed.transpose(1, 2).flatten(0, 1)
+
+
+class PatchEmbedding(nn.Conv2d):
+    """The patch convolution of the checkpoints, applied to patches already cut: (T, 3, p, p) -> (T, size)."""
+
+    def __init__(self, patch_size: int, size: int, bias: bool = True) -> None:
+        super().__init__(3, size, kernel_size=patch_size, stride=patch_size, bias=bias)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+
+
+class VisionEmbeddings(nn.Module):
+    def __init__(self, config: SiglipVisionConfig) -> None:
+        super().__init__()
+        self.patch_embedding = PatchEmbedding(config.patch_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.grid**2, config.hidden_size)
+
+    def forward(self, patches: Tensor, position_ids: Tensor) -> Tensor:
+        return self.patch_embedding(patches) + self.position_embedding(position_ids)
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(size, size)
+        self.k_proj = nn.Linear(size, size)
+        self.v_proj = nn.Linear(size, size)
+        self.out_proj = nn.Linear(size, size)
+
+    def forward(self, hidden: Tensor, attend: PatchAttention) -> Tensor:
+        query, key, value = (
+            projection(hidden).unflatten(-1, (self.heads, -1)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(attend(query, key, value).flatten(1))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, size: int, inner: int, act: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(size, inner)
+        self.fc2 = nn.Linear(inner, size)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class VisionLayer(nn.Module):
+    """Pre-norm transformer block with biases."""
+
+    def __init__(self, size: int, inner: int, heads: int, act: str, eps: float) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(size, eps=eps)
+        self.self_attn = VisionAttention(size, heads)
+        self.layer_norm2 = nn.LayerNorm(size, eps=eps)
+        self.mlp = VisionMLP(size, inner, act)
+
+    def forward(self, hidden: Tensor, attend: PatchAttention) -> Tensor:
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden), attend)
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class VisionEncoder(nn.Module):
+    """The stack of blocks, under the name the checkpoints give it."""
+
+    def __init__(self, layers: list[VisionLayer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, attend: PatchAttention) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden, attend)
+        return hidden
+
+
+class VisionTower(nn.Module):
+    """Patches (T, 3, p, p) with their position ids (T,) -> normed features (T, Hv)."""
+
+    def __init__(self, config: SiglipVisionConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.embeddings = VisionEmbeddings(config)
+        self.encoder = VisionEncoder(
+            [
+                VisionLayer(
+                    size, config.intermediate_size, config.num_attention_heads, config.hidden_act, config.layer_norm_eps
+                )
+                for _ in range(config.num_hidden_layers)
+            ]
+        )
+        self.post_layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+
+    def forward(self, patches: Tensor, position_ids: Tensor, attend: PatchAttention) -> Tensor:
+        hidden = self.embeddings(patches.to(self.post_layernorm.weight.dtype), position_ids)
+        return self.post_layernorm(self.encoder(hidden, attend))
+
+
+def normalise(pixels: Tensor, table: Tensor | None) -> Tensor:
+    """Looks up uint8 `pixels` (N, 3, h, w) in `table` (3, 256); floating-point pixels pass through."""
+    if table is None:
+        return pixels
+    # One table of 768 levels, so that all channels are one lookup.
+    offsets = torch.arange(0, 768, 256, dtype=torch.int32, device=pixels.device)[:, None, None]
+    return table.flatten()[pixels + offsets]
+
+
+def cut_patches(frames: Tensor, patch_size: int) -> Tensor:
+    """(F, 3, S, S) -> (F * g * g, 3, p, p), row by row; pixels beyond the last whole patch are dropped."""
+    grid = frames.shape[-1] // patch_size
+    side = grid * patch_size
+    cells = frames[..., :side, :side].unflatten(3, (grid, patch_size)).unflatten(2, (grid, patch_size))
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def uniform_segments(count: int, length: int, device: torch.device) -> Segments:
+    """`count` segments of `length`, made on the device: no copy from the host."""
+    sums = torch.arange(0, (count + 1) * length, max(1, length), dtype=torch.int32, device=device)
+    return Segments((length,) * count, sums)
+
+
+def masked_positions(mask: Tensor, grid: int) -> Tensor:
+    """Position ids (F * g * g,) of frames whose real patches, by `mask` (F, g, g), fill a top-left rectangle.
+
+    The rectangle is stretched over the table of `grid` x `grid` positions; patches outside it get position 0.
+    """
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    rows = steps * grid // mask[:, :, 0].sum(1, keepdim=True).clamp(min=1)
+    columns = steps * grid // mask[:, 0].sum(1, keepdim=True).clamp(min=1)
+    return ((rows[:, :, None] * grid + columns[:, None]) * mask).flatten()
+
+
+def vision_flops(config: SiglipVisionConfig, lengths: tuple[int, ...]) -> float:
+    """Forward FLOPs of the tower for images of these numbers of patches."""
+    size = config.hidden_size
+    per_patch = config.num_hidden_layers * 2 * (4 * size * size + 2 * size * config.intermediate_size)
+    per_patch += 2 * 3 * config.patch_size**2 * size
+    pairs = sum(n * n for n in lengths)
+    return float(per_patch * sum(lengths) + config.num_hidden_layers * 4 * size * pairs)

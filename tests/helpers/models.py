@@ -1,0 +1,103 @@
+"""Tiny models with weights that hide no error, and batches for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m4train.batch import PackedBatch, PackedImages, Segments
+
+IMAGE_TOKEN = 90
+
+
+def tiny_idefics3(**changes: Any) -> dict[str, Any]:
+    """config.json of a tiny Idefics3; keys of `vision_config` and `text_config` are merged."""
+    config: dict[str, Any] = {
+        "model_type": "idefics3",
+        "image_token_id": IMAGE_TOKEN,
+        "scale_factor": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+        "vision_config": {
+            "model_type": "idefics3",
+            "hidden_size": 24,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "image_size": 16,
+            "patch_size": 4,
+            "hidden_act": "gelu_pytorch_tanh",
+        },
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "intermediate_size": 56,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    }
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            config[key] = {**config[key], **value}
+        else:
+            config[key] = value
+    return config
+
+
+@torch.no_grad()
+def perturb(model: nn.Module, seed: int = 0, matrices: float = 0.15, vectors: float = 0.1) -> None:
+    """Moves every parameter off its initial value, so that zero gates, unit norms and equal rows hide nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in sorted(model.named_parameters()):
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        if parameter.dim() > 1:
+            parameter.copy_(noise * matrices)
+        else:
+            parameter.add_(noise * vectors)
+
+
+def packed_batch(
+    documents: list[Tensor],
+    frames: Tensor | None = None,
+    count: int = 0,
+    image_token: int = IMAGE_TOKEN,
+    pixel_table: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> PackedBatch:
+    """Packs `documents`; every token but the first of a document and image tokens is a target."""
+    ids = torch.cat(documents)
+    starts, positions, targets = 0, [], []
+    for document in documents:
+        for i in range(len(document) - 1):
+            if document[i + 1] != image_token:
+                positions.append(starts + i)
+                targets.append(int(document[i + 1]))
+        starts += len(document)
+    return PackedBatch(
+        input_ids=ids,
+        position_ids=torch.cat([torch.arange(len(d)) for d in documents]),
+        segments=Segments.of([len(d) for d in documents]),
+        loss_positions=torch.tensor(positions, dtype=torch.int64),
+        targets=torch.tensor(targets, dtype=torch.int64),
+        images=None if frames is None else PackedImages(frames, count, pixel_table),
+        image_positions=torch.nonzero(ids == image_token)[:, 0],
+        target_weights=weights,
+    )
+
+
+def document(generator: torch.Generator, length: int, frames: int = 0, tokens_per_frame: int = 4) -> Tensor:
+    """Random ids with `frames` runs of image tokens inside."""
+    ids = torch.randint(3, 80, (length,), generator=generator)
+    runs = [torch.full((tokens_per_frame,), IMAGE_TOKEN)] * frames
+    pieces = ids.tensor_split(frames + 1)
+    return torch.cat([p for pair in zip(pieces, [*runs, ids[:0]]) for p in pair])

@@ -1,0 +1,191 @@
+"""Idefics3 and SmolVLM against transformers, all weights perturbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from m4train.models import Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
+from tests.helpers.models import IMAGE_TOKEN, tiny_idefics3
+from tests.parity.models_reference import (
+    assert_same_gradients,
+    closest,
+    gradients,
+    reference_pair,
+    transformers,
+)
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "shuffle2": {},
+    "shuffle3": {"scale_factor": 3, "vision_config": {"image_size": 26}},
+    "shuffle4": {"scale_factor": 4, "vision_config": {"image_size": 32}},
+    "llama3_rope": {"text_config": {"rope_theta": 500.0, "rope_scaling": LLAMA3}},
+    "tied": {"tie_word_embeddings": True},
+    "odd_heads": {"text_config": {"hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3}},
+    "head_dim": {"text_config": {"head_dim": 16}},
+}
+
+
+def padded_inputs(config: dict[str, Any], side: str = "right") -> dict[str, torch.Tensor]:
+    """Three samples with 2, 1 and 0 frames and different lengths; the second frame is partly padding."""
+    generator = torch.Generator().manual_seed(5)
+    size, patch = config["vision_config"]["image_size"], config["vision_config"]["patch_size"]
+    per_frame = (size // patch // config["scale_factor"]) ** 2
+    frames = [2, 1, 0]
+    rows = []
+    for count, length in zip(frames, (14, 9, 6)):
+        ids = torch.randint(3, 80, (length,), generator=generator).tolist()
+        for k in range(count):
+            ids[2 + 3 * k : 2 + 3 * k] = [IMAGE_TOKEN] * per_frame
+        rows.append(ids)
+    longest = max(map(len, rows))
+    pads = [[0] * (longest - len(ids)) for ids in rows]
+    join = (lambda pad, ids: pad + ids) if side == "left" else (lambda pad, ids: ids + pad)
+    pixels = torch.randn(3, 2, 3, size, size, generator=generator)
+    pixel_mask = torch.ones(3, 2, size, size, dtype=torch.int64)
+    for sample, count in enumerate(frames):
+        pixels[sample, count:] = 0
+        pixel_mask[sample, count:] = 0
+    pixel_mask[0, 1, 9:] = 0
+    pixel_mask[0, 1, :, 13:] = 0
+    pixels[0, 1] *= pixel_mask[0, 1]
+    return {
+        "input_ids": torch.tensor([join(pad, ids) for pad, ids in zip(pads, rows)]),
+        "attention_mask": torch.tensor([join(pad, [1] * len(ids)) for pad, ids in zip(pads, rows)]),
+        "pixel_values": pixels,
+        "pixel_attention_mask": pixel_mask,
+    }
+
+
+def labels_for(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Real text tokens but the first of each row: what both libraries count."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    labels = ids.masked_fill((mask == 0) | (ids == IMAGE_TOKEN), -100)
+    labels[torch.arange(ids.shape[0]), mask.long().argmax(1)] = -100
+    return labels
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_logits_loss_and_gradients(name: str, side: str, tmp_path: Path) -> None:
+    config = tiny_idefics3(**CASES[name])
+    theirs, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config, side)
+    labels = labels_for(inputs)
+    expected = theirs(**inputs, labels=labels, output_hidden_states=True)
+    actual = ours(**inputs, labels=labels, output_hidden_states=True)
+    real = inputs["attention_mask"].bool()
+    closest(actual.logits[real], expected.logits[real], 1e-5)
+    closest(actual.loss, expected.loss, 1e-5)
+    assert len(actual.hidden_states) == len(expected.hidden_states)
+    closest(actual.hidden_states[1][real], expected.hidden_states[1][real], 1e-5)
+    assert_same_gradients(gradients(ours, actual.loss), gradients(theirs, expected.loss))
+
+
+def test_smolvlm(tmp_path: Path) -> None:
+    config = tiny_idefics3(model_type="smolvlm")
+    config["vision_config"]["model_type"] = "smolvlm_vision"
+    theirs, ours = reference_pair("SmolVLM", config, SmolVLMForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config)
+    real = inputs["attention_mask"].bool()
+    closest(ours(**inputs).logits[real], theirs(**inputs).logits[real], 1e-5)
+
+
+def test_one_optimizer_step(tmp_path: Path) -> None:
+    config = tiny_idefics3()
+    theirs, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config)
+    labels = labels_for(inputs)
+    for model in (theirs, ours):
+        model(**inputs, labels=labels).loss.backward()
+        torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-2).step()
+    expected = dict(theirs.named_parameters())
+    for parameter_name, parameter in ours.named_parameters():
+        closest(parameter, expected[parameter_name], 1e-6)
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    config = tiny_idefics3()
+    theirs, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path, dtype=torch.bfloat16)
+    inputs = padded_inputs(config)
+    real = inputs["attention_mask"].bool()
+    expected = theirs.bfloat16()(**inputs).logits[real].float()
+    difference = (ours(**inputs).logits[real].float() - expected).abs()
+    assert difference.max() < 0.15
+    assert difference.mean() < 1e-2
+
+
+@pytest.mark.parametrize("name", ["shuffle2", "tied", "llama3_rope"])
+def test_folders_load_both_ways(name: str, tmp_path: Path) -> None:
+    config = tiny_idefics3(**CASES[name])
+    theirs, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    stored = load_file(tmp_path / "ours" / "model.safetensors")
+    expected = load_file(tmp_path / "theirs" / "model.safetensors")
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[key], expected[key]) for key in expected)
+    loaded, info = transformers.Idefics3ForConditionalGeneration.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    inputs = padded_inputs(config)
+    closest(loaded(**inputs).logits, theirs(**inputs).logits, 1e-6)
+
+
+@pytest.mark.parametrize("ends", [None, [7, 11, 50]])
+def test_greedy_generation_of_ragged_prompts(ends: list[int] | None, tmp_path: Path) -> None:
+    config = tiny_idefics3()
+    theirs, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config, "left")
+    expected = theirs.generate(**inputs, max_new_tokens=20, do_sample=False, eos_token_id=ends, pad_token_id=0)
+    actual = ours.generate(**inputs, max_new_tokens=20, eos_token_id=ends, pad_token_id=0)
+    assert actual.tolist() == expected.tolist()
+    assert len({tuple(row) for row in actual[:, -4:].tolist()}) > 1 or ends
+
+
+def test_attention_weights(tmp_path: Path) -> None:
+    config = tiny_idefics3()
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    theirs, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path)
+    eager = transformers.Idefics3ForConditionalGeneration(
+        transformers.Idefics3Config(**values, attn_implementation="eager")
+    )
+    eager.load_state_dict(theirs.state_dict())
+    inputs = padded_inputs(config, "left")
+    expected = eager.eval()(**inputs, output_attentions=True).attentions
+    actual = ours(**inputs, output_attentions=True).attentions
+    real = inputs["attention_mask"].bool()
+    assert len(actual) == len(expected)
+    for mine, other in zip(actual, expected):
+        closest(mine.transpose(1, 2)[real], other.transpose(1, 2)[real], 1e-5)
+
+
+def test_continuing_from_a_cache(tmp_path: Path) -> None:
+    config = tiny_idefics3()
+    _, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config, "left")
+    more = torch.randint(3, 80, (3, 5), generator=torch.Generator().manual_seed(1))
+    whole = ours(
+        **{**inputs, "input_ids": torch.cat((inputs["input_ids"], more), 1)}
+        | {"attention_mask": torch.cat((inputs["attention_mask"], torch.ones_like(more)), 1)}
+    )
+    first = ours(**inputs, use_cache=True)
+    second = ours(
+        more,
+        torch.cat((inputs["attention_mask"], torch.ones_like(more)), 1),
+        past_key_values=first.past_key_values,
+    )
+    closest(second.logits, whole.logits[:, -5:], 1e-5)
