@@ -46,6 +46,15 @@ class AugmentConfig:
 
 
 @dataclass
+class CostConfig:
+    """Estimated work of a pack in tokens, by which packs are shared among ranks: tokens + squared x sum of squared segment
+    lengths + frame x frames."""
+
+    squared: float = 1e-4  # attention against the rest of a layer: about 1 / (6 x hidden size)
+    frame: float = 128.0  # the vision tower on one frame against the text model on one token
+
+
+@dataclass
 class DataConfig:
     root: str = "datasets"  # where `prepare` writes
     prepare: str | None = None  # "package.module:function", called as function(root) when its output is missing
@@ -60,6 +69,7 @@ class DataConfig:
     shuffle: bool = True
     epochs: int | None = None  # null: repeat for as long as the run lasts
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
     num_workers: int = 2  # processes that read and decode; 0: in the trainer itself
     prefetch_steps: int = 2  # optimizer steps held ready
     max_bad_fraction: float = 0.02  # stop above this share of dropped samples

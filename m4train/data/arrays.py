@@ -1,0 +1,73 @@
+"""One file that holds a few named numpy arrays and a JSON header, and is used by mapping it into memory.
+
+Layout: 8 bytes of magic, the header's length as uint64, the header (JSON: `meta` and each array's type, shape and
+offset), then the arrays, each aligned to 64 bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m4train.errors import StaleIndexError
+
+_MAGIC = b"M4ARRAY1"
+_ALIGN = 64
+
+
+def write_arrays(path: Path, meta: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes `path` aside, syncs and renames it: readers see the old file or the whole new one."""
+    layout, offset = {}, 0
+    for name, array in arrays.items():
+        layout[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
+        offset += -(-array.nbytes // _ALIGN) * _ALIGN
+    header = json.dumps({"meta": meta, "arrays": layout, "bytes": offset}).encode()
+    header += b" " * (-(len(header) + 16) % _ALIGN)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(_MAGIC + len(header).to_bytes(8, "little") + header)
+            for array in arrays.values():
+                file.write(np.ascontiguousarray(array).tobytes())
+                file.write(b"\0" * (-array.nbytes % _ALIGN))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The JSON `meta` and the read-only mapped arrays of a file made by `write_arrays`.
+
+    Raises FileNotFoundError, or StaleIndexError for a file that is damaged or of another version.
+    """
+    with open(path, "rb") as file:
+        start = file.read(16)
+        size = os.fstat(file.fileno()).st_size
+        if start[:8] != _MAGIC:
+            raise StaleIndexError(f"{path} is not an index of this version: delete it or run `m4train data index`.")
+        base = 16 + int.from_bytes(start[8:], "little")
+        try:
+            header = json.loads(file.read(base - 16))
+        except ValueError:
+            header = {"bytes": -1}
+        if base + header["bytes"] != size:
+            raise StaleIndexError(f"{path} is damaged ({size} bytes): delete it or run `m4train data index`.")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    arrays = {
+        name: np.frombuffer(mapped, np.dtype(a["dtype"]), int(np.prod(a["shape"])), base + a["offset"]).reshape(
+            a["shape"]
+        )
+        for name, a in header["arrays"].items()
+    }
+    return header["meta"], arrays

@@ -1,0 +1,129 @@
+"""The index of a shard: where every sample lies, how large its images are, and how many tokens it takes.
+
+Two sidecar files per shard, used by mapping them into memory. `SHARD.index` describes the shard itself; its digest names
+this content. `SHARD.FINGERPRINT.tokens` describes the same samples as one processor renders them, piece by piece, so
+that a planned length is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m4train.data.arrays import read_arrays
+from m4train.data.sources.base import Member
+from m4train.errors import StaleIndexError
+
+VERSION = 1
+PIECE_KINDS = ("template", "document", "user", "system", "assistant", "image")
+IMAGE_KIND = PIECE_KINDS.index("image")
+
+
+def index_path(shard: str, index_dir: str | None) -> Path:
+    """Where the index of a shard lies: beside it, or in `index_dir` under a name that is unique to its full path."""
+    if index_dir is None:
+        return Path(f"{shard}.index")
+    unique = hashlib.blake2b(os.path.abspath(shard).encode(), digest_size=6).hexdigest()
+    return Path(index_dir) / f"{os.path.basename(shard)}-{unique}.index"
+
+
+def tokens_path(shard: str, index_dir: str | None, fingerprint: str) -> Path:
+    """Where the token counts of a shard lie for one processor fingerprint."""
+    return index_path(shard, index_dir).with_suffix(f".{fingerprint[:12]}.tokens")
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The rendered pieces of one sample: token count, `PIECE_KINDS` number and frames (0 for text) of each."""
+
+    tokens: np.ndarray
+    kinds: np.ndarray
+    frames: np.ndarray
+
+
+class ShardIndex:
+    """The mapped index of one shard; pickled by path."""
+
+    def __init__(self, shard: str, index_dir: str | None, fingerprint: str) -> None:
+        self._made_from = (shard, index_dir, fingerprint)
+        self.shard = shard
+        self.meta, self._parts = read_arrays(index_path(shard, index_dir))
+        self.token_meta, self._tokens = read_arrays(tokens_path(shard, index_dir, fingerprint))
+        for meta in (self.meta, self.token_meta):
+            if meta.get("version") != VERSION:
+                raise StaleIndexError(f"The index of {shard} has another version: run `m4train data index`.")
+        if self.token_meta["fingerprint"] != fingerprint or self.token_meta["digest"] != self.meta["digest"]:
+            raise StaleIndexError(f"The token counts of {shard} are for other content: run `m4train data index`.")
+        self.bad = {int(n): tuple(why) for n, why in [*self.meta["bad"].items(), *self.token_meta["bad"].items()]}
+        self.lengths = self._tokens["lengths"]  # (N,) int32, 0 for a bad sample
+        self.frames = self._tokens["frames"]  # (N,) int32
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ShardIndex, self._made_from)
+
+    def key(self, sample: int) -> str:
+        begin, end = _bounds(self._parts["key_ends"], sample)
+        return self._parts["keys"][begin:end].tobytes().decode("utf-8")
+
+    def members(self, sample: int) -> tuple[Member, ...]:
+        begin, end = _bounds(self._parts["member_ends"], sample)
+        columns = (self._parts[name][begin:end].tolist() for name in ("offsets", "sizes", "crcs", "widths", "heights"))
+        return tuple(Member(*row) for row in zip(*columns))
+
+    def content_hash(self, sample: int) -> bytes:
+        """A digest of every stored byte of the sample."""
+        begin, end = _bounds(self._parts["member_ends"], sample)
+        return hashlib.blake2b(self._parts["crcs"][begin:end].tobytes(), digest_size=8).digest()
+
+    @property
+    def image_count(self) -> int:
+        return int((self._parts["widths"] > 0).sum())
+
+    def pieces(self, sample: int) -> Pieces:
+        begin, end = _bounds(self._tokens["piece_ends"], sample)
+        return Pieces(*(self._tokens[name][begin:end] for name in ("piece_tokens", "piece_kinds", "piece_frames")))
+
+
+class SourceIndex:
+    """The indexes of a source's shards as one sequence of samples."""
+
+    def __init__(self, shards: Sequence[ShardIndex]) -> None:
+        self.shards = list(shards)
+        self._starts = [0]
+        for shard in self.shards:
+            self._starts.append(self._starts[-1] + len(shard))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def locate(self, sample: int) -> tuple[ShardIndex, int]:
+        """The shard that holds a sample, and its number there."""
+        if not 0 <= sample < len(self):
+            raise IndexError(sample)
+        shard = bisect_right(self._starts, sample) - 1
+        return self.shards[shard], sample - self._starts[shard]
+
+    def digest(self) -> str:
+        """Names the content and its token counts: two sources with equal digests plan alike."""
+        digest = hashlib.blake2b(digest_size=8)
+        for shard in self.shards:
+            digest.update(f"{shard.meta['digest']} {shard.token_meta['fingerprint']}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def bad_count(self) -> int:
+        return sum(len(shard.bad) for shard in self.shards)
+
+
+def _bounds(ends: np.ndarray, number: int) -> tuple[int, int]:
+    return (int(ends[number - 1]) if number else 0), int(ends[number])

@@ -1,0 +1,200 @@
+"""Building and checking the sidecar indexes of shards."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m4train.data.arrays import read_arrays, write_arrays
+from m4train.data.index import PIECE_KINDS, VERSION, Pieces, ShardIndex, index_path, tokens_path
+from m4train.data.rendering import image_size_pieces, render
+from m4train.data.sources.base import FileReader, Member, ShardFormat
+from m4train.errors import BadSample, DataError, StaleIndexError
+
+_LOG = logging.getLogger(__name__)
+_INLINE_BYTES = 256 << 20  # fewer bytes are indexed sooner here than in new processes
+_STRUCTURE_TYPES = {"offsets": np.int64, "sizes": np.int64, "crcs": np.uint32, "widths": np.int32, "heights": np.int32}
+
+
+def build_index(
+    shards: Sequence[str],
+    shard_format: ShardFormat,
+    processor: Any,
+    index_dir: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Makes or renews the indexes of all shards, in parallel, each under a lock.
+
+    What is already fresh is left alone, so an interrupted build goes on where it stopped. `progress(done, total)` is called
+    after each shard.
+    """
+    jobs = [(shard, shard_format, processor, index_dir) for shard in shards]
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers < 2 or sum(os.path.getsize(shard) for shard in shards) < _INLINE_BYTES:
+        for done, job in enumerate(jobs, 1):
+            _build_shard(*job)
+            if progress is not None:
+                progress(done, len(jobs))
+        return
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for done, _ in enumerate(pool.map(_build_shard, *zip(*jobs)), 1):
+            if progress is not None:
+                progress(done, len(jobs))
+
+
+def open_index(
+    shards: Sequence[str], shard_format: ShardFormat, processor: Any, index_dir: str | None, auto_limit: int
+) -> list[ShardIndex]:
+    """The indexes of all shards, built now where they are missing or stale and hold at most `auto_limit` samples together.
+
+    Raises StaleIndexError above that: many processes of a job should not each wait for a long build.
+    """
+    fingerprint = processor.fingerprint()
+    stale = {shard: why for shard in shards if (why := _staleness(shard, index_dir, fingerprint))}
+    if stale:
+        samples = 0
+        for shard in stale:
+            samples += shard_format.count(shard, auto_limit - samples)
+            if samples > auto_limit:
+                raise StaleIndexError(
+                    f"{len(stale)} of {len(shards)} shards need indexing (first: {next(iter(stale))}, {next(iter(stale.values()))}) "
+                    f"and hold more than data.auto_index_limit={auto_limit} samples: run `m4train data index` with the same settings first."
+                )
+        build_index(list(stale), shard_format, processor, index_dir)
+    opened = [ShardIndex(shard, index_dir, fingerprint) for shard in shards]
+    for index in opened:
+        if index.bad:
+            first = next(iter(index.bad.values()))
+            _LOG.warning(
+                "%s: %d of %d samples cannot be used, first: %s", index.shard, len(index.bad), len(index), first[1]
+            )
+    return opened
+
+
+def _staleness(shard: str, index_dir: str | None, fingerprint: str) -> str | None:
+    """Why a shard must be indexed, or None."""
+    try:
+        meta, _ = read_arrays(index_path(shard, index_dir))
+        if meta.get("version") != VERSION or _stamp(shard) != meta["stamp"]:
+            return "the shard has changed since it was indexed"
+        tokens, _ = read_arrays(tokens_path(shard, index_dir, fingerprint))
+    except FileNotFoundError as error:
+        return "no index" if str(error.filename).endswith(".index") else "no token counts for this processor"
+    except StaleIndexError as error:
+        return str(error)
+    if (tokens.get("version"), tokens["fingerprint"], tokens["digest"]) != (VERSION, fingerprint, meta["digest"]):
+        return "the token counts are for other content"
+    return None
+
+
+def _stamp(shard: str) -> list[int]:
+    status = os.stat(shard)
+    return [status.st_size, status.st_mtime_ns]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One builder at a time per shard; the others wait and then find it done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 (closed below, after the lock)
+    except OSError as error:
+        raise DataError(
+            f"The index cannot be written to {path.parent} ({error}): set data.index_dir to a folder that can."
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build_shard(shard: str, shard_format: ShardFormat, processor: Any, index_dir: str | None) -> None:
+    path, fingerprint = index_path(shard, index_dir), processor.fingerprint()
+    with _locked(path):
+        if _staleness(shard, index_dir, fingerprint) is None:
+            return
+        try:
+            meta, parts = read_arrays(path)
+            fresh = meta.get("version") == VERSION and meta["stamp"] == _stamp(shard)
+        except (FileNotFoundError, StaleIndexError):
+            fresh = False
+        if not fresh:
+            meta, parts = _scan(shard, shard_format)
+            write_arrays(path, meta, parts)
+        token_meta, tokens = _count_tokens(shard, shard_format, processor, meta, parts)
+        write_arrays(tokens_path(shard, index_dir, fingerprint), token_meta, tokens)
+
+
+def _scan(shard: str, shard_format: ShardFormat) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    stamp = _stamp(shard)
+    keys, key_ends, member_ends, bad = bytearray(), [], [], {}
+    rows: list[tuple[int, ...]] = []
+    for number, sample in enumerate(shard_format.scan(shard)):
+        keys += sample.key.encode("utf-8")
+        key_ends.append(len(keys))
+        rows.extend((m.offset, m.size, m.crc, m.width, m.height) for m in sample.members)
+        member_ends.append(len(rows))
+        if sample.bad is not None:
+            bad[str(number)] = sample.bad
+    if _stamp(shard) != stamp:
+        raise DataError(f"{shard} changed while it was indexed: wait until it is written, then start again.")
+    columns = list(zip(*rows)) or [()] * len(_STRUCTURE_TYPES)
+    arrays = {name: np.array(column, kind) for (name, kind), column in zip(_STRUCTURE_TYPES.items(), columns)}
+    arrays |= {"keys": np.frombuffer(bytes(keys), np.uint8)}
+    arrays |= {"key_ends": np.array(key_ends, np.int64), "member_ends": np.array(member_ends, np.int64)}
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        digest.update(arrays[name].tobytes())
+    meta = {"version": VERSION, "format": shard_format.name, "stamp": stamp, "bad": bad, "digest": digest.hexdigest()}
+    return meta, arrays
+
+
+def _count_tokens(
+    shard: str, shard_format: ShardFormat, processor: Any, meta: dict[str, Any], parts: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    files = FileReader()
+    columns = [parts[name].tolist() for name in _STRUCTURE_TYPES]
+    ends = parts["member_ends"].tolist()
+    lengths, frames, piece_ends, pieces, bad = [], [], [], [], {}
+    total = 0
+    for number, end in enumerate(ends):
+        found = Pieces(*(np.empty(0, np.int32) for _ in range(3)))
+        if str(number) not in meta["bad"]:
+            begin = ends[number - 1] if number else 0
+            members = tuple(Member(*row) for row in zip(*(column[begin:end] for column in columns)))
+            try:
+                rendered = render(shard_format.sample(files, shard, members), processor)
+                found = image_size_pieces(rendered, [(m.width, m.height) for m in members[1:]], processor)
+            except BadSample as error:
+                bad[str(number)] = (error.reason, error.detail)
+        lengths.append(int(found.tokens.sum()))
+        frames.append(int(found.frames.sum()))
+        pieces.append(found)
+        total += len(found.tokens)
+        piece_ends.append(total)
+    types = {"tokens": np.int32, "kinds": np.uint8, "frames": np.int32}
+    arrays = {
+        f"piece_{name}": np.concatenate([getattr(p, name) for p in pieces] or [[]]).astype(kind)
+        for name, kind in types.items()
+    }
+    arrays |= {"lengths": np.array(lengths, np.int32), "frames": np.array(frames, np.int32)}
+    arrays |= {"piece_ends": np.array(piece_ends, np.int64)}
+    fingerprint = processor.fingerprint()
+    return {
+        "version": VERSION,
+        "fingerprint": fingerprint,
+        "digest": meta["digest"],
+        "kinds": PIECE_KINDS,
+        "bad": bad,
+    }, arrays

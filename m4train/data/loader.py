@@ -1,0 +1,245 @@
+"""The loader: reads, decodes and collates this rank's part of the plan in worker processes, in order.
+
+Workers hand batches over through shared memory held by file descriptors, which the kernel frees with the last process,
+however it ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from m4train.batch import PackedBatch
+from m4train.config import AugmentConfig, DataConfig
+from m4train.data.balance import assign
+from m4train.data.collate import Collator
+from m4train.data.plan import Plan, PlannedPack, StepPlan
+from m4train.data.quarantine import QuarantineEntry
+from m4train.data.source import Source
+from m4train.errors import DataError, M4Error
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one rank consumes in one optimizer step.
+
+    `step` counts from 1; `state` continues with the step after it, on any number of ranks and workers. `bad` names the
+    samples this rank had to leave out. `wait` is how long the trainer waited for this batch, in seconds.
+    """
+
+    step: int
+    micro_batches: list[PackedBatch]
+    state: dict[str, Any]
+    bad: list[QuarantineEntry] = field(default_factory=list)
+    wait: float = 0.0
+
+    @property
+    def loss_tokens(self) -> int:
+        """Targets of this rank in this step."""
+        return sum(batch.loss_tokens for batch in self.micro_batches)
+
+    @property
+    def documents(self) -> int:
+        """Documents of this rank in this step."""
+        return sum(len(batch.documents) for batch in self.micro_batches)
+
+    def counts(self) -> dict[str, Counter[str]]:
+        """Per source: `documents`, `tokens`, `images` and `loss_tokens` of this rank in this step."""
+        result: dict[str, Counter[str]] = {}
+        for batch in self.micro_batches:
+            for record in batch.documents:
+                counter = result.setdefault(record.source, Counter())
+                counter.update(documents=1, tokens=record.tokens, images=record.images, loss_tokens=record.loss_tokens)
+        return result
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One micro-batch, as a worker is told to build it."""
+
+    step: int
+    packs: tuple[PlannedPack, ...]
+
+
+class _Builder(Dataset):
+    """The map from task to micro-batch that runs in the workers. An error comes back as a value, to be raised in order."""
+
+    def __init__(self, collator: Collator) -> None:
+        self._collator = collator
+
+    def __getitem__(self, task: _Task) -> tuple[PackedBatch, list[QuarantineEntry]] | M4Error:
+        try:
+            return self._collator.batch(task.packs, task.step)
+        except M4Error as error:
+            return error
+
+
+class Loader:
+    """Iterates over the optimizer steps of one rank, as `StepBatch`es.
+
+    Continues after `state` where one is given; otherwise begins with step `start_step` + 1. Ends after `stop_step`, or
+    with the plan. Every rank gets the same number of micro-batches in each step. Iterating raises DataError when a worker dies,
+    naming the step and the samples it may have been at.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        processor: Any,
+        data: DataConfig,
+        *,
+        seed: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        state: dict[str, Any] | None = None,
+        start_step: int = 0,
+        stop_step: int | None = None,
+    ) -> None:
+        self.plan = plan
+        self.data = data
+        self.rank = rank
+        self.world_size = world_size
+        self.micro_batch_size = micro_batch_size
+        self._collator = Collator(plan.sources, processor, data, seed)
+        self._state = state
+        self._start_step = state["step"] if state is not None else start_step
+        self._stop_step = stop_step
+        self._in_flight: deque[_Task] = deque()
+        self._planned: deque[tuple[StepPlan, int]] = deque()  # steps handed to workers, with this rank's micro-batches
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        self._in_flight.clear()
+        self._planned.clear()
+        batches = self._batches()
+        while True:
+            begun = time.perf_counter()
+            micro_batches, bad = [], []
+            first = next(batches, None)
+            if first is None:
+                return
+            step, micro_count = self._planned.popleft()
+            for built in (first, *(next(batches) for _ in range(micro_count - 1))):
+                micro_batches.append(built[0])
+                bad.extend(built[1])
+            if self.rank == 0:
+                bad.extend(self._dropped(step))
+            yield StepBatch(step.step, micro_batches, step.state, bad, time.perf_counter() - begun)
+
+    def _tasks(self) -> Iterator[_Task]:
+        """This rank's micro-batches, in order; runs ahead of what is consumed by no more than the loader prefetches."""
+        for step in self.plan.steps(self._state):
+            if self._stop_step is not None and step.step > self._stop_step:
+                return
+            if step.step <= self._start_step:
+                continue
+            costs = [pack.cost(self.data.cost) for pack in step.packs]
+            mine = assign(costs, self.world_size, self.micro_batch_size)[self.rank]
+            self._planned.append((step, len(mine)))
+            for group in mine:
+                task = _Task(step.step, tuple(step.packs[number] for number in group))
+                self._in_flight.append(task)
+                yield task
+
+    def _batches(self) -> Iterator[tuple[PackedBatch, list[QuarantineEntry]]]:
+        builder = _Builder(self._collator)
+        if self.data.num_workers == 0:
+            results: Iterator[Any] = map(builder.__getitem__, self._tasks())
+        else:
+            results = self._from_workers(builder)
+        for result in results:
+            self._in_flight.popleft()
+            if isinstance(result, M4Error):
+                raise result
+            yield result
+
+    def _from_workers(self, builder: _Builder) -> Iterator[Any]:
+        share = -(-self.plan.global_batch_size // self.world_size)
+        ahead = self.data.prefetch_steps * -(-share // self.micro_batch_size)
+        loader: DataLoader = DataLoader(
+            builder,
+            sampler=self._tasks(),
+            batch_size=None,
+            num_workers=self.data.num_workers,
+            prefetch_factor=max(1, -(-ahead // self.data.num_workers)),
+            collate_fn=_unchanged,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=_context(),
+        )
+        handler = signal.getsignal(signal.SIGCHLD)
+        iterator = iter(loader)
+        if signal.getsignal(signal.SIGCHLD) is not handler:
+            # torch raises from the signal, anywhere in the trainer; without it a dead worker is noticed in next().
+            signal.signal(signal.SIGCHLD, handler)
+        while True:
+            try:
+                result = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "worker" not in str(error):
+                    raise
+                raise DataError(self._obituary(error)) from error
+            yield result
+
+    def _obituary(self, error: RuntimeError) -> str:
+        steps = sorted({task.step for task in self._in_flight})
+        sources = self.plan.sources
+        units = [unit for task in self._in_flight for pack in task.packs for unit in pack.units]
+        keys = [f"{sources[unit.source].name}:{sources[unit.source].key(unit.sample)}" for unit in units]
+        shown = ", ".join(keys[:50]) + (f" and {len(keys) - 50} more" if len(keys) > 50 else "")
+        return (
+            f"A data worker died while building step {steps[0]} to {steps[-1]} ({str(error).splitlines()[0]}); samples it may have been at: "
+            f"{shown}: if it ran out of memory, lower data.num_workers or data.prefetch_steps."
+        )
+
+    def _dropped(self, step: StepPlan) -> list[QuarantineEntry]:
+        entries = []
+        for dropped in step.dropped:
+            source = self.plan.sources[dropped.source]
+            shard, number = source.index.locate(dropped.sample)
+            where = (source.name, shard.key(number), shard.shard)
+            entries.append(QuarantineEntry(step.step, -1, *where, dropped.reason, dropped.detail))
+        return entries
+
+
+def validation_batches(
+    sources: list[Source],
+    processor: Any,
+    data: DataConfig,
+    *,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[PackedBatch]:
+    """One pass over held-out sources in stored order; every rank gets the same number of batches, the last may be empty."""
+    once = replace(data, shuffle=False, epochs=1, augment=AugmentConfig())
+    plan = Plan(sources, once, seed=0, global_batch_size=micro_batch_size * world_size)
+    loader = Loader(plan, processor, once, seed=0, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+    for step in loader:
+        yield from step.micro_batches
+
+
+def _context() -> Any:
+    """Workers are forked from a clean server that has imported what they need, so that they start at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["m4train.data.collate"])
+    return context
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _start_worker(worker: int) -> None:
+    """Workers leave interrupts to the trainer, which ends them, and use one thread each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,103 @@
+"""The sample on disk: one JSON object, and the original bytes of its images beside it.
+
+A document holds `items` in reading order, `{"text": ...}` and `{"image": "0.jpg", "width":, "height":, "alt":}`; a
+conversation holds `messages`, each a role and a list of the same items (or one string). `source` says where the sample
+comes from, `scores` what filters thought of it. Images are named by the members that hold them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from m4train.errors import BadSample
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One parsed sample: either `items` or `messages` is set, `images` names its images in reading order."""
+
+    items: list[dict[str, Any]] | None = None
+    messages: list[dict[str, Any]] | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> list[str]:
+        return [item["image"] for item in self.all_items() if "image" in item]
+
+    def all_items(self) -> Iterator[dict[str, Any]]:
+        """The items of the document, or of every message, in reading order."""
+        if self.items is not None:
+            yield from self.items
+        for message in self.messages or ():
+            yield from message["content"]
+
+
+def parse_sample(raw: bytes) -> Sample:
+    """Reads the JSON of a sample; raises BadSample with reason `bad_json` and what is wrong where."""
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("bad_json", f"not a JSON object in UTF-8: {error}") from None
+    return sample_from_dict(data)
+
+
+def sample_from_dict(data: Any) -> Sample:
+    """Checks the parsed JSON of a sample; raises BadSample as `parse_sample` does."""
+    if not isinstance(data, dict):
+        raise BadSample("bad_json", f"a {type(data).__name__} where an object is expected")
+    if ("items" in data) == ("messages" in data):
+        raise BadSample("bad_json", "must hold either `items` (a document) or `messages` (a conversation)")
+    source, scores = data.get("source") or {}, data.get("scores") or {}
+    if isinstance(source, str):
+        source = {"dataset": source}
+    if not isinstance(source, dict) or not isinstance(scores, dict):
+        raise BadSample("bad_json", "`source` and `scores` must be objects")
+    if "items" in data:
+        return Sample(items=_items(data["items"], "items"), source=source, scores=scores)
+    return Sample(messages=_messages(data["messages"]), source=source, scores=scores)
+
+
+def _messages(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value:
+        raise BadSample("bad_json", "`messages` must be a list with at least one message")
+    messages = []
+    for number, message in enumerate(value):
+        where = f"messages[{number}]"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise BadSample("bad_json", f"{where} must be an object whose `role` is one of {', '.join(ROLES)}")
+        content = message.get("content")
+        if isinstance(content, str):
+            content = [{"text": content}]
+        messages.append({"role": message["role"], "content": _items(content, f"{where}.content")})
+    return messages
+
+
+def _items(value: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value:
+        raise BadSample("bad_json", f"`{where}` must be a list with at least one item")
+    return [_item(item, f"{where}[{number}]") for number, item in enumerate(value)]
+
+
+def _item(item: Any, where: str) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise BadSample("bad_json", f"{where} is a {type(item).__name__}, not an object")
+    text, image = item.get("text"), item.get("image")
+    if isinstance(text, str) and image is None:
+        _check_encodable(text, where)
+        return {"text": text}
+    if isinstance(image, str) and image and text is None:
+        return {name: value for name, value in item.items() if name not in ("text", "type")}
+    raise BadSample("bad_json", f"{where} must hold either a string `text` or an image's name as `image`")
+
+
+def _check_encodable(text: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadSample("bad_json", f"{where} holds a lone surrogate, which is no text: {error.reason}") from None

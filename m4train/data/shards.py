@@ -1,0 +1,134 @@
+"""Writing shards, and finding them: plain tar files that webdataset and Energon read too."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from m4train.data.sample import sample_from_dict
+from m4train.errors import BadSample, DataError
+
+_GLOB_CHARACTERS = frozenset("*?[")
+_BLOCK = 512
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """The shards that a path, a glob or a brace pattern (`train-{0000..0042}.tar`) names, sorted within each glob.
+
+    Raises DataError where the pattern, or one of the names it expands to, matches no file.
+    """
+    import braceexpand
+
+    shards: list[str] = []
+    for name in braceexpand.braceexpand(pattern):
+        name = os.path.expanduser(name)
+        found = sorted(glob.glob(name, recursive=True)) if _GLOB_CHARACTERS & set(name) else [name]
+        if not found or not all(os.path.isfile(path) for path in found):
+            raise DataError(
+                f"No shard matches {name!r} (from {pattern!r}): write it first or correct the source's path."
+            )
+        shards.extend(found)
+    if len(set(shards)) != len(shards):
+        raise DataError(f"The pattern {pattern!r} names some shards twice: its samples would be repeated.")
+    return shards
+
+
+class ShardWriter:
+    """Writes samples to `folder/PREFIX-000000.tar`, `-000001` ... with the same bytes for the same samples.
+
+    A shard is closed when the next sample would take it above `max_bytes` (tar bytes) or `max_samples`. Each is written
+    under a temporary name, synced and renamed, so that a shard with a final name is complete. Use it as a context
+    manager; leaving by an exception keeps the finished shards and removes the one being written.
+    """
+
+    def __init__(
+        self, folder: str | Path, prefix: str = "shard", max_bytes: int = 1 << 30, max_samples: int = 10_000
+    ) -> None:
+        self.folder = Path(folder)
+        self.prefix = prefix
+        self.max_bytes = max_bytes
+        self.max_samples = max_samples
+        self.paths: list[Path] = []
+        self._stream: IO[bytes] | None = None
+        self._tar: Any = None
+        self._bytes = 0
+        self._samples = 0
+        self._keys: set[str] = set()
+
+    def write(self, key: str, sample: Mapping[str, Any], images: Mapping[str, bytes] | None = None) -> None:
+        """Adds one sample: its JSON object and its image bytes by member name (`{"0.jpg": ...}`).
+
+        Raises DataError for a key with a dot, a repeated key, a sample that would not be read back, or an image that
+        is missing, unused or misnamed.
+        """
+        images = dict(images or {})
+        self._check(key, sample, images)
+        members = {name: bytes(data) for name, data in images.items()}
+        members["json"] = json.dumps(sample, ensure_ascii=False, separators=(",", ":"), sort_keys=False).encode()
+        size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in members.values())
+        if self._samples and (self._samples >= self.max_samples or self._bytes + size > self.max_bytes):
+            self._finish()
+        if self._tar is None:
+            self._start()
+        self._tar.write({"__key__": key, **members})
+        self._keys.add(key)
+        self._bytes += size
+        self._samples += 1
+
+    def _check(self, key: str, sample: Mapping[str, Any], images: Mapping[str, bytes]) -> None:
+        if not key or "." in key or key.startswith("_") or key.strip("/") != key:
+            raise DataError(f"Sample key {key!r} must be non-empty, without dots, and not start with '_' or '/'.")
+        if key in self._keys:
+            raise DataError(f"Sample key {key!r} was already written: keys must be unique.")
+        try:
+            names = sample_from_dict(dict(sample)).images
+        except BadSample as error:
+            raise DataError(f"Sample {key!r} would not be readable: {error.detail}.") from None
+        if set(names) != set(images):
+            raise DataError(f"Sample {key!r} names images {sorted(set(names))} but was given {sorted(images)}.")
+        for name in images:
+            if "." not in name or "/" in name or name == "json" or name.startswith("_"):
+                raise DataError(f"Sample {key!r} has an image named {name!r}: use NUMBER.FORMAT, such as 0.jpg.")
+
+    def _start(self) -> None:
+        import webdataset
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._path = self.folder / f"{self.prefix}-{len(self.paths):06d}.tar"
+        self._temporary = self.folder / f".{self._path.name}.{os.getpid()}.tmp"
+        self._stream = open(self._temporary, "wb")  # noqa: SIM115 (held over many calls)
+        self._tar = webdataset.TarWriter(self._stream, encoder=False, compress=False, mtime=0)
+        self._bytes = self._samples = 0
+
+    def _finish(self) -> None:
+        assert self._stream is not None
+        self._tar.close()
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        os.replace(self._temporary, self._path)
+        self.paths.append(self._path)
+        self._stream = self._tar = None
+
+    def close(self) -> None:
+        """Finishes the shard being written."""
+        if self._tar is not None:
+            self._finish()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif self._stream is not None:
+            self._stream.close()
+            os.unlink(self._temporary)
+            self._stream = self._tar = None

@@ -1,0 +1,120 @@
+"""A source of the mixture: shards, their index, and the samples read back one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from m4train.config import DataConfig, SourceConfig
+from m4train.data.images import decode_image
+from m4train.data.index import SourceIndex
+from m4train.data.index_build import build_index, open_index
+from m4train.data.sample import Sample
+from m4train.data.shards import expand_shards
+from m4train.data.sources.base import FileReader, ShardFormat
+from m4train.data.sources.tar import TarFormat
+from m4train.errors import BadSample, ConfigError
+
+
+@dataclass
+class Source:
+    """One dataset: `index` says what it holds, `read` and `images` fetch it. Pickled by path."""
+
+    name: str
+    config: SourceConfig
+    index: SourceIndex
+    shard_format: ShardFormat
+    files: FileReader
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def key(self, sample: int) -> str:
+        shard, number = self.index.locate(sample)
+        return shard.key(number)
+
+    def read(self, sample: int) -> Sample:
+        """The text of a sample. Raises BadSample, with the reason found when indexing where there is one."""
+        shard, number = self.index.locate(sample)
+        if number in shard.bad:
+            raise BadSample(*shard.bad[number])
+        return self.shard_format.sample(self.files, shard.shard, shard.members(number))
+
+    def images(self, sample: int, wanted: range | None = None) -> dict[int, Image.Image]:
+        """The decoded images numbered `wanted` (all, where not given). Raises BadSample."""
+        shard, number = self.index.locate(sample)
+        members = shard.members(number)
+        wanted = range(len(members) - 1) if wanted is None else wanted
+        stored = self.shard_format.images(self.files, shard.shard, members, wanted)
+        images = {image: decode_image(data, f"image {image}") for image, data in stored.items()}
+        for image, picture in images.items():
+            expected = (members[1 + image].width, members[1 + image].height)
+            if picture.size != expected:
+                raise BadSample(
+                    "unreadable_image", f"image {image} is {picture.size} when decoded but {expected} by its header"
+                )
+        return images
+
+
+def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any) -> list[Source]:
+    """Opens every source, in the order given, indexing small ones on first use.
+
+    Raises ConfigError for a missing path or weight, DataError for a pattern without shards, StaleIndexError for large
+    sources without a fresh index.
+    """
+    built = []
+    for name, config in sources.items():
+        if not config.path:
+            raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
+        shards = expand_shards(config.path)
+        shard_format = TarFormat()
+        opened = open_index(shards, shard_format, processor, data.index_dir, data.auto_index_limit)
+        source = Source(name, config, SourceIndex(opened), shard_format, FileReader())
+        if len(source) == source.index.bad_count:
+            raise ConfigError(
+                f"data source {name!r} ({config.path}) holds no usable sample: look at `m4train data stats`."
+            )
+        built.append(source)
+    return built
+
+
+def index_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any, progress: Any = None) -> None:
+    """`m4train data index`: builds what is missing or stale, whatever its size."""
+    for config in sources.values():
+        build_index(expand_shards(config.path), TarFormat(), processor, data.index_dir, progress=progress)
+
+
+def source_stats(source: Source) -> dict[str, Any]:
+    """`m4train data stats`: what a source holds, from its index alone."""
+    reasons: dict[str, int] = {}
+    samples = tokens = frames = images = longest = 0
+    for shard in source.index.shards:
+        samples += len(shard)
+        tokens += int(shard.lengths.sum(dtype="int64"))
+        frames += int(shard.frames.sum(dtype="int64"))
+        images += shard.image_count
+        longest = max(longest, int(shard.lengths.max(initial=0)))
+        for reason, _ in shard.bad.values():
+            reasons[reason] = reasons.get(reason, 0) + 1
+    counts = {
+        "shards": len(source.index.shards),
+        "samples": samples,
+        "tokens": tokens,
+        "images": images,
+        "frames": frames,
+    }
+    return counts | {"longest": longest, "bad": reasons}
+
+
+def conversations(source: Source) -> Iterator[tuple[str, list[dict[str, Any]], list[Image.Image]]]:
+    """Key, messages and images of every conversation of a source, in stored order; documents and bad samples are left out."""
+    for number in range(len(source)):
+        try:
+            sample = source.read(number)
+            if sample.messages is not None:
+                yield source.key(number), sample.messages, list(source.images(number).values())
+        except BadSample:
+            continue

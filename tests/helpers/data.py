@@ -1,0 +1,159 @@
+"""Tiny datasets of real pictures, and a processor small enough to reason about."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from m4train.config import DataConfig, SourceConfig
+from m4train.data.shards import ShardWriter
+from m4train.data.source import Source, build_sources
+from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
+
+SIDE = 16
+
+
+class FakeProcessor:
+    """Bytes as tokens (id = byte + 10); an image is its frames of 16 x 16, two tokens each, between two marks."""
+
+    bos_id, eos_id, pad_id, end_of_utterance_id, image_token_id = 0, 1, 2, 3, 4
+    _mark, _role = 5, 6
+
+    def __init__(self, name: str = "fake", side: int = SIDE) -> None:
+        self.name = name
+        self.side = side
+
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(f"{self.name} {self.side}".encode()).hexdigest()
+
+    def frames_for(self, width: int, height: int) -> int:
+        tiles = -(-width // self.side) * -(-height // self.side)
+        return 1 if tiles == 1 else min(tiles, 6) + 1
+
+    def tokens_for(self, width: int, height: int) -> int:
+        return 2 * self.frames_for(width, height) + 2
+
+    def encode_image(self, image: Image.Image) -> EncodedImage:
+        count = self.frames_for(*image.size)
+        small = np.asarray(image.convert("RGB").resize((self.side, self.side))).transpose(2, 0, 1)
+        inner = [self.image_token_id, self.image_token_id] * count
+        ids = np.array([self._mark, *inner, self._mark], np.int64)
+        frames = np.stack([np.roll(small, tile, axis=2) for tile in range(count)])
+        return EncodedImage(frames, ids, ids == self.image_token_id)
+
+    def pixel_table(self) -> np.ndarray:
+        return np.tile((np.arange(256, dtype=np.float32) / 255 - 0.5) / 0.5, (3, 1))
+
+    def _text(self, text: str, *closing: int) -> np.ndarray:
+        return np.array([byte + 10 for byte in text.encode()] + list(closing), np.int64)
+
+    def encode_document(self, items: list[dict[str, Any]]) -> list[Piece]:
+        pieces: list[Piece] = [TextPiece(np.array([self.bos_id]), "template")]
+        images = 0
+        for number, item in enumerate(items):
+            if "image" in item:
+                pieces.append(ImagePiece(images))
+                images += 1
+            else:
+                pieces.append(TextPiece(self._text(item["text"]), "document", number))
+        return [*pieces, TextPiece(np.array([self.eos_id]), "document", len(items))]
+
+    def encode_messages(self, messages: list[dict[str, Any]]) -> list[Piece]:
+        pieces: list[Piece] = [TextPiece(np.array([self.bos_id]), "template")]
+        images = 0
+        for turn, message in enumerate(messages):
+            pieces.append(TextPiece(np.array([self._role]), "template", turn))
+            for item in message["content"]:
+                if "image" in item:
+                    pieces.append(ImagePiece(images))
+                    images += 1
+                else:
+                    pieces.append(TextPiece(self._text(item["text"]), message["role"], turn))
+            origin = "assistant" if message["role"] == "assistant" else "template"
+            pieces.append(TextPiece(np.array([self.end_of_utterance_id]), origin, turn))
+        return pieces
+
+    def decode(self, ids: np.ndarray) -> str:
+        return bytes(int(i) - 10 for i in ids if i >= 10).decode()
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def digit_pictures() -> tuple[list[Image.Image], list[int]]:
+    """The 1,797 handwritten digits of scikit-learn, 8 x 8 grey levels, as 16 x 16 pictures, and what they show."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pictures = [Image.fromarray((d * 15).astype(np.uint8), "L").resize((16, 16)) for d in digits.images]
+    return pictures, digits.target.tolist()
+
+
+def page_picture(text: str, width: int = 120, height: int = 40) -> Image.Image:
+    """A page with a line of text, drawn with Pillow's own font."""
+    page = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(page).text((4, 4), text, fill="black", font=ImageFont.load_default(12))
+    return page
+
+
+def document(number: int) -> tuple[str, dict[str, Any], dict[str, bytes]]:
+    """An interleaved document of up to three drawn pages; lengths vary with the number."""
+    rng = np.random.default_rng(number)
+    items: list[dict[str, Any]] = []
+    images = {}
+    for part in range(int(rng.integers(1, 4))):
+        items.append({"text": f"Page {part} of document {number}. " * int(rng.integers(1, 3))})
+        width, height = int(rng.integers(10, 60)), int(rng.integers(10, 40))
+        images[f"{part}.png"] = png(page_picture(f"{number}", width, height))
+        items.append({"image": f"{part}.png", "width": width, "height": height})
+    items.append({"text": "The end."})
+    return f"doc{number:05d}", {"items": items, "source": {"dataset": "pages"}}, images
+
+
+def conversation(number: int, picture: Image.Image, digit: int) -> tuple[str, dict[str, Any], dict[str, bytes]]:
+    messages = [
+        {"role": "user", "content": [{"image": "0.png"}, {"text": "Which digit is this?"}]},
+        {"role": "assistant", "content": [{"text": f"It is {digit}."}]},
+    ]
+    return f"chat{number:05d}", {"messages": messages, "source": {"dataset": "digits"}}, {"0.png": png(picture)}
+
+
+def documents(count: int) -> Iterator[tuple[str, dict[str, Any], dict[str, bytes]]]:
+    return (document(number) for number in range(count))
+
+
+def conversations(count: int) -> Iterator[tuple[str, dict[str, Any], dict[str, bytes]]]:
+    pictures, digits = digit_pictures()
+    return (conversation(number, pictures[number], digits[number]) for number in range(count))
+
+
+def write_shards(folder: Path, samples: Any, prefix: str = "shard", **limits: int) -> list[Path]:
+    with ShardWriter(folder, prefix, **limits) as writer:
+        for sample in samples:
+            writer.write(*sample)
+    return writer.paths
+
+
+def data_config(**changes: Any) -> DataConfig:
+    return DataConfig(**{"sequence_length": 256, "images_per_pack": 24, "open_packs": 4, "num_workers": 0} | changes)
+
+
+def make_sources(folder: Path, pages: int = 60, chats: int = 40, **changes: Any) -> tuple[list[Source], DataConfig]:
+    """Two sources, documents and conversations, in several shards each."""
+    write_shards(folder / "pages", documents(pages), max_samples=25)
+    write_shards(folder / "digits", conversations(chats), max_samples=25)
+    sources = {
+        "pages": SourceConfig(path=str(folder / "pages" / "*.tar"), weight=2.0),
+        "digits": SourceConfig(path=str(folder / "digits" / "*.tar"), weight=1.0),
+    }
+    data = data_config(sources=sources, **changes)
+    return build_sources(sources, data, FakeProcessor()), data
