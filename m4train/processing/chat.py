@@ -1,0 +1,253 @@
+"""Chat templates: rendering them in a sandbox, and telling who says which part of the rendered text.
+
+A template gives one string. To know which of its characters are data and which the template wrote, the conversation is
+rendered once with a marker in place of every text, so that what a message says is never searched for special tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from m4train.errors import BadSample, ConfigError
+
+# Idefics3 and, with bos instead of <|im_start|>, SmolVLM.
+IDEFICS3_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{{ message['role'] | capitalize }}"
+    "{{ ':' if message['content'] and message['content'][0]['type'] == 'image' else ': ' }}"
+    "{% for item in message['content'] %}"
+    "{{ item['text'] if item['type'] == 'text' else '<image>' }}"
+    "{% endfor %}"
+    "<end_of_utterance>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+IDEFICS2_TEMPLATE = IDEFICS3_TEMPLATE.removeprefix("{{ bos_token }}")
+
+_MARKER = re.compile("\ue000([0-9]+)\ue001")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive characters of a rendered conversation.
+
+    `literal` marks text of a message, in which special tokens mean nothing. `cut` says that tokens must not reach over
+    the start of this part: it is where a prompt ends and what the assistant says begins.
+    """
+
+    text: str
+    origin: str
+    turn: int
+    literal: bool = False
+    cut: bool = False
+
+
+class ChatTemplate:
+    """A jinja2 chat template. `special_tokens` (such as bos_token) are variables of it.
+
+    Raises ConfigError where the source does not parse.
+    """
+
+    def __init__(self, source: str, special_tokens: dict[str, str] | None = None) -> None:
+        self.source = source
+        self.special_tokens = dict(special_tokens or {})
+
+    def __reduce__(self) -> tuple:
+        return (ChatTemplate, (self.source, self.special_tokens))
+
+    @cached_property
+    def _template(self) -> Any:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
+        try:
+            return environment.from_string(self.source)
+        except TemplateError as error:
+            raise ConfigError(f"The chat template cannot be parsed: {error}.") from error
+
+    def render(self, messages: list[dict], add_generation_prompt: bool = False, **variables: Any) -> str:
+        """The conversation as one string; with `add_generation_prompt`, up to where the assistant speaks next.
+
+        Raises BadSample where the template refuses the conversation.
+        """
+        values = self.special_tokens | variables
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **values)
+        except (TemplateError, TypeError) as error:
+            raise BadSample("chat_template", f"The chat template refuses the conversation: {error}.") from error
+
+    @cached_property
+    def takes_items(self) -> bool:
+        """Whether message contents reach the template as lists of items, as they must where they hold images."""
+        try:
+            probe = self.render([{"role": "user", "content": [{"type": "text", "text": "x"}]}])
+        except BadSample:
+            return False
+        return "'type'" not in probe and '"type"' not in probe
+
+    def prepare(self, messages: list[dict]) -> list[dict]:
+        """Messages in the form the template takes: contents as lists of typed items, or as strings."""
+        prepared = []
+        for message in messages:
+            items = content_items(message)
+            content: Any = items
+            if not self.takes_items:
+                content = "".join(item["text"] if item["type"] == "text" else "<image>" for item in items)
+            prepared.append(message | {"content": content})
+        return prepared
+
+    def split(self, messages: list[dict], special: Callable[[str], re.Match | None]) -> list[Part]:
+        """The rendered conversation, cut by who says what.
+
+        `special` finds the first special token in a string of the template. Raises BadSample where the template changes
+        what the messages say, and ConfigError where prompts are no beginnings of the conversations they belong to.
+        """
+        messages = [message | {"content": content_items(message)} for message in messages]
+        marked, texts = _mark(messages)
+        rendered = self.render(self.prepare(marked))
+        original = self.render(self.prepare(messages))
+        for told in (texts, _strip_messages(texts, marked), [(text.strip(), turn) for text, turn in texts]):
+            if _fill(rendered, told) == original:
+                break
+        else:
+            raise BadSample("chat_template", "The chat template changes the text of the messages.")
+        spoken = [self._spoken(marked, turn, rendered, special) for turn in _assistant_turns(marked)]
+        return list(_parts(rendered, told, marked, spoken))
+
+    def _spoken(self, messages: list[dict], turn: int, rendered: str, special: Callable) -> tuple[int, int, int]:
+        """Where in `rendered` the assistant's message number `turn` begins and ends, its closing token included."""
+        prompt = self.render(self.prepare(messages[:turn]), add_generation_prompt=True)
+        if not rendered.startswith(prompt):
+            raise ConfigError(
+                f"With this chat template the prompt for message {turn} is not the beginning of the conversation "
+                f"({prompt[-40:]!r} does not lead to it), so what the assistant says cannot be told apart: use a "
+                "template that renders a conversation as its prompt followed by the answer."
+            )
+        start = end = len(prompt)
+        while True:
+            closing = special(rendered[end:])
+            marker = _MARKER.search(rendered, end)
+            if marker is None or (closing is not None and end + closing.start() < marker.start()):
+                if closing is not None and closing.group() != "<image>":
+                    return turn, start, end + closing.end()
+                if closing is None:
+                    raise ConfigError(
+                        "The chat template closes the assistant's message with no special token, so generation would "
+                        "never stop: end messages with one, such as <end_of_utterance>."
+                    )
+                end += closing.end()
+            else:
+                end = marker.end()
+
+
+def content_items(message: dict) -> list[dict]:
+    """The content of a message as items {"type": "text", "text": ...} and {"type": "image", ...}.
+
+    Strings and items without a type are understood. Raises BadSample for anything else.
+    """
+    content = message.get("content")
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(message.get("role"), str) or not isinstance(content, list):
+        raise BadSample("bad_message", "A message needs a role and a content that is a string or a list of items.")
+    items = []
+    for item in content:
+        kind = item.get("type") or next((k for k in ("text", "image") if k in item), None)
+        if kind == "text" and isinstance(item.get("text"), str):
+            items.append({"type": "text", "text": item["text"]})
+        elif kind in ("image", "image_url"):
+            items.append(item | {"type": "image"})
+        else:
+            raise BadSample("bad_message", f"A content item is neither text nor image: {str(item)[:80]}.")
+    return items
+
+
+def _mark(messages: list[dict]) -> tuple[list[dict], list[tuple[str, int]]]:
+    """The messages with marker number i in place of text number i, and those texts with the message they are in."""
+    texts: list[tuple[str, int]] = []
+    marked = []
+    for turn, message in enumerate(messages):
+        items = []
+        for item in message["content"]:
+            if item["type"] == "text":
+                texts.append((item["text"], turn))
+                item = {"type": "text", "text": f"\ue000{len(texts) - 1}\ue001"}
+            items.append(item)
+        marked.append(message | {"content": items})
+    return marked, texts
+
+
+def _strip_messages(texts: list[tuple[str, int]], marked: list[dict]) -> list[tuple[str, int]]:
+    """The texts as they are where each message is stripped as a whole."""
+    stripped, number = [], 0
+    for message in marked:
+        for place, item in enumerate(message["content"]):
+            if item["type"] == "text":
+                text, turn = texts[number]
+                text = text.lstrip() if place == 0 else text
+                text = text.rstrip() if place == len(message["content"]) - 1 else text
+                stripped.append((text, turn))
+                number += 1
+    return stripped
+
+
+def _fill(rendered: str, texts: list[tuple[str, int]]) -> str:
+    return _MARKER.sub(lambda match: texts[int(match.group(1))][0], rendered)
+
+
+def _assistant_turns(messages: list[dict]) -> list[int]:
+    return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def _parts(rendered: str, texts: list[tuple[str, int]], messages: list[dict], spoken: list[tuple[int, int, int]]):
+    """Yields the parts of a rendered conversation between markers and the borders of what the assistant says."""
+    starts = {start for _, start, _ in spoken}
+    borders = starts | {end for _, _, end in spoken} | {0, len(rendered)}
+    markers = {match.start(): match for match in _MARKER.finditer(rendered)}
+    borders |= set(markers) | {match.end() for match in markers.values()}
+    edges = sorted(borders)
+    for start, end in pairwise(edges):
+        speaker = next((turn for turn, first, last in spoken if first <= start < last), None)
+        match = markers.get(start)
+        cut = start in starts
+        if match is None:
+            origin = "template" if speaker is None else "assistant"
+            yield Part(rendered[start:end], origin, -1 if speaker is None else speaker, cut=cut)
+            continue
+        text, turn = texts[int(match.group(1))]
+        role = messages[turn]["role"]
+        origin = role if role in ("user", "assistant") else "system"
+        yield Part(text, origin, turn, literal=True, cut=cut)
+
+
+class _Generation(Extension):
+    """Lets templates hold {% generation %} ... {% endgeneration %}: the tags change nothing."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)

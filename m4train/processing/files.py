@@ -1,0 +1,64 @@
+"""The files of a processor folder, in every layout that transformers has written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m4train.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ProcessorFiles:
+    """What a folder says about a processor: image settings, processor settings, and the chat template (or None)."""
+
+    image_processor: dict[str, Any]
+    processor: dict[str, Any]
+    chat_template: str | None
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file, None where it does not exist. Raises ConfigError where it cannot be parsed."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}.") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_processor_files(folder: str | Path) -> ProcessorFiles:
+    """Reads image settings (nested in processor_config.json, or preprocessor_config.json), and the chat template.
+
+    The template is looked for in chat_template.jinja, chat_template.json and processor_config.json; the one in
+    tokenizer_config.json belongs to the tokenizer. Raises ConfigError where no image settings are found.
+    """
+    folder = Path(folder)
+    processor = read_json(folder / "processor_config.json") or {}
+    image = processor.pop("image_processor", None) or read_json(folder / "preprocessor_config.json")
+    if image is None:
+        raise ConfigError(
+            f"{folder} holds neither preprocessor_config.json nor an image_processor in processor_config.json: "
+            "point to a folder saved by a processor."
+        )
+    jinja = folder / "chat_template.jinja"
+    template = jinja.read_text(encoding="utf-8") if jinja.is_file() else None
+    template = template or (read_json(folder / "chat_template.json") or {}).get("chat_template")
+    return ProcessorFiles(image, processor, template or processor.pop("chat_template", None))
+
+
+def write_processor_files(folder: str | Path, files: ProcessorFiles) -> None:
+    """Writes the layout that transformers reads from 4.46 to 5.x: flat image settings, processor settings, template."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "preprocessor_config.json", files.image_processor)
+    write_json(folder / "processor_config.json", files.processor)
+    if files.chat_template is not None:
+        write_json(folder / "chat_template.json", {"chat_template": files.chat_template})
+        (folder / "chat_template.jinja").write_text(files.chat_template, encoding="utf-8")

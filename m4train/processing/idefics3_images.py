@@ -1,0 +1,151 @@
+"""The image processor of Idefics3 and SmolVLM: an image becomes square tiles and a small view of the whole."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from m4train.processing.features import Features
+from m4train.processing.image_processor import ImageProcessor, stack_samples
+from m4train.processing.images import to_rgb
+
+MAX_SIDE = 4096  # no image is resized beyond this, whatever the settings ask for
+MEAN = STD = [0.5, 0.5, 0.5]
+
+
+class Idefics3ImageProcessor(ImageProcessor):
+    """Resizes the longest side to `size`, then cuts the image into tiles of `max_image_size`, with a view of the whole last.
+
+    Without splitting an image is one frame. Every frame is square, with sides of `max_image_size["longest_edge"]`.
+    """
+
+    def __init__(
+        self,
+        do_convert_rgb: bool = True,
+        do_resize: bool = True,
+        size: dict[str, int] | int | None = None,
+        resample: int = Image.Resampling.LANCZOS,
+        do_image_splitting: bool = True,
+        max_image_size: dict[str, int] | int | None = None,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: float | list[float] | None = None,
+        image_std: float | list[float] | None = None,
+        do_pad: bool = True,
+        **extra: Any,
+    ) -> None:
+        self.do_convert_rgb = do_convert_rgb
+        self.do_resize = do_resize
+        self.size = _longest_edge(size, 4 * 364)
+        self.resample = int(resample)
+        self.do_image_splitting = do_image_splitting
+        self.max_image_size = _longest_edge(max_image_size, 364)
+        self.do_pad = do_pad
+        super().__init__(do_rescale, rescale_factor, do_normalize, image_mean or MEAN, image_std or STD, extra)
+
+    @property
+    def frame_size(self) -> int:
+        """Side of every frame, in pixels."""
+        return self.max_image_size["longest_edge"]
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Rows and columns of the tiles of an image of this size; (0, 0) where it is one frame."""
+        if not self.do_image_splitting:
+            return 0, 0
+        side = self.frame_size
+        width, height = self._tiled_size(*self._resized(width, height))
+        return (height // side, width // side) if max(width, height) > side else (0, 0)
+
+    def frames(self, image: Image.Image) -> tuple[np.ndarray, int, int]:
+        """The frames (n, 3, S, S) uint8 of an image, tiles in reading order and the whole last, and rows and columns."""
+        image = to_rgb(image)
+        side = self.frame_size
+        if self.do_resize:
+            image = self._resize(image, self._resized(*image.size))
+        if not self.do_image_splitting:
+            return _tiles(self._resize(image, (side, side)), side), 0, 0
+        image = self._resize(image, self._tiled_size(*image.size))
+        columns, rows = image.width // side, image.height // side
+        tiles = _tiles(image, side)
+        if max(image.size) <= side:
+            return tiles, 0, 0
+        whole = _tiles(self._resize(image, (side, side)), side)
+        return np.concatenate([tiles, whole]), rows, columns
+
+    def preprocess(
+        self, images: Any, return_tensors: str | None = None, return_row_col_info: bool = False, **settings: Any
+    ) -> Features:
+        """`pixel_values` (B, N, 3, S, S) float32 and `pixel_attention_mask` (B, N, S, S) int64 of images or lists of images.
+
+        `settings` are arguments of the constructor, for this call. Samples with fewer frames than the longest are filled
+        with zeros. With `return_row_col_info`, `rows` and `cols` list the grid of each image of each sample.
+        """
+        processor = self.replace(**settings) if settings else self
+        samples = processor.read_samples(images)
+        framed = [[processor.frames(image) for image in sample] for sample in samples]
+        side = processor.frame_size
+        frames = [
+            np.concatenate([f for f, _, _ in sample]) if sample else np.empty((0, 3, side, side), np.uint8)
+            for sample in framed
+        ]
+        features = stack_samples([processor.values(f) for f in frames], processor.do_pad, tensors=bool(return_tensors))
+        features = features.convert(return_tensors)
+        if return_row_col_info:
+            features["rows"] = [[rows for _, rows, _ in sample] for sample in framed]
+            features["cols"] = [[columns for _, _, columns in sample] for sample in framed]
+        return features
+
+    def _resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        return image if image.size == size else image.resize(size, Image.Resampling(self.resample))
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Size after the first step: the longest side set (up or down), the other one even."""
+        if not self.do_resize:
+            return width, height
+        if "longest_edge" not in self.size:
+            return self.size["width"], self.size["height"]
+        ratio, longest = width / height, self.size["longest_edge"]
+        if width >= height:
+            width, height = longest, max(_even(int(longest / ratio)), 1)
+        else:
+            width, height = max(_even(int(longest * ratio)), 1), longest
+        ratio = width / height
+        if width >= height and width > MAX_SIDE:
+            width, height = MAX_SIDE, max(int(MAX_SIDE / ratio), 1)
+        elif height > width and height > MAX_SIDE:
+            width, height = max(int(MAX_SIDE * ratio), 1), MAX_SIDE
+        return width, height
+
+    def _tiled_size(self, width: int, height: int) -> tuple[int, int]:
+        """Size after the second step: both sides the next multiples of the tile."""
+        side, ratio = self.frame_size, width / height
+        if width >= height:
+            width = math.ceil(width / side) * side
+            return width, math.ceil(int(width / ratio) / side) * side
+        height = math.ceil(height / side) * side
+        return math.ceil(int(height * ratio) / side) * side, height
+
+
+def _tiles(image: Image.Image, side: int) -> np.ndarray:
+    """The tiles (rows x columns, 3, side, side) uint8 of an image whose sides are multiples of `side`."""
+    columns, rows = image.width // side, image.height // side
+    pixels = np.asarray(image).reshape(rows, side, columns, side, 3)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 4, 1, 3)).reshape(rows * columns, 3, side, side)
+
+
+def _even(n: int) -> int:
+    return n + n % 2
+
+
+def _longest_edge(size: dict[str, int] | int | None, default: int) -> dict[str, int]:
+    if size is None:
+        return {"longest_edge": default}
+    return {"longest_edge": size} if isinstance(size, int) else dict(size)
+
+
+class SmolVLMImageProcessor(Idefics3ImageProcessor):
+    """The image processor of SmolVLM: the same computation under the name its folders carry."""

@@ -1,0 +1,111 @@
+"""Reading images: one decoder for training and inference, and what every image processor shares."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from m4train.errors import BadSample
+
+MAX_PIXELS = 89_478_485  # a quarter of a gigabyte of RGB, and where Pillow itself begins to warn
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """Format ("JPEG", "PNG", ...) and size in pixels, as seen after the EXIF rotation."""
+
+    format: str
+    width: int
+    height: int
+
+
+def read_image_info(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+    """Format and oriented size of an image file, from its header alone. Raises BadSample like `decode_image`."""
+    with _open(source, max_pixels) as image:
+        width, height = image.size
+        try:
+            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+        except Exception:
+            sideways = False  # damaged EXIF: decode_image does not rotate either
+        return ImageInfo(image.format or "", *((height, width) if sideways else (width, height)))
+
+
+def decode_image(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image file as upright RGB: EXIF rotation applied, transparency laid on white.
+
+    Raises BadSample with reason "unreadable_image", or "image_too_large" above `max_pixels` (before anything is decoded).
+    """
+    with _open(source, max_pixels) as image:
+        try:
+            image.load()
+            return to_rgb(upright(image))
+        except Exception as error:
+            raise BadSample("unreadable_image", f"{_name(source)} cannot be decoded: {error}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says it should be looked at."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return image
+    return ImageOps.exif_transpose(image) if orientation != 1 else image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB; what is transparent shows white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def pixel_table(
+    mean: list[float] | None, std: list[float] | None, rescale_factor: float | None = 1 / 255
+) -> np.ndarray:
+    """The value (3, 256) float32 that each uint8 level of each channel has after rescaling and normalising.
+
+    The steps round as the reference does: the product in float64, cast to float32, then (x - mean) / std in float32.
+    `rescale_factor` None leaves levels as they are; `mean` None leaves values unnormalised.
+    """
+    levels = np.arange(256, dtype=np.float64)
+    values = (levels if rescale_factor is None else levels * rescale_factor).astype(np.float32)
+    table = np.repeat(values[None], 3, axis=0)
+    if mean is None or std is None:
+        return table
+    return (table - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
+
+
+def normalize(frames: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Frames (..., 3, H, W) uint8 looked up in a table (3, 256): float32 of the same shape."""
+    out = np.empty(frames.shape, np.float32)
+    for channel in range(3):
+        np.take(table[channel], frames[..., channel, :, :], out=out[..., channel, :, :])
+    return out
+
+
+def _open(source: bytes | str | os.PathLike, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except Image.DecompressionBombError as error:
+        raise BadSample("image_too_large", f"{_name(source)}: {error}") from error
+    except Exception as error:
+        raise BadSample("unreadable_image", f"{_name(source)} is not an image: {error}") from error
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height}"
+        image.close()
+        raise BadSample("image_too_large", f"{_name(source)} has {size} pixels, above the limit of {max_pixels}.")
+    return image
+
+
+def _name(source: bytes | str | os.PathLike) -> str:
+    return f"an image of {len(source)} bytes" if isinstance(source, bytes) else str(source)

@@ -1,0 +1,281 @@
+"""What the processors share: text with image placeholders to model inputs, and samples to pieces."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from m4train.processing.chat import ChatTemplate
+from m4train.processing.features import Features
+from m4train.processing.files import ProcessorFiles, read_processor_files, write_processor_files
+from m4train.processing.image_processor import ImageProcessor
+from m4train.processing.inputs import is_image, nest_images, read_image
+from m4train.processing.pieces import EncodedImage, Piece
+from m4train.processing.sample_encoding import encode_document, encode_messages
+from m4train.processing.tokenizer import Tokenizer
+
+FAKE, IMAGE, END_OF_UTTERANCE = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
+
+Self = TypeVar("Self", bound="Processor")
+Span = tuple[list[int], bool]  # ids, and whether they are an image
+
+
+class Processor:
+    """Base of the processors: a tokenizer, an image processor and a chat template that agree on the image tokens."""
+
+    image_processor_class: ClassVar[type[ImageProcessor]]
+    default_template: ClassVar[str]
+
+    def __init__(self, image_processor: ImageProcessor, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        tokenizer.add_special_tokens([FAKE, IMAGE, END_OF_UTTERANCE])
+        tokenizer.reserve(self.structural_tokens())
+        self.chat_template = chat_template or tokenizer.chat_template or self.default_template
+
+    def structural_tokens(self) -> list[str]:
+        """Tokens that only the processor may write: text that spells one stays text."""
+        return [FAKE, IMAGE, END_OF_UTTERANCE]
+
+    # Ids of the tokens that have a meaning
+
+    @property
+    def image_token_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids(IMAGE)
+
+    @property
+    def end_of_utterance_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids(END_OF_UTTERANCE)
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.tokenizer.bos_token_id
+
+    @property
+    def eos_id(self) -> int | None:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def pad_id(self) -> int | None:
+        return self.tokenizer.pad_token_id
+
+    # Files
+
+    @classmethod
+    def from_pretrained(cls: type[Self], folder: str | Path, **settings: Any) -> Self:
+        """Reads a folder of any layout; `settings` override those of the image processor or of the processor.
+
+        Raises ConfigError where a file is missing or unreadable.
+        """
+        files = read_processor_files(folder)
+        own = {name: settings.pop(name, files.processor.get(name)) for name in cls._own_settings()}
+        image_processor = cls.image_processor_class.from_dict(files.image_processor | settings)
+        own = {name: value for name, value in own.items() if value is not None}
+        return cls(image_processor, Tokenizer.from_pretrained(folder), chat_template=files.chat_template, **own)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes tokenizer, image settings, processor settings and chat template, as transformers 4.46 to 5.x reads them."""
+        settings = {name: getattr(self, name) for name in self._own_settings()}
+        settings |= {"processor_class": type(self).__name__}
+        image = self.image_processor.to_dict() | {"processor_class": type(self).__name__}
+        self.tokenizer.chat_template = self.chat_template
+        self.tokenizer.config["processor_class"] = type(self).__name__
+        self.tokenizer.save_pretrained(folder)
+        write_processor_files(folder, ProcessorFiles(image, settings, self.chat_template))
+
+    @classmethod
+    def _own_settings(cls) -> tuple[str, ...]:
+        return ()
+
+    def fingerprint(self) -> str:
+        """A digest of everything that changes ids, their number, or what a frame is: tokenizer, template, settings."""
+        state = {
+            "class": type(self).__name__,
+            "tokenizer": json.loads(self.tokenizer.backend.to_str()),
+            "special_tokens": self.tokenizer.special_tokens_map,
+            "template": self.chat_template,
+            "image_processor": self.image_processor.to_dict(),
+            "settings": {name: getattr(self, name) for name in self._own_settings()},
+        }
+        return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
+
+    # Samples, as training reads them
+
+    def encode_document(self, items: list[dict]) -> list[Piece]:
+        """Pieces of a document: items {"text": ...} and {"image": ...} in reading order. Raises BadSample."""
+        return encode_document(self.tokenizer, items)
+
+    def encode_messages(self, messages: list[dict]) -> list[Piece]:
+        """Pieces of a conversation, as the chat template renders it. Raises BadSample, or ConfigError for the template."""
+        return encode_messages(self.tokenizer, self._chat(), messages, IMAGE)
+
+    def encode_image(self, image: Image.Image) -> EncodedImage:
+        """Tiles and ids of one image."""
+        raise NotImplementedError
+
+    def tokens_for(self, width: int, height: int) -> int:
+        """How many ids an image of this size takes in the text."""
+        return len(self.image_ids(width, height))
+
+    def frames_for(self, width: int, height: int) -> int:
+        """How many frames an image of this size becomes."""
+        raise NotImplementedError
+
+    def image_ids(self, width: int, height: int) -> np.ndarray:
+        """The ids (n,) int64 that an image of this size takes in the text."""
+        raise NotImplementedError
+
+    def pixel_table(self) -> np.ndarray:
+        """The value (3, 256) float32 of each uint8 level of each channel."""
+        return self.image_processor.pixel_table()
+
+    # Text and images, as inference gives them
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        **settings: Any,
+    ) -> Features:
+        """`input_ids`, `attention_mask`, `pixel_values` and `pixel_attention_mask` of texts with <image> placeholders.
+
+        `images` is one image, a flat list in the order of the placeholders, or a list per text. `settings` are those of the
+        image processor or of this processor, for this call. Truncation drops an image it would cut, with what follows.
+        Raises ValueError where a text holds more or fewer placeholders than it has images.
+        """
+        processor = self._with(settings)
+        if text is None:
+            if images is None:
+                raise ValueError("Give the processor text, images, or both.")
+            return processor.image_processor(images, return_tensors=return_tensors)
+        texts = [text] if isinstance(text, str) else list(text)
+        samples = _images_per_text(texts, images)
+        rows, kept = [], []
+        for one, sample in zip(texts, samples):
+            spans = processor._spans(one, sample, add_special_tokens)
+            spans = _truncate(spans, max_length or self.tokenizer.model_max_length) if truncation else spans
+            rows.append([i for ids, _ in spans for i in ids])
+            kept.append(sample[: sum(is_image for _, is_image in spans)])
+        features = self.tokenizer.pad(rows, padding, max_length, pad_to_multiple_of, padding_side)
+        features = features.convert(return_tensors)
+        if any(kept):
+            features |= processor.image_processor(kept, return_tensors=return_tensors)
+        return features
+
+    def apply_chat_template(
+        self,
+        conversation: list,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        **options: Any,
+    ) -> Any:
+        """The conversation (or each of several) as a string; with `tokenize`, its ids, or all model inputs if `return_dict`.
+
+        Images to process are the "image", "url" or "path" of content items. bos is never doubled.
+        """
+        template = self._chat(chat_template)
+        several = bool(conversation) and isinstance(conversation[0], list)
+        conversations = conversation if several else [conversation]
+        texts = [template.render(template.prepare(c), add_generation_prompt) for c in conversations]
+        if not tokenize:
+            return texts if several else texts[0]
+        images = [_images_of(c) for c in conversations]
+        bos = self.tokenizer.bos_token
+        options.setdefault("add_special_tokens", not (bos and all(text.startswith(bos) for text in texts)))
+        inputs = self(images if any(images) else None, texts, **options)
+        if not several and not options.get("return_tensors"):
+            inputs |= {name: inputs[name][0] for name in ("input_ids", "attention_mask")}
+        return inputs if return_dict else inputs["input_ids"]
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        return self.tokenizer.decode(ids, **options)
+
+    def batch_decode(self, rows: Any, **options: Any) -> list[str]:
+        return self.tokenizer.batch_decode(rows, **options)
+
+    # Inside
+
+    def _chat(self, source: str | None = None) -> ChatTemplate:
+        source = source or self.chat_template
+        cached = self.__dict__.get("_template")
+        if cached is None or cached.source != source:
+            cached = self.__dict__["_template"] = ChatTemplate(source, self.tokenizer.special_tokens_map)
+        return cached
+
+    def _with(self: Self, settings: dict[str, Any]) -> Self:
+        """This processor with other settings, for one call."""
+        settings = {name: value for name, value in settings.items() if value is not None}
+        if not settings:
+            return self
+        own = {name: settings.pop(name, getattr(self, name)) for name in self._own_settings()}
+        image_processor = self.image_processor.replace(**settings)
+        return type(self)(image_processor, self.tokenizer, chat_template=self.chat_template, **own)
+
+    def _spans(self, text: str, images: list[Image.Image], add_special_tokens: bool) -> list[Span]:
+        """The ids of a text cut around its images, with what the tokenizer puts before and after."""
+        prefix, suffix = self.tokenizer.affixes if add_special_tokens else ([], [])
+        spans: list[Span] = [(prefix, False)]
+        for number, piece in enumerate(text.split(IMAGE)):
+            if number:
+                spans.append((self.image_ids(*images[number - 1].size).tolist(), True))
+            if piece:
+                spans.append((self.tokenizer.encode(piece, add_special_tokens=False), False))
+        return [*spans, (suffix, False)]
+
+
+def _images_per_text(texts: list[str], images: Any) -> list[list[Image.Image]]:
+    """The images of each text. Raises ValueError where their numbers differ from the placeholders'."""
+    counts = [text.count(IMAGE) for text in texts]
+    if images is None:
+        samples: list[list[Any]] = [[] for _ in texts]
+    elif isinstance(images, (list, tuple)) and images and all(is_image(image) for image in images):
+        ends = list(accumulate(counts, initial=0))
+        samples = [list(images[start:end]) for start, end in pairwise(ends)]
+        samples[-1] += images[ends[-1] :]
+    else:
+        samples = nest_images(images)
+    if len(samples) != len(texts):
+        raise ValueError(
+            f"There are {len(texts)} texts and images for {len(samples)}: give one list of images per text."
+        )
+    for number, (count, sample) in enumerate(zip(counts, samples)):
+        if count != len(sample):
+            raise ValueError(
+                f"Text {number} holds {count} {IMAGE} placeholders and has {len(sample)} images: make the numbers equal."
+            )
+    return [[read_image(image) for image in sample] for sample in samples]
+
+
+def _images_of(messages: list[dict]) -> list[Any]:
+    """The images that the items of a conversation carry."""
+    sources = ("image", "url", "path")
+    items = [item for message in messages if isinstance(message["content"], list) for item in message["content"]]
+    items = [item for item in items if item.get("type") == "image" or "image" in item]
+    return [next(item[s] for s in sources if s in item) for item in items if any(s in item for s in sources)]
+
+
+def _truncate(spans: list[Span], limit: int) -> list[Span]:
+    """The spans that fit in `limit` ids: text may be cut, an image ends the sample before it."""
+    kept: list[Span] = []
+    for ids, image in spans:
+        if len(ids) > limit:
+            return kept if image else [*kept, (ids[:limit], False)]
+        kept.append((ids, image))
+        limit -= len(ids)
+    return kept

@@ -1,0 +1,307 @@
+"""A tokenizer folder read with the `tokenizers` library alone.
+
+Two ways to encode matter here. `encode` gives the string of a special token its id. `encode_plain` never does: text that
+comes from data is only text, whatever it spells.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from m4train.errors import ConfigError
+from m4train.processing.features import Features
+from m4train.processing.files import read_json, write_json
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """Text to token ids and back. `config` holds what tokenizer_config.json and special_tokens_map.json hold."""
+
+    def __init__(self, backend: Backend, config: dict[str, Any] | None = None) -> None:
+        self.backend = backend
+        self.config = dict(config or {})
+        self.padding_side: str = self.config.get("padding_side", "right")
+        self.truncation_side: str = self.config.get("truncation_side", "right")
+        self.model_max_length = int(min(self.config.get("model_max_length") or 1e30, 1e30))
+        self.chat_template: str | None = _template_of(self.config)
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self._derived: dict[str, Any] = {}
+        self._reserved: set[str] = set()
+        self._add_configured_tokens()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Tokenizer:
+        """Reads tokenizer.json and, where they are, tokenizer_config.json and special_tokens_map.json.
+
+        Raises ConfigError where tokenizer.json is missing or unreadable.
+        """
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ConfigError(f"{folder} holds no tokenizer.json: point to a folder of a fast tokenizer.")
+        try:
+            backend = Backend.from_file(str(path))
+        except Exception as error:
+            raise ConfigError(f"{path} cannot be read as a tokenizer: {error}.") from error
+        config = read_json(folder / "tokenizer_config.json") or {}
+        for name, token in (read_json(folder / "special_tokens_map.json") or {}).items():
+            config.setdefault(name, token)
+        return cls(backend, config)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, as transformers reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(folder / "tokenizer.json"))
+        special = {name: getattr(self, name) for name in NAMED_TOKENS if getattr(self, name) is not None}
+        named = set(special.values())
+        extra = [t.content for _, t in self._added() if t.special and t.content not in named]
+        config = {k: v for k, v in self.config.items() if k not in ("added_tokens_decoder", "extra_special_tokens")}
+        config |= special
+        config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+        config["padding_side"] = self.padding_side
+        config["added_tokens_decoder"] = {str(i): _flags(t) for i, t in self._added()}
+        config["additional_special_tokens"] = extra
+        config.pop("chat_template", None)
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        write_json(folder / "tokenizer_config.json", config)
+        write_json(folder / "special_tokens_map.json", special | {"additional_special_tokens": extra})
+
+    # Ids and names
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the base vocabulary, added tokens not counted."""
+        return self.backend.get_vocab_size(with_added_tokens=False)
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in NAMED_TOKENS if getattr(self, name) is not None}
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        return [i for i, token in self._added() if token.special]
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Content and id of every added token, special or not."""
+        return {token.content: i for i, token in self._added()}
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """The id of a token, or the ids of several; the id of the unknown token (or None) where there is none."""
+        if isinstance(tokens, str):
+            found = self.backend.token_to_id(tokens)
+            return found if found is not None or self.unk_token is None else self.backend.token_to_id(self.unk_token)
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> Any:
+        if isinstance(ids, int):
+            return self.backend.id_to_token(ids)
+        return [self.backend.id_to_token(int(i)) for i in ids]
+
+    def add_special_tokens(self, tokens: Iterable[str]) -> int:
+        """Makes each string a special token, with a new id where it has none. Returns how many ids are new."""
+        present = {t.content for _, t in self._added() if t.special}
+        missing = [AddedToken(t, normalized=False, special=True) for t in tokens if t not in present]
+        self._derived.clear()
+        return self.backend.add_special_tokens(missing)
+
+    def reserve(self, tokens: Iterable[str]) -> None:
+        """Added tokens that `encode_plain` must not produce though they are not marked special."""
+        self._reserved |= set(tokens)
+        self._derived.clear()
+
+    # Text to ids
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text in which the strings of special tokens stand for those tokens."""
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_plain(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (n,) int64 of a text that is only text, and the character (n,) after the last one of each token."""
+        encoding = self._once("plain", self._plain_backend).encode(text, add_special_tokens=False)
+        ends = np.fromiter((end for _, end in encoding.offsets), np.int64, len(encoding.ids))
+        return np.asarray(encoding.ids, np.int64), ends
+
+    @property
+    def special_pattern(self) -> re.Pattern:
+        """Matches the strings of the added tokens, the longest first."""
+        longest_first = sorted(self.added_tokens, key=len, reverse=True)
+        return self._once("pattern", lambda: re.compile("|".join(map(re.escape, longest_first)) or "(?!)"))
+
+    @property
+    def affixes(self) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer puts before and after every text (usually bos, and nothing)."""
+        return self._once("affixes", self._find_affixes)
+
+    def _find_affixes(self) -> tuple[list[int], list[int]]:
+        probe = self.backend.encode("a", add_special_tokens=True).ids
+        middle = self.backend.encode("a", add_special_tokens=False).ids
+        start = next(i for i in range(len(probe)) if probe[i : i + len(middle)] == middle)
+        return probe[:start], probe[start + len(middle) :]
+
+    def __call__(
+        self,
+        text: str | list[str],
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool = True,
+        return_tensors: str | None = None,
+    ) -> Features:
+        """`input_ids` and `attention_mask` of one text or of several. Raises ValueError where padding has no pad token."""
+        rows = [self.encode(t, add_special_tokens) for t in ([text] if isinstance(text, str) else text)]
+        limit = self.model_max_length if max_length is None else max_length
+        if truncation:
+            rows = [row[:limit] if self.truncation_side == "right" else row[-limit:] for row in rows]
+        features = self.pad(rows, padding, max_length, pad_to_multiple_of)
+        if not return_attention_mask:
+            del features["attention_mask"]
+        if isinstance(text, str) and return_tensors is None:
+            return Features({name: value[0] for name, value in features.items()})
+        return features.convert(return_tensors)
+
+    def pad(
+        self,
+        rows: list[list[int]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+    ) -> Features:
+        """Rows of ids brought to one length on `padding_side`, with the mask (1 real, 0 padding) that tells them apart."""
+        longest = max((len(row) for row in rows), default=0)
+        if padding in (False, "do_not_pad"):
+            return Features(input_ids=rows, attention_mask=[[1] * len(row) for row in rows])
+        if padding not in (True, "longest", "max_length"):
+            raise ValueError(f"padding={padding!r} is not known: use True, 'longest', 'max_length' or False.")
+        width = longest if padding != "max_length" else max(longest, max_length or self.model_max_length)
+        if pad_to_multiple_of:
+            width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
+        pad_id = self.pad_token_id
+        if pad_id is None and any(len(row) < width for row in rows):
+            raise ValueError("The tokenizer has no pad token, so rows of different lengths cannot be padded: set one.")
+        ids, masks = [], []
+        left = (padding_side or self.padding_side) == "left"
+        for row in rows:
+            fill = width - len(row)
+            pads, zeros, ones = [pad_id or 0] * fill, [0] * fill, [1] * len(row)
+            ids.append(pads + row if left else row + pads)
+            masks.append(zeros + ones if left else ones + zeros)
+        return Features(input_ids=ids, attention_mask=masks)
+
+    # Ids to text
+
+    def decode(
+        self, ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> str:
+        """The text of one row of ids (list, array or tensor)."""
+        row = [ids] if isinstance(ids, int) else [int(i) for i in ids]
+        text = self.backend.decode(row, skip_special_tokens=skip_special_tokens)
+        clean = self.config.get("clean_up_tokenization_spaces", False)
+        clean = clean if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+        return _clean_up(text) if clean else text
+
+    def batch_decode(self, rows: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
+        """The text of each row of ids."""
+        return [self.decode(row, skip_special_tokens, **options) for row in rows]
+
+    # Inside
+
+    def _added(self) -> list[tuple[int, AddedToken]]:
+        return sorted(self.backend.get_added_tokens_decoder().items())
+
+    def _add_configured_tokens(self) -> None:
+        """Takes up the special tokens that only the configuration files name, as older folders do."""
+        present = {t.content for _, t in self._added()}
+        for _, flags in sorted(self.config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
+            if flags["content"] not in present:
+                self.backend.add_tokens([AddedToken(**{k: v for k, v in flags.items() if k != "__type"})])
+        named = [self.config.get(name) for name in NAMED_TOKENS]
+        extra = self.config.get("extra_special_tokens") or []
+        extra = list(extra.values()) if isinstance(extra, dict) else list(extra)
+        names = named + extra + list(self.config.get("additional_special_tokens") or [])
+        for name in NAMED_TOKENS:
+            setattr(self, name, _content(self.config.get(name)))
+        self.add_special_tokens(dict.fromkeys(content for t in names if (content := _content(t))))
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, kept until a token is added."""
+        if name not in self._derived:
+            self._derived[name] = make()
+        return self._derived[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_derived": {}}
+
+    def _plain_backend(self) -> Backend:
+        """A copy of the backend in which no special or reserved token is ever found in a text."""
+        state = json.loads(self.backend.to_str())
+        for token in state.get("added_tokens", []):
+            token["special"] = token["special"] or token["content"] in self._reserved
+        plain = Backend.from_str(json.dumps(state))
+        plain.encode_special_tokens = True
+        return plain
+
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token: str | None
+
+    def _id(self, token: str | None) -> int | None:
+        return None if token is None else self.backend.token_to_id(token)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._id(self.bos_token)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._id(self.eos_token)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        return self._id(self.pad_token)
+
+    @property
+    def unk_token_id(self) -> int | None:
+        return self._id(self.unk_token)
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _flags(token: AddedToken) -> dict[str, Any]:
+    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    return {name: getattr(token, name) for name in names}
+
+
+def _template_of(config: dict[str, Any]) -> str | None:
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several named templates: the one named "default" is the one used
+        return next((t["template"] for t in template if t.get("name") == "default"), None)
+    return template
+
+
+def _clean_up(text: str) -> str:
+    """Drops the space before punctuation and contractions, as tokenizers of the BERT days want it."""
+    for mark in (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(" ' ", "'") if mark == "'" else text.replace(f" {mark}", mark)
+    return text

@@ -1,0 +1,49 @@
+"""A small Idefics3 processor for everybody's tests: byte-level tokenizer, image settings, chat template."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from m4train.processing.idefics3 import Idefics3Processor
+from m4train.processing.idefics3_images import Idefics3ImageProcessor
+from m4train.processing.tokenizer import Tokenizer
+from m4train.processing.tokenizer_training import train_bpe_tokenizer
+
+TEXTS = (
+    "In this image, we see the city of New York, and more specifically the Statue of Liberty.",
+    "What can we see in this image? There are buildings, trees, lights, and water visible.",
+    "User: which digit is this?\nAssistant: the digit is seven.\n\n0 1 2 3 4 5 6 7 8 9",
+    "A document holds text and images in reading order; the model predicts each next token of the text.",
+)
+
+
+@lru_cache(maxsize=8)
+def tokenizer_folder(vocab_size: int = 512) -> Path:
+    """A folder with a trained byte-level BPE tokenizer, made once per process."""
+    folder = Path(tempfile.mkdtemp(prefix="m4train-tokenizer-"))
+    train_bpe_tokenizer(TEXTS * 4, vocab_size, folder)
+    return folder
+
+
+def tiny_idefics3_processor(
+    folder: str | Path | None = None,
+    image_size: int = 32,
+    image_seq_len: int = 4,
+    split: bool = False,
+    tiles: int = 2,
+) -> Idefics3Processor:
+    """A processor with frames of `image_size` and `image_seq_len` features each; saved in `folder` where one is given.
+
+    Without `split` every image is one frame; with it, its longest side is `tiles` frames long.
+    """
+    longest = image_size * (tiles if split else 1)
+    image_processor = Idefics3ImageProcessor(
+        do_image_splitting=split, size={"longest_edge": longest}, max_image_size={"longest_edge": image_size}
+    )
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folder())
+    processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=image_seq_len)
+    if folder is not None:
+        processor.save_pretrained(folder)
+    return processor

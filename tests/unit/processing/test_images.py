@@ -1,0 +1,73 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m4train.errors import BadSample
+from m4train.processing.images import decode_image, normalize, pixel_table, read_image_info, to_rgb
+
+
+def stored(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def rotated(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return stored(Image.new("RGB", (30, 20), (250, 0, 0)), "JPEG", exif=exif.tobytes())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied_and_told_without_decoding(orientation):
+    data = rotated(orientation)
+    expected = (20, 30) if orientation >= 5 else (30, 20)
+    assert decode_image(data).size == expected
+    info = read_image_info(data)
+    assert (info.format, info.width, info.height) == ("JPEG", *expected)
+
+
+def test_transparency_shows_white():
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (10, 20, 30, 255))
+    pixels = np.asarray(decode_image(stored(image)))
+    assert pixels.tolist() == [[[255, 255, 255], [10, 20, 30]]]
+
+
+def test_rgb_with_a_transparent_colour_shows_white():
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 9, 9))
+    decoded = decode_image(stored(image, transparency=(1, 2, 3)))
+    assert np.asarray(decoded).tolist() == [[[255, 255, 255], [9, 9, 9]]]
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", stored(Image.new("RGB", (50, 50), 3), "JPEG")[:300]])
+def test_unreadable_images_are_bad_samples(data):
+    with pytest.raises(BadSample) as error:
+        decode_image(data)
+    assert error.value.reason == "unreadable_image"
+
+
+def test_images_above_the_limit_are_refused_before_decoding():
+    data = stored(Image.new("1", (200, 100)))
+    assert decode_image(data, max_pixels=20_000).size == (200, 100)
+    for read in (decode_image, read_image_info):
+        with pytest.raises(BadSample, match="200x100 pixels, above the limit of 19999") as error:
+            read(data, max_pixels=19_999)
+        assert error.value.reason == "image_too_large"
+
+
+def test_pixel_table_normalises_every_level():
+    table = pixel_table([0.5, 0.4, 0.3], [0.5, 0.6, 0.7])
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(3, axis=0)
+    out = normalize(levels, table)
+    for channel, (mean, std) in enumerate([(0.5, 0.5), (0.4, 0.6), (0.3, 0.7)]):
+        expected = (np.arange(256) / 255 - mean) / std
+        np.testing.assert_allclose(out[channel].ravel(), expected, atol=1e-6)
+
+
+def test_opaque_modes_are_plain_conversions():
+    image = Image.new("L", (3, 3), 100)
+    assert np.asarray(to_rgb(image)).tolist() == np.full((3, 3, 3), 100).tolist()
