@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,11 @@ def apply_adapters(model: nn.Module, config: AdapterConfig) -> list[str]:
 
 
 def _peft_config(config: AdapterConfig, targets: list[str]) -> Any:
+    """peft's own configuration; targets are one pattern, since peft takes a list of names as suffixes."""
     from peft import LoraConfig
 
-    return LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets)
+    pattern = "|".join(re.escape(name) for name in targets)
+    return LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=pattern)
 
 
 def _adapted_modules(model: nn.Module) -> list[tuple[str, Any]]:

@@ -31,7 +31,7 @@ class StepSums:
         losses = token_losses.double()
         self._total += losses.sum()
         self._host["loss_tokens"] += batch.loss_tokens
-        self._host["tokens"] += batch.tokens
+        self._host["tokens"] += real_tokens(batch)
         self._host["capacity"] += batch.capacity
         self._host["images"] += sum(document.images for document in batch.documents)
         self._hashes[0] += batch.data_hash
@@ -84,6 +84,11 @@ class StepSums:
             metrics[f"tokens/{name}"] = int(documents[i])
             metrics[f"images/{name}"] = int(documents[count + i])
         return metrics
+
+
+def real_tokens(batch: PackedBatch) -> int:
+    """Tokens that belong to a document; an empty batch of weight zero holds filling that belongs to none."""
+    return sum(document.tokens for document in batch.documents)
 
 
 def _hash(limbs: Sequence[float]) -> str:

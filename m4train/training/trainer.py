@@ -16,7 +16,7 @@ from m4train.errors import TrainingError
 from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoint import load_checkpoint, save_checkpoint, versions
 from m4train.training.engines.base import Engine, GradientNorms
-from m4train.training.metrics import StepSums
+from m4train.training.metrics import StepSums, real_tokens
 from m4train.training.model_protocol import Step
 from m4train.training.resume import FOLDER, Checkpoint, config_dict
 from m4train.training.schedule import rate_factor
@@ -178,7 +178,7 @@ class Trainer:
             self._check_gradients()
         norms = update(self.engine, factor, self.config.trainer.max_grad_norm, self._skips)
         self.step, self._plan = step, batch.state
-        window.tokens += sum(micro.tokens for micro in batch.micro_batches)
+        window.tokens += sum(real_tokens(micro) for micro in batch.micro_batches)
         if sums is None:
             return None
         self.metrics = self._measure(sums, norms, factor, window)

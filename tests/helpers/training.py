@@ -102,7 +102,7 @@ class TinyModel(nn.Module):
     def forward(self, batch: PackedBatch, z_loss: float = 0.0, return_logits: bool = False) -> PackedOutput:
         assert batch.images is not None
         assert batch.images.pixel_table is not None
-        frames = batch.images.pixel_table[0][batch.images.pixels.int()]
+        frames = batch.images.pixel_table[0].to(self.norm.weight.dtype)[batch.images.pixels.int()]
         features = self.connector(self.vision(frames)).reshape(-1, HIDDEN)
         hidden = self.embed_tokens(batch.input_ids)
         used = batch.images.count * IMAGE_TOKENS
@@ -111,10 +111,11 @@ class TinyModel(nn.Module):
         hidden = hidden + 0.0 * features.sum()
         for layer in self.layers:
             hidden = layer(hidden, batch.segments.lengths)
-        logits = self.lm_head(self.norm(hidden)[batch.loss_positions]).float()
+        logits = self.lm_head(self.norm(hidden)[batch.loss_positions])
+        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
         losses = F.cross_entropy(logits, batch.targets, reduction="none")
         weighted = losses if batch.target_weights is None else losses * batch.target_weights
-        loss = weighted.sum() + z_loss * logits.logsumexp(-1).square().sum() + 0.0 * hidden.float().sum()
+        loss = weighted.sum() + z_loss * logits.logsumexp(-1).square().sum() + 0.0 * hidden.sum()
         return PackedOutput(loss, losses.detach(), logits if return_logits else None)
 
 

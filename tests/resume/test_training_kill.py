@@ -1,0 +1,105 @@
+"""A run that is killed at any moment continues and ends with the same numbers."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from m4train.training.resume import find_checkpoint
+from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
+
+ROOT = Path(__file__).parents[2]
+CLOCK = {"tokens_per_second", "data_wait_fraction"}
+
+# Trains the tiny run in a process of its own. `point` names a function of the checkpoint module that kills the process
+# before or after its call number `count`.
+CHILD = """
+    import os, signal, sys
+    import torch
+    torch.set_num_threads(1)
+    from m4train.training import checkpoint
+    from tests.helpers.training import TinyModel, make_config, make_trainer
+
+    run_dir, point, when, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+    calls = 0
+
+    def killing(function):
+        def wrapped(*args, **keywords):
+            global calls
+            calls += 1
+            if calls == count and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*args, **keywords)
+            if calls == count and when == "after":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        return wrapped
+
+    if point == "rename":
+        checkpoint.os = type("os", (), {"rename": staticmethod(killing(os.rename))})
+    elif point != "none":
+        setattr(checkpoint, point, killing(getattr(checkpoint, point)))
+    extra = lambda folder: (folder / "config.json").write_text("{}")
+    make_trainer(make_config(run_dir, save_every=2), TinyModel(dropout=0.1), save_extra=extra).train()
+"""
+POINTS = ("_make_folder", "_write_tensors", "_write_rest", "write_json", "_verify", "_seal", "write_manifest")
+POINTS += ("fsync_tree", "_publish", "rename", "fsync_folder", "_prune")
+
+
+def _start(run_dir, point="none", when="before", count=1):
+    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(run_dir), point, when, str(count)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def _losses(run_dir):
+    return [{key: v for key, v in line.items() if key not in CLOCK} for line in read_metrics(run_dir)]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole")
+    make_trainer(make_config(run_dir, save_every=2), TinyModel(dropout=0.1)).train()
+    return _losses(run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_every_point_of_a_save(point, when, expected, tmp_path):
+    killed = _start(tmp_path, point, when, count=4)
+    _, errors = killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL, f"the point was never reached: {errors}"
+    checkpoint = find_checkpoint(make_config(tmp_path), lambda sentence: pytest.fail(sentence))
+    assert checkpoint is not None
+    make_trainer(make_config(tmp_path, save_every=2), TinyModel(dropout=0.1)).train()
+    assert _losses(tmp_path) == expected
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000010", "step-000012"]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(expected, tmp_path):
+    generator, kills = random.Random(0), 0
+    while True:
+        run = _start(tmp_path)
+        metrics = tmp_path / "metrics.jsonl"
+        before = metrics.stat().st_size if metrics.exists() else 0
+        while run.poll() is None and (not metrics.exists() or metrics.stat().st_size <= before) and kills < 8:
+            time.sleep(0.005)  # the interesting moments come after the imports
+        time.sleep(generator.uniform(0.0, 0.1))
+        if kills < 8:
+            run.kill()
+        _, errors = run.communicate(timeout=120)
+        if run.returncode == 0:
+            break
+        assert run.returncode == -signal.SIGKILL, errors
+        kills += 1
+    assert kills > 2
+    assert _losses(tmp_path) == expected

@@ -1,0 +1,79 @@
+import io
+import json
+
+from rich.console import Console as RichConsole
+
+from m4train.training.callbacks import Checkpointing, Console, Jsonl, default_callbacks
+from m4train.training.callbacks.jsonl import truncate
+from m4train.training.callbacks.wandb import Wandb
+from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
+
+
+def test_default_callbacks_follow_the_configuration(tmp_path):
+    config = make_config(tmp_path, eval_every=3)
+    config.logging.console, config.logging.wandb = True, "offline"
+    names = [type(callback).__name__ for callback in default_callbacks(config)]
+    assert names == ["Evaluation", "Console", "Jsonl", "Wandb", "Checkpointing"]
+    assert [type(c).__name__ for c in default_callbacks(make_config(tmp_path))] == ["Jsonl", "Checkpointing"]
+
+
+def test_truncate_keeps_whole_lines_up_to_the_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    truncate(path, 3)
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 6)) + '{"step": 6, "lo')
+    truncate(path, 9)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    truncate(path, 3)
+    assert path.read_text().count("\n") == 3
+
+
+def test_no_step_appears_twice_after_a_kill(tmp_path):
+    make_trainer(make_config(tmp_path, stop_after=4), TinyModel()).train()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 0.0}\n{"step": 6, "lo')
+    make_trainer(make_config(tmp_path), TinyModel()).train()
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert lines[4]["loss"] > 0
+
+
+def _printed(tmp_path, terminal):
+    stream = io.StringIO()
+    console = Console(RichConsole(file=stream, force_terminal=terminal, width=200))
+    make_trainer(make_config(tmp_path, max_steps=4), TinyModel(), callbacks=[console]).train()
+    return stream.getvalue()
+
+
+def test_plain_lines_in_a_log_file(tmp_path):
+    text = _printed(tmp_path, terminal=False)
+    lines = [line for line in text.splitlines() if line.startswith("step ")]
+    assert len(lines) == 4
+    assert lines[-1].startswith("step 4/4  loss ")
+    assert "tokens/s" in lines[0]
+    assert "left 0:00:0" in lines[0]
+    assert "\x1b" not in text
+    assert "vision" in text
+    assert "stopped at step 4 by max_steps" in text
+
+
+def test_a_progress_bar_on_a_terminal(tmp_path):
+    text = _printed(tmp_path, terminal=True)
+    assert "4/4" in text
+    assert "\x1b" in text
+
+
+def test_wandb_keeps_its_run_across_resumes(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ids = []
+    for stop_after in (2, None):
+        trainer = make_trainer(
+            make_config(tmp_path, max_steps=4, stop_after=stop_after),
+            TinyModel(),
+            callbacks=[Jsonl(), Wandb("offline", "tests"), Checkpointing(2)],
+        )
+        trainer.train()
+        ids.append((tmp_path / "wandb_id").read_text())
+    assert ids[0] == ids[1]
+    runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert runs
+    assert all(name.endswith(ids[0]) for name in runs)

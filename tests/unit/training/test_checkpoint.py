@@ -1,0 +1,163 @@
+import errno
+import os
+
+import pytest
+import torch
+
+from m4train.errors import CheckpointError, ConfigError
+from m4train.training import checkpoint as module
+from m4train.training.resume import find_checkpoint, open_checkpoint
+from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
+
+
+def _train(config, **options):
+    return make_trainer(config, TinyModel(), **options).train()
+
+
+def _names(run_dir):
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_only_the_last_are_kept(tmp_path):
+    _train(make_config(tmp_path, save_every=2, keep_last=3))
+    assert _names(tmp_path) == ["step-000008", "step-000010", "step-000012"]
+
+
+@pytest.mark.parametrize("file", ["tensors/__0_0.distcp", "tensors/.metadata", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(file, damage, tmp_path):
+    config = make_config(tmp_path)
+    _train(config)
+    expected = read_metrics(tmp_path)[-1]["loss"]
+    path = tmp_path / "checkpoints" / "step-000012" / file
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes(flipped if damage == "flip" else content[:middle])
+    if (file, damage) == ("manifest.json", "flip"):
+        path.write_bytes(content.replace(b'"sha256": "', b'"sha256": "f', 1))
+    said = []
+    assert find_checkpoint(config, said.append).step == 8
+    assert "step-000012" in said[0]
+    assert "Falling back" in said[0]
+    assert _train(config).step == 12
+    assert read_metrics(tmp_path)[-1]["loss"] == expected
+    assert open_checkpoint(tmp_path / "checkpoints" / "step-000012").step == 12
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path):
+    config = make_config(tmp_path, keep_last=1)
+    _train(config)
+    (tmp_path / "checkpoints" / "step-000012" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="Every checkpoint"):
+        find_checkpoint(config)
+
+
+def test_another_configuration_is_refused_by_key(tmp_path):
+    _train(make_config(tmp_path))
+    config = make_config(tmp_path)
+    config.optimizer.lr, config.data.sequence_length = 0.5, 77
+    with pytest.raises(CheckpointError, match=r"data\.sequence_length, optimizer\.lr;"):
+        find_checkpoint(config)
+
+
+def test_keys_that_change_nothing_may_change(tmp_path):
+    _train(make_config(tmp_path))
+    config = make_config(tmp_path, stop_after=3, log_every=7, save_every=9, keep_last=5, micro_batch_size=2)
+    config.data.num_workers, config.data.prefetch_steps, config.threads = 9, 9, 1
+    config.logging.project, config.resume = "other", "auto"
+    assert find_checkpoint(config).step == 12
+
+
+def test_resume_never_and_from_a_path(tmp_path):
+    config = make_config(tmp_path)
+    config.resume = "never"
+    assert find_checkpoint(config) is None
+    _train(make_config(tmp_path))
+    with pytest.raises(ConfigError, match="resume=never"):
+        find_checkpoint(config)
+    config.resume = str(tmp_path / "checkpoints" / "step-000008")
+    assert find_checkpoint(config).step == 8
+
+
+def _fail_after(function, written):
+    """A `function` that leaves something behind and then finds the disk full."""
+
+    def failing(*args, **keywords):
+        if written:
+            function(*args, **keywords)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return failing
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("stage", ["_write_tensors", "_write_rest", "_verify", "_seal", "write_manifest"])
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(stage, written, tmp_path, monkeypatch):
+    _train(make_config(tmp_path, stop_after=4))
+    monkeypatch.setattr(module, stage, _fail_after(getattr(module, stage), written))
+    with pytest.raises(CheckpointError, match=r"step-000008 could not be written \(.*No space left") as caught:
+        _train(make_config(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert _names(tmp_path) == ["step-000004"]
+    monkeypatch.undo()
+    assert _train(make_config(tmp_path)).step == 12
+
+
+def test_a_real_full_disk(tmp_path):
+    """The device that is always full, in place of the file of tensors."""
+    _train(make_config(tmp_path, stop_after=4))
+    aside = tmp_path / "checkpoints" / ".writing-step-000008" / "tensors"
+    original = module._make_folder
+
+    def trap(folder):
+        original(folder)
+        aside.mkdir()
+        (aside / "__0_0.distcp").symlink_to("/dev/full")
+
+    module._make_folder = trap
+    try:
+        with pytest.raises(CheckpointError, match="could not be written"):
+            _train(make_config(tmp_path))
+    finally:
+        module._make_folder = original
+    assert _names(tmp_path) == ["step-000004"]
+
+
+def test_a_write_that_reads_back_differently_is_refused(tmp_path, monkeypatch):
+    original = module._write_tensors
+
+    def corrupting(folder, tensors, engine):
+        changed = {name: t.clone() for name, t in tensors.items()}
+        changed["parameter/vision.patch.bias"][0] += 1.0
+        original(folder, changed, engine)
+
+    monkeypatch.setattr(module, "_write_tensors", corrupting)
+    with pytest.raises(CheckpointError, match=r"vision\.patch\.bias reads back"):
+        _train(make_config(tmp_path))
+
+
+def test_a_checkpoint_holds_frozen_parameters_and_buffers(tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    model = TinyModel()
+    model.vision.requires_grad_(False)
+    model.register_buffer("scale", torch.ones(2))
+    make_trainer(make_config(tmp_path, max_steps=1), model).train()
+    stored = dcp.FileSystemReader(tmp_path / "checkpoints" / "step-000001" / "tensors").read_metadata()
+    keys = set(stored.state_dict_metadata)
+    assert {f"parameter/{name}" for name, _ in model.named_parameters()} | {"buffer/scale"} <= keys
+    assert not any(key.startswith("optimizer/") and "/vision." in key for key in keys)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    config = make_config(tmp_path)
+    _train(config)
+    other = TinyModel()
+    other.extra = torch.nn.Linear(2, 2)
+    other.parts = lambda: {**TinyModel.parts(other), "extra": ("extra.",)}
+    with pytest.raises(CheckpointError, match=r"does not fit this model.*extra"):
+        make_trainer(make_config(tmp_path, stop_after=1), other).train()

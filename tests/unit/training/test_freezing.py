@@ -1,0 +1,71 @@
+import pytest
+
+from m4train.config import AdapterConfig, FreezeConfig, FreezeRule
+from m4train.errors import ConfigError
+from m4train.training.adapters import apply_adapters
+from m4train.training.freezing import apply_freezing, format_table, parameter_table
+from m4train.training.naming import canonical_name
+from tests.helpers.training import TinyModel
+
+
+def _trainable(model):
+    return {canonical_name(name) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _freeze(*rules, model=None):
+    model = model or TinyModel()
+    apply_freezing(model, FreezeConfig(list(rules)))
+    return model
+
+
+def test_without_rules_everything_trains():
+    model = _freeze()
+    assert len(_trainable(model)) == len(list(model.parameters()))
+
+
+def test_later_rules_are_exceptions():
+    model = _freeze(
+        FreezeRule(part="text"),
+        FreezeRule(part="text", module_types=["RMSNorm"], trainable=True),
+        FreezeRule(names=["layers.1.norm.*"]),
+    )
+    text = {name for name in _trainable(model) if name.startswith(("layers.", "norm."))}
+    assert text == {"layers.0.norm.weight", "norm.weight"}
+    assert "lm_head.weight" in _trainable(model)
+
+
+def test_names_are_globs_over_the_whole_name():
+    model = _freeze(FreezeRule(names=["*"]), FreezeRule(names=["*.q_proj.weight"], part="vision", trainable=True))
+    assert _trainable(model) == {"vision.layers.0.q_proj.weight", "vision.layers.1.q_proj.weight"}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        FreezeRule(names=["*.nothing"]),
+        FreezeRule(part="vision", module_types=["Embedding"]),
+        FreezeRule(part="nowhere"),
+        FreezeRule(names=["*"]),
+    ],
+)
+def test_a_rule_that_cannot_be_meant_is_refused(rule):
+    with pytest.raises(ConfigError, match=r"freeze\.rules"):
+        _freeze(rule)
+
+
+def test_adapters_leave_only_what_rules_ask_for():
+    model = TinyModel()
+    apply_adapters(model, AdapterConfig(kind="lora", rank=2, targets={"text": ["q_proj"]}))
+    _freeze(FreezeRule(part="connector", trainable=True), model=model)
+    assert {name for name in _trainable(model) if "lora" not in name} == {"connector.weight", "connector.bias"}
+    assert "layers.0.q_proj.lora_A.weight" in _trainable(model)
+
+
+def test_table_counts_each_parameter_once():
+    model = _freeze(FreezeRule(part="vision"), model=TinyModel(tied=True))
+    rows = {row.part: row for row in parameter_table(model)}
+    assert rows["total"].parameters == sum(p.numel() for p in model.parameters())
+    assert rows["vision"].trainable == 0
+    assert rows["lm_head"].parameters == 0
+    assert rows["embeddings"].dtypes == ("float32",)
+    assert "vision" in format_table(list(rows.values()))

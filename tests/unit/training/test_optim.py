@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import nn
+
+from m4train.config import OptimizerConfig, PartOptimizerConfig
+from m4train.errors import ConfigError
+from m4train.training import optim
+from tests.helpers.training import TinyModel
+
+
+def _groups(model, **options):
+    config = OptimizerConfig(**options)
+    named = dict(model.named_parameters())
+    return optim.parameter_groups(named, optim.undecayed_names(model), model.parts(), config), config
+
+
+def test_no_decay_on_norms_biases_gates_and_embeddings():
+    model = TinyModel()
+    model.connector.gate = nn.Parameter(torch.zeros(1, 1, 16))
+    undecayed = optim.undecayed_names(model)
+    expected = {n for n in dict(model.named_parameters()) if "norm" in n or "bias" in n or "gate" in n or "embed" in n}
+    assert undecayed == expected
+
+
+def test_a_tied_head_is_an_embedding():
+    groups, _ = _groups(TinyModel(tied=True))
+    (embeddings,) = [group for group in groups if "embed_tokens.weight" in group["names"]]
+    assert embeddings["weight_decay"] == 0.0
+
+
+def test_rates_and_decay_per_part():
+    parts = {"vision": PartOptimizerConfig(lr=1e-5), "connector": PartOptimizerConfig(weight_decay=0.3)}
+    groups, config = _groups(TinyModel(), lr=1e-3, weight_decay=0.1, parts=parts)
+    optimizer = optim.build_optimizer(groups, config)
+    optim.set_rates(optimizer, 0.5)
+    rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
+    assert rates["vision"] == pytest.approx(5e-6)
+    assert rates["text"] == pytest.approx(5e-4)
+    decays = {group["part"]: group["weight_decay"] for group in optimizer.param_groups if group["weight_decay"]}
+    assert decays == {"vision": 0.1, "connector": 0.3, "text": 0.1, "lm_head": 0.1}
+
+
+def test_settings_for_a_part_that_does_not_train_are_refused():
+    with pytest.raises(ConfigError, match="resampler"):
+        _groups(TinyModel(), parts={"resampler": PartOptimizerConfig(lr=1.0)})
+
+
+def test_update_equals_plain_adamw_and_can_be_skipped():
+    ours, reference = TinyModel(), TinyModel()
+    groups, config = _groups(ours, lr=1e-2, weight_decay=0.0)
+    optimizer = optim.build_optimizer(groups, config)
+    plain = torch.optim.AdamW(reference.parameters(), lr=1e-2, weight_decay=0.0, fused=False, foreach=False)
+    before = [p.detach().clone() for p in ours.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, reference.parameters())), "allocating state moved a parameter"
+    for skip in (0.0, 1.0, 0.0):
+        for mine, theirs in zip(ours.parameters(), reference.parameters()):
+            gradient = torch.randn_like(mine)
+            mine.grad = gradient * (float("nan") if skip else 1.0)
+            theirs.grad = gradient.clone()
+        optim.set_rates(optimizer, 1.0)
+        optim.step_unless(optimizer, torch.tensor(skip))
+        if not skip:
+            plain.step()
+    for mine, theirs in zip(ours.parameters(), reference.parameters()):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+    steps = {
+        name: t.item() for name, t in optim.optimizer_tensors(optimizer).items() if name.startswith("optimizer/step")
+    }
+    assert set(steps.values()) == {2.0}

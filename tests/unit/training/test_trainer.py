@@ -1,0 +1,147 @@
+import os
+import signal
+
+import pytest
+import torch
+
+from m4train.errors import TrainingError
+from m4train.training.callbacks.base import Callback
+from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
+
+CLOCK = {"tokens_per_second", "data_wait_fraction"}
+
+
+def _without_clock(metrics):
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in metrics]
+
+
+class _At(Callback):
+    """Does something when a step is reached."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step_end(self, trainer):
+        if trainer.step == self.step:
+            self.action(trainer)
+
+
+def _run(config, *extra, **options):
+    trainer = make_trainer(config, options.pop("model", None) or TinyModel(dropout=0.1), **options)
+    trainer.callbacks[:0] = extra
+    return trainer.train()
+
+
+def _steps(run_dir):
+    return sorted(int(path.name[5:]) for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_a_run_learns_and_logs_every_metric(tmp_path):
+    config = make_config(tmp_path, max_steps=40, eval_every=20)
+    config.optimizer.lr, config.optimizer.weight_decay = 3e-2, 0.0
+    result = _run(config, model=TinyModel())
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 41))
+    assert result.step == 40
+    assert result.stopped_by == "max_steps"
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.2
+    expected = {"loss", "loss/web", "grad_norm", "grad_norm/text", "lr", "tokens", "loss_tokens", "images", "data_hash"}
+    assert expected | CLOCK | {"padding_fraction", "skipped_steps", "quarantined"} <= set(lines[0])
+    assert [line["step"] for line in lines if "eval/loss" in line] == [20, 40]
+    assert lines[19]["eval/loss"] == pytest.approx(
+        sum(lines[19][f"eval/loss/{s}"] * lines[19][f"eval/loss_tokens/{s}"] for s in ("web", "chat"))
+        / lines[19]["eval/loss_tokens"]
+    )
+
+
+def test_only_asked_for_steps_are_logged(tmp_path):
+    _run(make_config(tmp_path, log_every=5, eval_every=8))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 5, 8, 10, 12]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_in_a_checkpoint_and_handlers_are_put_back(number, tmp_path):
+    before = signal.getsignal(number)
+    result = _run(make_config(tmp_path), _At(6, lambda trainer: os.kill(os.getpid(), number)))
+    assert (result.step, result.stopped_by) == (6, "signal")
+    assert _steps(tmp_path) == [4, 6]
+    assert signal.getsignal(number) == before
+
+
+def test_the_stop_file_is_obeyed_once(tmp_path):
+    result = _run(make_config(tmp_path), _At(5, lambda trainer: (tmp_path / "stop").touch()))
+    assert (result.step, result.stopped_by) == (5, "stop_file")
+    assert _run(make_config(tmp_path)).stopped_by == "max_steps"
+
+
+def test_the_end_of_the_data_ends_the_run(tmp_path):
+    result = _run(make_config(tmp_path), steps=7)
+    assert (result.step, result.stopped_by) == (7, "end_of_data")
+    assert _steps(tmp_path) == [4, 7]
+
+
+@pytest.mark.parametrize("pieces", [[5], [4, 4], [1, 2, 3]])
+def test_an_interrupted_run_equals_an_uninterrupted_one_to_the_last_bit(pieces, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    _run(make_config(whole, eval_every=6))
+    for steps in pieces:
+        assert _run(make_config(broken, eval_every=6, stop_after=steps)).stopped_by == "stop_after"
+    _run(make_config(broken, eval_every=6))
+    assert _without_clock(read_metrics(whole)) == _without_clock(read_metrics(broken))
+    for name in ("tensors/__0_0.distcp",):
+        files = [run / "checkpoints" / "step-000012" / name for run in (whole, broken)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_splitting_a_step_in_micro_batches_does_not_change_the_curve(tmp_path):
+    curves = []
+    for micro in (8, 4, 1):
+        config = make_config(tmp_path / str(micro), micro_batch_size=micro)
+        _run(config, model=TinyModel())
+        curves.append(read_metrics(tmp_path / str(micro)))
+    for other in curves[1:]:
+        for a, b in zip(curves[0], other, strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
+            assert b["data_hash"] == a["data_hash"]
+
+
+def test_a_finished_run_does_nothing_more(tmp_path):
+    _run(make_config(tmp_path))
+    result = _run(make_config(tmp_path))
+    assert (result.step, result.stopped_by) == (12, "max_steps")
+
+
+def test_a_parameter_without_gradient_is_named(tmp_path):
+    with pytest.raises(TrainingError, match=r"connector\.forgotten"):
+        _run(make_config(tmp_path), model=TinyModel(unused=True))
+
+
+def test_persistent_bad_steps_end_the_run_with_a_report(tmp_path):
+    model = TinyModel()
+    config = make_config(tmp_path, max_skipped_in_a_row=3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.lm_head.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match="3 steps in a row up to step 3"):
+        _run(config, model=model)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_skipped_steps_are_counted_and_survive_a_resume(tmp_path):
+    bad = {2, 5, 8}
+    for stop_after in (5, None):
+        model = TinyModel()
+        trainer = make_trainer(make_config(tmp_path, stop_after=stop_after), model)
+        model.lm_head.weight.register_hook(lambda g, t=trainer: g * float("inf") if t.step + 1 in bad else g)
+        trainer.train()
+    assert [line["skipped_steps"] for line in read_metrics(tmp_path)] == [0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3]
+
+
+def test_quarantined_samples_are_shown(tmp_path):
+    _run(make_config(tmp_path, max_steps=2), quarantined=lambda: 3)
+    assert read_metrics(tmp_path)[-1]["quarantined"] == 3
+
+
+def test_extra_files_are_put_into_every_checkpoint(tmp_path):
+    _run(make_config(tmp_path), save_extra=lambda folder: (folder / "config.json").write_text("{}"))
+    assert all((path / "config.json").exists() for path in (tmp_path / "checkpoints").iterdir())
