@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from PIL import Image
 
+from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.chat import ChatTemplate
 from m4train.processing.features import Features
 from m4train.processing.files import ProcessorFiles, read_processor_files, write_processor_files
@@ -68,15 +69,22 @@ class Processor:
     # Files
 
     @classmethod
-    def from_pretrained(cls: type[Self], folder: str | Path, **settings: Any) -> Self:
-        """Reads a folder of any layout; `settings` override those of the image processor or of the processor.
+    def from_pretrained(
+        cls: type[Self],
+        name: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Reads a folder of any layout, or a hub model; `settings` override those of the image processor or of this one.
 
-        Raises ConfigError where a file is missing or unreadable.
+        Raises ConfigError where a file is missing or unreadable, or the hub out of reach.
         """
+        folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir)
         files = read_processor_files(folder)
-        own = {name: settings.pop(name, files.processor.get(name)) for name in cls._own_settings()}
+        own = {key: settings.pop(key, files.processor.get(key)) for key in cls._own_settings()}
         image_processor = cls.image_processor_class.from_dict(files.image_processor | settings)
-        own = {name: value for name, value in own.items() if value is not None}
+        own = {key: value for key, value in own.items() if value is not None}
         return cls(image_processor, Tokenizer.from_pretrained(folder), chat_template=files.chat_template, **own)
 
     def save_pretrained(self, folder: str | Path) -> None:

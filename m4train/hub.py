@@ -1,0 +1,42 @@
+"""Folders of models, on disk or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from m4train.errors import ConfigError
+
+PROCESSOR_FILES = ("*.json", "*.jinja", "additional_chat_templates/*")  # everything of a model folder but its weights
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
+
+
+def model_folder(
+    name: str | Path,
+    patterns: Sequence[str],
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """The folder `name`, or where the files of hub model `name` that match `patterns` lie after a download.
+
+    Files already in the cache are not fetched again, and are enough without a network. Raises ConfigError where there is
+    neither such a folder nor such a model within reach.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    text = str(name)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise ConfigError(f"There is no folder {text}: give an existing folder, or a hub id of the form owner/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(text, revision=revision, cache_dir=cache_dir, allow_patterns=list(patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        at = f" at revision {revision}" if revision else ""
+        raise ConfigError(
+            f"There is no folder {text}, and the hub model {text}{at} is neither cached nor within reach ({reason}): "
+            "download it first, or give a folder."
+        ) from error
+    return Path(folder)

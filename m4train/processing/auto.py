@@ -1,0 +1,42 @@
+"""The processor that a folder was saved by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from m4train.errors import ConfigError
+from m4train.hub import PROCESSOR_FILES, model_folder
+from m4train.processing.files import read_json
+from m4train.processing.idefics3 import Idefics3Processor, SmolVLMProcessor
+from m4train.processing.processor import Processor
+
+_CLASSES: dict[str, type[Processor]] = {"Idefics3Processor": Idefics3Processor, "SmolVLMProcessor": SmolVLMProcessor}
+_MODEL_TYPES = {"idefics3": "Idefics3Processor", "smolvlm": "SmolVLMProcessor"}
+
+
+class AutoProcessor:
+    """Picks the class of a processor by what its folder says."""
+
+    @staticmethod
+    def from_pretrained(
+        name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None, **settings: Any
+    ) -> Any:
+        """The processor of a folder or hub model. Raises ConfigError where the folder names none of this family."""
+        folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir)
+        return _class_of(folder).from_pretrained(folder, **settings)
+
+
+def _class_of(folder: Path) -> type[Processor]:
+    """Looks for `processor_class` in the processor's files, then for `model_type` in config.json."""
+    named = None
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        named = named or (read_json(folder / file) or {}).get("processor_class")
+    model_type = (read_json(folder / "config.json") or {}).get("model_type")
+    found = _CLASSES.get(named or _MODEL_TYPES.get(model_type or "", ""))
+    if found is None:
+        said = f"processor_class {named!r}" if named else f"model_type {model_type!r}"
+        raise ConfigError(
+            f"{folder} has {said}, which is not one of {', '.join(_CLASSES)}: give a folder of this family."
+        )
+    return found
