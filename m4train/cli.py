@@ -22,7 +22,7 @@ def _train(arguments: list[str]) -> int:
     from m4train.compose import load_config
 
     config = load_config(arguments)
-    from m4train.build import train
+    from m4train.run import train
 
     return train(config)
 
@@ -31,7 +31,7 @@ def _evaluate(arguments: list[str]) -> int:
     from m4train.compose import load_config
 
     config = load_config(arguments)
-    from m4train.build import evaluate
+    from m4train.run import evaluate
 
     return evaluate(config)
 
@@ -40,7 +40,7 @@ def _export(arguments: list[str]) -> int:
     from m4train.compose import load_config
 
     config = load_config(arguments)
-    from m4train.build import export
+    from m4train.run import export
 
     return export(config)
 

@@ -1,0 +1,171 @@
+"""What the commands do with a configuration: train, evaluate, export."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import m4train
+from m4train import build
+from m4train.compose import save_config
+from m4train.config import Config
+from m4train.data.source import conversations
+from m4train.errors import CheckpointError, ConfigError
+from m4train.evaluation.generation import Answer, answer_conversations, score
+from m4train.inspection.run_files import LINEAGE_FILE
+from m4train.training.adapters import merge_adapters
+from m4train.training.callbacks import default_callbacks
+from m4train.training.checkpoint import load_checkpoint
+from m4train.training.engines import make_engine
+from m4train.training.freezing import parameter_table
+from m4train.training.resume import Checkpoint, find_checkpoint
+from m4train.training.trainer import Trainer
+
+EXPORT_TOLERANCE = 1e-4  # largest difference of fp32 logits between the live model and the exported one
+PICTURED_ANSWERS = 120  # per source: answers kept with their images
+
+
+def train(config: Config) -> int:
+    """Trains, or continues, the run of `config`; returns 0."""
+    _set_threads(config)
+    engine = make_engine(config)
+    run_dir = Path(config.run_dir)
+    resume = engine.broadcast(find_checkpoint(config) if engine.rank == 0 else None)
+    if resume is not None and resume.step >= config.trainer.max_steps:
+        print(f"{run_dir} is trained already: {resume.folder.name} is its last step.")
+        return 0
+    if engine.rank == 0:
+        build.prepare_data(config.data)
+    engine.barrier()
+    processor = build.build_processor(config)
+    model = build.build_model(config, processor)
+    data = build.build_data(config, processor, engine.rank, engine.world_size)
+    if engine.rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, run_dir / "config.yaml")
+        table = [dataclasses.asdict(row) for row in parameter_table(model)]
+        (run_dir / "parameters.json").write_text(json.dumps(table, indent=1) + "\n")
+    trainer = Trainer(
+        config,
+        model,
+        data.steps(resume),
+        engine,
+        default_callbacks(config),
+        validation=data.validation_steps if data.validation else None,
+        resume=resume,
+        save_extra=lambda folder: _describe_model(folder, model, processor),
+        quarantined=lambda: data.quarantine.bad,
+    )
+    trainer.train()
+    engine.shutdown()
+    return 0
+
+
+def evaluate(config: Config) -> int:
+    """Answers the held-out conversations of data.validation; writes evaluation.json and answers.jsonl into run_dir."""
+    if not config.data.validation:
+        raise ConfigError("data.validation is empty: name held-out sources of conversations to evaluate on.")
+    _set_threads(config)
+    model, processor, checkpoint = _trained(config)
+    sources = build.build_sources(config.data.validation, config.data, processor)
+    scores: dict[str, Any] = {}
+    lines: list[str] = []
+    for source in sources:
+        answers = list(answer_conversations(model, processor, conversations(source), config.evaluation))
+        if not answers:
+            raise ConfigError(f"data.validation.{source.name} holds no conversation: evaluation asks questions.")
+        scores[source.name] = score(answers)
+        lines += [json.dumps(_answer_line(source.name, answer, n)) for n, answer in enumerate(answers)]
+        result = scores[source.name]
+        print(f"{source.name}: exact match {result['exact_match']:.1%} of {result['count']} ({checkpoint.folder.name})")
+    run_dir = Path(config.run_dir)
+    (run_dir / "answers.jsonl").write_text("\n".join(lines) + "\n")
+    (run_dir / "evaluation.json").write_text(json.dumps(scores, indent=1) + "\n")
+    return 0
+
+
+def _answer_line(source: str, answer: Answer, number: int) -> dict[str, Any]:
+    images = [_data_uri(image) for image in answer.images] if number < PICTURED_ANSWERS or not answer.correct else []
+    names = ("key", "question", "answer", "reference", "correct")
+    return {"source": source, **{name: getattr(answer, name) for name in names}, "images": images}
+
+
+def _data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def export(config: Config) -> int:
+    """Writes run_dir/export: a Hugging Face folder of the newest checkpoint, adapters merged, verified by reloading it."""
+    _set_threads(config)
+    target = Path(config.run_dir) / "export"
+    model, processor, checkpoint = _trained(config)
+    probe = _probe(processor)
+    live = _logits(model, probe)
+    merge_adapters(model)
+    unfinished = target.with_name(".export.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    _describe_model(unfinished, model, processor)
+    model.save_pretrained(unfinished)
+    reloaded = type(model).from_pretrained(unfinished)
+    drift = (_logits(reloaded, _probe(type(processor).from_pretrained(unfinished))) - live).abs().max().item()
+    if not drift <= EXPORT_TOLERANCE:
+        raise CheckpointError(
+            f"The exported model's logits differ from the trained one's by {drift:.1e}, more than {EXPORT_TOLERANCE:.0e}; "
+            f"{target} was not written."
+        )
+    origin = {"run_dir": str(config.run_dir), "step": checkpoint.step, "m4train": m4train.__version__, "drift": drift}
+    (unfinished / LINEAGE_FILE).write_text(json.dumps(origin, indent=1) + "\n")
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+    print(f"exported {checkpoint.folder.name} to {target} (largest logit difference after reloading {drift:.1e})")
+    return 0
+
+
+def _trained(config: Config) -> tuple[Any, Any, Checkpoint]:
+    """Model in evaluation mode and processor, as of the newest checkpoint of run_dir."""
+    checkpoint = find_checkpoint(config)
+    if checkpoint is None:
+        raise CheckpointError(f"{config.run_dir} holds no checkpoint: train first, or set run_dir to a trained run.")
+    build.prepare_data(config.data)
+    processor = build.build_processor(config)
+    model = build.build_model(config, processor)
+    engine = make_engine(config)
+    engine.prepare(model)
+    load_checkpoint(checkpoint, engine)
+    return model.eval(), processor, checkpoint
+
+
+def _describe_model(folder: Path, model: Any, processor: Any) -> None:
+    """Everything of a Hugging Face folder but the weights: configuration, tokenizer, processor, chat template."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(model.generation_config, indent=2) + "\n")
+    processor.save_pretrained(folder)
+
+
+def _probe(processor: Any) -> dict[str, torch.Tensor]:
+    """Inputs with an image and text, to compare two forms of a model with."""
+    gradient = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
+    question = [{"type": "image"}, {"type": "text", "text": "What does this image show?"}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+    return processor(text=[prompt], images=[[gradient]], return_tensors="pt", add_special_tokens=False)
+
+
+@torch.inference_mode()
+def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model.eval()(**inputs).logits.float()
+
+
+def _set_threads(config: Config) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
