@@ -90,7 +90,7 @@ def _staleness(shard: str, index_dir: str | None, fingerprint: str) -> str | Non
         if meta.get("version") != VERSION or _stamp(shard) != meta["stamp"]:
             return "the shard has changed since it was indexed"
         tokens, _ = read_arrays(tokens_path(shard, index_dir, fingerprint))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         return "no index" if str(error.filename).endswith(".index") else "no token counts for this processor"
     except StaleIndexError as error:
         return str(error)

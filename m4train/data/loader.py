@@ -184,20 +184,20 @@ class Loader:
                 result = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "worker" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+                if isinstance(error, RuntimeError) and "worker" not in str(error):
                     raise
                 raise DataError(self._obituary(error)) from error
             yield result
 
-    def _obituary(self, error: RuntimeError) -> str:
+    def _obituary(self, error: Exception) -> str:
         steps = sorted({task.step for task in self._in_flight})
         sources = self.plan.sources
         units = [unit for task in self._in_flight for pack in task.packs for unit in pack.units]
         keys = [f"{sources[unit.source].name}:{sources[unit.source].key(unit.sample)}" for unit in units]
         shown = ", ".join(keys[:50]) + (f" and {len(keys) - 50} more" if len(keys) > 50 else "")
         return (
-            f"A data worker died while building step {steps[0]} to {steps[-1]} ({str(error).splitlines()[0]}); samples it may have been at: "
+            f"A data worker died while building step {steps[0]} to {steps[-1]} ({str(error).splitlines()[0] if str(error) else type(error).__name__}); samples it may have been at: "
             f"{shown}: if it ran out of memory, lower data.num_workers or data.prefetch_steps."
         )
 
@@ -211,7 +211,7 @@ class Loader:
         return entries
 
 
-def validation_batches(
+def validation_steps(
     sources: list[Source],
     processor: Any,
     data: DataConfig,
@@ -219,13 +219,15 @@ def validation_batches(
     micro_batch_size: int,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[PackedBatch]:
-    """One pass over held-out sources in stored order; every rank gets the same number of batches, the last may be empty."""
+) -> Loader:
+    """One pass over held-out sources in stored order, without augmentation.
+
+    Every rank gets the same number of micro-batches, the last of which may be empty; the packs are the same on any
+    number of ranks.
+    """
     once = replace(data, shuffle=False, epochs=1, augment=AugmentConfig())
     plan = Plan(sources, once, seed=0, global_batch_size=micro_batch_size * world_size)
-    loader = Loader(plan, processor, once, seed=0, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
-    for step in loader:
-        yield from step.micro_batches
+    return Loader(plan, processor, once, seed=0, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
 
 
 def _context() -> Any:

@@ -129,6 +129,7 @@ class ShardWriter:
         if kind is None:
             self.close()
         elif self._stream is not None:
+            self._tar.close()
             self._stream.close()
             os.unlink(self._temporary)
             self._stream = self._tar = None

@@ -9,14 +9,14 @@ from typing import Any
 from PIL import Image
 
 from m4train.config import DataConfig, SourceConfig
-from m4train.data.images import decode_image
 from m4train.data.index import SourceIndex
 from m4train.data.index_build import build_index, open_index
 from m4train.data.sample import Sample
 from m4train.data.shards import expand_shards
-from m4train.data.sources.base import FileReader, ShardFormat
+from m4train.data.sources.base import FileReader, Member, ShardFormat
 from m4train.data.sources.tar import TarFormat
 from m4train.errors import BadSample, ConfigError
+from m4train.processing.images import decode_image
 
 
 @dataclass
@@ -49,14 +49,18 @@ class Source:
         members = shard.members(number)
         wanted = range(len(members) - 1) if wanted is None else wanted
         stored = self.shard_format.images(self.files, shard.shard, members, wanted)
-        images = {image: decode_image(data, f"image {image}") for image, data in stored.items()}
-        for image, picture in images.items():
-            expected = (members[1 + image].width, members[1 + image].height)
-            if picture.size != expected:
-                raise BadSample(
-                    "unreadable_image", f"image {image} is {picture.size} when decoded but {expected} by its header"
-                )
-        return images
+        return {image: _decode(data, image, members[1 + image]) for image, data in stored.items()}
+
+
+def _decode(data: bytes, image: int, member: Member) -> Image.Image:
+    try:
+        picture = decode_image(data)
+    except BadSample as error:
+        raise BadSample(error.reason, f"image {image}: {error.detail}") from None
+    if picture.size != (member.width, member.height):
+        planned = f"{member.width}x{member.height}"
+        raise BadSample("unreadable_image", f"image {image} is {picture.size} when decoded but {planned} by its header")
+    return picture
 
 
 def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any) -> list[Source]:

@@ -9,11 +9,11 @@ import zlib
 from collections.abc import Iterator
 from itertools import groupby
 
-from m4train.data.images import image_size
 from m4train.data.sample import Sample, parse_sample
 from m4train.data.sources.base import FileReader, Member, ScannedSample
 from m4train.data.sources.tarfiles import TarDamage, TarMember, walk_tar
 from m4train.errors import BadSample
+from m4train.processing.images import read_image_info
 
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # as webdataset splits: at the first dot of the file's name
 _MAX_GAP = 1 << 16  # bytes between members that are cheaper to read than to skip
@@ -120,5 +120,8 @@ def _member(file: io.BufferedReader, member: TarMember) -> tuple[Member, bytes]:
 
 def _image_member(file: io.BufferedReader, name: str, member: TarMember) -> Member:
     found, data = _member(file, member)
-    width, height = image_size(data, name)
-    return Member(found.offset, found.size, found.crc, width, height)
+    try:
+        info = read_image_info(data)
+    except BadSample as error:
+        raise BadSample(error.reason, f"image {name!r}: {error.detail}") from None
+    return Member(found.offset, found.size, found.crc, info.width, info.height)

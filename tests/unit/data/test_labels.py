@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from m4train.data.labels import trained_tokens
+from m4train.data.rendering import Rendered, expand, image_size_pieces, render
+from m4train.data.sample import sample_from_dict
+from m4train.errors import BadSample
+from tests.helpers.data import FakeProcessor
+
+PROCESSOR = FakeProcessor()
+texts = st.text(min_size=1, max_size=12).filter(lambda text: text.encode("utf-8", "ignore").decode() == text)
+items = st.lists(st.one_of(texts.map(lambda t: {"text": t}), st.just({"image": "0.png"})), min_size=1, max_size=6)
+roles = st.sampled_from(["user", "assistant", "system"])
+messages = st.lists(st.fixed_dictionaries({"role": roles, "content": items}), min_size=1, max_size=5)
+
+
+def rendered(content: dict) -> Rendered:
+    sample = sample_from_dict(content)
+    pieces = render(sample, PROCESSOR)
+    count = len(sample.images)
+    planned = image_size_pieces(pieces, [(20, 30)] * count, PROCESSOR)
+    return expand(pieces, {n: Image.new("RGB", (20, 30)) for n in range(count)}, planned, PROCESSOR)
+
+
+def said(conversation: list[dict], role: str) -> list[str]:
+    return ["".join(i.get("text", "") for i in m["content"]) for m in conversation if m["role"] == role]
+
+
+@settings(max_examples=60)
+@given(messages)
+def test_trained_text_is_exactly_what_the_assistant_says(conversation: list[dict]) -> None:
+    result = rendered({"messages": conversation})
+    answers = said(conversation, "assistant")
+    if not answers:
+        with pytest.raises(BadSample) as error:
+            trained_tokens(result, "auto")
+        assert error.value.reason == "no_label"
+        return
+    mask = trained_tokens(result, "auto")
+    assert PROCESSOR.decode(result.ids[mask]) == "".join(answers)
+    assert (result.ids[mask] == PROCESSOR.end_of_utterance_id).sum() == len(answers)
+    assert not mask[0]
+    assert not (mask & result.feature_mask).any()
+    last = trained_tokens(result, "last_turn")
+    assert PROCESSOR.decode(result.ids[last]) == answers[-1]
+    everything = trained_tokens(result, "all")
+    assert PROCESSOR.decode(result.ids[everything]) == "".join(
+        i.get("text", "") for m in conversation for i in m["content"]
+    )
+
+
+@settings(max_examples=60)
+@given(items)
+def test_documents_train_on_all_their_text_and_never_on_images(content: list[dict]) -> None:
+    result = rendered({"items": content})
+    mask = trained_tokens(result, "auto")
+    assert PROCESSOR.decode(result.ids[mask]) == "".join(item.get("text", "") for item in content)
+    assert not (mask & (result.kinds == 5)).any()
+    assert result.ids[mask][-1] == PROCESSOR.eos_id
+    assert (result.feature_mask.sum()) == 2 * sum(len(frames) for frames in result.frames)
+
+
+def test_the_first_token_is_never_a_target() -> None:
+    result = rendered({"items": [{"text": "abc"}]})
+    without_bos = Rendered(
+        *(column[1:] for column in (result.ids, result.kinds, result.turns, result.feature_mask)), []
+    )
+    assert np.flatnonzero(trained_tokens(without_bos, "auto")).tolist() == [1, 2, 3]
