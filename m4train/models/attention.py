@@ -8,9 +8,9 @@ from torch import Tensor
 
 from m4train.batch import Segments
 
-# A padded batch costs its widest segment for all; up to this share of wasted area it beats one call a segment.
-_MAX_WASTE = 0.25
-_SHORT = 128  # segments this short are cheaper padded than called one by one, whatever the waste
+# Up to this length of the longest segment one padded call is cheaper than a call a segment (measured on CPU: 1.5 ms against
+# 7 ms for 60 segments of 8 tokens; from some 60 tokens on, padding always loses).
+_SHORT = 32
 
 
 @torch.compiler.disable
@@ -46,7 +46,7 @@ def attention(
         count = len(query_segments)
         q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (query, key, value))
         return _dense(q, k, v, causal=causal, window=window).transpose(1, 2).flatten(0, 1)
-    if query_segments.longest <= _SHORT or _waste(query_segments, key_segments) <= _MAX_WASTE:
+    if max(query_segments.longest, key_segments.longest) <= _SHORT:
         return _padded(query, key, value, query_segments, key_segments, causal, window)
     outputs = [
         _dense(*(x.transpose(0, 1)[None] for x in qkv), causal=causal, window=window)[0].transpose(0, 1)
@@ -59,11 +59,6 @@ def attention(
 
 def _uniform(segments: Segments) -> bool:
     return len(set(segments.lengths)) == 1
-
-
-def _waste(query_segments: Segments, key_segments: Segments) -> float:
-    area = sum(q * k for q, k in zip(query_segments.lengths, key_segments.lengths))
-    return 1 - area / max(1, len(query_segments) * query_segments.longest * key_segments.longest)
 
 
 def _varlen(

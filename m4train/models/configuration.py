@@ -235,14 +235,6 @@ class Idefics3Config(ModelConfig):
     tie_word_embeddings: bool = False
     use_cache: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.vision_config.grid % self.scale_factor:
-            raise ConfigError(
-                f"a frame has {self.vision_config.grid} patches a side, which scale_factor {self.scale_factor} does not "
-                "divide: change image_size, patch_size or scale_factor"
-            )
-
     @classmethod
     def also_reads(cls) -> tuple[str, ...]:
         return ("idefics3", "smolvlm")

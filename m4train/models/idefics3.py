@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from m4train.batch import PackedBatch, PackedImages, PackedOutput
-from m4train.errors import DataError
+from m4train.errors import ConfigError, DataError
 from m4train.models.configuration import Idefics3Config, ModelConfig, SmolVLMConfig
 from m4train.models.contexts import PackedContext
 from m4train.models.decoder import Decoder, decoder_flops
@@ -52,8 +53,18 @@ class Connector(nn.Module):
 
 
 def pixel_shuffle(features: Tensor, factor: int) -> Tensor:
-    """(F, g * g, C) -> (F, (g / s)^2, C * s^2); within a cell the order is top-left, top-right, bottom-left, bottom-right."""
-    side = round(features.shape[1] ** 0.5) // factor
+    """(F, g * g, C) -> (F, (g / s)^2, C * s^2); within a cell the order is top-left, top-right, bottom-left, bottom-right.
+
+    Raises:
+        ConfigError: `factor` does not divide the grid.
+    """
+    grid = math.isqrt(features.shape[1])
+    if grid % factor:
+        raise ConfigError(
+            f"a frame has {grid} patches a side, which scale_factor {factor} does not divide: change image_size, patch_size "
+            "or scale_factor"
+        )
+    side = grid // factor
     cells = features.unflatten(1, (side, factor, side, factor))  # (F, row, dy, column, dx, C)
     return cells.transpose(2, 3).flatten(3).flatten(1, 2)
 

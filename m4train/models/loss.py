@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
-# Elements of the logits of one chunk: large enough to keep the device busy, small enough to stay in its caches.
-_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
+# Elements of the logits of one chunk. Each chunk also adds to the whole weight gradient, so small ones are slow.
+_CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 # A head replaced by an adapter is called this many times whatever the batch holds, so that all ranks call it equally often.
 _ADAPTED_CHUNKS = 8
 
@@ -54,7 +55,7 @@ def token_loss(
         return head(hidden, targets, weights, z_loss)
     total, losses = hidden.sum() * 0.0, []
     for part in torch.arange(targets.shape[0], device=hidden.device).tensor_split(_ADAPTED_CHUNKS):
-        loss, detail = torch.utils.checkpoint.checkpoint(
+        loss, detail = checkpoint(
             _plain,
             head,
             hidden[part],
@@ -82,7 +83,8 @@ class _ChunkedLoss(torch.autograd.Function):
     """Gradients are computed in the forward pass, chunk by chunk, while the logits of the chunk are at hand.
 
     That is three matrix products instead of the four of recomputing logits in the backward pass. torch's own
-    `linear_cross_entropy` knows neither token weights with a single sum nor the z-loss, and recomputes for token losses.
+    `linear_cross_entropy` has no z-loss, and for losses per token it recomputes (on CPU, 1000 tokens, 2000 ids: 54 ms
+    against 39 ms here).
     """
 
     @staticmethod
@@ -113,7 +115,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 if hidden_grad is not None:
                     hidden_grad[part] = gradient @ table
                 if weight_grad is not None:
-                    weight_grad += gradient.t() @ states
+                    _accumulate(weight_grad, gradient, states)
         ctx.save_for_backward(hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype))
         ctx.mark_non_differentiable(losses)
         return total, losses
@@ -144,6 +146,14 @@ def _chunk(logits: Tensor, targets: Tensor, scale: Tensor | None, z_loss: float)
         total = total * scale
         gradient *= scale[:, None]
     return total.sum(), losses, gradient.to(dtype)
+
+
+def _accumulate(total: Tensor, gradient: Tensor, states: Tensor) -> None:
+    """total += gradient^T states; in one product where the dtypes allow it."""
+    if total.dtype == states.dtype:
+        total.addmm_(gradient.t(), states)
+    else:
+        total += gradient.t() @ states
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from m4train.batch import PackedBatch, PackedImages
-from m4train.errors import DataError
+from m4train.errors import ConfigError, DataError
 from m4train.models import Idefics3Config, Idefics3ForConditionalGeneration
 from m4train.models.idefics3 import pixel_shuffle
 from tests.helpers.models import document, packed_batch, perturb, tiny_idefics3
@@ -148,6 +148,11 @@ def test_pixel_shuffle_order() -> None:
         for column in range(2):
             expected = [(3 * row + dy) * 6 + 3 * column + dx for dy in range(3) for dx in range(3)]
             assert shuffled[0, 2 * row + column].tolist() == expected
+
+
+def test_a_factor_that_does_not_divide_the_grid() -> None:
+    with pytest.raises(ConfigError, match="4 patches a side, which scale_factor 3 does not divide"):
+        pixel_shuffle(torch.zeros(1, 16, 2), 3)
 
 
 def test_every_parameter_is_in_one_part() -> None:

@@ -1,0 +1,115 @@
+"""Model folders: whole or sharded, refused where they do not fit, never read through pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from m4train.errors import CheckpointError, ConfigError
+from m4train.models import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Model
+from tests.helpers.models import perturb, tiny_idefics3
+
+
+@pytest.fixture
+def model() -> Idefics3ForConditionalGeneration:
+    model = Idefics3ForConditionalGeneration(Idefics3Config.from_dict(tiny_idefics3()))
+    perturb(model)
+    return model
+
+
+def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    a, b = dict(first.named_parameters()), dict(second.named_parameters())
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("limit", [5_000_000_000, 20_000])
+def test_round_trip(model: Idefics3ForConditionalGeneration, limit: int, tmp_path: Path) -> None:
+    model.generation_config = {"eos_token_id": [2, 96]}
+    model.save_pretrained(tmp_path, max_shard_bytes=limit)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (limit == 20_000)
+    loaded = Idefics3ForConditionalGeneration.from_pretrained(tmp_path)
+    assert same(model, loaded)
+    assert loaded.generation_config == {"eos_token_id": [2, 96]}
+    assert not loaded.training
+    assert loaded.config.extra["architectures"] == ["Idefics3ForConditionalGeneration"]
+
+
+def test_saving_over_the_folder_it_is_mapped_from(model: Idefics3ForConditionalGeneration, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    loaded = Idefics3ForConditionalGeneration.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path)
+    assert same(model, loaded)
+    assert same(model, Idefics3ForConditionalGeneration.from_pretrained(tmp_path))
+
+
+def test_dtype(model: Idefics3ForConditionalGeneration, tmp_path: Path) -> None:
+    model.bfloat16().save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    load = Idefics3ForConditionalGeneration.from_pretrained
+    assert load(tmp_path).dtype == torch.bfloat16
+    assert load(tmp_path, dtype="float32").dtype == torch.float32
+    assert load(tmp_path, dtype=torch.float64).dtype == torch.float64
+
+
+def test_tied_head_is_stored_once(tmp_path: Path) -> None:
+    model = Idefics3ForConditionalGeneration(Idefics3Config.from_dict(tiny_idefics3(tie_word_embeddings=True)))
+    model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    loaded = Idefics3ForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.text_model.embed_tokens.weight
+
+
+def test_the_model_without_head_loads_from_the_same_folder(
+    model: Idefics3ForConditionalGeneration, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "whole")
+    loaded = Idefics3Model.from_pretrained(tmp_path / "whole")
+    assert same(model.model, loaded)
+    loaded.save_pretrained(tmp_path / "bare")
+    assert same(loaded, Idefics3Model.from_pretrained(tmp_path / "bare"))
+
+
+def test_missing_and_extra_tensors_are_listed(model: Idefics3ForConditionalGeneration, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.text_model.norm.weight"]
+    tensors["model.surprise"] = torch.ones(2)
+    tensors["model.text_model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2)
+    save_file(tensors, tmp_path / "model.safetensors")
+    load = Idefics3ForConditionalGeneration.from_pretrained
+    with pytest.raises(CheckpointError, match=r"lacks model.text_model.norm.weight and also holds model.surprise:"):
+        load(tmp_path)
+    loaded = load(tmp_path, strict=False)
+    assert bool((loaded.model.text_model.norm.weight == 1).all())
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+def test_another_shape_is_refused(model: Idefics3ForConditionalGeneration, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    Idefics3Config.from_dict(tiny_idefics3(text_config={"vocab_size": 99})).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"has shape \(97, 32\), but the model needs \(99, 32\)"):
+        Idefics3ForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_unusable_folders(model: Idefics3ForConditionalGeneration, tmp_path: Path) -> None:
+    load = Idefics3ForConditionalGeneration.from_pretrained
+    with pytest.raises(ConfigError, match=r"no config.json in .*elsewhere"):
+        load(tmp_path / "elsewhere")
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"neither model.safetensors nor"):
+        load(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"only pickle files \(pytorch_model.bin\)"):
+        load(tmp_path)
+    model.save_pretrained(tmp_path, max_shard_bytes=20_000)
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-.*which are missing"):
+        load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0cut off")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load(tmp_path)
