@@ -11,7 +11,7 @@ from typing import Any
 from m4train.errors import ConfigError
 
 MODEL_FAMILIES = ("idefics3", "smolvlm")
-ENGINES = ("single",)
+ENGINES = ("single", "ddp", "fsdp2")
 OPTIMIZERS = ("adamw",)
 SCHEDULES = ("constant", "linear", "cosine")
 ADAPTERS = ("none", "lora")
@@ -101,7 +101,9 @@ class AdapterConfig:
 
 @dataclass
 class EngineConfig:
-    name: str = "single"
+    name: str = "single"  # single, ddp, fsdp2
+    offload: bool = False  # keep parameters and optimizer state in CPU memory (fsdp2)
+    shard_within_node: bool = False  # fsdp2: shard over the GPUs of a node, replicate over nodes
 
 
 @dataclass

@@ -50,7 +50,7 @@ def save_checkpoint(
         lambda: _on_main(engine, lambda: _make_folder(aside)),
         lambda: _write_tensors(aside / TENSORS, tensors, engine),
         lambda: _on_main(engine, lambda: _write_rest(aside, state, save_extra)),
-        lambda: _verify(aside / TENSORS, tensors, engine),
+        lambda: _verify(aside / TENSORS, tensors),
         lambda: _on_main(engine, lambda: _seal(aside)),
         lambda: _on_main(engine, lambda: _publish(aside, target)),
     ]
@@ -71,7 +71,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine) -> None:
     """
     tensors = engine.tensors()
     try:
-        _read(checkpoint.folder / TENSORS, tensors, engine)
+        _read(checkpoint.folder / TENSORS, tensors)
     except (CheckpointException, RuntimeError, ValueError) as error:
         cause = str(error).strip().splitlines()[-1]
         raise CheckpointError(f"Checkpoint {checkpoint.folder} does not fit this model: {cause}") from error
@@ -114,12 +114,10 @@ def _write_tensors(folder: Path, tensors: dict[str, Tensor], engine: Engine) -> 
         )
 
 
-def _read(folder: Path, tensors: dict[str, Tensor], engine: Engine) -> None:
+def _read(folder: Path, tensors: dict[str, Tensor]) -> None:
     reader = dcp.FileSystemReader(folder)
     with _one_process_is_fine():
-        dcp.load(
-            dict(tensors), storage_reader=reader, process_group=engine.control_group, no_dist=engine.world_size == 1
-        )
+        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)  # each rank reads its own share, alone
 
 
 @contextmanager
@@ -135,11 +133,11 @@ def _write_rest(aside: Path, state: dict[str, Any], save_extra: Callable[[Path],
         save_extra(aside)
 
 
-def _verify(folder: Path, tensors: dict[str, Tensor], engine: Engine) -> None:
+def _verify(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Reads every tensor back, frozen ones too, and compares its bits with the live one."""
     for chunk in _chunks(tensors):
         again = {name: torch.empty_like(tensor) for name, tensor in chunk.items()}
-        _read(folder, again, engine)
+        _read(folder, again)
         for name, tensor in chunk.items():
             if not torch.equal(_bits(tensor), _bits(again[name])):
                 raise CheckpointError(f"tensor {name} reads back with other values")

@@ -126,18 +126,30 @@ class FakeStep:
     state: dict[str, Any]
 
 
-def make_pack(number: int, seed: int = 0) -> list[PackedBatch]:
+@dataclass(frozen=True)
+class Shape:
+    """What packs must look like for a model."""
+
+    vocabulary: int = VOCABULARY
+    size: int = SIZE
+    image_tokens: int = IMAGE_TOKENS
+
+
+IDEFICS3 = Shape(vocabulary=97, size=16, image_tokens=4)
+
+
+def make_pack(number: int, seed: int = 0, shape: Shape = Shape()) -> list[PackedBatch]:
     """Documents of one pack: a function of (seed, number). Every third pack is text only, some hold several images."""
     generator = torch.Generator().manual_seed(seed * 100_003 + number)
     images = (0, 1, 3)[number % 3]
-    tokens = int(torch.randint(12, 30, (1,), generator=generator))
-    ids = torch.randint(2, VOCABULARY, (tokens,), generator=generator)
-    positions = torch.arange(images * IMAGE_TOKENS)
-    loss_positions = torch.arange(images * IMAGE_TOKENS, tokens - 1)
+    tokens = int(torch.randint(14, 30, (1,), generator=generator))
+    ids = torch.randint(2, shape.vocabulary, (tokens,), generator=generator)
+    positions = torch.arange(images * shape.image_tokens)
+    loss_positions = torch.arange(images * shape.image_tokens, tokens - 1)
     source = number % len(SOURCES)
     key = hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()
     record = DocumentRecord(number, SOURCES[source], key[:8], "shard", tokens, images, len(loss_positions))
-    pixels = torch.randint(0, 256, (max(1, images), 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (max(1, images), 3, shape.size, shape.size), generator=generator, dtype=torch.uint8)
     return [
         PackedBatch(
             input_ids=ids,
@@ -157,10 +169,10 @@ def make_pack(number: int, seed: int = 0) -> list[PackedBatch]:
     ]
 
 
-def join(batches: list[PackedBatch]) -> PackedBatch:
+def join(batches: list[PackedBatch], shape: Shape = Shape()) -> PackedBatch:
     """Several one-document batches as one micro-batch; none at all gives an empty batch of weight zero."""
     empty = not batches
-    batches = batches or make_pack(0)
+    batches = batches or make_pack(0, 0, shape)
     offsets = torch.tensor([0, *(b.tokens for b in batches)]).cumsum(0)[:-1].tolist()
     frames = [b.images.pixels[: b.images.count] for b in batches if b.images is not None]
     count = sum(len(f) for f in frames)
@@ -195,7 +207,9 @@ class FakeLoader:
         state: dict[str, Any] | None = None,
         steps: int | None = None,
         seed: int = 0,
+        shape: Shape = Shape(),
     ) -> None:
+        self.shape = shape
         self.packs, self.micro, self.rank, self.world_size, self.seed = packs, micro, rank, world_size, seed
         self.done = state["steps"] if state else 0
         self.steps = steps
@@ -203,11 +217,11 @@ class FakeLoader:
     def __iter__(self) -> Iterator[FakeStep]:
         while self.steps is None or self.done < self.steps:
             numbers = range(self.done * self.packs, (self.done + 1) * self.packs)
-            mine = [make_pack(n, self.seed)[0] for n in list(numbers)[self.rank :: self.world_size]]
+            mine = [make_pack(n, self.seed, self.shape)[0] for n in list(numbers)[self.rank :: self.world_size]]
             most = -(-self.packs // self.world_size)
             chunks = [mine[i : i + self.micro] for i in range(0, most, self.micro)]
             self.done += 1
-            yield FakeStep(self.done, [join(chunk) for chunk in chunks], {"steps": self.done})
+            yield FakeStep(self.done, [join(chunk, self.shape) for chunk in chunks], {"steps": self.done})
 
 
 def make_config(run_dir: Path | str, **trainer: Any) -> Config:
@@ -226,7 +240,12 @@ def make_config(run_dir: Path | str, **trainer: Any) -> Config:
 
 
 def make_trainer(
-    config: Config, model: nn.Module | None = None, engine: Engine | None = None, packs: int = 8, **options: Any
+    config: Config,
+    model: nn.Module | None = None,
+    engine: Engine | None = None,
+    packs: int = 8,
+    shape: Shape = Shape(),
+    **options: Any,
 ) -> Trainer:
     """A trainer as `build` would make it: continues from what run_dir holds."""
     engine = engine or make_engine(config)
@@ -238,8 +257,11 @@ def make_trainer(
         world_size=engine.world_size,
         state=point.plan if point else None,
         steps=options.pop("steps", None),
+        shape=shape,
     )
-    validation = options.pop("validation", lambda: FakeLoader(6, 2, engine.rank, engine.world_size, steps=1, seed=7))
+    validation = options.pop(
+        "validation", lambda: FakeLoader(6, 2, engine.rank, engine.world_size, steps=1, seed=7, shape=shape)
+    )
     callbacks = options.pop("callbacks", None) or default_callbacks(config)
     model = model if model is not None else TinyModel()
     return Trainer(config, model, loader, engine, callbacks, validation, resume=point, **options)

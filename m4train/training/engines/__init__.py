@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m4train.config import Config
+from m4train.config import ENGINES, Config
 from m4train.errors import ConfigError
 from m4train.training.engines.base import Engine
 
@@ -13,4 +13,12 @@ def make_engine(config: Config) -> Engine:
         from m4train.training.engines.single import SingleEngine
 
         return SingleEngine(config)
-    raise ConfigError(f"engine.name is {config.engine.name!r}, but must be single.")
+    if config.engine.name == "ddp":
+        from m4train.training.engines.ddp import DDPEngine
+
+        return DDPEngine(config)
+    if config.engine.name == "fsdp2":
+        from m4train.training.engines.fsdp import FSDPEngine
+
+        return FSDPEngine(config)
+    raise ConfigError(f"engine.name is {config.engine.name!r}, but must be one of {', '.join(ENGINES)}.")

@@ -29,27 +29,37 @@ class SingleEngine:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
-        self._trainable: dict[str, nn.Parameter] = {}
+        self.trainable: dict[str, nn.Parameter] = {}
 
     def prepare(self, model: nn.Module) -> None:
         """Places the model, stores what trains in fp32, and builds the optimizer."""
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        self.store(model)
         self.model = model.to(self.device)
         if self.config.trainer.gradient_checkpointing:
             checkpoint_blocks(model.blocks())
-        undecayed = optim.undecayed_names(model)
-        parts = model.parts()
-        self._trainable = {n: p for n, p in canonical_parameters(model).items() if p.requires_grad}
-        groups = optim.parameter_groups(self._trainable, undecayed, parts, self.config.optimizer)
+        self.optimise({name: p for name, p in canonical_parameters(model).items() if p.requires_grad})
+
+    def store(self, model: nn.Module) -> None:
+        """Sets the dtype parameters are stored in."""
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def optimise(self, trainable: dict[str, nn.Parameter]) -> None:
+        """Builds the optimizer over what trains, given by canonical name."""
+        self.trainable = trainable
+        parts = self.model.parts()
+        self._part_of = {name: part_of(name, parts) for name in trainable}
+        self._part_names = tuple(dict.fromkeys(self._part_of.values()))
+        groups = optim.parameter_groups(trainable, optim.undecayed_names(self.model), parts, self.config.optimizer)
         self.optimizer = optim.build_optimizer(groups, self.config.optimizer)
-        self._part_names = tuple(dict.fromkeys(part_of(name, parts) for name in self._trainable))
-        self._part_of = {name: part_of(name, parts) for name in self._trainable}
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of the forward pass."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.trainer.precision == "bf16")
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
-        enabled = self.config.trainer.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+        with self.autocast():
             return self.model(batch, z_loss=z_loss)
 
     def accumulation(self, last: bool) -> AbstractContextManager[None]:
@@ -61,14 +71,18 @@ class SingleEngine:
     def clip(self, max_norm: float) -> GradientNorms:
         squares = []
         for part in self._part_names:
-            grads = [p.grad for n, p in self._trainable.items() if self._part_of[n] == part and p.grad is not None]
+            grads = [p.grad for n, p in self.trainable.items() if self._part_of[n] == part and p.grad is not None]
             norms = torch._foreach_norm(grads) if grads else [torch.zeros((), device=self.device)]
             squares.append(torch.stack(norms).square().sum())
-        by_part = torch.stack(squares)
+        by_part = self.sum_squares(torch.stack(squares))
         total = by_part.sum().sqrt()
         coefficient = (max_norm / (total + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_([p.grad for p in self._trainable.values() if p.grad is not None], coefficient)
+        torch._foreach_mul_([p.grad for p in self.trainable.values() if p.grad is not None], coefficient)
         return GradientNorms(total, by_part.sqrt(), self._part_names)
+
+    def sum_squares(self, squares: Tensor) -> Tensor:
+        """Sum over the ranks that hold different shards of the gradients, of squared norms per part (P,)."""
+        return squares
 
     def step(self, factor: float, skip: Tensor) -> None:
         optim.set_rates(self.optimizer, factor)
@@ -76,7 +90,7 @@ class SingleEngine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def without_gradient(self) -> list[str]:
-        return [name for name, parameter in self._trainable.items() if parameter.grad is None]
+        return [name for name, parameter in self.trainable.items() if parameter.grad is None]
 
     def reduce(self, values: Tensor) -> Tensor:
         return values

@@ -1,0 +1,60 @@
+"""Data parallel: a whole model on every rank, gradients averaged by DistributedDataParallel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from m4train.batch import PackedBatch, PackedOutput
+from m4train.config import Config
+from m4train.training.engines.processes import Processes
+from m4train.training.engines.single import SingleEngine
+
+
+class DistributedEngine(SingleEngine):
+    """What engines of several processes share: agreement, reduction, and a loss scaled against averaged gradients."""
+
+    def __init__(self, config: Config) -> None:
+        self.processes = Processes()
+        super().__init__(config, self.processes.device)
+        self.rank, self.world_size = self.processes.rank, self.processes.world_size
+        self.control_group = self.processes.control_group
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        (loss * self.world_size).backward()
+
+    def reduce(self, values: Tensor) -> Tensor:
+        return self.processes.reduce(values)
+
+    def agree(self, values: Sequence[int]) -> list[int]:
+        return self.processes.agree(values)
+
+    def broadcast(self, value: Any) -> Any:
+        return self.processes.broadcast(value)
+
+    def barrier(self) -> None:
+        self.processes.barrier()
+
+    def shutdown(self) -> None:
+        self.processes.shutdown()
+
+
+class DDPEngine(DistributedEngine):
+    """Every rank holds everything; the gradients of the last micro-batch of a step carry the reduction."""
+
+    def prepare(self, model: nn.Module) -> None:
+        super().prepare(model)
+        self._wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
+        module = self._wrapped if torch.is_grad_enabled() else self.model
+        with self.autocast():
+            return module(batch, z_loss=z_loss)
+
+    def accumulation(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext() if last else self._wrapped.no_sync()

@@ -1,0 +1,125 @@
+"""Fully sharded data parallel (FSDP2): parameters, gradients and optimizer state split over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from m4train.config import Config
+from m4train.errors import ConfigError
+from m4train.training import optim
+from m4train.training.engines.base import GradientNorms
+from m4train.training.engines.ddp import DistributedEngine
+from m4train.training.gradient_checkpointing import checkpoint_blocks
+from m4train.training.naming import canonical_parameters
+
+
+class FSDPEngine(DistributedEngine):
+    """Stored in fp32 where it trains, gathered and computed in the run's precision, reduced in fp32.
+
+    The optimizer works on each rank's own shards as plain tensors, so that any element-wise optimizer can be used.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._mesh = self._make_mesh()
+        offload = config.engine.offload
+        self._policy: OffloadPolicy = (
+            CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if offload else OffloadPolicy()
+        )
+        self._state_device = torch.device("cpu") if offload else self.device
+
+    def _make_mesh(self) -> DeviceMesh:
+        if not self.config.engine.shard_within_node:
+            return init_device_mesh(self.device.type, (self.world_size,), mesh_dim_names=("shard",))
+        per_node = self.processes.local_world_size
+        if self.world_size % per_node:
+            raise ConfigError(
+                f"engine.shard_within_node needs equally many ranks on every node, but {self.world_size} ranks "
+                f"are not a multiple of the {per_node} of this node."
+            )
+        return init_device_mesh(
+            self.device.type, (self.world_size // per_node, per_node), mesh_dim_names=("replicate", "shard")
+        )
+
+    def prepare(self, model: nn.Module) -> None:
+        """Shards block by block, then each tower that holds blocks, then what is left."""
+        self.store(model)
+        blocks = model.blocks()
+        if self.config.trainer.gradient_checkpointing:
+            checkpoint_blocks(blocks)
+        for module in _units(model, blocks):
+            self._shard(module)
+        self.model = model
+        self._sharded = {n: p for n, p in canonical_parameters(model).items() if p.requires_grad}
+        self.optimise({name: nn.Parameter(p.to_local()) for name, p in self._sharded.items()})
+
+    def _shard(self, module: nn.Module) -> None:
+        half = torch.bfloat16 if self.config.trainer.precision == "bf16" else None
+        precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        fully_shard(module, mesh=self._mesh, mp_policy=precision, offload_policy=self._policy)
+
+    def clip(self, max_norm: float) -> GradientNorms:
+        for name, sharded in self._sharded.items():
+            local = self.trainable[name]
+            local.data = sharded.to_local()
+            local.grad = None if sharded.grad is None else sharded.grad.to_local()
+        return super().clip(max_norm)
+
+    def sum_squares(self, squares: Tensor) -> Tensor:
+        dist.all_reduce(squares, group=self._mesh.get_group("shard"))
+        return squares
+
+    def step(self, factor: float, skip: Tensor) -> None:
+        super().step(factor, skip.to(self._state_device))
+        for parameter in self._sharded.values():
+            parameter.grad = None
+
+    def without_gradient(self) -> list[str]:
+        return [name for name, parameter in self._sharded.items() if parameter.grad is None]
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = super().tensors()
+        for key, value in optim.optimizer_tensors(self.optimizer).items():
+            parameter = self._sharded[key.split("/", 2)[2]]
+            if value.shape == parameter.to_local().shape and value.ndim:
+                tensors[key] = _as_dtensor(value, parameter)
+        return tensors
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in canonical_parameters(self.model).items():
+            full = parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+            yield name, full.cpu() if self.rank == 0 else torch.empty(0)
+
+
+def _units(model: nn.Module, blocks: dict[str, list[nn.Module]]) -> list[nn.Module]:
+    """What is sharded as one unit, inner ones first: blocks, towers (a part whose prefix is a module with blocks), the root."""
+    inner = [block for members in blocks.values() for block in members]
+    known, towers = {id(block) for block in inner}, []
+    for part, prefixes in model.parts().items():
+        for prefix in prefixes:
+            tower = _submodule(model, prefix.rstrip("."))
+            if tower is None or isinstance(tower, nn.ModuleList) or id(tower) in known:
+                continue
+            if any(module in blocks.get(part, []) for module in tower.modules()):
+                towers.append(tower)
+    return [*inner, *towers, model]
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _as_dtensor(local: Tensor, like: DTensor) -> DTensor:
+    return DTensor.from_local(
+        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )

@@ -1,0 +1,76 @@
+"""The processes of a run: how they find each other, and how they agree without waiting for a device."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Processes:
+    """The process group of a run, over gloo on CPUs and NCCL on GPUs, from the environment torchrun or SLURM sets.
+
+    Without such an environment it is a group of one. `control_group` is a gloo group for host-side agreement. A group
+    that already exists (a test, a notebook) is used and left alone.
+    """
+
+    def __init__(self, timeout_minutes: float = 30.0) -> None:
+        _complete_environment()
+        local_rank = int(os.environ["LOCAL_RANK"])
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(self.device)
+        else:
+            self.device = torch.device("cpu")
+        timeout = timedelta(minutes=timeout_minutes)
+        self._owned = not dist.is_initialized()
+        if self._owned:
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timeout)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
+        self.control_group = dist.new_group(backend="gloo", timeout=timeout)
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """Sum over ranks of a tensor on the device of the run, or on the CPU."""
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    def agree(self, values: Sequence[int]) -> list[int]:
+        """Sums over ranks of host integers; waits for the other hosts, not for the device."""
+        tensor = torch.tensor([int(value) for value in values], dtype=torch.int64)
+        dist.all_reduce(tensor, group=self.control_group)
+        return tensor.tolist()
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value of a picklable object."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control_group)
+        return box[0]
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.control_group)
+
+    def shutdown(self) -> None:
+        """Waits for everybody, then ends the group, so that no rank is seen as lost by another."""
+        if self._owned and dist.is_initialized():
+            self.barrier()
+            dist.destroy_process_group()
+
+
+def _complete_environment() -> None:
+    """Fills in a group of one where no launcher has set the environment."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    if "WORLD_SIZE" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ.update({**alone, "MASTER_PORT": str(probe.getsockname()[1])})
+    os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
+    os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])

@@ -1,0 +1,96 @@
+"""Runs of a tiny model under an engine, to be compared with the run of one process."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from m4train.config import AdapterConfig, Config, FreezeConfig, FreezeRule
+from m4train.training.adapters import apply_adapters
+from m4train.training.engines import make_engine
+from m4train.training.freezing import apply_freezing
+from tests.helpers.training import IDEFICS3, Shape, TinyModel, make_config, make_trainer, read_metrics
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run. `packs` per step are dealt to ranks in turn, so that some rank has no image and some have fewer packs."""
+
+    engine: str = "single"
+    model: str = "tiny"  # tiny, idefics3
+    tied: bool = False
+    packs: int = 6
+    micro: int = 2
+    recompute: bool = False
+    frozen: bool = False
+    adapter: str = "none"
+    offload: bool = False
+    nodes: bool = False
+    steps: int = 20
+
+    @property
+    def name(self) -> str:
+        flags = [key for key in ("tied", "recompute", "frozen", "offload", "nodes") if getattr(self, key)]
+        adapter = [] if self.adapter == "none" else [self.adapter]
+        return "-".join([self.engine, self.model, f"p{self.packs}", f"m{self.micro}", *flags, *adapter])
+
+    @property
+    def reference(self) -> Case:
+        """The same mathematics in one process, in one micro-batch."""
+        return replace(self, engine="single", micro=self.packs, recompute=False, offload=False, nodes=False)
+
+
+def build(case: Case, run_dir: str) -> tuple[Config, nn.Module, Shape]:
+    """The configuration, the model with its adapters and freezing applied, and the shape of its packs."""
+    config = make_config(
+        run_dir, max_steps=case.steps, micro_batch_size=case.micro, gradient_checkpointing=case.recompute, save_every=10
+    )
+    config.engine.name, config.engine.offload, config.engine.shard_within_node = case.engine, case.offload, case.nodes
+    config.optimizer.lr = 3e-3
+    if case.model == "idefics3":
+        from m4train.models import Idefics3Config, Idefics3ForConditionalGeneration
+        from tests.helpers.models import tiny_idefics3
+
+        model: Any = Idefics3ForConditionalGeneration(
+            Idefics3Config.from_dict(tiny_idefics3(tie_word_embeddings=case.tied))
+        )
+        model.init_weights(torch.Generator().manual_seed(0))
+        shape = IDEFICS3
+    else:
+        model, shape = TinyModel(tied=case.tied), Shape()
+    if case.adapter != "none":
+        config.adapter = AdapterConfig(kind=case.adapter, rank=4, targets={"text": ["q_proj"], "vision": ["q_proj"]})
+        config.freeze = FreezeConfig([FreezeRule(part="connector", trainable=True)])
+    elif case.frozen:
+        config.freeze = FreezeConfig([FreezeRule(part="vision"), FreezeRule(names=["*layers.0.*"], part="text")])
+    torch.manual_seed(0)
+    apply_adapters(model, config.adapter)
+    apply_freezing(model, config.freeze)
+    return config, model, shape
+
+
+def run_case(case: Case, run_dir: str | None = None) -> list[dict[str, Any]]:
+    """Trains and returns the metrics of every step; to be called on every rank."""
+    with tempfile.TemporaryDirectory() as scratch:
+        config, model, shape = build(case, run_dir or scratch)
+        engine = make_engine(config)
+        config.run_dir = engine.broadcast(config.run_dir)
+        make_trainer(config, model, engine, packs=case.packs, shape=shape).train()
+        engine.barrier()
+        metrics = read_metrics(config.run_dir)
+        engine.barrier()
+        engine.shutdown()
+    return metrics
+
+
+def run_cases(cases: list[Case]) -> dict[str, list[dict[str, Any]]]:
+    """Several cases in the same processes."""
+    import torch.distributed as dist
+
+    if any(case.engine != "single" for case in cases):
+        dist.init_process_group("gloo")
+    return {case.name: run_case(case) for case in cases}
