@@ -69,13 +69,11 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine) -> None:
 
     Raises CheckpointError naming what the model has and the checkpoint lacks, or has in another shape.
     """
-    tensors = engine.tensors()
     try:
-        _read(checkpoint.folder / TENSORS, tensors)
+        engine.load(lambda tensors: _read(checkpoint.folder / TENSORS, tensors))
     except (CheckpointException, RuntimeError, ValueError) as error:
         cause = str(error).strip().splitlines()[-1]
         raise CheckpointError(f"Checkpoint {checkpoint.folder} does not fit this model: {cause}") from error
-    engine.loaded()
 
 
 def versions() -> dict[str, str]:

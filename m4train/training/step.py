@@ -1,4 +1,4 @@
-"""One optimizer step: its micro-batches forward and backward, clipping, and the update."""
+"""One optimizer step: its micro-batches forward and backward, and the count of updates that were skipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from m4train.batch import PackedBatch
 from m4train.errors import TrainingError
-from m4train.training.engines.base import Engine, GradientNorms
+from m4train.training.engines.base import Engine
 from m4train.training.metrics import StepSums
 
 
@@ -61,12 +61,3 @@ def run_micro_batches(
             engine.backward(output.loss * scale, last)
         if sums is not None:
             sums.add(batch, output.token_losses)
-
-
-def update(engine: Engine, factor: float, max_norm: float, skips: SkipCounter) -> GradientNorms:
-    """Clips and steps; a step whose gradient norm is not finite changes nothing, on every rank alike."""
-    norms = engine.clip(max_norm)
-    skip = (~torch.isfinite(norms.total)).float()
-    engine.step(factor, skip)
-    skips.update(skip)
-    return norms

@@ -15,12 +15,12 @@ from m4train.config import Config
 from m4train.errors import TrainingError
 from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoint import load_checkpoint, save_checkpoint, versions
-from m4train.training.engines.base import Engine, GradientNorms
+from m4train.training.engines.base import Engine, Update
 from m4train.training.metrics import StepSums, real_tokens
 from m4train.training.model_protocol import Step
 from m4train.training.resume import FOLDER, Checkpoint, config_dict
 from m4train.training.schedule import rate_factor
-from m4train.training.step import SkipCounter, reseed, run_micro_batches, update
+from m4train.training.step import SkipCounter, reseed, run_micro_batches
 from m4train.training.stopping import StopRequests
 
 _AGREED = ("end_of_data", "signal", "stop_file")  # why ranks may stop that only one of them may know
@@ -176,12 +176,13 @@ class Trainer:
         run_micro_batches(self.engine, batch.micro_batches, loss_tokens, self.config.model.z_loss, sums)
         if step == self._first_step:
             self._check_gradients()
-        norms = update(self.engine, factor, self.config.trainer.max_grad_norm, self._skips)
+        update = self.engine.update(factor, self.config.trainer.max_grad_norm)
+        self._skips.update(update.skipped)
         self.step, self._plan = step, batch.state
         window.tokens += sum(real_tokens(micro) for micro in batch.micro_batches)
         if sums is None:
             return None
-        self.metrics = self._measure(sums, norms, factor, window)
+        self.metrics = self._measure(sums, update, factor, window)
         for callback in self.callbacks:
             self.metrics.update(callback.measure(self))
         for callback in self.callbacks:
@@ -212,13 +213,13 @@ class Trainer:
             )
         return skipped
 
-    def _measure(self, sums: StepSums, norms: GradientNorms, factor: float, window: _Window) -> dict[str, Any]:
+    def _measure(self, sums: StepSums, update: Update, factor: float, window: _Window) -> dict[str, Any]:
         """Metrics of a logged step: one reduction over ranks, and the only wait for the device between two of them."""
         elapsed = time.perf_counter() - window.started
         dropped = self.quarantined() if self.quarantined else 0
         vector = sums.vector()
         mine = torch.tensor([window.tokens, window.waited / elapsed, dropped], dtype=vector.dtype, device=vector.device)
-        shared = torch.stack([norms.total, *norms.by_part]).to(vector.dtype)
+        shared = torch.stack([update.total, *update.by_part]).to(vector.dtype)
         reduced: Tensor = self.engine.reduce(torch.cat([vector, mine]))
         values = torch.cat([reduced, shared]).tolist()
         tokens, waited, dropped, total, *by_part = values[len(vector) :]
@@ -227,7 +228,7 @@ class Trainer:
             **sums.read(values[: len(vector)]),
             "lr": self.config.optimizer.lr * factor,
             "grad_norm": total,
-            **{f"grad_norm/{part}": norm for part, norm in zip(norms.parts, by_part, strict=True)},
+            **{f"grad_norm/{part}": norm for part, norm in zip(update.parts, by_part, strict=True)},
             "tokens_per_second": tokens / elapsed,
             "data_wait_fraction": waited / self.engine.world_size,
             "skipped_steps": self._check_skips(),

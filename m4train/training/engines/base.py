@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,18 +14,20 @@ from m4train.batch import PackedBatch, PackedOutput
 
 
 @dataclass(frozen=True)
-class GradientNorms:
-    """Norms before clipping, on the device: `total` (), and `by_part` (P,) in the order of `parts`."""
+class Update:
+    """What an update did, on the device: gradient norms before clipping, `total` () and `by_part` (P,) in the order of
+    `parts`, and `skipped` (), 1.0 where nothing was changed because the norm was not finite. The same on every rank."""
 
     total: Tensor
     by_part: Tensor
     parts: tuple[str, ...]
+    skipped: Tensor
 
 
 class Engine(Protocol):
     """How a model is placed, run and updated on this many processes.
 
-    The order of a step: `start_step`, then per micro-batch `forward` and `backward`, then `clip`, `step`.
+    The order of a step: per micro-batch `forward` and `backward`, then `update`.
     """
 
     rank: int
@@ -52,12 +54,9 @@ class Engine(Protocol):
         """Surrounds forward and backward of one micro-batch."""
         ...
 
-    def clip(self, max_norm: float) -> GradientNorms:
-        """Scales the gradients to a global norm of at most `max_norm` and returns the norms before that."""
-        ...
-
-    def step(self, factor: float, skip: Tensor) -> None:
-        """One optimizer update at `factor` times the peak rates, or none where `skip` () is 1.0; drops the gradients."""
+    def update(self, factor: float, max_norm: float) -> Update:
+        """Clips the gradients to a global norm of `max_norm`, makes one optimizer update at `factor` times the peak rates,
+        and drops the gradients. Where the norm is not finite, every rank leaves parameters and optimizer as they were."""
         ...
 
     def without_gradient(self) -> list[str]:
@@ -79,11 +78,14 @@ class Engine(Protocol):
     def barrier(self) -> None: ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """Live tensors of a portable checkpoint: `parameter/NAME`, `buffer/NAME` and `optimizer/KIND/NAME`, as placed."""
+        """What a portable checkpoint holds: `parameter/NAME`, `buffer/NAME` and `optimizer/KIND/NAME`.
+
+        Live tensors where they lie, or, where an engine keeps them in a form of its own, copies gathered on rank 0.
+        """
         ...
 
-    def loaded(self) -> None:
-        """Called once the tensors were overwritten from a checkpoint."""
+    def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
+        """Overwrites parameters and optimizer; `read` fills the tensors it is given from a checkpoint, by name."""
         ...
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:

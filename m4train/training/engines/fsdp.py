@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from m4train.config import Config
 from m4train.errors import ConfigError
 from m4train.training import optim
-from m4train.training.engines.base import GradientNorms
+from m4train.training.engines.base import Update
 from m4train.training.engines.ddp import DistributedEngine
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.naming import canonical_parameters
@@ -33,7 +33,6 @@ class FSDPEngine(DistributedEngine):
         self._policy: OffloadPolicy = (
             CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if offload else OffloadPolicy()
         )
-        self._state_device = torch.device("cpu") if offload else self.device
 
     def _make_mesh(self) -> DeviceMesh:
         if not self.config.engine.shard_within_node:
@@ -65,21 +64,19 @@ class FSDPEngine(DistributedEngine):
         precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
         fully_shard(module, mesh=self._mesh, mp_policy=precision, offload_policy=self._policy)
 
-    def clip(self, max_norm: float) -> GradientNorms:
+    def update(self, factor: float, max_norm: float) -> Update:
         for name, sharded in self._sharded.items():
             local = self.trainable[name]
             local.data = sharded.to_local()
             local.grad = None if sharded.grad is None else sharded.grad.to_local()
-        return super().clip(max_norm)
+        result = super().update(factor, max_norm)
+        for sharded in self._sharded.values():
+            sharded.grad = None
+        return result
 
     def sum_squares(self, squares: Tensor) -> Tensor:
         dist.all_reduce(squares, group=self._mesh.get_group("shard"))
         return squares
-
-    def step(self, factor: float, skip: Tensor) -> None:
-        super().step(factor, skip.to(self._state_device))
-        for parameter in self._sharded.values():
-            parameter.grad = None
 
     def without_gradient(self) -> list[str]:
         return [name for name, parameter in self._sharded.items() if parameter.grad is None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from m4train.batch import PackedBatch, PackedOutput
 from m4train.config import Config
 from m4train.training import optim
-from m4train.training.engines.base import GradientNorms
+from m4train.training.engines.base import Update
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.naming import canonical_parameters, part_of, persistent_buffers
 
@@ -68,7 +68,7 @@ class SingleEngine:
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
-    def clip(self, max_norm: float) -> GradientNorms:
+    def update(self, factor: float, max_norm: float) -> Update:
         squares = []
         for part in self._part_names:
             grads = [p.grad for n, p in self.trainable.items() if self._part_of[n] == part and p.grad is not None]
@@ -76,18 +76,17 @@ class SingleEngine:
             squares.append(torch.stack(norms).square().sum())
         by_part = self.sum_squares(torch.stack(squares))
         total = by_part.sum().sqrt()
+        skipped = (~torch.isfinite(total)).float()
         coefficient = (max_norm / (total + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_([p.grad for p in self.trainable.values() if p.grad is not None], coefficient)
-        return GradientNorms(total, by_part.sqrt(), self._part_names)
+        optim.set_rates(self.optimizer, factor)
+        optim.step_unless(self.optimizer, skipped)
+        self.optimizer.zero_grad(set_to_none=True)
+        return Update(total, by_part.sqrt(), self._part_names, skipped)
 
     def sum_squares(self, squares: Tensor) -> Tensor:
         """Sum over the ranks that hold different shards of the gradients, of squared norms per part (P,)."""
         return squares
-
-    def step(self, factor: float, skip: Tensor) -> None:
-        optim.set_rates(self.optimizer, factor)
-        optim.step_unless(self.optimizer, skip)
-        self.optimizer.zero_grad(set_to_none=True)
 
     def without_gradient(self) -> list[str]:
         return [name for name, parameter in self.trainable.items() if parameter.grad is None]
@@ -109,8 +108,8 @@ class SingleEngine:
         buffers = {f"buffer/{name}": buffer for name, buffer in persistent_buffers(self.model).items()}
         return {**parameters, **buffers, **optim.optimizer_tensors(self.optimizer)}
 
-    def loaded(self) -> None:
-        return
+    def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
+        read(self.tensors())
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in canonical_parameters(self.model).items():

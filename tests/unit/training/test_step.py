@@ -6,7 +6,7 @@ import torch
 from m4train.errors import TrainingError
 from m4train.training.engines.single import SingleEngine
 from m4train.training.metrics import StepSums
-from m4train.training.step import SkipCounter, reseed, run_micro_batches, update
+from m4train.training.step import SkipCounter, reseed, run_micro_batches
 from tests.helpers.training import SOURCES, TinyModel, join, make_config, make_pack
 
 
@@ -74,10 +74,12 @@ def test_clipping_scales_to_the_norm_and_reports_it_per_part(tmp_path):
     engine.prepare(model)
     run_micro_batches(engine, [join([make_pack(1)[0]])], 1, 0.0, None)
     expected = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-    norms = engine.clip(0.5)
+    clipped = []
+    engine.optimizer.step = lambda: clipped.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]))
+    norms = engine.update(1.0, 0.5)
     assert norms.total == pytest.approx(expected.item(), rel=1e-5)
     assert norms.by_part.square().sum().sqrt() == pytest.approx(norms.total.item(), rel=1e-5)
-    assert torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]) == pytest.approx(0.5, rel=1e-4)
+    assert clipped[0] == pytest.approx(0.5, rel=1e-4)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
@@ -87,11 +89,11 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
     before = {name: tensor.clone() for name, tensor in engine.tensors().items()}
     run_micro_batches(engine, [join([make_pack(1)[0]])], 1, 0.0, None)
     model.norm.weight.grad[0] = float("inf")
-    update(engine, 1.0, 1.0, skips)
+    skips.update(engine.update(1.0, 1.0).skipped)
     assert all(torch.equal(before[name], tensor) for name, tensor in engine.tensors().items())
     assert skips.read() == (1, 1)
     run_micro_batches(engine, [join([make_pack(1)[0]])], 1, 0.0, None)
-    update(engine, 1.0, 1.0, skips)
+    skips.update(engine.update(1.0, 1.0).skipped)
     assert skips.read() == (1, 1)
     assert not torch.equal(before["parameter/norm.weight"], model.norm.weight)
 
