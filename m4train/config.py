@@ -11,7 +11,7 @@ from typing import Any
 from m4train.errors import ConfigError
 
 MODEL_FAMILIES = ("idefics3", "smolvlm")
-ENGINES = ("single", "ddp", "fsdp2")
+ENGINES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 OPTIMIZERS = ("adamw",)
 SCHEDULES = ("constant", "linear", "cosine")
 ADAPTERS = ("none", "lora")
@@ -46,6 +46,17 @@ class AugmentConfig:
 
 
 @dataclass
+class MixtureConfig:
+    """How the samples of several sources are mixed."""
+
+    by: str = "samples"  # what the weights share out: samples, tokens, images
+    temperature: float | None = None  # weights are multiplied by size ** (1 / temperature); null: taken as they are
+    schedule: dict[int, dict[str, float]] = field(
+        default_factory=dict
+    )  # weights from a step on, such as {1000: {a: 2}}
+
+
+@dataclass
 class CostConfig:
     """Estimated work of a pack in tokens, by which packs are shared among ranks: tokens + squared x sum of squared segment
     lengths + frame x frames."""
@@ -62,6 +73,7 @@ class DataConfig:
     validation: dict[str, SourceConfig] = field(default_factory=dict)
     index_dir: str | None = None  # null: beside each shard
     auto_index_limit: int = 200_000  # samples; larger datasets need `m4train data index` first
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     sequence_length: int = 1024  # token budget of a pack
     images_per_pack: int = 64  # image budget of a pack, in frames
     open_packs: int = 32  # how many packs best-fit chooses among
@@ -101,9 +113,10 @@ class AdapterConfig:
 
 @dataclass
 class EngineConfig:
-    name: str = "single"  # single, ddp, fsdp2
-    offload: bool = False  # keep parameters and optimizer state in CPU memory (fsdp2)
+    name: str = "single"  # single, ddp, fsdp2, zero1, zero2, zero3
+    offload: bool = False  # keep what the engine shards in CPU memory (fsdp2, zero1, zero2, zero3)
     shard_within_node: bool = False  # fsdp2: shard over the GPUs of a node, replicate over nodes
+    deepspeed: str | None = None  # zero1-3: a DeepSpeed JSON file merged into the generated configuration
 
 
 @dataclass
@@ -221,6 +234,11 @@ def _check_data(data: DataConfig) -> None:
     for key in ("num_workers", "auto_index_limit"):
         _at_least(f"data.{key}", getattr(data, key), 0)
     _at_least("data.augment.shift_pixels", data.augment.shift_pixels, 0)
+    _one_of("data.mixture.by", data.mixture.by, ("samples", "tokens", "images"))
+    _require(
+        data.mixture.temperature is None or data.mixture.temperature > 0,
+        f"data.mixture.temperature is {data.mixture.temperature}, but must be positive, or null to take weights as they are.",
+    )
     _one_of("data.long_documents", data.long_documents, ("split", "drop"))
     _require(
         0 <= data.max_bad_fraction <= 1, f"data.max_bad_fraction is {data.max_bad_fraction}: give a share from 0 to 1."
@@ -238,6 +256,23 @@ def _check_data(data: DataConfig) -> None:
                 source.weight > 0,
                 f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
             )
+
+
+def _check_engine(engine: EngineConfig) -> None:
+    _one_of("engine.name", engine.name, ENGINES)
+    zero = engine.name.startswith("zero")
+    _require(
+        not engine.offload or zero or engine.name == "fsdp2",
+        f"engine.offload is true, but engine.name={engine.name} shards nothing: choose fsdp2 or zero1 to zero3.",
+    )
+    _require(
+        not engine.shard_within_node or engine.name == "fsdp2",
+        f"engine.shard_within_node is true, but engine.name is {engine.name}: it is a setting of fsdp2.",
+    )
+    _require(
+        engine.deepspeed is None or zero,
+        f"engine.deepspeed is {engine.deepspeed}, but engine.name is {engine.name}: choose zero1, zero2 or zero3.",
+    )
 
 
 def _check_training(config: Config) -> None:
@@ -261,7 +296,7 @@ def _check_training(config: Config) -> None:
         f"trainer.eval_every is {trainer.eval_every} but data.validation is empty: add a held-out source or set trainer.eval_every=0.",
     )
     _one_of("trainer.precision", trainer.precision, ("fp32", "bf16"))
-    _one_of("engine.name", config.engine.name, ENGINES)
+    _check_engine(config.engine)
     _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
     _require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _require(len(optimizer.betas) == 2, f"optimizer.betas is {optimizer.betas}, but must hold two numbers.")

@@ -85,8 +85,14 @@ class ShardIndex:
         begin, end = _bounds(self._parts["member_ends"], sample)
         return hashlib.blake2b(self._parts["crcs"][begin:end].tobytes(), digest_size=8).digest()
 
+    def image_count(self, sample: int) -> int:
+        """Images of one sample."""
+        begin, end = _bounds(self._parts["member_ends"], sample)
+        return max(0, end - begin - 1)
+
     @property
-    def image_count(self) -> int:
+    def images_total(self) -> int:
+        """Images of all samples."""
         return int((self._parts["widths"] > 0).sum())
 
     def pieces(self, sample: int) -> Pieces:

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from m4train.batch import PackedBatch
-from m4train.config import AugmentConfig, DataConfig
+from m4train.config import AugmentConfig, DataConfig, MixtureConfig
 from m4train.data.balance import assign
 from m4train.data.collate import Collator
 from m4train.data.plan import Plan, PlannedPack, StepPlan
@@ -225,7 +225,7 @@ def validation_steps(
     Every rank gets the same number of micro-batches, the last of which may be empty; the packs are the same on any
     number of ranks.
     """
-    once = replace(data, shuffle=False, epochs=1, augment=AugmentConfig())
+    once = replace(data, shuffle=False, epochs=1, augment=AugmentConfig(), mixture=MixtureConfig())
     plan = Plan(sources, once, seed=0, global_batch_size=micro_batch_size * world_size)
     return Loader(plan, processor, once, seed=0, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
 

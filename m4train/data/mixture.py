@@ -2,46 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+from m4train.config import MixtureConfig
+from m4train.data.source import Source
+from m4train.errors import ConfigError
 
 
-class Mixture:
-    """Deals samples to sources so that at any prefix each has its share, less than one sample too many or too few.
+class Shares:
+    """Deals to sources so that at any prefix each has its share of the amount, within one sample of it.
 
-    Dealing is earliest deadline first: sample number j of a source with share w may come at draw (j - 1) / w and must come
-    by draw j / w. This is the chairman assignment problem (Tijdeman 1980). When a source ends, the others continue with
-    their shares of what is left, counted anew.
+    The rule is that of worst-case fair weighted queueing (Bennett and Zhang 1996): among the sources that do not have more than
+    their share, the one whose next sample would be due first. An amount is whatever `add` is told: 1 for a sample, its
+    tokens, or its images. When a source ends, or the weights change, counting begins anew.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = dict(weights)
-        self._drawn = dict.fromkeys(weights, 0)
+        self.amounts = dict.fromkeys(weights, 0)
 
-    @property
-    def active(self) -> list[str]:
-        return list(self._drawn)
+    def next(self, sizes: Mapping[str, int]) -> str:
+        """The source to draw from, where `sizes` are the amounts of the next sample of every source left."""
+        total = sum(self._weights[name] for name in sizes)
+        have = sum(self.amounts[name] for name in sizes)
+        due = {
+            name: (self.amounts[name] + size) * total / self._weights[name]
+            for name, size in sizes.items()
+            if self.amounts[name] * total <= self._weights[name] * have * (1 + 1e-12)
+        }
+        return min(due, key=due.__getitem__)
 
-    def next(self) -> str:
-        """The source of the next draw."""
-        total = sum(self._weights[name] for name in self._drawn)
-        draws = sum(self._drawn.values())
-        chosen, earliest = "", float("inf")
-        for name, drawn in self._drawn.items():
-            share = self._weights[name] / total
-            deadline = (drawn + 1) / share
-            if drawn < share * (draws + 1) - 1e-9 and deadline < earliest:
-                chosen, earliest = name, deadline
-        self._drawn[chosen] += 1
-        return chosen
+    def add(self, name: str, size: int) -> None:
+        self.amounts[name] += size
 
-    def end(self, name: str) -> None:
-        """Takes out a source that has no more samples."""
-        del self._drawn[name]
-        self._drawn = dict.fromkeys(self._drawn, 0)
+    def restart(self, weights: Mapping[str, float] | None = None) -> None:
+        """Counts anew, with other weights where they are given."""
+        self._weights = dict(weights or self._weights)
+        self.amounts = dict.fromkeys(self._weights, 0)
 
-    def state(self) -> dict[str, Any]:
-        return dict(self._drawn)
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self._drawn = {name: int(drawn) for name, drawn in state.items()}
+def check_mixture(sources: Sequence[Source], mixture: MixtureConfig) -> None:
+    """Raises ConfigError for weights, units or schedules that cannot work, naming the key."""
+    names = {source.name for source in sources}
+    for source in sources:
+        if not source.config.weight > 0:
+            raise ConfigError(f"data.sources.{source.name}.weight is {source.config.weight}, but must be positive.")
+        if mixture.by == "images" and not any(shard.images_total for shard in source.index.shards):
+            raise ConfigError(
+                f"data.mixture.by=images cannot give source {source.name!r} a share: it holds no image; "
+                "use tokens or samples."
+            )
+    for step, weights in mixture.schedule.items():
+        unknown = set(weights) - names
+        if unknown or step < 1 or not all(weight > 0 for weight in weights.values()):
+            raise ConfigError(
+                f"data.mixture.schedule[{step}] is {dict(weights)}: it must give positive weights of the sources "
+                f"{', '.join(sorted(names))} from a step of at least 1 on."
+            )
+
+
+def weights_at(step: int, sources: Sequence[Source], mixture: MixtureConfig) -> dict[str, float]:
+    """The weight of each source in step `step`, which need not sum to anything.
+
+    A source's own weight, or the last one the schedule gave it; with a temperature T, times its size to the power 1/T.
+    """
+    weights = {source.name: source.config.weight for source in sources}
+    for start in sorted(mixture.schedule):
+        if start <= step:
+            weights |= mixture.schedule[start]
+    if mixture.temperature is not None:
+        for source in sources:
+            weights[source.name] *= source_size(source, mixture.by) ** (1.0 / mixture.temperature)
+    return weights
+
+
+def source_size(source: Source, by: str) -> int:
+    """How many samples, tokens or images a source holds."""
+    if by == "samples":
+        return len(source) - source.index.bad_count
+    if by == "images":
+        return sum(shard.images_total for shard in source.index.shards)
+    return sum(int(shard.lengths.sum(dtype="int64")) for shard in source.index.shards)

@@ -99,7 +99,7 @@ def source_stats(source: Source) -> dict[str, Any]:
         samples += len(shard)
         tokens += int(shard.lengths.sum(dtype="int64"))
         frames += int(shard.frames.sum(dtype="int64"))
-        images += shard.image_count
+        images += shard.images_total
         longest = max(longest, int(shard.lengths.max(initial=0)))
         for reason, _ in shard.bad.values():
             reasons[reason] = reasons.get(reason, 0) + 1

@@ -1,26 +1,109 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m4train.data.mixture import Mixture
+from m4train.config import MixtureConfig, SourceConfig
+from m4train.data.mixture import Shares, source_size, weights_at
+from m4train.data.plan import Plan
+from m4train.data.source import build_sources
+from m4train.errors import ConfigError
+from tests.helpers.data import FakeProcessor, data_config, make_sources, write_shards
 
 weights = st.lists(st.floats(0.01, 10), min_size=1, max_size=6)
 
 
-@given(weights)
-def test_every_prefix_is_within_one_sample_of_the_shares(values: list[float]) -> None:
+@given(weights, st.integers(1, 1000), st.integers(0, 2**32))
+def test_every_prefix_is_within_one_sample_of_the_shares(values: list[float], largest: int, seed: int) -> None:
     shares = {str(number): value for number, value in enumerate(values)}
     total = sum(values)
-    mixture, drawn = Mixture(shares), dict.fromkeys(shares, 0)
-    for draws in range(1, 400):
-        drawn[mixture.next()] += 1
-        for name, share in shares.items():
-            assert abs(drawn[name] - share / total * draws) < 1 + 1e-6
+    dealer, rounds = Shares(shares), 0
+    sizes = {name: 1 + (seed * 31 + int(name) * 7) % largest for name in shares}
+    for _ in range(300):
+        name = dealer.next(sizes)
+        dealer.add(name, sizes[name])
+        rounds += sizes[name]
+        sizes[name] = 1 + (sizes[name] * 7919 + seed) % largest
+        for source, share in shares.items():
+            assert abs(dealer.amounts[source] - share / total * rounds) <= largest + 1e-6
 
 
-def test_a_source_that_ends_leaves_its_share_to_the_others() -> None:
-    mixture = Mixture({"a": 2, "b": 1, "c": 1})
-    for _ in range(10):
-        mixture.next()
-    mixture.end("a")
-    later = [mixture.next() for _ in range(10)]
-    assert later.count("b") == later.count("c") == 5
+def entered(plan: Plan, steps: int, amount) -> list[dict[str, int]]:
+    """What had entered the packer after each draw, per source."""
+    totals, prefixes = dict.fromkeys((source.name for source in plan.sources), 0), []
+    seen = set()
+    units = [u for s, _ in zip(plan.steps(), range(steps)) for p in s.packs for u in p.units]
+    for unit in units:
+        totals[plan.sources[unit.source].name] += amount(plan, unit)
+        seen.add(unit)
+        prefixes.append(dict(totals))
+    return prefixes
+
+
+def images(plan: Plan, unit) -> int:
+    shard, number = plan.sources[unit.source].index.locate(unit.sample)
+    return shard.image_count(number) if unit.first == 0 else 0
+
+
+AMOUNTS = {"samples": lambda p, u: 1, "tokens": lambda p, u: u.tokens, "images": images}
+
+
+@pytest.mark.parametrize("by", ["samples", "tokens", "images"])
+def test_what_leaves_the_packer_is_within_the_open_packs_of_the_target(tmp_path: Path, by: str) -> None:
+    sources, data = make_sources(tmp_path, mixture=MixtureConfig(by=by), long_documents="drop")
+    [*_, last] = entered(Plan(sources, data, 0, 8), 40, AMOUNTS[by])
+    total = sum(last.values())
+    content = {"samples": 60, "tokens": 4 * 256 + 256, "images": 4 * 24}[by]
+    assert abs(last["pages"] - 2 / 3 * total) < content
+
+
+def test_temperature_raises_sizes_to_its_inverse(tmp_path: Path) -> None:
+    sources, _ = make_sources(tmp_path)
+    for by in ("samples", "tokens", "images"):
+        sizes = {source.name: source_size(source, by) for source in sources}
+        weighted = weights_at(1, sources, MixtureConfig(by=by, temperature=2.0))
+        assert weighted == pytest.approx({"pages": 2 * sizes["pages"] ** 0.5, "digits": sizes["digits"] ** 0.5})
+    assert source_size(sources[0], "samples") == 60
+
+
+def test_a_schedule_changes_the_weights_at_its_step_and_survives_resume_there(tmp_path: Path) -> None:
+    mixture = MixtureConfig(schedule={5: {"pages": 0.001}, 9: {"pages": 50.0, "digits": 1.0}})
+    sources, data = make_sources(tmp_path, mixture=mixture, open_packs=1)
+    plan = Plan(sources, data, 0, 8)
+    steps = [step for step, _ in zip(plan.steps(), range(14))]
+    share = [
+        sum(u.source == 0 for p in step.packs for u in p.units) / sum(len(p.units) for p in step.packs)
+        for step in steps
+    ]
+    assert all(0.5 < value < 0.8 for value in share[:4])
+    assert all(value < 0.1 for value in share[5:8])
+    assert all(value > 0.85 for value in share[9:])
+    for stop in range(3, 11):
+        state = json.loads(json.dumps(steps[stop - 1].state))
+        rest = [step for step, _ in zip(plan.steps(state), range(14 - stop))]
+        assert rest == steps[stop:]
+
+
+def test_a_source_that_ends_leaves_its_share_to_the_others(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path, pages=100, chats=10, epochs=1, shuffle=False)
+    units = [u for step in Plan(sources, data, 0, 4).steps() for p in step.packs for u in p.units]
+    assert {u.sample for u in units if u.source == 1} == set(range(10))
+    assert {u.sample for u in units if u.source == 0} == set(range(100))
+
+
+@pytest.mark.parametrize("mixture", [{3: {"nothing": 1.0}}, {3: {"pages": 0.0}}, {0: {"pages": 1.0}}])
+def test_a_schedule_that_cannot_work_is_refused(tmp_path: Path, mixture: dict) -> None:
+    sources, data = make_sources(tmp_path, 2, 2)
+    with pytest.raises(ConfigError, match=r"data\.mixture\.schedule"):
+        Plan(sources, replace(data, mixture=MixtureConfig(schedule=mixture)), 0, 8)
+
+
+def test_a_source_without_images_has_no_share_of_images(tmp_path: Path) -> None:
+    write_shards(tmp_path, [("a", {"items": [{"text": "no picture"}]}, {})])
+    data = data_config(mixture=MixtureConfig(by="images"))
+    sources = build_sources({"text": SourceConfig(path=str(tmp_path / "*.tar"))}, data, FakeProcessor())
+    with pytest.raises(ConfigError, match="holds no image"):
+        Plan(sources, data, 0, 8)

@@ -1,0 +1,123 @@
+"""The samples of one source, in the order the plan draws them, each with the segments it becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from m4train.config import DataConfig
+from m4train.data.packing import Unit
+from m4train.data.permutation import Permutation
+from m4train.data.source import Source
+from m4train.data.splitting import is_document, split_pieces
+from m4train.errors import DataError
+
+_CHUNK = 4096  # samples of the order computed at a time
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A sample the plan passed over: the index knows it is bad, or it is too long to be packed."""
+
+    source: int
+    sample: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The next sample that can be packed, as its units; `dropped` are those passed over on the way to it."""
+
+    units: list[Unit]
+    images: int
+    dropped: list[Dropped]
+    after: tuple[int, int]  # epoch and position behind it
+
+    @property
+    def tokens(self) -> int:
+        return sum(unit.tokens for unit in self.units)
+
+
+class SampleStream:
+    """Every sample of a source once per epoch, in an order of its own each epoch."""
+
+    def __init__(self, source: Source, number: int, data: DataConfig, seed: int) -> None:
+        self._source, self._number, self._data, self._seed = source, number, data, seed
+        self.epoch = self.position = 0
+        self._head: Draw | None = None
+        self._chunk: list[int] = []
+        self._chunk_start = self._chunk_epoch = 0
+
+    def peek(self) -> Draw | None:
+        """The next draw, without taking it; None after the last epoch, with nothing more to report.
+
+        Raises DataError where a whole epoch holds no sample that can be packed.
+        """
+        if self._head is None:
+            self._head = self._find()
+        return self._head if self._head.units else None
+
+    def take(self) -> Draw:
+        """The next draw; after the last epoch one without units, which reports what was dropped at its end."""
+        self.peek()
+        assert self._head is not None
+        head, self._head = self._head, None
+        self.epoch, self.position = head.after
+        return head
+
+    def _find(self) -> Draw:
+        dropped: list[Dropped] = []
+        epoch, position = self.epoch, self.position
+        while True:
+            if position == len(self._source):
+                epoch, position = epoch + 1, 0
+            if self._data.epochs is not None and epoch >= self._data.epochs:
+                return Draw([], 0, dropped, (epoch, position))
+            sample = self._sample(epoch, position)
+            position += 1
+            units, images = self._units(sample, epoch, dropped)
+            if units:
+                return Draw(units, images, dropped, (epoch, position))
+            if len(dropped) > len(self._source):
+                raise DataError(
+                    f"None of the {len(self._source)} samples of source {self._source.name!r} can be packed, "
+                    f"last: {dropped[-1].detail}."
+                )
+
+    def _sample(self, epoch: int, position: int) -> int:
+        if not self._data.shuffle:
+            return position
+        if not self._chunk_start <= position < self._chunk_start + len(self._chunk) or epoch != self._chunk_epoch:
+            key = f"{self._seed} {self._source.name} {epoch}"
+            self._chunk_start, self._chunk_epoch = position, epoch
+            self._chunk = Permutation(len(self._source), key).take(position, _CHUNK).tolist()
+        return self._chunk[position - self._chunk_start]
+
+    def _units(self, sample: int, epoch: int, dropped: list[Dropped]) -> tuple[list[Unit], int]:
+        """The units of a sample and its number of images."""
+        data = self._data
+        shard, number = self._source.index.locate(sample)
+        tokens, frames = int(shard.lengths[number]), int(shard.frames[number])
+        images = shard.image_count(number)
+        if tokens == 0:
+            dropped.append(Dropped(self._number, sample, *shard.bad[number]))
+            return [], 0
+        if tokens <= data.sequence_length and frames <= data.images_per_pack:
+            return [Unit(self._number, sample, epoch, 0, -1, tokens, frames)], images
+        pieces = shard.pieces(number)
+        runs = []
+        if data.long_documents == "split" and is_document(pieces):
+            runs = split_pieces(pieces, data.sequence_length, data.images_per_pack)
+        if not runs:
+            limits = f"data.sequence_length={data.sequence_length} and data.images_per_pack={data.images_per_pack}"
+            detail = f"{tokens} tokens and {frames} frames do not fit {limits}"
+            dropped.append(Dropped(self._number, sample, "too_long", detail))
+        sizes = [(int(pieces.tokens[a:b].sum()), int(pieces.frames[a:b].sum())) for a, b in runs]
+        return [Unit(self._number, sample, epoch, *run, *size) for run, size in zip(runs, sizes)], images
+
+    def state(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._head, self._chunk = None, []
