@@ -8,11 +8,23 @@ from typing import Any
 from m4train.errors import ConfigError
 from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.files import read_json
+from m4train.processing.idefics import IdeficsProcessor
+from m4train.processing.idefics2 import Idefics2Processor
 from m4train.processing.idefics3 import Idefics3Processor, SmolVLMProcessor
 from m4train.processing.processor import Processor
 
-_CLASSES: dict[str, type[Processor]] = {"Idefics3Processor": Idefics3Processor, "SmolVLMProcessor": SmolVLMProcessor}
-_MODEL_TYPES = {"idefics3": "Idefics3Processor", "smolvlm": "SmolVLMProcessor"}
+_CLASSES: dict[str, type[Processor]] = {
+    "IdeficsProcessor": IdeficsProcessor,
+    "Idefics2Processor": Idefics2Processor,
+    "Idefics3Processor": Idefics3Processor,
+    "SmolVLMProcessor": SmolVLMProcessor,
+}
+_MODEL_TYPES = {
+    "idefics": "IdeficsProcessor",
+    "idefics2": "Idefics2Processor",
+    "idefics3": "Idefics3Processor",
+    "smolvlm": "SmolVLMProcessor",
+}
 
 
 class AutoProcessor:

@@ -36,6 +36,13 @@ IDEFICS3_TEMPLATE = (
 )
 IDEFICS2_TEMPLATE = IDEFICS3_TEMPLATE.removeprefix("{{ bos_token }}")
 
+# The dialogues of the instructed Idefics models: as Idefics2, with newlines between messages instead of after them.
+IDEFICS_TEMPLATE = (
+    IDEFICS2_TEMPLATE.replace("{{ message['role']", "{{ '' if loop.first else '\n' }}{{ message['role']")
+    .replace("<end_of_utterance>\n", "<end_of_utterance>")
+    .replace("Assistant:", "{{ '\n' if messages else '' }}Assistant:")
+)
+
 _MARKER = re.compile("\ue000([0-9]+)\ue001")
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
 from m4train.processing.chat import IDEFICS3_TEMPLATE
 from m4train.processing.idefics3_images import Idefics3ImageProcessor, SmolVLMImageProcessor
-from m4train.processing.pieces import EncodedImage
 from m4train.processing.processor import FAKE, IMAGE, Processor
 from m4train.processing.tokenizer import Tokenizer
 
@@ -59,15 +57,6 @@ class Idefics3Processor(Processor):
 
     def image_ids(self, width: int, height: int) -> np.ndarray:
         return self._ids_of_grid(*self.image_processor.grid(width, height))
-
-    def frames_for(self, width: int, height: int) -> int:
-        rows, columns = self.image_processor.grid(width, height)
-        return rows * columns + 1
-
-    def encode_image(self, image: Image.Image) -> EncodedImage:
-        frames, rows, columns = self.image_processor.frames(image)
-        ids = self._ids_of_grid(rows, columns)
-        return EncodedImage(frames, ids, ids == self.image_token_id)
 
     def _ids_of_grid(self, rows: int, columns: int) -> np.ndarray:
         key = (rows, columns, self.image_seq_len)

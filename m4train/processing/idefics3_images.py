@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from m4train.processing.features import Features
-from m4train.processing.image_processor import ImageProcessor, stack_samples
+from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.images import to_rgb
 
 MAX_SIDE = 4096  # no image is resized beyond this, whatever the settings ask for
@@ -38,14 +38,13 @@ class Idefics3ImageProcessor(ImageProcessor):
         do_pad: bool = True,
         **extra: Any,
     ) -> None:
-        self.do_convert_rgb = do_convert_rgb
         self.do_resize = do_resize
         self.size = _longest_edge(size, 4 * 364)
-        self.resample = int(resample)
         self.do_image_splitting = do_image_splitting
         self.max_image_size = _longest_edge(max_image_size, 364)
         self.do_pad = do_pad
-        super().__init__(do_rescale, rescale_factor, do_normalize, image_mean or MEAN, image_std or STD, extra)
+        mean, std = image_mean or MEAN, image_std or STD
+        super().__init__(do_convert_rgb, resample, do_rescale, rescale_factor, do_normalize, mean, std, extra)
 
     @property
     def frame_size(self) -> int:
@@ -60,43 +59,35 @@ class Idefics3ImageProcessor(ImageProcessor):
         width, height = self._tiled_size(*self._resized(width, height))
         return (height // side, width // side) if max(width, height) > side else (0, 0)
 
-    def frames(self, image: Image.Image) -> tuple[np.ndarray, int, int]:
-        """The frames (n, 3, S, S) uint8 of an image, tiles in reading order and the whole last, and rows and columns."""
-        image = to_rgb(image)
+    def frame_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+        rows, columns = self.grid(width, height)
+        return [(self.frame_size, self.frame_size)] * (rows * columns + 1)
+
+    def frames(self, image: Image.Image) -> np.ndarray:
+        """The frames (n, 3, S, S) uint8 of an image: tiles in reading order, and the whole image last."""
+        image = to_rgb(self._rgb_only(image))
         side = self.frame_size
         if self.do_resize:
             image = self._resize(image, self._resized(*image.size))
         if not self.do_image_splitting:
-            return _tiles(self._resize(image, (side, side)), side), 0, 0
+            return _tiles(self._resize(image, (side, side)), side)
         image = self._resize(image, self._tiled_size(*image.size))
-        columns, rows = image.width // side, image.height // side
         tiles = _tiles(image, side)
         if max(image.size) <= side:
-            return tiles, 0, 0
-        whole = _tiles(self._resize(image, (side, side)), side)
-        return np.concatenate([tiles, whole]), rows, columns
+            return tiles
+        return np.concatenate([tiles, _tiles(self._resize(image, (side, side)), side)])
 
-    def preprocess(
-        self, images: Any, return_tensors: str | None = None, return_row_col_info: bool = False, **settings: Any
+    def preprocess(  # type: ignore[override]  # the options of the base, passed on
+        self, images: Any, return_row_col_info: bool = False, **options: Any
     ) -> Features:
-        """`pixel_values` (B, N, 3, S, S) float32 and `pixel_attention_mask` (B, N, S, S) int64 of images or lists of images.
-
-        `settings` are arguments of the constructor, for this call. Samples with fewer frames than the longest are filled
-        with zeros. With `return_row_col_info`, `rows` and `cols` list the grid of each image of each sample.
-        """
-        processor = self.replace(**settings) if settings else self
-        samples = processor.read_samples(images)
-        framed = [[processor.frames(image) for image in sample] for sample in samples]
-        side = processor.frame_size
-        frames = [
-            np.concatenate([f for f, _, _ in sample]) if sample else np.empty((0, 3, side, side), np.uint8)
-            for sample in framed
-        ]
-        features = stack_samples([processor.values(f) for f in frames], processor.do_pad, tensors=bool(return_tensors))
-        features = features.convert(return_tensors)
+        """As for every image processor; with `return_row_col_info`, `rows` and `cols` list the grid of each image."""
+        features = super().preprocess(images, **options)
         if return_row_col_info:
-            features["rows"] = [[rows for _, rows, _ in sample] for sample in framed]
-            features["cols"] = [[columns for _, _, columns in sample] for sample in framed]
+            processor = self.replace(**{name: value for name, value in options.items() if name in vars(self)})
+            samples = processor.read_samples(images, options.get("input_data_format"))
+            grids = [[processor.grid(*image.size) for image in sample] for sample in samples]
+            features["rows"] = [[rows for rows, _ in sample] for sample in grids]
+            features["cols"] = [[columns for _, columns in sample] for sample in grids]
         return features
 
     def _resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -1,47 +1,69 @@
-"""What the image processors share: settings and their files, accepted inputs, normalisation, padding to a batch."""
+"""What the image processors share: settings and their files, normalisation, padding to a batch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.features import Features
 from m4train.processing.files import read_processor_files, write_json
-from m4train.processing.images import normalize, pixel_table
+from m4train.processing.images import normalize_into, pixel_table
 from m4train.processing.inputs import nest_images, read_image
+from m4train.processing.pieces import Frames
 
 Self = TypeVar("Self", bound="ImageProcessor")
 
 
 class ImageProcessor:
-    """Base of the image processors. Attributes are the settings of preprocessor_config.json, and may be changed."""
+    """Base of the image processors. Attributes are the settings of preprocessor_config.json, and may be changed.
+
+    `upstream_reading` reads images as transformers does, for exact comparison: Pillow images are not rotated as their EXIF
+    data say, and files lose their alpha channel instead of being laid on white.
+    """
 
     def __init__(
         self,
+        do_convert_rgb: bool,
+        resample: int,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean: float | list[float],
-        image_std: float | list[float],
+        image_mean: float | Sequence[float],
+        image_std: float | Sequence[float],
         extra: dict[str, Any],
     ) -> None:
+        self.do_convert_rgb = do_convert_rgb
+        self.resample = int(resample)
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
         self.do_normalize = do_normalize
         self.image_mean = _per_channel(image_mean)
         self.image_std = _per_channel(image_std)
-        self._extra = {k: v for k, v in extra.items() if k not in ("image_processor_type", "processor_class")}
+        self.upstream_reading = bool(extra.get("upstream_reading", False))
+        known = ("image_processor_type", "processor_class", "upstream_reading")
+        self._extra = {name: value for name, value in extra.items() if name not in known}
+
+    # Files
 
     @classmethod
     def from_dict(cls: type[Self], settings: dict[str, Any]) -> Self:
         return cls(**settings)
 
     @classmethod
-    def from_pretrained(cls: type[Self], folder: str | Path, **settings: Any) -> Self:
+    def from_pretrained(
+        cls: type[Self],
+        name: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        **settings: Any,
+    ) -> Self:
         """Reads preprocessor_config.json, or the image part of processor_config.json; `settings` override it."""
+        folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir)
         return cls.from_dict(read_processor_files(folder).image_processor | settings)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -52,6 +74,8 @@ class ImageProcessor:
     def to_dict(self) -> dict[str, Any]:
         """The settings as they are written to preprocessor_config.json."""
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        if not settings["upstream_reading"]:
+            del settings["upstream_reading"]  # an own setting: other libraries know nothing of it
         return self._extra | settings | {"image_processor_type": type(self).__name__}
 
     def replace(self: Self, **settings: Any) -> Self:
@@ -59,46 +83,114 @@ class ImageProcessor:
         unknown = [name for name in settings if name not in vars(self)]
         if unknown:
             raise TypeError(f"{type(self).__name__} has no setting {unknown[0]!r}; it has {', '.join(self.to_dict())}.")
-        return type(self)(**(self.to_dict() | {k: v for k, v in settings.items() if v is not None}))
+        changes = {name: value for name, value in settings.items() if value is not None}
+        return type(self)(**(self.to_dict() | changes)) if changes else self
+
+    # Images to frames
+
+    def frames(self, image: Image.Image) -> Frames:
+        """The frames (3, H, W) uint8 of an image, in the order of their tokens."""
+        raise NotImplementedError
+
+    def frame_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+        """Width and height of each frame that an image of this size becomes."""
+        raise NotImplementedError
 
     def __call__(self, images: Any, **options: Any) -> Features:
         return self.preprocess(images, **options)
 
-    def preprocess(self, images: Any, **options: Any) -> Features:
-        raise NotImplementedError
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        data_format: str | None = None,
+        input_data_format: str | None = None,
+        **settings: Any,
+    ) -> Features:
+        """`pixel_values` (B, N, 3, H, W) float32 and `pixel_attention_mask` (B, N, H, W) int64 of images or lists of images.
+
+        `settings` are arguments of the constructor, for this call. Smaller frames are filled with zeros to the right and
+        below, and samples with fewer frames with frames of zeros; the mask is 1 where there is an image. `data_format`
+        "channels_last" gives (B, N, H, W, 3); `input_data_format` says which axis of arrays holds the channels.
+        """
+        processor = self.replace(**settings)
+        samples = processor.read_samples(images, input_data_format)
+        frames = processor.frames_of_batch(samples)
+        features = processor.stack(frames, pad=getattr(processor, "do_pad", True), tensors=bool(return_tensors))
+        if data_format is not None and str(data_format).lower().endswith("last"):
+            features = _channels_last(features)
+        return features.convert(return_tensors)
+
+    def read_samples(self, images: Any, input_data_format: str | None = None) -> list[list[Image.Image]]:
+        """Images in any accepted form, as one list per sample."""
+        nested = nest_images(images)
+        return [[read_image(image, self.upstream_reading, input_data_format) for image in sample] for sample in nested]
+
+    def frames_of_batch(self, samples: list[list[Image.Image]]) -> list[list[np.ndarray]]:
+        """The frames of each sample, those of its images one after the other."""
+        return [[frame for image in sample for frame in self.frames(image)] for sample in samples]
+
+    # Frames to values
 
     def pixel_table(self) -> np.ndarray:
         """The value (3, 256) float32 of each uint8 level of each channel after rescaling and normalising."""
         mean, std = (self.image_mean, self.image_std) if self.do_normalize else (None, None)
         return pixel_table(mean, std, self.rescale_factor if self.do_rescale else None)
 
-    def values(self, frames: np.ndarray) -> np.ndarray:
-        """Frames (..., 3, H, W) uint8 rescaled and normalised as the settings say (float32; uint8 where they say neither)."""
-        return normalize(frames, self.pixel_table()) if self.do_rescale or self.do_normalize else frames
+    def stack(self, samples: list[list[np.ndarray]], pad: bool, tensors: bool) -> Features:
+        """Frames (3, H, W) uint8 of each sample, normalised as the settings say and brought to one shape.
 
-    def read_samples(self, images: Any) -> list[list[Image.Image]]:
-        """Images in any accepted form, as one list per sample."""
-        return [[read_image(image) for image in sample] for sample in nest_images(images)]
+        Raises ValueError where no sample holds a frame, or where frames that differ in size are neither padded nor lists.
+        """
+        sizes = [frame.shape[1:] for sample in samples for frame in sample]
+        if not sizes:
+            raise ValueError("No images found in the batch: leave `images` out where no sample has one.")
+        if not pad and not (tensors and len(set(sizes)) == 1):
+            return Features(pixel_values=[[self._values(frame) for frame in sample] for sample in samples])
+        height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+        count = max(len(sample) for sample in samples)
+        pixels = np.zeros((len(samples), count, 3, height, width), self._dtype)
+        mask = np.zeros((len(samples), count, height, width), np.int64)
+        table = self.pixel_table()
+        for row, sample in enumerate(samples):
+            for column, frame in enumerate(sample):
+                _, h, w = frame.shape
+                self._write(frame, table, pixels[row, column, :, :h, :w])
+                mask[row, column, :h, :w] = 1
+        return Features(pixel_values=pixels, pixel_attention_mask=mask) if pad else Features(pixel_values=pixels)
+
+    @property
+    def _dtype(self) -> type:
+        return np.float32 if self.do_rescale or self.do_normalize else np.uint8
+
+    def _write(self, frame: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+        if self._dtype is np.uint8:
+            out[...] = frame
+        else:
+            normalize_into(frame, table, out)
+
+    def _values(self, frame: np.ndarray) -> np.ndarray:
+        out: np.ndarray = np.empty(frame.shape, self._dtype)
+        self._write(frame, self.pixel_table(), out)
+        return out
+
+    def _rgb_only(self, image: Image.Image) -> Image.Image:
+        """The image itself. Raises ValueError where it is not RGB and the settings forbid to convert it."""
+        if not self.do_convert_rgb and image.mode != "RGB":
+            raise ValueError(
+                f"The image has mode {image.mode} and do_convert_rgb is False: give RGB, or set it to True."
+            )
+        return image
 
 
-def stack_samples(samples: list[np.ndarray], pad: bool, tensors: bool) -> Features:
-    """Frames (n, 3, H, W) per sample, as `pixel_values` (B, N, 3, H, W) and, where padded, `pixel_attention_mask`.
-
-    Raises ValueError where no sample holds a frame.
-    """
-    if not any(len(sample) for sample in samples):
-        raise ValueError("No images found in the batch: leave `images` out where no sample has one.")
-    if not pad:
-        return Features(pixel_values=np.stack(samples) if tensors else [list(sample) for sample in samples])
-    count = max(len(sample) for sample in samples)
-    shape = samples[0].shape[1:]
-    pixels = np.zeros((len(samples), count, *shape), samples[0].dtype)
-    mask = np.zeros((len(samples), count, *shape[1:]), np.int64)
-    for row, sample in enumerate(samples):
-        pixels[row, : len(sample)] = sample
-        mask[row, : len(sample)] = 1
-    return Features(pixel_values=pixels, pixel_attention_mask=mask)
+def _channels_last(features: Features) -> Features:
+    pixels = features["pixel_values"]
+    if isinstance(pixels, list):
+        moved: Any = [[np.moveaxis(frame, -3, -1) for frame in sample] for sample in pixels]
+    else:
+        moved = np.moveaxis(pixels, -3, -1)
+    return Features(features | {"pixel_values": moved})
 
 
-def _per_channel(value: float | list[float]) -> list[float]:
+def _per_channel(value: float | Iterable[float]) -> list[float]:
     return [float(value)] * 3 if isinstance(value, (int, float)) else [float(v) for v in value]

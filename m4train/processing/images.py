@@ -36,15 +36,17 @@ def read_image_info(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIX
         return ImageInfo(image.format or "", *((height, width) if sideways else (width, height)))
 
 
-def decode_image(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An image file as upright RGB: EXIF rotation applied, transparency laid on white.
+def decode_image(
+    source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS, drop_alpha: bool = False
+) -> Image.Image:
+    """An image file as upright RGB: EXIF rotation applied, transparency laid on white (or ignored with `drop_alpha`).
 
     Raises BadSample with reason "unreadable_image", or "image_too_large" above `max_pixels` (before anything is decoded).
     """
     with _open(source, max_pixels) as image:
         try:
             image.load()
-            return to_rgb(upright(image))
+            return upright(image).convert("RGB") if drop_alpha else to_rgb(upright(image))
         except Exception as error:
             raise BadSample("unreadable_image", f"{_name(source)} cannot be decoded: {error}") from error
 
@@ -85,12 +87,10 @@ def pixel_table(
     return (table - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
 
 
-def normalize(frames: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Frames (..., 3, H, W) uint8 looked up in a table (3, 256): float32 of the same shape."""
-    out = np.empty(frames.shape, np.float32)
+def normalize_into(frame: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """Writes a frame (3, H, W) uint8, looked up in a table (3, 256), to `out` (3, H, W) float32."""
     for channel in range(3):
-        np.take(table[channel], frames[..., channel, :, :], out=out[..., channel, :, :])
-    return out
+        out[channel] = table[channel][frame[channel]]
 
 
 def _open(source: bytes | str | os.PathLike, max_pixels: int) -> Image.Image:

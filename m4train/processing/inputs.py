@@ -1,14 +1,20 @@
-"""Images as callers give them: paths, bytes, Pillow images, arrays, tensors, alone or in lists."""
+"""Images as callers give them: paths, URLs, bytes, Pillow images, arrays, tensors, alone or in lists."""
 
 from __future__ import annotations
 
 import os
+import urllib.error
+import urllib.request
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 from PIL import Image
 
-from m4train.processing.images import decode_image
+from m4train.errors import BadSample
+from m4train.processing.images import decode_image, upright
+
+URL_TIMEOUT = 30  # seconds
 
 
 def is_image(value: Any) -> bool:
@@ -16,6 +22,14 @@ def is_image(value: Any) -> bool:
     return isinstance(value, (Image.Image, str, bytes, os.PathLike)) or (
         hasattr(value, "ndim") and value.ndim in (2, 3)
     )
+
+
+def is_url(text: str) -> bool:
+    """Whether a string is a URL and nothing else."""
+    if " " in text:
+        return False
+    parsed = urlparse(text)
+    return bool(parsed.scheme and parsed.netloc)
 
 
 def nest_images(images: Any) -> list[list[Any]]:
@@ -34,24 +48,39 @@ def nest_images(images: Any) -> list[list[Any]]:
     )
 
 
-def read_image(image: Any) -> Image.Image:
-    """One image as a Pillow image; files are decoded, rotated as their EXIF data say, and laid on white.
+def read_image(image: Any, upstream: bool = False, channels: str | None = None) -> Image.Image:
+    """One image as a Pillow image, upright as its EXIF data say.
 
-    Arrays and tensors are (H, W), (H, W, C) or (C, H, W), uint8 or floating point in [0, 1]. Raises BadSample for a file
-    that cannot be decoded and ValueError for an array that is no image.
+    Files and URLs are decoded to RGB and laid on white. Arrays and tensors are (H, W), (H, W, C) or (C, H, W), uint8 or
+    floating point in [0, 1]; `channels` ("channels_first", "channels_last") decides where the shape does not. `upstream`:
+    see ImageProcessor. Raises BadSample for a file that cannot be read and ValueError for an array that is no image.
     """
     if isinstance(image, Image.Image):
-        return image
+        return image if upstream else upright(image)
+    if isinstance(image, str) and is_url(image):
+        return decode_image(_download(image), drop_alpha=upstream)
     if isinstance(image, (str, bytes, os.PathLike)):
-        return decode_image(image)
-    return _from_array(np.asarray(image))
+        return decode_image(image, drop_alpha=upstream)
+    if hasattr(image, "detach"):  # a torch tensor, on any device
+        image = image.detach().cpu()
+    return _from_array(np.asarray(image), channels)
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
-        array = np.moveaxis(array, 0, -1)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
+def _download(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "m4train"})
+    try:
+        with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as response:
+            return response.read()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise BadSample("unreachable_image", f"The image at {url} cannot be downloaded: {error}") from error
+
+
+def _from_array(array: np.ndarray, channels: str | None) -> Image.Image:
+    """Where both ends could be channels the first is, as in transformers."""
+    if array.ndim == 3:
+        first = array.shape[0] in (1, 3, 4) if channels is None else str(channels).lower().endswith("first")
+        array = np.moveaxis(array, 0, -1) if first else array
+        array = array[..., 0] if array.shape[-1] == 1 else array
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
         raise ValueError(f"An array of shape {array.shape} is no image: use (H, W), (H, W, C) or (C, H, W).")
     if np.issubdtype(array.dtype, np.floating):

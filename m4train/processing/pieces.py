@@ -35,15 +35,18 @@ class ImagePiece:
 Piece = TextPiece | ImagePiece
 
 
+Frames = np.ndarray | list[np.ndarray]
+
+
 @dataclass(frozen=True)
 class EncodedImage:
     """One image, as tiles and as tokens, made together so that they cannot disagree.
 
-    `frames` (n, 3, S, S) uint8; `ids` (m,) int64, everything the image takes in the text; `feature_mask` (m,) bool, True
+    `frames` (n, 3, S, S) uint8, or a list of n arrays (3, H, W) where their sizes differ (Idefics2); `ids` (m,) int64, everything the image takes in the text; `feature_mask` (m,) bool, True
     where an image feature replaces the embedding, in the order of the frames.
     """
 
-    frames: np.ndarray
+    frames: Frames
     ids: np.ndarray
     feature_mask: np.ndarray
 

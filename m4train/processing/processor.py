@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from itertools import accumulate, pairwise
@@ -18,7 +19,7 @@ from m4train.processing.files import ProcessorFiles, read_processor_files, write
 from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.inputs import is_image, nest_images, read_image
 from m4train.processing.pieces import EncodedImage, Piece
-from m4train.processing.sample_encoding import encode_document, encode_messages
+from m4train.processing.sample_encoding import Framing, encode_document, encode_messages
 from m4train.processing.tokenizer import Tokenizer
 
 FAKE, IMAGE, END_OF_UTTERANCE = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
@@ -43,6 +44,11 @@ class Processor:
     def structural_tokens(self) -> list[str]:
         """Tokens that only the processor may write: text that spells one stays text."""
         return [FAKE, IMAGE, END_OF_UTTERANCE]
+
+    @property
+    def opening(self) -> list[int]:
+        """Ids before an image that does not directly follow another one; none for most processors."""
+        return []
 
     # Ids of the tokens that have a meaning
 
@@ -89,7 +95,7 @@ class Processor:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes tokenizer, image settings, processor settings and chat template, as transformers 4.46 to 5.x reads them."""
-        settings = {name: getattr(self, name) for name in self._own_settings()}
+        settings = {name: value for name in self._own_settings() if (value := getattr(self, name)) not in (None, False)}
         settings |= {"processor_class": type(self).__name__}
         image = self.image_processor.to_dict() | {"processor_class": type(self).__name__}
         self.tokenizer.chat_template = self.chat_template
@@ -117,15 +123,16 @@ class Processor:
 
     def encode_document(self, items: list[dict]) -> list[Piece]:
         """Pieces of a document: items {"text": ...} and {"image": ...} in reading order. Raises BadSample."""
-        return encode_document(self.tokenizer, items)
+        return encode_document(self.tokenizer, items, self._framing())
 
     def encode_messages(self, messages: list[dict]) -> list[Piece]:
         """Pieces of a conversation, as the chat template renders it. Raises BadSample, or ConfigError for the template."""
-        return encode_messages(self.tokenizer, self._chat(), messages, IMAGE)
+        return encode_messages(self.tokenizer, self._chat(), messages, self._framing())
 
     def encode_image(self, image: Image.Image) -> EncodedImage:
-        """Tiles and ids of one image."""
-        raise NotImplementedError
+        """Frames and ids of one image, without the ids that open a run of images (see `opening`)."""
+        ids = self.image_ids(*image.size)
+        return EncodedImage(self.image_processor.frames(image), ids, ids == self.image_token_id)
 
     def tokens_for(self, width: int, height: int) -> int:
         """How many ids an image of this size takes in the text."""
@@ -133,7 +140,7 @@ class Processor:
 
     def frames_for(self, width: int, height: int) -> int:
         """How many frames an image of this size becomes."""
-        raise NotImplementedError
+        return len(self.image_processor.frame_sizes(width, height))
 
     def image_ids(self, width: int, height: int) -> np.ndarray:
         """The ids (n,) int64 that an image of this size takes in the text."""
@@ -171,11 +178,11 @@ class Processor:
                 raise ValueError("Give the processor text, images, or both.")
             return processor.image_processor(images, return_tensors=return_tensors)
         texts = [text] if isinstance(text, str) else list(text)
-        samples = _images_per_text(texts, images)
+        samples = [[processor.read(image) for image in sample] for sample in _images_per_text(texts, images)]
+        limit = max_length or self.tokenizer.model_max_length if truncation else None
         rows, kept = [], []
         for one, sample in zip(texts, samples):
-            spans = processor._spans(one, sample, add_special_tokens)
-            spans = _truncate(spans, max_length or self.tokenizer.model_max_length) if truncation else spans
+            spans = _truncate(processor._spans(one, sample, add_special_tokens), limit)
             rows.append([i for ids, _ in spans for i in ids])
             kept.append(sample[: sum(is_image for _, is_image in spans)])
         features = self.tokenizer.pad(rows, padding, max_length, pad_to_multiple_of, padding_side)
@@ -183,6 +190,10 @@ class Processor:
         if any(kept):
             features |= processor.image_processor(kept, return_tensors=return_tensors)
         return features
+
+    def read(self, image: Any) -> Image.Image:
+        """An image in any accepted form, as a Pillow image."""
+        return read_image(image, self.image_processor.upstream_reading)
 
     def apply_chat_template(
         self,
@@ -226,14 +237,19 @@ class Processor:
             cached = self.__dict__["_template"] = ChatTemplate(source, self.tokenizer.special_tokens_map)
         return cached
 
+    def _framing(self) -> Framing:
+        return Framing(self.tokenizer.affixes[0], self.opening, IMAGE)
+
     def _with(self: Self, settings: dict[str, Any]) -> Self:
         """This processor with other settings, for one call."""
         settings = {name: value for name, value in settings.items() if value is not None}
         if not settings:
             return self
-        own = {name: settings.pop(name, getattr(self, name)) for name in self._own_settings()}
-        image_processor = self.image_processor.replace(**settings)
-        return type(self)(image_processor, self.tokenizer, chat_template=self.chat_template, **own)
+        changed = copy.copy(self)
+        for name in self._own_settings():
+            setattr(changed, name, settings.pop(name, getattr(self, name)))
+        changed.image_processor = self.image_processor.replace(**settings)
+        return changed
 
     def _spans(self, text: str, images: list[Image.Image], add_special_tokens: bool) -> list[Span]:
         """The ids of a text cut around its images, with what the tokenizer puts before and after."""
@@ -241,14 +257,15 @@ class Processor:
         spans: list[Span] = [(prefix, False)]
         for number, piece in enumerate(text.split(IMAGE)):
             if number:
-                spans.append((self.image_ids(*images[number - 1].size).tolist(), True))
+                opening = [] if spans[-1][1] else self.opening
+                spans.append((opening + self.image_ids(*images[number - 1].size).tolist(), True))
             if piece:
                 spans.append((self.tokenizer.encode(piece, add_special_tokens=False), False))
         return [*spans, (suffix, False)]
 
 
-def _images_per_text(texts: list[str], images: Any) -> list[list[Image.Image]]:
-    """The images of each text. Raises ValueError where their numbers differ from the placeholders'."""
+def _images_per_text(texts: list[str], images: Any) -> list[list[Any]]:
+    """The images of each text, unread. Raises ValueError where their numbers differ from the placeholders'."""
     counts = [text.count(IMAGE) for text in texts]
     if images is None:
         samples: list[list[Any]] = [[] for _ in texts]
@@ -267,7 +284,7 @@ def _images_per_text(texts: list[str], images: Any) -> list[list[Image.Image]]:
             raise ValueError(
                 f"Text {number} holds {count} {IMAGE} placeholders and has {len(sample)} images: make the numbers equal."
             )
-    return [[read_image(image) for image in sample] for sample in samples]
+    return samples
 
 
 def _images_of(messages: list[dict]) -> list[Any]:
@@ -278,8 +295,10 @@ def _images_of(messages: list[dict]) -> list[Any]:
     return [next(item[s] for s in sources if s in item) for item in items if any(s in item for s in sources)]
 
 
-def _truncate(spans: list[Span], limit: int) -> list[Span]:
+def _truncate(spans: list[Span], limit: int | None) -> list[Span]:
     """The spans that fit in `limit` ids: text may be cut, an image ends the sample before it."""
+    if limit is None:
+        return spans
     kept: list[Span] = []
     for ids, image in spans:
         if len(ids) > limit:

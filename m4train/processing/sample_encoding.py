@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,62 +14,91 @@ from m4train.processing.pieces import ImagePiece, Piece, TextPiece
 from m4train.processing.tokenizer import Tokenizer
 
 
-def encode_document(tokenizer: Tokenizer, items: list[dict]) -> list[Piece]:
-    """Pieces of an interleaved document: what the tokenizer puts first, one piece per item, and eos.
+@dataclass(frozen=True)
+class Framing:
+    """What a processor writes around text and images.
+
+    `prefix`: ids before every sample (bos, usually). `opening`: ids before an image that does not follow another one;
+    they are no part of the ids of the image. `image`: the placeholder that chat templates write for an image.
+    `space_after_image`: whether a word glued to an image is encoded as if a space came before it.
+    """
+
+    prefix: list[int]
+    opening: list[int]
+    image: str
+    space_after_image: bool = False
+
+
+def encode_document(tokenizer: Tokenizer, items: list[dict], framing: Framing) -> list[Piece]:
+    """Pieces of an interleaved document: what comes first, one piece per item, and eos.
 
     Consecutive texts are encoded as one string and cut where the items meet. Raises BadSample for an item that is neither
     {"text": ...} nor {"image": ...}.
     """
-    prefix, _ = tokenizer.affixes
-    pieces: list[Piece] = [TextPiece(_ids(prefix), "template")] if prefix else []
+    pieces: list[Piece] = [_template(framing.prefix)] if framing.prefix else []
     run: list[Part] = []
     images = 0
     for number, item in enumerate(items):
         if isinstance(item.get("text"), str):
             run.append(Part(item["text"], "document", number, literal=True))
         elif "image" in item:
-            pieces += _encode_run(tokenizer, run)
-            pieces.append(ImagePiece(images))
+            pieces += _encode_run(tokenizer, _spaced(run, pieces, framing))
+            pieces += _image(images, pieces, framing)
             images, run = images + 1, []
         else:
             raise BadSample("bad_item", f"Item {number} of the document is neither text nor image: {str(item)[:80]}.")
-    pieces += _encode_run(tokenizer, run)
+    pieces += _encode_run(tokenizer, _spaced(run, pieces, framing))
     if tokenizer.eos_token_id is not None:
-        pieces.append(TextPiece(_ids([tokenizer.eos_token_id]), "document"))
+        pieces.append(TextPiece(np.asarray([tokenizer.eos_token_id], np.int64), "document"))
     return pieces
 
 
-def encode_messages(tokenizer: Tokenizer, template: ChatTemplate, messages: list[dict], image: str) -> list[Piece]:
-    """Pieces of a conversation as `template` renders it; `image` is the placeholder it writes for an image.
+def encode_messages(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: list[dict], framing: Framing
+) -> list[Piece]:
+    """Pieces of a conversation as `template` renders it.
 
     Raises BadSample where the template refuses or changes the messages, and ConfigError where it cannot be used at all.
     """
     specials = tokenizer.special_pattern
     parts = template.split(messages, specials.search)
-    pieces: list[Piece] = []
-    prefix, _ = tokenizer.affixes
     starts_with_bos = tokenizer.bos_token and parts and parts[0].text.startswith(tokenizer.bos_token)
-    if prefix and not starts_with_bos:
-        pieces.append(TextPiece(_ids(prefix), "template"))
+    pieces: list[Piece] = [_template(framing.prefix)] if framing.prefix and not starts_with_bos else []
     run: list[Part] = []
     images = 0
     for part in _split_at_specials(parts, specials):
-        is_token = not part.literal and specials.fullmatch(part.text) is not None
-        if is_token or part.cut:
-            pieces += _encode_run(tokenizer, run)
-            run = []
-        if is_token and part.text == image:
-            pieces.append(ImagePiece(images))
-            images += 1
-        elif is_token:
-            pieces.append(TextPiece(_ids([tokenizer.added_tokens[part.text]]), part.origin, part.turn))
-        else:
+        if part.literal or specials.fullmatch(part.text) is None:
             run.append(part)
-    pieces += _encode_run(tokenizer, run)
+            continue
+        pieces += _encode_run(tokenizer, _spaced(run, pieces, framing))
+        run = []
+        if part.text == framing.image:
+            pieces += _image(images, pieces, framing)
+            images += 1
+        else:
+            pieces.append(TextPiece(np.asarray([tokenizer.added_tokens[part.text]], np.int64), part.origin, part.turn))
+    pieces += _encode_run(tokenizer, _spaced(run, pieces, framing))
     expected = sum(item["type"] == "image" for message in messages for item in content_items(message))
     if images != expected:
         raise BadSample("image_count", f"The chat template places {images} images where the messages hold {expected}.")
     return _merge(pieces)
+
+
+def _template(ids: list[int]) -> TextPiece:
+    return TextPiece(np.asarray(ids, np.int64), "template")
+
+
+def _image(number: int, before: list[Piece], framing: Framing) -> list[Piece]:
+    """The piece of an image, opened where it does not follow another image."""
+    follows = bool(before) and isinstance(before[-1], ImagePiece)
+    return [ImagePiece(number)] if follows or not framing.opening else [_template(framing.opening), ImagePiece(number)]
+
+
+def _spaced(run: list[Part], before: list[Piece], framing: Framing) -> list[Part]:
+    """The run with a space before a word that is glued to an image, where the framing asks for it."""
+    text = "".join(part.text for part in run)
+    glued = bool(before) and isinstance(before[-1], ImagePiece) and text[:1] not in ("", "<") and not text[0].isspace()
+    return [replace(run[0], text=" " + run[0].text), *run[1:]] if glued and framing.space_after_image else run
 
 
 def _split_at_specials(parts: list[Part], specials: re.Pattern) -> Iterator[Part]:
@@ -93,7 +123,14 @@ def _encode_run(tokenizer: Tokenizer, parts: list[Part]) -> list[Piece]:
     text = "".join(part.text for part in parts)
     if not text:
         return []
+    cut = next((number for number, part in enumerate(parts) if part.cut), 0)
     ids, ends = tokenizer.encode_plain(text)
+    if cut:
+        head, head_ends = tokenizer.encode_plain("".join(part.text for part in parts[:cut]))
+        if not np.array_equal(ids[: len(head)], head):  # a token reaches over the end of the prompt
+            border = sum(len(part.text) for part in parts[:cut])
+            tail, tail_ends = tokenizer.encode_plain(text[border:], continued=True)
+            ids, ends = np.concatenate([head, tail]), np.concatenate([head_ends, tail_ends + border])
     pieces: list[Piece] = []
     start = border = 0
     for part in parts:
@@ -119,7 +156,3 @@ def _merge(pieces: list[Piece]) -> list[Piece]:
         else:
             merged.append(piece)
     return merged
-
-
-def _ids(values: list[int]) -> np.ndarray:
-    return np.asarray(values, np.int64)

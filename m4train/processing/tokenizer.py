@@ -131,11 +131,21 @@ class Tokenizer:
         """Ids of a text in which the strings of special tokens stand for those tokens."""
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def encode_plain(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (n,) int64 of a text that is only text, and the character (n,) after the last one of each token."""
-        encoding = self._once("plain", self._plain_backend).encode(text, add_special_tokens=False)
-        ends = np.fromiter((end for _, end in encoding.offsets), np.int64, len(encoding.ids))
-        return np.asarray(encoding.ids, np.int64), ends
+    def encode_plain(self, text: str, continued: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (n,) int64 of a text that is only text, and the character (n,) after the last one of each token.
+
+        `continued` text goes on from other text: nothing is put before it that marks the start of a word.
+        """
+        lead = "\n" if continued else ""
+        encoding = self._once("plain", self._plain_backend).encode(lead + text, add_special_tokens=False)
+        ids = np.asarray(encoding.ids, np.int64)
+        ends = np.fromiter((end for _, end in encoding.offsets), np.int64, len(ids)) - len(lead)
+        if not continued:
+            return ids, ends
+        dropped, _ = self.encode_plain(lead)
+        if not np.array_equal(ids[: len(dropped)], dropped):
+            return self.encode_plain(text)  # the lead joins what follows: no word marker can come between them
+        return ids[len(dropped) :], ends[len(dropped) :]
 
     @property
     def special_pattern(self) -> re.Pattern:

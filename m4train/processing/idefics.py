@@ -1,0 +1,175 @@
+"""The processor of Idefics: prompts are lists of texts and images, and every token attends to the latest image before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from m4train.processing.chat import IDEFICS_TEMPLATE
+from m4train.processing.features import Features
+from m4train.processing.idefics_images import IdeficsImageProcessor
+from m4train.processing.inputs import is_url, read_image
+from m4train.processing.pieces import EncodedImage, Piece
+from m4train.processing.processor import END_OF_UTTERANCE, FAKE, IMAGE, Processor
+from m4train.processing.sample_encoding import Framing, encode_document
+from m4train.processing.tokenizer import Tokenizer
+
+Prompt = Sequence[Any]  # texts and images in reading order
+
+
+class IdeficsProcessor(Processor):
+    """Text and images to the inputs of Idefics.
+
+    `add_end_of_utterance_token` writes <end_of_utterance> between two texts of a prompt that follow each other; None does
+    so where the tokenizer came with that token.
+    """
+
+    image_processor_class = IdeficsImageProcessor
+    default_template: ClassVar[str] = IDEFICS_TEMPLATE
+    image_processor: IdeficsImageProcessor
+
+    def __init__(
+        self,
+        image_processor: IdeficsImageProcessor,
+        tokenizer: Tokenizer,
+        image_size: int = 224,
+        add_end_of_utterance_token: bool | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        trained_with_it = END_OF_UTTERANCE in tokenizer.added_tokens
+        super().__init__(image_processor, tokenizer, chat_template)
+        self.image_size = image_size
+        self.add_end_of_utterance_token = add_end_of_utterance_token
+        self._ends_utterances = trained_with_it if add_end_of_utterance_token is None else add_end_of_utterance_token
+
+    @classmethod
+    def _own_settings(cls) -> tuple[str, ...]:
+        return ("image_size", "add_end_of_utterance_token")
+
+    @property
+    def opening(self) -> list[int]:
+        return [self.tokenizer.convert_tokens_to_ids(FAKE)]
+
+    def _framing(self) -> Framing:
+        return Framing([i for i in [self.bos_id] if i is not None], self.opening, IMAGE)
+
+    def image_ids(self, width: int, height: int) -> np.ndarray:
+        return np.asarray([self.image_token_id, *self.opening], np.int64)
+
+    def encode_image(self, image: Image.Image) -> EncodedImage:
+        """The frame (1, 3, S, S) and ids of an image. No feature goes into the text: tokens attend to it from their layers."""
+        ids = self.image_ids(*image.size)
+        return EncodedImage(np.stack(self.image_processor.frames(image)), ids, np.zeros(len(ids), bool))
+
+    def encode_document(self, items: list[dict]) -> list[Piece]:
+        """As for every processor, with the spaces around each text dropped, as the model was trained."""
+        stripped = [{"text": item["text"].strip(" ")} if isinstance(item.get("text"), str) else item for item in items]
+        return encode_document(self.tokenizer, stripped, self._framing())
+
+    def __call__(  # type: ignore[override]  # prompts instead of images and text
+        self,
+        prompts: list | None = None,
+        images: Any = None,
+        text: Any = None,
+        *,
+        padding: bool | str = "longest",
+        truncation: bool = False,
+        max_length: int | None = None,
+        transform: Callable[[Image.Image], Any] | None = None,
+        add_eos_token: bool = False,
+        add_end_of_utterance_token: bool | None = None,
+        return_tensors: str | None = "pt",
+        **settings: Any,
+    ) -> Features:
+        """`input_ids`, `attention_mask`, `pixel_values` (B, N, 3, S, S) and `image_attention_mask` (B, T, N) of prompts.
+
+        A prompt is a list of texts and images; images are Pillow images or URLs. `prompts` is one or several; `images` with
+        `text` give, for each text, one image that comes before it or a list of images that come after it.
+        `transform` makes a tensor (3, S, S) of a Pillow image in place of the image processor, for training.
+        Truncation drops an image it would cut, with what follows. Raises ValueError for arguments that do not fit.
+        """
+        if prompts is not None and text is None and images is None:
+            text = prompts
+        elif prompts is not None:
+            images, text = (prompts, text) if images is None else (images, prompts)
+        samples = _prompts(images, text)
+        ends = self._ends_utterances if add_end_of_utterance_token is None else add_end_of_utterance_token
+        strings = [self._string(sample, ends) + (self.tokenizer.eos_token or "") * add_eos_token for sample in samples]
+        inputs = self.tokenizer(
+            strings, add_special_tokens=False, padding=padding, truncation=truncation, max_length=max_length
+        )
+        images_of = [[read_image(item) for item in sample if not _is_text(item)] for sample in samples]
+        count = max(1, *(len(found) for found in images_of))
+        pixels = np.zeros(
+            (len(samples), count, 3, self.image_processor.image_size, self.image_processor.image_size), np.float32
+        )
+        processor = self.image_processor.replace(**settings)
+        for row, (ids, found) in enumerate(zip(inputs["input_ids"], images_of)):
+            kept = _kept(found, ids.count(self.image_token_id), self.tokenizer.truncation_side)
+            if kept:
+                pixels[row, : len(kept)] = np.asarray(
+                    processor.preprocess(kept, transform=transform, return_tensors="np")
+                )
+        inputs["pixel_values"] = pixels
+        inputs["image_attention_mask"] = [self._image_attention(ids, count) for ids in inputs["input_ids"]]
+        if not any(images_of):
+            inputs["image_attention_mask"] = [np.zeros((len(ids), 1), bool) for ids in inputs["input_ids"]]
+        return inputs.convert(return_tensors)
+
+    def _string(self, prompt: Prompt, end_utterances: bool) -> str:
+        """A prompt as one string, which begins with bos as the model was trained."""
+        written = self.tokenizer.bos_token or ""
+        before = None
+        for item in prompt:
+            kind = "text" if _is_text(item) else "image"
+            if kind == "image":
+                written += (IMAGE + FAKE) if before == "image" else (FAKE + IMAGE + FAKE)
+            else:
+                written += (END_OF_UTTERANCE if end_utterances and before == "text" else "") + item.strip(" ")
+            before = kind
+        return written
+
+    def _image_attention(self, ids: list[int], count: int) -> np.ndarray:
+        """Which of `count` images each of T tokens attends to: (T, count) int64, at most one 1 in a row.
+
+        A token attends to the latest image, itself included; after eos to none, until the next image.
+        """
+        row = np.asarray(ids, np.int64)
+        places = np.arange(len(row))
+        is_image = row == self.image_token_id
+        latest_image = np.maximum.accumulate(np.where(is_image, places, -1))
+        latest_end = np.maximum.accumulate(np.where(row == self.eos_id, places, -1))
+        ended_before = np.concatenate([[-1], latest_end[:-1]]) if len(row) else latest_end
+        image = np.where(ended_before > latest_image, -1, np.cumsum(is_image) - 1)
+        return (image[:, None] == np.arange(count)).astype(np.int64)
+
+
+def _is_text(item: Any) -> bool:
+    return isinstance(item, str) and not is_url(item.strip(" "))
+
+
+def _kept(images: list[Image.Image], count: int, truncation_side: str) -> list[Image.Image]:
+    """The images whose placeholders truncation has left."""
+    return images[:count] if truncation_side == "right" else images[max(len(images) - count, 0) :]
+
+
+def _prompts(images: Any, text: Any) -> list[Prompt]:
+    """The arguments of a call as a list of prompts. Raises ValueError where they do not fit."""
+    if text is None:
+        raise ValueError("Give the processor prompts, or text with images: a prompt is a list of texts and images.")
+    if images is None:
+        several = isinstance(text, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in text)
+        return list(text) if several else [[text] if isinstance(text, str) else text]
+    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    texts = [text] if isinstance(text, str) else list(text)
+    if len(texts) != len(images) or not all(isinstance(item, str) for item in texts):
+        raise ValueError(
+            f"There are {len(texts)} texts and {len(images)} images: give one image, or one list of images, for each text, "
+            "and texts without images in them."
+        )
+    if isinstance(images[0], (list, tuple)):
+        return [[one, *several] for several, one in zip(images, texts)]
+    return [[image, one] for image, one in zip(images, texts)]

@@ -1,0 +1,88 @@
+"""The image processor of Idefics2: images near their own size and shape, optionally cut in four."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from m4train.processing.image_processor import ImageProcessor
+from m4train.processing.images import to_rgb
+
+MEAN = STD = [0.5, 0.5, 0.5]
+
+
+class Idefics2ImageProcessor(ImageProcessor):
+    """Shrinks the longest side to `size["longest_edge"]`, and widens sides below `size["shortest_edge"]`.
+
+    With splitting, an image becomes its four quarters and then the whole, each resized on its own.
+    """
+
+    def __init__(
+        self,
+        do_convert_rgb: bool = True,
+        do_resize: bool = True,
+        size: dict[str, int] | None = None,
+        resample: int = Image.Resampling.BILINEAR,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: float | list[float] | None = None,
+        image_std: float | list[float] | None = None,
+        do_pad: bool = True,
+        do_image_splitting: bool = False,
+        **extra: Any,
+    ) -> None:
+        self.do_resize = do_resize
+        self.size = dict(size or {"shortest_edge": 378, "longest_edge": 980})
+        self.do_pad = do_pad
+        self.do_image_splitting = do_image_splitting
+        mean, std = image_mean or MEAN, image_std or STD
+        super().__init__(do_convert_rgb, resample, do_rescale, rescale_factor, do_normalize, mean, std, extra)
+
+    def frame_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+        return [self._resized(right - left, lower - top) for left, top, right, lower in self._boxes(width, height)]
+
+    def frames(self, image: Image.Image) -> list[np.ndarray]:
+        image = to_rgb(self._rgb_only(image))
+        return [self._frame(image, box) for box in self._boxes(*image.size)]
+
+    def _boxes(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
+        """The parts of an image that become frames, as left, top, right, lower."""
+        whole = (0, 0, width, height)
+        if not self.do_image_splitting:
+            return [whole]
+        x, y = width // 2, height // 2
+        return [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height), whole]
+
+    def _frame(self, image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
+        part = image if box == (0, 0, *image.size) else image.crop(box)
+        size = self._resized(*part.size)
+        part = part if size == part.size else part.resize(size, Image.Resampling(self.resample))
+        return np.ascontiguousarray(np.asarray(part).transpose(2, 0, 1))
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        if not self.do_resize:
+            return width, height
+        if "longest_edge" not in self.size:
+            return self.size["width"], self.size["height"]
+        longest, shortest, ratio = self.size["longest_edge"], self.size["shortest_edge"], width / height
+        if width >= height and width > longest:
+            width, height = longest, int(longest / ratio)
+        elif height > width and height > longest:
+            width, height = int(longest * ratio), longest
+        return max(width, shortest), max(height, shortest)
+
+
+class Idefics2ImageProcessorFast(Idefics2ImageProcessor):
+    """The same frames, with the images of a batch decoded and resized in parallel threads."""
+
+    def frames_of_batch(self, samples: list[list[Image.Image]]) -> list[list[np.ndarray]]:
+        images = [image for sample in samples for image in sample]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            framed = list(pool.map(self.frames, images))
+        numbered = iter(framed)
+        return [[frame for _ in sample for frame in next(numbered)] for sample in samples]

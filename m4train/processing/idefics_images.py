@@ -1,0 +1,80 @@
+"""The image processor of Idefics: every image is one square, whatever its shape was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from m4train.processing.features import Features
+from m4train.processing.image_processor import ImageProcessor
+from m4train.processing.images import to_rgb
+
+MEAN = [0.48145466, 0.4578275, 0.40821073]  # of CLIP
+STD = [0.26862954, 0.26130258, 0.27577711]
+
+
+class IdeficsImageProcessor(ImageProcessor):
+    """Resizes every image to `image_size` x `image_size`."""
+
+    def __init__(
+        self,
+        image_size: int | None = None,
+        image_mean: float | list[float] | None = None,
+        image_std: float | list[float] | None = None,
+        image_num_channels: int = 3,
+        do_convert_rgb: bool = True,
+        do_resize: bool = True,
+        size: dict[str, int] | None = None,
+        resample: int = Image.Resampling.BICUBIC,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        **extra: Any,
+    ) -> None:
+        self.image_size = image_size or (size or {}).get("height", 224)
+        self.image_num_channels = image_num_channels
+        self.do_resize = do_resize
+        mean, std = image_mean or MEAN, image_std or STD
+        super().__init__(do_convert_rgb, resample, do_rescale, rescale_factor, do_normalize, mean, std, extra)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"size": {"height": self.image_size, "width": self.image_size}}
+
+    def frame_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+        return [(self.image_size, self.image_size) if self.do_resize else (width, height)]
+
+    def frames(self, image: Image.Image) -> list[np.ndarray]:
+        image = to_rgb(self._rgb_only(image))
+        (size,) = self.frame_sizes(*image.size)
+        image = image if image.size == size else image.resize(size, Image.Resampling(self.resample))
+        return [np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))]
+
+    def preprocess(  # type: ignore[override]  # the reference returns the values alone
+        self,
+        images: Any,
+        transform: Callable[[Image.Image], Any] | None = None,
+        return_tensors: str | None = "pt",
+        input_data_format: str | None = None,
+        **settings: Any,
+    ) -> Any:
+        """The values (n, 3, S, S) float32 of all images, as one tensor or array.
+
+        `transform`, for training, takes a Pillow image and gives a tensor (3, S, S); it replaces every other step.
+        """
+        if isinstance(images, (list, tuple)) and not images:
+            return []
+        processor = self.replace(**settings)
+        samples = processor.read_samples(images, input_data_format)
+        flat = [image for sample in samples for image in sample]
+        if transform is not None:
+            import torch
+
+            return torch.stack([transform(image) for image in flat])
+        frames = [processor.frames(image) for image in flat]
+        values = processor.stack(frames, pad=False, tensors=True)["pixel_values"]
+        if isinstance(values, list):
+            raise ValueError("Images of different sizes make no batch: set do_resize=True.")
+        return Features(pixel_values=values[:, 0]).convert(return_tensors or "np")["pixel_values"]
