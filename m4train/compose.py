@@ -42,8 +42,7 @@ def load_config(overrides: list[str]) -> Config:
 
     Raises ConfigError, in one sentence, for an unknown key or choice, a wrong type, or a combination that cannot work.
     """
-    for override in overrides:
-        _check_override(override)
+    overrides = [_checked(override) for override in overrides]
     ConfigStore.instance().store(name="schema", node=Config)
     try:
         with initialize_config_dir(str(resource_folder("conf")), version_base="1.3"):
@@ -61,7 +60,8 @@ def save_config(config: Config, path: Path) -> None:
     OmegaConf.save(OmegaConf.structured(config), path)
 
 
-def _check_override(override: str) -> None:
+def _checked(override: str) -> str:
+    """The override, marked as one that may add a key where the schema leaves the names open (model.architecture...)."""
     if override.startswith("-"):
         raise ConfigError(
             f"{override!r} is no option of this command: overrides have the form key=value or group=choice."
@@ -78,9 +78,10 @@ def _check_override(override: str) -> None:
             raise ConfigError(
                 f"{key}={choice} is no choice{_suggest(choice, choices)}; {key} can be {', '.join(choices)}."
             )
-        return
+        return override
     if not _known(Config, key.split(".")):
         raise ConfigError(f"{key} is not a configuration key{_suggest(key, _all_keys(Config) + list(groups()))}.")
+    return override if override[0] in "+~" else f"++{override}"
 
 
 def _suggest(word: str, known: list[str]) -> str:
