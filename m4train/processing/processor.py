@@ -20,7 +20,7 @@ from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.inputs import is_image, nest_images, read_image
 from m4train.processing.pieces import EncodedImage, Piece
 from m4train.processing.sample_encoding import Framing, encode_document, encode_messages
-from m4train.processing.tokenizer import Tokenizer
+from m4train.processing.tokenizer import Place, Tokenizer
 
 FAKE, IMAGE, END_OF_UTTERANCE = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
 
@@ -260,7 +260,8 @@ class Processor:
                 opening = [] if spans[-1][1] else self.opening
                 spans.append((opening + self.image_ids(*images[number - 1].size).tolist(), True))
             if piece:
-                spans.append((self.tokenizer.encode(piece, add_special_tokens=False), False))
+                place: Place = "after_token" if number else "start"
+                spans.append((self.tokenizer.encode(piece, add_special_tokens=False, place=place), False))
         return [*spans, (suffix, False)]
 
 

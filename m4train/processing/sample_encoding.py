@@ -11,7 +11,7 @@ import numpy as np
 from m4train.errors import BadSample
 from m4train.processing.chat import ChatTemplate, Part, content_items
 from m4train.processing.pieces import ImagePiece, Piece, TextPiece
-from m4train.processing.tokenizer import Tokenizer
+from m4train.processing.tokenizer import Place, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,17 @@ def encode_document(tokenizer: Tokenizer, items: list[dict], framing: Framing) -
     Consecutive texts are encoded as one string and cut where the items meet. Raises BadSample for an item that is neither
     {"text": ...} nor {"image": ...}.
     """
-    pieces: list[Piece] = [_template(framing.prefix)] if framing.prefix else []
-    run: list[Part] = []
-    images = 0
+    builder = _Builder(tokenizer, framing, framing.prefix)
     for number, item in enumerate(items):
         if isinstance(item.get("text"), str):
-            run.append(Part(item["text"], "document", number, literal=True))
+            builder.text(Part(item["text"], "document", number, literal=True))
         elif "image" in item:
-            pieces += _encode_run(tokenizer, _spaced(run, pieces, framing))
-            pieces += _image(images, pieces, framing)
-            images, run = images + 1, []
+            builder.image()
         else:
             raise BadSample("bad_item", f"Item {number} of the document is neither text nor image: {str(item)[:80]}.")
-    pieces += _encode_run(tokenizer, _spaced(run, pieces, framing))
     if tokenizer.eos_token_id is not None:
-        pieces.append(TextPiece(np.asarray([tokenizer.eos_token_id], np.int64), "document"))
-    return pieces
+        builder.token(tokenizer.eos_token_id, "document", -1)
+    return builder.finish()
 
 
 def encode_messages(
@@ -62,43 +57,63 @@ def encode_messages(
     """
     specials = tokenizer.special_pattern
     parts = template.split(messages, specials.search)
-    starts_with_bos = tokenizer.bos_token and parts and parts[0].text.startswith(tokenizer.bos_token)
-    pieces: list[Piece] = [_template(framing.prefix)] if framing.prefix and not starts_with_bos else []
-    run: list[Part] = []
-    images = 0
+    writes_bos = bool(tokenizer.bos_token and parts and parts[0].text.startswith(tokenizer.bos_token))
+    builder = _Builder(tokenizer, framing, [] if writes_bos else framing.prefix)
     for part in _split_at_specials(parts, specials):
         if part.literal or specials.fullmatch(part.text) is None:
-            run.append(part)
-            continue
-        pieces += _encode_run(tokenizer, _spaced(run, pieces, framing))
-        run = []
-        if part.text == framing.image:
-            pieces += _image(images, pieces, framing)
-            images += 1
+            builder.text(part)
+        elif part.text == framing.image:
+            builder.image()
         else:
-            pieces.append(TextPiece(np.asarray([tokenizer.added_tokens[part.text]], np.int64), part.origin, part.turn))
-    pieces += _encode_run(tokenizer, _spaced(run, pieces, framing))
+            builder.token(tokenizer.added_tokens[part.text], part.origin, part.turn)
+    pieces = builder.finish()
     expected = sum(item["type"] == "image" for message in messages for item in content_items(message))
-    if images != expected:
-        raise BadSample("image_count", f"The chat template places {images} images where the messages hold {expected}.")
+    if builder.images != expected:
+        raise BadSample(
+            "image_count", f"The chat template places {builder.images} images where the messages hold {expected}."
+        )
     return _merge(pieces)
 
 
-def _template(ids: list[int]) -> TextPiece:
-    return TextPiece(np.asarray(ids, np.int64), "template")
+class _Builder:
+    """Gathers pieces in reading order; text between two tokens or images is encoded as one string."""
 
+    def __init__(self, tokenizer: Tokenizer, framing: Framing, prefix: list[int]) -> None:
+        self.tokenizer = tokenizer
+        self.framing = framing
+        self.pieces: list[Piece] = [_text(prefix, "template")] if prefix else []
+        self.images = 0
+        self._run: list[Part] = []
+        self._place: Place = "start"
 
-def _image(number: int, before: list[Piece], framing: Framing) -> list[Piece]:
-    """The piece of an image, opened where it does not follow another image."""
-    follows = bool(before) and isinstance(before[-1], ImagePiece)
-    return [ImagePiece(number)] if follows or not framing.opening else [_template(framing.opening), ImagePiece(number)]
+    def text(self, part: Part) -> None:
+        self._run.append(part)
 
+    def token(self, id_: int, origin: str, turn: int) -> None:
+        self._flush()
+        self.pieces.append(_text([id_], origin, turn))
 
-def _spaced(run: list[Part], before: list[Piece], framing: Framing) -> list[Part]:
-    """The run with a space before a word that is glued to an image, where the framing asks for it."""
-    text = "".join(part.text for part in run)
-    glued = bool(before) and isinstance(before[-1], ImagePiece) and text[:1] not in ("", "<") and not text[0].isspace()
-    return [replace(run[0], text=" " + run[0].text), *run[1:]] if glued and framing.space_after_image else run
+    def image(self) -> None:
+        self._flush()
+        follows = bool(self.pieces) and isinstance(self.pieces[-1], ImagePiece)
+        if self.framing.opening and not follows:
+            self.pieces.append(_text(self.framing.opening, "template"))
+        self.pieces.append(ImagePiece(self.images))
+        self.images += 1
+
+    def finish(self) -> list[Piece]:
+        self._flush()
+        return self.pieces
+
+    def _flush(self) -> None:
+        """Encodes the text gathered since the last token or image."""
+        text = "".join(part.text for part in self._run)
+        after_image = bool(self.pieces) and isinstance(self.pieces[-1], ImagePiece)
+        if after_image and self.framing.space_after_image and text and not (text[0].isspace() or text[0] == "<"):
+            self._run[0] = replace(self._run[0], text=" " + self._run[0].text)
+        if text:
+            self.pieces += _encode_run(self.tokenizer, self._run, self._place)
+        self._run, self._place = [], "after_token"
 
 
 def _split_at_specials(parts: list[Part], specials: re.Pattern) -> Iterator[Part]:
@@ -118,19 +133,20 @@ def _split_at_specials(parts: list[Part], specials: re.Pattern) -> Iterator[Part
             yield Part(part.text[position:], part.origin, part.turn, cut=cut)
 
 
-def _encode_run(tokenizer: Tokenizer, parts: list[Part]) -> list[Piece]:
-    """Encodes consecutive text as one string; a token belongs to the part that holds its last character."""
+def _encode_run(tokenizer: Tokenizer, parts: list[Part], place: Place) -> list[Piece]:
+    """Encodes consecutive text as one string; a token belongs to the part that holds its last character.
+
+    Where a prompt ends inside, the ids before are those of the prompt alone, so that training and inference see the same.
+    """
     text = "".join(part.text for part in parts)
-    if not text:
-        return []
     cut = next((number for number, part in enumerate(parts) if part.cut), 0)
-    ids, ends = tokenizer.encode_plain(text)
+    ids, ends = tokenizer.encode_plain(text, place)
     if cut:
-        head, head_ends = tokenizer.encode_plain("".join(part.text for part in parts[:cut]))
-        if not np.array_equal(ids[: len(head)], head):  # a token reaches over the end of the prompt
-            border = sum(len(part.text) for part in parts[:cut])
-            tail, tail_ends = tokenizer.encode_plain(text[border:], continued=True)
-            ids, ends = np.concatenate([head, tail]), np.concatenate([head_ends, tail_ends + border])
+        prompt = "".join(part.text for part in parts[:cut])
+        head, head_ends = tokenizer.encode_plain(prompt, place)
+        if not np.array_equal(ids[: len(head)], head):  # a token would reach over the end of the prompt
+            tail, tail_ends = tokenizer.encode_plain(text[len(prompt) :], "inside")
+            ids, ends = np.concatenate([head, tail]), np.concatenate([head_ends, tail_ends + len(prompt)])
     pieces: list[Piece] = []
     start = border = 0
     for part in parts:
@@ -156,3 +172,7 @@ def _merge(pieces: list[Piece]) -> list[Piece]:
         else:
             merged.append(piece)
     return merged
+
+
+def _text(ids: list[int], origin: str, turn: int = -1) -> TextPiece:
+    return TextPiece(np.asarray(ids, np.int64), origin, turn)

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import AddedToken
@@ -19,6 +19,9 @@ from tokenizers import Tokenizer as Backend
 from m4train.errors import ConfigError
 from m4train.processing.features import Features
 from m4train.processing.files import read_json, write_json
+from m4train.processing.sentencepiece_rules import default_padding_side, rebuilt_as_5x, without_first_mark
+
+Place = Literal["start", "after_token", "inside"]
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -29,7 +32,7 @@ class Tokenizer:
     def __init__(self, backend: Backend, config: dict[str, Any] | None = None) -> None:
         self.backend = backend
         self.config = dict(config or {})
-        self.padding_side: str = self.config.get("padding_side", "right")
+        self.padding_side: str = self.config.get("padding_side") or default_padding_side(self.config)
         self.truncation_side: str = self.config.get("truncation_side", "right")
         self.model_max_length = int(min(self.config.get("model_max_length") or 1e30, 1e30))
         self.chat_template: str | None = _template_of(self.config)
@@ -40,10 +43,11 @@ class Tokenizer:
         self._add_configured_tokens()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Tokenizer:
+    def from_pretrained(cls, folder: str | Path, rule: str = "4.46") -> Tokenizer:
         """Reads tokenizer.json and, where they are, tokenizer_config.json and special_tokens_map.json.
 
-        Raises ConfigError where tokenizer.json is missing or unreadable.
+        `rule` "4.46" takes the tokenizer as it is stored, "5.23" as transformers 5.x rebuilds it (other ids after special
+        tokens, with tokenizers of the LLaMA kind). Raises ConfigError where tokenizer.json is missing or unreadable.
         """
         folder = Path(folder)
         path = folder / "tokenizer.json"
@@ -56,7 +60,9 @@ class Tokenizer:
         config = read_json(folder / "tokenizer_config.json") or {}
         for name, token in (read_json(folder / "special_tokens_map.json") or {}).items():
             config.setdefault(name, token)
-        return cls(backend, config)
+        if rule not in ("4.46", "5.23"):
+            raise ConfigError(f"There is no tokenizer rule {rule!r}: use '4.46' or '5.23'.")
+        return cls(rebuilt_as_5x(backend, config) if rule == "5.23" else backend, config)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, as transformers reads them."""
@@ -127,25 +133,30 @@ class Tokenizer:
 
     # Text to ids
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, place: Place = "start") -> list[int]:
         """Ids of a text in which the strings of special tokens stand for those tokens."""
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        backend = self.backend if place == "start" else self._variant(plain=False, place=place)
+        return backend.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def encode_plain(self, text: str, continued: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def encode_plain(self, text: str, place: Place = "start") -> tuple[np.ndarray, np.ndarray]:
         """Ids (n,) int64 of a text that is only text, and the character (n,) after the last one of each token.
 
-        `continued` text goes on from other text: nothing is put before it that marks the start of a word.
+        `place` says what comes before: nothing, a special token, or text that this text goes on from. It decides whether
+        tokenizers that mark the start of a word mark the start of this text.
         """
-        lead = "\n" if continued else ""
-        encoding = self._once("plain", self._plain_backend).encode(lead + text, add_special_tokens=False)
-        ids = np.asarray(encoding.ids, np.int64)
-        ends = np.fromiter((end for _, end in encoding.offsets), np.int64, len(ids)) - len(lead)
-        if not continued:
-            return ids, ends
-        dropped, _ = self.encode_plain(lead)
-        if not np.array_equal(ids[: len(dropped)], dropped):
-            return self.encode_plain(text)  # the lead joins what follows: no word marker can come between them
-        return ids[len(dropped) :], ends[len(dropped) :]
+        if place == "inside":
+            return self._encode_inside(text)
+        encoding = self._variant(plain=True, place=place).encode(text, add_special_tokens=False)
+        ends = np.fromiter((end for _, end in encoding.offsets), np.int64, len(encoding.ids))
+        return np.asarray(encoding.ids, np.int64), ends
+
+    def _encode_inside(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes the text behind a line break, and takes the line break away again."""
+        lead, _ = self.encode_plain("\n")
+        ids, ends = self.encode_plain("\n" + text)
+        if not np.array_equal(ids[: len(lead)], lead):  # joined to more line breaks: no mark comes between them
+            return self.encode_plain(text)
+        return ids[len(lead) :], ends[len(lead) :] - 1
 
     @property
     def special_pattern(self) -> re.Pattern:
@@ -260,14 +271,19 @@ class Tokenizer:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_derived": {}}
 
-    def _plain_backend(self) -> Backend:
-        """A copy of the backend in which no special or reserved token is ever found in a text."""
+    def _variant(self, plain: bool, place: Place) -> Backend:
+        return self._once(f"{plain} {place}", lambda: self._make_variant(plain, place))
+
+    def _make_variant(self, plain: bool, place: Place) -> Backend:
+        """A copy of the backend for text at `place`; a plain one finds no special or reserved token in a text."""
         state = json.loads(self.backend.to_str())
         for token in state.get("added_tokens", []):
-            token["special"] = token["special"] or token["content"] in self._reserved
-        plain = Backend.from_str(json.dumps(state))
-        plain.encode_special_tokens = True
-        return plain
+            token["special"] = token["special"] or (plain and token["content"] in self._reserved)
+        if place != "start":
+            state = without_first_mark(state)
+        variant = Backend.from_str(json.dumps(state))
+        variant.encode_special_tokens = plain
+        return variant
 
     bos_token: str | None
     eos_token: str | None

@@ -6,6 +6,9 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from m4train.processing.idefics3 import Idefics3Processor
 from m4train.processing.idefics3_images import Idefics3ImageProcessor
 from m4train.processing.tokenizer import Tokenizer
@@ -17,6 +20,17 @@ TEXTS = (
     "User: which digit is this?\nAssistant: the digit is seven.\n\n0 1 2 3 4 5 6 7 8 9",
     "A document holds text and images in reading order; the model predicts each next token of the text.",
 )
+
+
+def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """An image of random pixels, in any mode of Pillow."""
+    rng = np.random.default_rng(seed)
+    if mode == "I;16":
+        return Image.fromarray(rng.integers(0, 65536, (height, width), dtype=np.uint16))
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8))
+    if mode in ("RGBA", "LA"):
+        return image.convert(mode)
+    return image.convert("RGB").convert(mode)
 
 
 @lru_cache(maxsize=8)

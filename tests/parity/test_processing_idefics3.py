@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import transformers
-from PIL import Image
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from m4train.processing.idefics3 import Idefics3Processor
 from m4train.processing.idefics3_images import Idefics3ImageProcessor
 from m4train.processing.pieces import text_ids
 from m4train.processing.tokenizer import Tokenizer
-from tests.helpers.processing import tiny_idefics3_processor, tokenizer_folder
+from tests.helpers.processing import picture, tiny_idefics3_processor, tokenizer_folder
 
 SIZES = [
     (640, 480), (480, 640), (1000, 300), (300, 1000), (364, 364), (365, 364),
@@ -32,14 +31,6 @@ SETTINGS = [
 MODES = ["RGB", "RGBA", "LA", "L", "P", "1", "CMYK", "I;16"]
 
 
-def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    if mode == "I;16":
-        return Image.fromarray(rng.integers(0, 65536, (height, width), dtype=np.uint16))
-    image = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8), "RGBA")
-    return image if mode == "RGBA" else image.convert("RGB").convert(mode) if mode != "LA" else image.convert(mode)
-
-
 def assert_same(ours: dict, theirs: dict) -> None:
     assert set(ours) == set(theirs)
     for name in ours:
@@ -48,7 +39,7 @@ def assert_same(ours: dict, theirs: dict) -> None:
         np.testing.assert_array_equal(left, right, err_msg=name)
 
 
-def compare(image: Image.Image, **settings) -> None:
+def compare(image, **settings) -> None:
     ours, theirs = Idefics3ImageProcessor(**settings), Idefics3ImageProcessorPil(**settings)
     options = {"return_tensors": "np", "return_row_col_info": True}
     a, b = ours(image, **options), theirs(image, **options)
