@@ -6,6 +6,9 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "Idefics2Config": "configuration",
+    "Idefics2ForConditionalGeneration": "idefics2",
+    "Idefics2Model": "idefics2",
     "Idefics3Config": "configuration",
     "Idefics3ForConditionalGeneration": "idefics3",
     "Idefics3Model": "idefics3",

@@ -49,7 +49,8 @@ class ModelConfig:
         for name, kind in self.sub_configs.items():
             value = getattr(self, name)
             if value is None or isinstance(value, dict):
-                setattr(self, name, kind.from_dict(value or {}))
+                values = value or {}
+                setattr(self, name, kind.for_type(values.get("model_type")).from_dict(values))
         if self.dtype is not None:
             self.dtype = str(self.dtype).removeprefix("torch.")
 
@@ -63,6 +64,11 @@ class ModelConfig:
         if unknown:
             warnings.warn(f"{cls.__name__} keeps but does not use the keys {', '.join(unknown)}", stacklevel=2)
         return cls(**{key: value for key, value in values.items() if key in known}, extra=extra)
+
+    @classmethod
+    def for_type(cls, model_type: str | None) -> type[ModelConfig]:
+        """The class that reads a sub-configuration of this `model_type`."""
+        return cls
 
     @classmethod
     def _modernise(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -202,6 +208,13 @@ class LlamaConfig(ModelConfig):
         return None
 
     @classmethod
+    def for_type(cls, model_type: str | None) -> type[ModelConfig]:
+        kinds: dict[str | None, type[ModelConfig]] = {None: cls, "llama": LlamaConfig, "mistral": MistralConfig}
+        if model_type not in kinds:
+            raise ConfigError(f"text_config.model_type {model_type!r} is not implemented: llama and mistral are")
+        return kinds[model_type]
+
+    @classmethod
     def _modernise(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = super()._modernise(values)
         rope = dict(values.pop("rope_parameters", None) or {})
@@ -214,6 +227,23 @@ class LlamaConfig(ModelConfig):
             scaling.setdefault("rope_type", scaling.pop("type"))
             values["rope_scaling"] = scaling
         return values
+
+
+@dataclass(kw_only=True)
+class MistralConfig(LlamaConfig):
+    """A Mistral decoder: Llama with a sliding window. The defaults are those Idefics2 gives its text model."""
+
+    model_type: ClassVar[str] = "mistral"
+
+    intermediate_size: int = 14336
+    num_key_value_heads: int | None = 8
+    max_position_embeddings: int = 32768
+    sliding_window: int | None = 4096
+    pad_token_id: int | None = 0
+
+    @property
+    def window(self) -> int | None:
+        return self.sliding_window
 
 
 @dataclass(kw_only=True)
@@ -240,7 +270,8 @@ class Idefics3Config(ModelConfig):
         return ("idefics3", "smolvlm")
 
     @property
-    def tokens_per_frame(self) -> int:
+    def tokens_per_image(self) -> int:
+        """Tokens a frame takes in the text."""
         return (self.vision_config.grid // self.scale_factor) ** 2
 
 
@@ -262,3 +293,69 @@ class SmolVLMConfig(Idefics3Config):
     }
 
     image_token_id: int = 128257
+
+
+@dataclass(kw_only=True)
+class Idefics2VisionConfig(SiglipVisionConfig):
+    """The vision tower of Idefics2, which takes images of any shape."""
+
+    model_type: ClassVar[str] = "idefics2"
+
+    hidden_size: int = 768
+    num_attention_heads: int = 12
+
+
+@dataclass(kw_only=True)
+class Idefics2PerceiverConfig(ModelConfig):
+    """The perceiver that turns the patches of an image into a fixed number of tokens."""
+
+    model_type: ClassVar[str] = "idefics2"
+
+    hidden_act: str = "silu"
+    hidden_size: int = 4096
+    rms_norm_eps: float = 1e-6
+    resampler_n_latents: int = 64
+    resampler_depth: int = 3
+    resampler_n_heads: int = 16
+    resampler_head_dim: int = 96
+    num_key_value_heads: int = 4
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse(self, hidden_act=("silu",), attention_dropout=(0.0,))
+        if self.resampler_n_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"resampler_n_heads {self.resampler_n_heads} is not a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}: change one of them"
+            )
+
+
+@dataclass(kw_only=True)
+class Idefics2Config(ModelConfig):
+    """Idefics2: SigLIP on images of any shape, a perceiver, and a Mistral decoder."""
+
+    model_type: ClassVar[str] = "idefics2"
+    sub_configs: ClassVar[dict[str, type[ModelConfig]]] = {
+        "vision_config": Idefics2VisionConfig,
+        "perceiver_config": Idefics2PerceiverConfig,
+        "text_config": MistralConfig,
+    }
+
+    vision_config: Idefics2VisionConfig = None  # type: ignore[assignment]
+    perceiver_config: Idefics2PerceiverConfig = None  # type: ignore[assignment]
+    text_config: LlamaConfig = None  # type: ignore[assignment]
+    image_token_id: int = 32001
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.perceiver_config.hidden_size != self.text_config.hidden_size:
+            # A perceiver of another width was never set up for this text model: it takes over width and epsilon.
+            self.perceiver_config.hidden_size = self.text_config.hidden_size
+            self.perceiver_config.rms_norm_eps = self.text_config.rms_norm_eps
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.perceiver_config.resampler_n_latents

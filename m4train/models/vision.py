@@ -155,10 +155,10 @@ def normalise(pixels: Tensor, table: Tensor | None) -> Tensor:
 
 
 def cut_patches(frames: Tensor, patch_size: int) -> Tensor:
-    """(F, 3, S, S) -> (F * g * g, 3, p, p), row by row; pixels beyond the last whole patch are dropped."""
-    grid = frames.shape[-1] // patch_size
-    side = grid * patch_size
-    cells = frames[..., :side, :side].unflatten(3, (grid, patch_size)).unflatten(2, (grid, patch_size))
+    """(F, 3, H, W) -> (F * rows * columns, 3, p, p), row by row; pixels beyond the last whole patch are dropped."""
+    rows, columns = frames.shape[2] // patch_size, frames.shape[3] // patch_size
+    whole = frames[:, :, : rows * patch_size, : columns * patch_size]
+    cells = whole.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 

@@ -46,12 +46,7 @@ def tiny_idefics3(**changes: Any) -> dict[str, Any]:
             "eos_token_id": 2,
         },
     }
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(config.get(key), dict):
-            config[key] = {**config[key], **value}
-        else:
-            config[key] = value
-    return config
+    return _changed(config, changes)
 
 
 @torch.no_grad()
@@ -101,3 +96,53 @@ def document(generator: torch.Generator, length: int, frames: int = 0, tokens_pe
     runs = [torch.full((tokens_per_frame,), IMAGE_TOKEN)] * frames
     pieces = ids.tensor_split(frames + 1)
     return torch.cat([p for pair in zip(pieces, [*runs, ids[:0]]) for p in pair])
+
+
+def tiny_idefics2(**changes: Any) -> dict[str, Any]:
+    """config.json of a tiny Idefics2, with 6 latents and a table of 7 x 7 positions."""
+    config: dict[str, Any] = {
+        "model_type": "idefics2",
+        "image_token_id": IMAGE_TOKEN,
+        "tie_word_embeddings": False,
+        "vision_config": {
+            "hidden_size": 24,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "image_size": 28,
+            "patch_size": 4,
+        },
+        "perceiver_config": {
+            "hidden_size": 32,
+            "rms_norm_eps": 1e-6,
+            "resampler_n_latents": 6,
+            "resampler_depth": 2,
+            "resampler_n_heads": 4,
+            "resampler_head_dim": 8,
+            "num_key_value_heads": 2,
+        },
+        "text_config": {
+            "model_type": "mistral",
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "intermediate_size": 56,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "sliding_window": 4096,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    }
+    return _changed(config, changes)
+
+
+def _changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    for key, value in changes.items():
+        merge = isinstance(value, dict) and isinstance(config.get(key), dict)
+        config[key] = {**config[key], **value} if merge else value
+    return config

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.models import perturb
+from tests.helpers.models import IMAGE_TOKEN, perturb
 
 transformers = pytest.importorskip("transformers")
 
@@ -42,3 +42,11 @@ def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], to
 
 def closest(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+def labels_for(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Real text tokens but the first of each row: what both libraries count."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    labels = ids.masked_fill((mask == 0) | (ids == IMAGE_TOKEN), -100)
+    labels[torch.arange(ids.shape[0]), mask.long().argmax(1)] = -100
+    return labels

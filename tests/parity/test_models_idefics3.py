@@ -15,6 +15,7 @@ from tests.parity.models_reference import (
     assert_same_gradients,
     closest,
     gradients,
+    labels_for,
     reference_pair,
     transformers,
 )
@@ -67,14 +68,6 @@ def padded_inputs(config: dict[str, Any], side: str = "right") -> dict[str, torc
         "pixel_values": pixels,
         "pixel_attention_mask": pixel_mask,
     }
-
-
-def labels_for(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Real text tokens but the first of each row: what both libraries count."""
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    labels = ids.masked_fill((mask == 0) | (ids == IMAGE_TOKEN), -100)
-    labels[torch.arange(ids.shape[0]), mask.long().argmax(1)] = -100
-    return labels
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -114,7 +114,7 @@ def test_bytes_and_table_give_the_normalised_pixels() -> None:
 def test_image_count_must_match(count: int) -> None:
     generator = torch.Generator().manual_seed(0)
     batch = packed_batch([document(generator, 9, 2)], torch.randn(3, 3, 16, 16), count)
-    with pytest.raises(DataError, match=rf"8 image positions, but its {count} frames give {4 * count}"):
+    with pytest.raises(DataError, match=rf"8 image positions, but its {count} images give {4 * count}"):
         model_of(torch.float32)(batch)
 
 

@@ -15,8 +15,8 @@ from m4train.models.outputs import BaseModelOutput, CausalLMOutput
 from m4train.models.padded import PaddedTokens, input_mask, shifted_targets
 
 
-class PaddedForward(nn.Module):
-    """`forward` of a model without head: decoder-only language model with images merged into its embeddings."""
+class ModelDoors(nn.Module):
+    """The doors of a model without head."""
 
     config: Any
     text_model: Any
@@ -125,8 +125,8 @@ class PaddedForward(nn.Module):
         return PackedContext(tables, tokens.segments, window, cache, tokens.rows, tokens.columns)
 
 
-class PaddedLMForward(nn.Module):
-    """`forward` of a model with head."""
+class LMDoors(nn.Module):
+    """The doors of a model with head."""
 
     config: Any
     model: Any

@@ -1,0 +1,111 @@
+"""Perceiver resamplers on packed images: any number of patches per image becomes a fixed number of tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from m4train.batch import Segments
+from m4train.models.attention import attention
+from m4train.models.configuration import Idefics2PerceiverConfig
+from m4train.models.layers import GatedMLP, RMSNorm
+from m4train.models.vision import uniform_segments
+
+
+class LatentContext:
+    """Which keys the latents of each image see: its patches, then its latents.
+
+    Made on the device from the segment lengths, once a forward pass, without waiting for it.
+
+    Args:
+        patches: of the images.
+        latents: how many an image has.
+    """
+
+    def __init__(self, patches: Segments, latents: int) -> None:
+        device, count = patches.cu_seqlens.device, len(patches)
+        images = torch.arange(count, device=device)
+        starts = patches.cu_seqlens[:-1].long() + images * latents
+        of_patch = torch.repeat_interleave(images, patches.cu_seqlens.diff().long(), output_size=patches.total)
+        self.patch_slots = torch.arange(patches.total, device=device) + of_patch * latents
+        ends = patches.cu_seqlens[1:].long() + images * latents
+        self.latent_slots = (ends[:, None] + torch.arange(latents, device=device)).flatten()
+        self.queries = uniform_segments(count, latents, device)
+        sums = torch.cat((starts, ends[-1:] + latents)).int()
+        self.keys = Segments(tuple(n + latents for n in patches.lengths), sums)
+
+    def interleave(self, patches: Tensor, latents: Tensor) -> Tensor:
+        """Patches (P, ...) and latents (I * n, ...) -> (P + I * n, ...), image by image."""
+        out = patches.new_empty(self.keys.total, *patches.shape[1:])
+        return out.index_copy(0, self.patch_slots, patches).index_copy(0, self.latent_slots, latents.to(out.dtype))
+
+    @torch.compiler.disable
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(I * n, heads, head_dim) queries; (P + I * n, kv_heads, head_dim) keys and values."""
+        return attention(query, key, value, self.queries, self.keys)
+
+
+class GroupedLatentAttention(nn.Module):
+    """Latents attend to patches and latents, with grouped keys (Idefics2)."""
+
+    def __init__(self, config: Idefics2PerceiverConfig) -> None:
+        super().__init__()
+        size, self.head_dim = config.hidden_size, config.resampler_head_dim
+        query_size, key_size = config.resampler_n_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(size, query_size, bias=False)
+        self.k_proj = nn.Linear(size, key_size, bias=False)
+        self.v_proj = nn.Linear(size, key_size, bias=False)
+        self.o_proj = nn.Linear(query_size, size, bias=False)
+
+    def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
+        keys = context.interleave(patches, latents)
+        query, key, value = (
+            projection(x).unflatten(-1, (-1, self.head_dim))
+            for projection, x in ((self.q_proj, latents), (self.k_proj, keys), (self.v_proj, keys))
+        )
+        return self.o_proj(context(query, key, value).flatten(1))
+
+
+class PerceiverLayer(nn.Module):
+    def __init__(self, config: Idefics2PerceiverConfig) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_latents_norm = RMSNorm(size, eps)
+        self.input_context_norm = RMSNorm(size, eps)
+        self.self_attn = GroupedLatentAttention(config)
+        self.post_attention_layernorm = RMSNorm(size, eps)
+        self.mlp = GatedMLP(size, 4 * size)
+
+    def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
+        attended = self.self_attn(self.input_latents_norm(latents), self.input_context_norm(patches), context)
+        latents = latents + attended
+        return latents + self.mlp(self.post_attention_layernorm(latents))
+
+
+class PerceiverResampler(nn.Module):
+    """The perceiver of Idefics2: patches (P, H) of I images -> (I * latents, H)."""
+
+    def __init__(self, config: Idefics2PerceiverConfig) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.empty(config.resampler_n_latents, config.hidden_size))
+        self.layers = nn.ModuleList([PerceiverLayer(config) for _ in range(config.resampler_depth)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, patches: Tensor, segments: Segments) -> Tensor:
+        context = LatentContext(segments, self.latents.shape[0])
+        latents = self.latents.repeat(len(segments), 1)
+        for layer in self.layers:
+            latents = layer(latents, patches, context)
+        return self.norm(latents)
+
+
+def perceiver_flops(config: Idefics2PerceiverConfig, lengths: tuple[int, ...]) -> float:
+    """Forward FLOPs for images of these numbers of patches."""
+    size, latents = config.hidden_size, config.resampler_n_latents
+    query_size = config.resampler_n_heads * config.resampler_head_dim
+    key_size = config.num_key_value_heads * config.resampler_head_dim
+    queries = latents * len(lengths)
+    keys = sum(lengths) + queries
+    weights = queries * (2 * size * query_size + 12 * size * size) + keys * 2 * size * key_size
+    pairs = latents * keys
+    return float(config.resampler_depth * (2 * weights + 4 * pairs * query_size))

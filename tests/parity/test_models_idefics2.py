@@ -1,0 +1,217 @@
+"""Idefics2 against transformers, all weights perturbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from m4train.errors import DataError
+from m4train.models import Idefics2ForConditionalGeneration
+from m4train.positions import patch_position_ids
+from tests.helpers.models import IMAGE_TOKEN, tiny_idefics2
+from tests.parity.models_reference import (
+    assert_same_gradients,
+    closest,
+    gradients,
+    labels_for,
+    reference_pair,
+    transformers,
+)
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "perceiver_eps": {"perceiver_config": {"rms_norm_eps": 1e-2}},
+    "perceiver_width": {"perceiver_config": {"hidden_size": 4096}},
+    "window": {"text_config": {"sliding_window": 5}},
+    "window_of_one": {"text_config": {"sliding_window": 1}},
+    "no_window": {"text_config": {"sliding_window": None}},
+    "tied": {"tie_word_embeddings": True},
+    "odd": {"text_config": {"head_dim": 12}, "perceiver_config": {"resampler_n_latents": 3, "resampler_n_heads": 2}},
+}
+
+
+def padded_inputs(config: dict[str, Any], side: str = "right") -> dict[str, torch.Tensor]:
+    """Three samples with 2, 1 and 0 images of different sizes, with partial patches and padding."""
+    generator = torch.Generator().manual_seed(5)
+    per_image = config["perceiver_config"]["resampler_n_latents"]
+    sizes = [[(22, 17), (9, 30)], [(28, 28)], []]
+    rows = []
+    for images, length in zip(sizes, (14, 9, 6)):
+        ids = torch.randint(3, 80, (length,), generator=generator).tolist()
+        for k in range(len(images)):
+            ids[2 + 3 * k : 2 + 3 * k] = [IMAGE_TOKEN] * per_image
+        rows.append(ids)
+    longest = max(map(len, rows))
+    pads = [[0] * (longest - len(ids)) for ids in rows]
+    join = (lambda pad, ids: pad + ids) if side == "left" else (lambda pad, ids: ids + pad)
+    pixels, mask = torch.zeros(3, 2, 3, 31, 33), torch.zeros(3, 2, 31, 33, dtype=torch.int64)
+    for sample, images in enumerate(sizes):
+        for i, (height, width) in enumerate(images):
+            pixels[sample, i, :, :height, :width] = torch.randn(3, height, width, generator=generator)
+            mask[sample, i, :height, :width] = 1
+    return {
+        "input_ids": torch.tensor([join(pad, ids) for pad, ids in zip(pads, rows)]),
+        "attention_mask": torch.tensor([join(pad, [1] * len(ids)) for pad, ids in zip(pads, rows)]),
+        "pixel_values": pixels,
+        "pixel_attention_mask": mask,
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_logits_loss_and_gradients(name: str, side: str, tmp_path: Path) -> None:
+    config = tiny_idefics2(**CASES[name])
+    theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config, side)
+    labels = labels_for(inputs)
+    expected = theirs(**inputs, labels=labels)
+    actual = ours(**inputs, labels=labels)
+    real = inputs["attention_mask"].bool()
+    closest(actual.logits[real], expected.logits[real], 1e-5)
+    closest(actual.loss, expected.loss, 1e-5)
+    assert_same_gradients(gradients(ours, actual.loss), gradients(theirs, expected.loss))
+
+
+def test_images_without_mask(tmp_path: Path) -> None:
+    config = tiny_idefics2()
+    theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config)
+    del inputs["pixel_attention_mask"]
+    real = inputs["attention_mask"].bool()
+    closest(ours(**inputs).logits[real], theirs(**inputs).logits[real], 1e-5)
+
+
+def test_canvas_padding_changes_nothing(tmp_path: Path) -> None:
+    config = tiny_idefics2()
+    _, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config)
+    larger = dict(inputs)
+    larger["pixel_values"] = torch.nn.functional.pad(inputs["pixel_values"], (0, 12, 0, 7), value=3.0)
+    larger["pixel_attention_mask"] = torch.nn.functional.pad(inputs["pixel_attention_mask"], (0, 12, 0, 7))
+    larger["pixel_values"][0, 0][:, 20:] = 9.0  # beyond the last whole patch
+    unused = (~inputs["pixel_attention_mask"].bool().any((-1, -2)))[:, :, None, None, None]
+    larger["pixel_values"] = larger["pixel_values"].masked_fill(unused, 0.0)
+    assert torch.equal(ours(**inputs).logits, ours(**larger).logits)
+
+
+def test_order_of_samples_changes_nothing(tmp_path: Path) -> None:
+    config = tiny_idefics2()
+    _, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config)
+    turned = {key: value.flip(0) for key, value in inputs.items()}
+    closest(ours(**turned).logits.flip(0), ours(**inputs).logits, 1e-5)
+
+
+def test_mask_must_be_a_rectangle(tmp_path: Path) -> None:
+    config = tiny_idefics2()
+    _, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config)
+    inputs["pixel_attention_mask"][1, 0, 10, 10] = 0
+    with pytest.raises(DataError, match="of image 2 marks no rectangle of whole 4 x 4 patches"):
+        ours(**inputs)
+
+
+def test_one_optimizer_step(tmp_path: Path) -> None:
+    config = tiny_idefics2()
+    theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config)
+    labels = labels_for(inputs)
+    for model in (theirs, ours):
+        model(**inputs, labels=labels).loss.backward()
+        torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-2).step()
+    expected = dict(theirs.named_parameters())
+    for parameter_name, parameter in ours.named_parameters():
+        closest(parameter, expected[parameter_name], 1e-6)
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    config = tiny_idefics2()
+    theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path, dtype=torch.bfloat16)
+    inputs = padded_inputs(config)
+    real = inputs["attention_mask"].bool()
+    expected = theirs.bfloat16()(**inputs).logits[real].float()
+    difference = (ours(**inputs).logits[real].float() - expected).abs()
+    assert difference.max() < 0.15
+    assert difference.mean() < 1e-2
+
+
+def test_folders_load_both_ways(tmp_path: Path) -> None:
+    config = tiny_idefics2()
+    theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    stored = load_file(tmp_path / "ours" / "model.safetensors")
+    expected = load_file(tmp_path / "theirs" / "model.safetensors")
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[key], expected[key]) for key in expected)
+    loaded, info = transformers.Idefics2ForConditionalGeneration.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    inputs = padded_inputs(config)
+    closest(loaded(**inputs).logits, theirs(**inputs).logits, 1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_greedy_generation_of_ragged_prompts(window: int | None, tmp_path: Path) -> None:
+    config = tiny_idefics2(text_config={"sliding_window": window})
+    theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
+    inputs = padded_inputs(config, "left")
+    expected = theirs.generate(**inputs, max_new_tokens=20, do_sample=False, eos_token_id=[2, 7], pad_token_id=0)
+    actual = ours.generate(**inputs, max_new_tokens=20, eos_token_id=[2, 7], pad_token_id=0)
+    assert actual.tolist() == expected.tolist()
+
+
+def reference_buckets(side: int) -> dict[tuple[int, int], list[int]]:
+    """Position ids of an image of n x 1 and of 1 x n patches, read out of the tower's embedding table."""
+    from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionEmbeddings
+
+    config = transformers.models.idefics2.configuration_idefics2.Idefics2VisionConfig(
+        hidden_size=1, image_size=2 * side, patch_size=2, num_attention_heads=1
+    )
+    tower = Idefics2VisionEmbeddings(config)
+    with torch.no_grad():
+        for parameter in tower.patch_embedding.parameters():
+            parameter.zero_()
+        tower.position_embedding.weight.copy_(torch.arange(side**2)[:, None])
+    found = {}
+    for n in range(1, side + 1):
+        for rows, columns in ((n, 1), (1, n)):
+            mask = torch.ones(1, rows, columns, dtype=torch.bool)
+            out = tower(torch.zeros(1, 3, 2 * rows, 2 * columns), mask)
+            found[rows, columns] = out.flatten().long().tolist()
+    return found
+
+
+@pytest.mark.parametrize("side", [7, 26, 70])
+def test_position_ids_as_in_5_23(side: int) -> None:
+    for (rows, columns), expected in reference_buckets(side).items():
+        assert patch_position_ids(rows, columns, side, "5.23").tolist() == expected
+
+
+def test_where_the_roundings_differ() -> None:
+    """For a table of 70, as the reference notes them."""
+    differing = {
+        rounding: [
+            n
+            for n in range(1, 71)
+            if not torch.equal(patch_position_ids(n, 1, 70), patch_position_ids(n, 1, 70, rounding))
+        ]
+        for rounding in ("5.23", "4.46")
+    }
+    assert differing["5.23"] == [25, 49, 50, 55]
+    assert 50 in differing["4.46"]
+
+
+def test_exact_position_ids() -> None:
+    for side in (1, 7, 70):
+        for rows in range(1, side + 1):
+            for columns in (1, side // 2 + 1, side):
+                expected = [
+                    (i * side // rows) * side + j * side // columns for i in range(rows) for j in range(columns)
+                ]
+                assert patch_position_ids(rows, columns, side).tolist() == expected
