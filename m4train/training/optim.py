@@ -55,14 +55,16 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer named by the config, with its state allocated.
-
-    Raises ConfigError for an unknown name.
-    """
+def make_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer named by the config. Raises ConfigError for an unknown name."""
     if config.name != "adamw":
         raise ConfigError(f"optimizer.name is {config.name!r}, but must be adamw.")
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
+
+
+def build_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer named by the config, with its state allocated."""
+    optimizer = make_optimizer(groups, config)
     allocate_state(optimizer)
     return optimizer
 

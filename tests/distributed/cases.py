@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import tempfile
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,4 +95,62 @@ def run_cases(cases: list[Case]) -> dict[str, list[dict[str, Any]]]:
 
     if any(case.engine != "single" for case in cases):
         dist.init_process_group("gloo")
-    return {case.name: run_case(case) for case in cases}
+    results = {}
+    for case in cases:
+        try:
+            results[case.name] = run_case(case)
+        except Exception as error:
+            raise RuntimeError(f"case {case.name} failed") from error
+    return results
+
+
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "engine": ("ddp", "fsdp2", "zero1", "zero2", "zero3"),
+    "world": (2, 4),
+    "model": ("tiny", "idefics3"),
+    "tied": (False, True),
+    "packs": (6, 7),  # 7 does not divide by 2, neither by 4
+    "micro": (1, 2, 8),
+    "recompute": (False, True),
+    "train": ("all", "frozen", "lora"),
+    "offload": (False, True),
+}
+
+
+def _make(values: dict[str, Any]) -> tuple[int, Case]:
+    train = values["train"]
+    case = Case(
+        engine=values["engine"],
+        model=values["model"],
+        tied=values["tied"],
+        packs=values["packs"],
+        micro=values["micro"],
+        recompute=values["recompute"],
+        frozen=train == "frozen",
+        adapter="lora" if train == "lora" else "none",
+        offload=values["offload"] and values["engine"] != "ddp",
+    )
+    return values["world"], case
+
+
+def full() -> list[tuple[int, Case]]:
+    """Every combination, as (number of processes, case)."""
+    rows = [dict(zip(FACTORS, row)) for row in itertools.product(*FACTORS.values())]
+    return list(dict.fromkeys(_make(row) for row in rows))
+
+
+def pairwise() -> list[tuple[int, Case]]:
+    """Few combinations in which every pair of values of every two factors occurs, found greedily."""
+    keys = list(FACTORS)
+    missing = {((a, x), (b, y)) for a, b in itertools.combinations(keys, 2) for x in FACTORS[a] for y in FACTORS[b]}
+    generator, chosen = random.Random(0), []
+    while missing:
+        candidates = [{key: generator.choice(values) for key, values in FACTORS.items()} for _ in range(200)]
+        best = max(candidates, key=lambda row: len(_pairs(row) & missing))
+        missing -= _pairs(best)
+        chosen.append(_make(best))
+    return list(dict.fromkeys(chosen))
+
+
+def _pairs(row: dict[str, Any]) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
+    return set(itertools.combinations(row.items(), 2))

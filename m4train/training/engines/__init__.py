@@ -21,4 +21,8 @@ def make_engine(config: Config) -> Engine:
         from m4train.training.engines.fsdp import FSDPEngine
 
         return FSDPEngine(config)
+    if config.engine.name in ("zero1", "zero2", "zero3"):
+        from m4train.training.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(config)
     raise ConfigError(f"engine.name is {config.engine.name!r}, but must be one of {', '.join(ENGINES)}.")

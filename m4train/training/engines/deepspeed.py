@@ -1,0 +1,219 @@
+"""ZeRO-1, 2 and 3 through DeepSpeed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m4train.batch import PackedBatch, PackedOutput
+from m4train.training import optim
+from m4train.training.checkpoint_files import write_json
+from m4train.training.engines.base import Update
+from m4train.training.engines.ddp import DistributedEngine
+from m4train.training.engines.deepspeed_config import STAGES, deepspeed_config
+from m4train.training.gradient_checkpointing import checkpoint_blocks
+from m4train.training.naming import canonical_parameters, persistent_buffers
+
+FILE = "deepspeed.json"
+
+
+def _harmless(record: logging.LogRecord) -> bool:
+    """Drops the warning that ZeRO-3 cannot see into PackedOutput: only the root returns one, and no parameter is its own."""
+    return "unknown inputs or outputs type" not in record.getMessage()
+
+
+class DeepSpeedEngine(DistributedEngine):
+    """Optimizer state (1), gradients (2) and parameters (3) split over ranks.
+
+    Checkpoints are gathered into full tensors on rank 0 through DeepSpeed's own accessors, so that any engine reads them.
+    """
+
+    def prepare(self, model: nn.Module) -> None:
+        """Wraps the model; the complete DeepSpeed configuration is written to run_dir/deepspeed.json."""
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        deepspeed.logger.setLevel("WARNING")
+        deepspeed.logger.addFilter(_harmless)
+        self.stage = STAGES[self.config.engine.name]
+        self.store(model)
+        self.model = model.to(self.device)
+        if self.config.trainer.gradient_checkpointing:
+            checkpoint_blocks(model.blocks())
+        parts = model.parts()
+        self.trainable = {name: p for name, p in canonical_parameters(model).items() if p.requires_grad}
+        groups = optim.parameter_groups(self.trainable, optim.undecayed_names(model), parts, self.config.optimizer)
+        self._group_of = {name: i for i, group in enumerate(groups) for name in group["names"]}
+        settings = deepspeed_config(self.config, self.world_size)
+        if self.rank == 0:
+            Path(self.config.run_dir).mkdir(parents=True, exist_ok=True)
+            write_json(Path(self.config.run_dir) / FILE, settings)
+        self._watch_gradients()
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optim.make_optimizer(groups, self.config.optimizer),
+            config=settings,
+            dist_init_required=False,
+        )
+        self._zero: Any = self._engine.optimizer
+        self.optimizer = self._zero.optimizer
+        self._allocate_state()
+
+    def _allocate_state(self) -> None:
+        """Creates the optimizer state of every flat partition at once.
+
+        DeepSpeed would create it group by group in the first step, and link only the first group's to its accessors.
+        """
+        groups, flats = self.optimizer.param_groups, self._flats()
+        members, gradients = [group["params"] for group in groups], [flat.grad for _, flat in flats]
+        for number, group in enumerate(groups):
+            group["params"] = [flat for owner, flat in flats if owner == number]
+        optim.allocate_state(self.optimizer)
+        for (_, flat), gradient in zip(flats, gradients, strict=True):
+            flat.grad = gradient
+        for group, parameters in zip(groups, members, strict=True):
+            group["params"] = parameters
+        if self.stage < 3:
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _flats(self) -> list[tuple[int, Tensor]]:
+        """The flat fp32 partitions of this rank, each with the number of its parameter group."""
+        if self.stage < 3:
+            return list(enumerate(self._zero.single_partition_of_fp32_groups))
+        owners = self._zero.sub_group_to_group_id
+        return [(owners[number], flat) for number, flat in enumerate(self._zero.fp32_partitioned_groups_flat)]
+
+    def _watch_gradients(self) -> None:
+        """Notes which parameters get a gradient in the first backward pass, since ZeRO takes it away at once."""
+        self._without = set(self.trainable)
+        self._hooks = [p.register_hook(self._noting(name)) for name, p in self.trainable.items()]
+
+    def _noting(self, name: str) -> Callable[[Tensor], None]:
+        return lambda gradient: self._without.discard(name)
+
+    def without_gradient(self) -> list[str]:
+        for hook in self._hooks:
+            hook.remove()
+        return sorted(self._without)
+
+    def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
+        return self._engine(batch, z_loss=z_loss)
+
+    def accumulation(self, last: bool) -> AbstractContextManager[None]:
+        self._engine.set_gradient_accumulation_boundary(is_boundary=last)
+        return nullcontext()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def update(self, factor: float, max_norm: float) -> Update:
+        """DeepSpeed itself skips an update whose norm is not finite, after all ranks have agreed on the norm."""
+        optim.set_rates(self.optimizer, factor)
+        self._engine.step()
+        norm = torch.as_tensor(self._zero._global_grad_norm, dtype=torch.float32, device=self.device)
+        skipped = torch.tensor(float(self._zero.overflow), device=self.device)
+        return Update(norm, norm.new_zeros(0), (), skipped)
+
+    def tensors(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in canonical_parameters(self.model).items():
+            if name not in self.trainable:
+                tensors[f"parameter/{name}"] = self._gathered(parameter)
+                continue
+            tensors[f"parameter/{name}"] = self._kept(safe_get_full_fp32_param(parameter))
+            for kind, value in self._state_of(name).items():
+                full = safe_get_full_optimizer_state(parameter, kind) if value.ndim else value.detach()
+                tensors[f"optimizer/{kind}/{name}"] = self._kept(full)
+        for name, buffer in persistent_buffers(self.model).items():
+            tensors[f"buffer/{name}"] = self._kept(buffer)
+        return tensors if self.rank == 0 else {}
+
+    def _kept(self, full: Tensor) -> Tensor:
+        return full.detach().cpu().clone() if self.rank == 0 else torch.empty(0)
+
+    def _gathered(self, parameter: nn.Parameter) -> Tensor:
+        with self._whole([parameter]):
+            return self._kept(parameter)
+
+    def _whole(self, parameters: list[nn.Parameter], writer: int | None = None) -> AbstractContextManager[Any]:
+        """Within it, parameters are whole; what rank `writer` puts into them reaches every rank."""
+        import deepspeed
+
+        if self.stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=writer)
+
+    def _state_of(self, name: str) -> dict[str, Tensor]:
+        """The optimizer's state tensors of the flat partition a parameter lies in."""
+        if self.stage < 3:
+            number = self._group_of[name]
+        else:
+            number = self._zero.grad_position[self._zero.get_param_id(self.trainable[name])][0]
+        state = self.optimizer.state[self._flats()[number][1]]
+        return {kind: value for kind, value in state.items() if isinstance(value, Tensor)}
+
+    def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
+        parameters = canonical_parameters(self.model)
+        for name, parameter in parameters.items():
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            full = {f"parameter/{name}": torch.empty(shape, dtype=parameter.dtype)}
+            if name in self.trainable:
+                for kind, value in self._state_of(name).items():
+                    full[f"optimizer/{kind}/{name}"] = torch.empty(shape if value.ndim else (), dtype=value.dtype)
+            read(full)
+            self._set(name, parameter, full)
+        buffers = {f"buffer/{name}": buffer for name, buffer in persistent_buffers(self.model).items()}
+        if buffers:
+            read(buffers)
+
+    def _set(self, name: str, parameter: nn.Parameter, full: dict[str, Tensor]) -> None:
+        value = full.pop(f"parameter/{name}")
+        with torch.no_grad(), self._whole([parameter], writer=0):
+            parameter.copy_(value)
+        if name not in self.trainable:
+            return
+        self._set_flat(parameter, value, None)
+        for key, state in full.items():
+            kind = key.split("/", 2)[1]
+            if state.ndim:
+                self._set_flat(parameter, state, kind)
+            else:
+                self._state_of(name)[kind].copy_(state)
+
+    def _set_flat(self, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
+        """Sets this rank's part of the fp32 master (kind None) or of an optimizer state from the full value."""
+        from deepspeed import utils
+
+        value = value.to(self.device)
+        if self.stage == 3:
+            size = parameter.ds_tensor.numel()
+            padded = torch.zeros(size * self.world_size, dtype=value.dtype, device=value.device)
+            padded[: value.numel()] = value.flatten()
+            value = padded[size * self.rank : size * (self.rank + 1)]
+        if self.stage == 3 and kind is None:
+            utils.safe_set_local_fp32_param(parameter, value)
+        elif self.stage == 3:
+            utils.safe_set_local_optimizer_state(parameter, value, kind)
+        elif kind is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, kind)
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in canonical_parameters(self.model).items():
+            yield name, self._gathered(parameter)
+
+    def shutdown(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.destroy()
+        super().shutdown()
