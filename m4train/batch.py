@@ -75,13 +75,32 @@ class PackedImages:
 
 @dataclass(frozen=True)
 class CrossSegments:
-    """Which image each run of tokens attends to, for models with cross-attention (Idefics).
+    """Which images each token attends to, for models with cross-attention (Idefics).
 
-    The token axis is cut in runs; run i attends to the features of image `images[i]`, or to nothing where that is -1.
+    Tokens that see the same images make a run; tokens that see none are left out. `tokens` (Q,) int64 are the positions of
+    the tokens of all runs, run by run; `runs` how many tokens each has; `seen` how many images each sees; `images` (K,)
+    int64 which ones, run by run.
     """
 
+    tokens: Tensor
     runs: Segments
-    images: tuple[int, ...]
+    seen: Segments
+    images: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], images: Sequence[Sequence[int]]) -> CrossSegments:
+        """From consecutive stretches of the token axis: the length of each, and the images it sees (none: left out)."""
+        starts = [0]
+        for length in lengths:
+            starts.append(starts[-1] + length)
+        kept = [i for i, seen in enumerate(images) if seen and lengths[i]]
+        tokens = [torch.arange(starts[i], starts[i + 1]) for i in kept]
+        return cls(
+            torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.int64),
+            Segments.of([lengths[i] for i in kept]),
+            Segments.of([len(images[i]) for i in kept]),
+            torch.tensor([image for i in kept for image in images[i]], dtype=torch.int64),
+        )
 
 
 @dataclass(frozen=True)

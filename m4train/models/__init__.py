@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
-    "Idefics2Config": "configuration",
+    "Idefics2Config": "model_configs",
     "Idefics2ForConditionalGeneration": "idefics2",
     "Idefics2Model": "idefics2",
-    "Idefics3Config": "configuration",
+    "Idefics3Config": "model_configs",
     "Idefics3ForConditionalGeneration": "idefics3",
     "Idefics3Model": "idefics3",
-    "SmolVLMConfig": "configuration",
+    "SmolVLMConfig": "model_configs",
     "SmolVLMForConditionalGeneration": "idefics3",
     "SmolVLMModel": "idefics3",
 }

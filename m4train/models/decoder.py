@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from m4train.models.configuration import LlamaConfig
+from m4train.models.backbone_configs import LlamaConfig
 from m4train.models.layers import GatedMLP, RMSNorm, Rotary, rotate
 
 
@@ -49,15 +49,19 @@ class SelfAttention(nn.Module):
         return self.o_proj(mixed.flatten(1))
 
 
+def text_norm(config: LlamaConfig) -> RMSNorm:
+    return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_weight_first)
+
+
 class DecoderLayer(nn.Module):
     """Pre-norm attention and gated MLP, each with its residual."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config, layer)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, act=config.hidden_act)
+        self.input_layernorm = text_norm(config)
+        self.post_attention_layernorm = text_norm(config)
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), context)
@@ -73,7 +77,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = text_norm(config)
         self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
 
     def forward(self, hidden: Tensor, context: AttentionContext, record: list[Tensor] | None = None) -> Tensor:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedImages, Segments
 from m4train.errors import DataError
-from m4train.models.configuration import Idefics2Config, ModelConfig
+from m4train.models.configuration import ModelConfig
 from m4train.models.decoder import Decoder
 from m4train.models.initialisation import fill_normal, init_modules
 from m4train.models.layers import GatedMLP
+from m4train.models.model_configs import Idefics2Config
 from m4train.models.multimodal import MultimodalLM, MultimodalModel
 from m4train.models.padded import real_images
 from m4train.models.resampler import PerceiverResampler, perceiver_flops
@@ -26,7 +27,9 @@ class Connector(nn.Module):
     def __init__(self, config: Idefics2Config) -> None:
         super().__init__()
         text = config.text_config
-        self.modality_projection = GatedMLP(config.vision_config.hidden_size, text.intermediate_size, text.hidden_size)
+        self.modality_projection = GatedMLP(
+            config.vision_config.hidden_size, text.intermediate_size, text.hidden_size, text.hidden_act
+        )
         self.perceiver_resampler = PerceiverResampler(config.perceiver_config)
 
     def forward(self, features: Tensor, segments: Segments) -> Tensor:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedImages
 from m4train.errors import ConfigError, DataError
-from m4train.models.configuration import Idefics3Config, ModelConfig, SmolVLMConfig
+from m4train.models.configuration import ModelConfig
 from m4train.models.decoder import Decoder
 from m4train.models.initialisation import fill_normal, init_modules
+from m4train.models.model_configs import Idefics3Config, SmolVLMConfig
 from m4train.models.multimodal import MultimodalLM, MultimodalModel
 from m4train.models.padded import real_images
 from m4train.models.vision import (

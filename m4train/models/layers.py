@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m4train.errors import ConfigError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"hidden_act {name!r} is not implemented: choose one of {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]
 
 
 class RMSNorm(nn.Module):
@@ -38,16 +53,17 @@ class RMSNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), without biases."""
+    """down(act(gate(x)) * up(x)), without biases."""
 
-    def __init__(self, size: int, inner: int, out: int | None = None) -> None:
+    def __init__(self, size: int, inner: int, out: int | None = None, act: str = "silu") -> None:
         super().__init__()
+        self.act = activation(act)
         self.gate_proj = nn.Linear(size, inner, bias=False)
         self.up_proj = nn.Linear(size, inner, bias=False)
         self.down_proj = nn.Linear(inner, size if out is None else out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Rotary:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from m4train.batch import Segments
 from m4train.models.attention import attention
-from m4train.models.configuration import Idefics2PerceiverConfig
 from m4train.models.layers import GatedMLP, RMSNorm
+from m4train.models.model_configs import Idefics2PerceiverConfig
 from m4train.models.vision import uniform_segments
 
 
@@ -74,7 +74,7 @@ class PerceiverLayer(nn.Module):
         self.input_context_norm = RMSNorm(size, eps)
         self.self_attn = GroupedLatentAttention(config)
         self.post_attention_layernorm = RMSNorm(size, eps)
-        self.mlp = GatedMLP(size, 4 * size)
+        self.mlp = GatedMLP(size, 4 * size, act=config.hidden_act)
 
     def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
         attended = self.self_attn(self.input_latents_norm(latents), self.input_context_norm(patches), context)

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m4train.batch import Segments
-from m4train.errors import ConfigError
 from m4train.models.attention import attention
-from m4train.models.configuration import SiglipVisionConfig
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
-}
-
-
-def activation(name: str) -> Callable[[Tensor], Tensor]:
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"hidden_act {name!r} is not implemented: choose one of {', '.join(sorted(ACTIVATIONS))}")
-    return ACTIVATIONS[name]
+from m4train.models.backbone_configs import SiglipVisionConfig
+from m4train.models.layers import activation
 
 
 class PatchAttention:
@@ -181,8 +165,11 @@ def masked_positions(mask: Tensor, grid: int) -> Tensor:
 
 def vision_flops(config: SiglipVisionConfig, lengths: tuple[int, ...]) -> float:
     """Forward FLOPs of the tower for images of these numbers of patches."""
-    size = config.hidden_size
-    per_patch = config.num_hidden_layers * 2 * (4 * size * size + 2 * size * config.intermediate_size)
-    per_patch += 2 * 3 * config.patch_size**2 * size
-    pairs = sum(n * n for n in lengths)
-    return float(per_patch * sum(lengths) + config.num_hidden_layers * 4 * size * pairs)
+    cut = 2.0 * 3 * config.patch_size**2 * config.hidden_size * sum(lengths)
+    return cut + encoder_flops(config.hidden_size, config.intermediate_size, config.num_hidden_layers, lengths)
+
+
+def encoder_flops(size: int, inner: int, layers: int, lengths: tuple[int, ...]) -> float:
+    """Forward FLOPs of bidirectional blocks for segments of these lengths."""
+    per_token = 2.0 * (4 * size * size + 2 * size * inner)
+    return layers * (per_token * sum(lengths) + 4.0 * size * sum(n * n for n in lengths))
