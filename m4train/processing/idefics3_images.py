@@ -70,12 +70,14 @@ class Idefics3ImageProcessor(ImageProcessor):
         if self.do_resize:
             image = self._resize(image, self._resized(*image.size))
         if not self.do_image_splitting:
-            return _tiles(self._resize(image, (side, side)), side)
+            return _tiles(self._resize(image, (side, side)), side, 1)
         image = self._resize(image, self._tiled_size(*image.size))
-        tiles = _tiles(image, side)
         if max(image.size) <= side:
-            return tiles
-        return np.concatenate([tiles, _tiles(self._resize(image, (side, side)), side)])
+            return _tiles(image, side, 1)
+        count = (image.width // side) * (image.height // side)
+        frames = _tiles(image, side, count + 1)
+        frames[count] = np.asarray(self._resize(image, (side, side))).transpose(2, 0, 1)
+        return frames
 
     def preprocess(  # type: ignore[override]  # the options of the base, passed on
         self, images: Any, return_row_col_info: bool = False, **options: Any
@@ -121,11 +123,16 @@ class Idefics3ImageProcessor(ImageProcessor):
         return math.ceil(int(height * ratio) / side) * side, height
 
 
-def _tiles(image: Image.Image, side: int) -> np.ndarray:
-    """The tiles (rows x columns, 3, side, side) uint8 of an image whose sides are multiples of `side`."""
+def _tiles(image: Image.Image, side: int, count: int) -> np.ndarray:
+    """Room for `count` frames (count, 3, side, side) uint8, with the tiles of the image in the first of them.
+
+    The sides of the image are multiples of `side`.
+    """
     columns, rows = image.width // side, image.height // side
-    pixels = np.asarray(image).reshape(rows, side, columns, side, 3)
-    return np.ascontiguousarray(pixels.transpose(0, 2, 4, 1, 3)).reshape(rows * columns, 3, side, side)
+    pixels = np.asarray(image).reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
+    frames = np.empty((count, 3, side, side), np.uint8)
+    frames[: rows * columns].reshape(rows, columns, 3, side, side)[...] = pixels
+    return frames
 
 
 def _even(n: int) -> int:

@@ -90,7 +90,7 @@ def pixel_table(
 def normalize_into(frame: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
     """Writes a frame (3, H, W) uint8, looked up in a table (3, 256), to `out` (3, H, W) float32."""
     for channel in range(3):
-        out[channel] = table[channel][frame[channel]]
+        np.take(table[channel], frame[channel], out=out[channel], mode="clip")  # clip: no check, no buffer
 
 
 def _open(source: bytes | str | os.PathLike, max_pixels: int) -> Image.Image:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +120,42 @@ def test_prompts_of_idefics_as_pieces():
     items = [{"image": "x"} if isinstance(item, int) else {"text": item} for item in prompt]
     ids = text_ids(processor.encode_document(items), [processor.encode_image(made.picture(i)).ids for i in (0, 1)])
     assert [ids.tolist()[:-1]] == CASES["idefics"]["one-left-False"]["input_ids"]
+
+
+_LOAD = """
+import json, sys, numpy as np
+from transformers import AutoProcessor
+from PIL import Image
+folder, kind = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(folder)
+image = Image.fromarray(np.load(folder + "/image.npy"))
+options = {"padding": True, "return_tensors": "pt"}
+inputs = processor(text=["a", image, "b"], **options) if kind == "idefics" else processor(images=[[image]], text=["a <image> b"], **options)
+found = {"class": type(processor).__name__, "template": processor.chat_template, "ids": inputs["input_ids"].tolist()}
+found["side"] = processor.tokenizer.padding_side
+np.save(folder + "/pixels.npy", inputs["pixel_values"].numpy())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif("PYTHON_TRANSFORMERS_446" not in os.environ, reason="needs an interpreter with transformers 4.46.3")
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["idefics", "idefics2", "idefics2_split", "idefics3"])
+def test_446_loads_our_folders(kind, tmp_path):
+    ours = build(kind)
+    ours.tokenizer.padding_side = "left"
+    ours.save_pretrained(tmp_path)
+    image = made.picture(1)
+    np.save(tmp_path / "image.npy", np.asarray(image))
+    command = [os.environ["PYTHON_TRANSFORMERS_446"], "-c", _LOAD, str(tmp_path), kind]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = json.loads(output.splitlines()[-1])
+    inputs = (
+        ours(["a", image, "b"]) if kind == "idefics" else ours(text=["a <image> b"], images=[[image]], padding=True)
+    )
+    assert found["class"] == type(ours).__name__
+    assert found["side"] == "left"
+    assert found["ids"] == np.asarray(inputs["input_ids"]).tolist()
+    np.testing.assert_array_equal(np.load(tmp_path / "pixels.npy"), np.asarray(inputs["pixel_values"]))
+    if kind != "idefics":
+        assert found["template"] == ours.chat_template

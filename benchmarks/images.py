@@ -1,0 +1,120 @@
+"""Images per second of the image processors, side by side with the Pillow processors of transformers.
+
+    python benchmarks/images.py [--seconds 3] [--threads]
+
+Both sides get the same decoded images, one after the other in turns, and their pixels are compared first. "uint8" is what
+training uses: frames whose values are looked up on the device. "float32" is what the reference returns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
+from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+from m4train.processing import (
+    Idefics2ImageProcessor,
+    Idefics2ImageProcessorFast,
+    Idefics3ImageProcessor,
+    IdeficsImageProcessor,
+)
+
+SIZES = {"thumbnail": (320, 240), "photo": (1024, 768), "page": (1240, 1754)}
+PAIRS = {
+    "Idefics": (IdeficsImageProcessor(), IdeficsImageProcessorPil()),
+    "Idefics2": (Idefics2ImageProcessor(), Idefics2ImageProcessorPil()),
+    "Idefics2 split": (
+        Idefics2ImageProcessor(do_image_splitting=True),
+        Idefics2ImageProcessorPil(do_image_splitting=True),
+    ),
+    "Idefics3": (Idefics3ImageProcessor(), Idefics3ImageProcessorPil()),
+    "Idefics3 whole": (
+        Idefics3ImageProcessor(do_image_splitting=False),
+        Idefics3ImageProcessorPil(do_image_splitting=False),
+    ),
+    "SmolVLM 512": (
+        Idefics3ImageProcessor(size={"longest_edge": 2048}, max_image_size={"longest_edge": 512}),
+        Idefics3ImageProcessorPil(size={"longest_edge": 2048}, max_image_size={"longest_edge": 512}),
+    ),
+}
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """A smooth picture with some noise, as photographs are."""
+    rng = np.random.default_rng(width)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    noise = rng.integers(-8, 9, (height, width, 3))
+    return Image.fromarray(np.clip(np.asarray(coarse, np.int16) + noise, 0, 255).astype(np.uint8))
+
+
+def pixels(values: object) -> np.ndarray:
+    return np.asarray(values["pixel_values"] if isinstance(values, dict) or hasattr(values, "keys") else values)
+
+
+def seconds_each(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """The median time of each call, taken in turns so that all see the same machine."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or min(map(len, times.values())) < 3:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(taken)) for name, taken in times.items()}
+
+
+def compare(name: str, kind: str, size: tuple[int, int], seconds: float) -> None:
+    ours, theirs = PAIRS[name]
+    image = photo(*size)
+    expected = theirs(image, return_tensors="np")
+    assert np.array_equal(pixels(ours(image, return_tensors="np")), pixels(expected)), "pixels differ"
+    calls = {
+        "theirs": lambda: theirs(image, return_tensors="np"),
+        "uint8": lambda: ours.frames(image),
+        "float32": lambda: ours(image, return_tensors="np"),
+    }
+    taken = seconds_each(calls, seconds)
+    rates = "".join(f"{1 / taken[which]:10.1f}" for which in ("theirs", "float32", "uint8"))
+    ratios = "".join(f"{taken['theirs'] / taken[which]:10.2f}x" for which in ("float32", "uint8"))
+    print(f"{name:16}{kind:10}{size[0]:>5}x{size[1]:<5}{rates}{ratios}")
+
+
+def compare_threads(size: tuple[int, int], seconds: float, count: int = 16) -> None:
+    """A batch of `count` images through Idefics2ImageProcessorFast."""
+    images = [[photo(size[0] + i, size[1])] for i in range(count)]
+    fast, plain, theirs = Idefics2ImageProcessorFast(), Idefics2ImageProcessor(), Idefics2ImageProcessorPil()
+    calls = {
+        "theirs": lambda: theirs(images, return_tensors="np"),
+        "plain": lambda: plain(images, return_tensors="np"),
+        "fast": lambda: fast(images, return_tensors="np"),
+    }
+    taken = {name: count / each for name, each in seconds_each(calls, seconds).items()}
+    print(
+        f"batch of {count} at {size[0]}x{size[1]}, images per second: "
+        + str({k: round(v, 1) for k, v in taken.items()})
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=3.0, help="time per line")
+    parser.add_argument("--threads", action="store_true", help="also measure batches in threads")
+    options = parser.parse_args()
+    print(
+        f"{'processor':16}{'image':10}{'size':>11}{'theirs/s':>10}{'float32/s':>10}{'uint8/s':>10}{'float32':>11}{'uint8':>11}"
+    )
+    for name in PAIRS:
+        for kind, size in SIZES.items():
+            compare(name, kind, size, options.seconds)
+    if options.threads:
+        compare_threads(SIZES["photo"], options.seconds)
+
+
+if __name__ == "__main__":
+    main()
