@@ -23,6 +23,11 @@ _HOMES = {
     ),
     "m4train.processing": (
         "AutoProcessor",
+        "IdeficsImageProcessor",
+        "IdeficsProcessor",
+        "Idefics2ImageProcessor",
+        "Idefics2ImageProcessorFast",
+        "Idefics2Processor",
         "Idefics3ImageProcessor",
         "Idefics3Processor",
         "SmolVLMImageProcessor",

@@ -126,6 +126,12 @@ class ImageProcessor:
         nested = nest_images(images)
         return [[read_image(image, self.upstream_reading, input_data_format) for image in sample] for sample in nested]
 
+    def fetch_images(self, images: Any) -> Any:
+        """The Pillow image of a path or URL, or the list of those of several."""
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        return read_image(images, self.upstream_reading)
+
     def frames_of_batch(self, samples: list[list[Image.Image]]) -> list[list[np.ndarray]]:
         """The frames of each sample, those of its images one after the other."""
         return [[frame for image in sample for frame in self.frames(image)] for sample in samples]
