@@ -102,6 +102,9 @@ class CrossSegments:
             torch.tensor([image for i in kept for image in images[i]], dtype=torch.int64),
         )
 
+    def to(self, device: torch.device | str) -> CrossSegments:
+        return _map(self, lambda t: t.to(device))
+
 
 @dataclass(frozen=True)
 class DocumentRecord:

@@ -6,6 +6,9 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "IdeficsConfig": "model_configs",
+    "IdeficsForVisionText2Text": "idefics",
+    "IdeficsModel": "idefics",
     "Idefics2Config": "model_configs",
     "Idefics2ForConditionalGeneration": "idefics2",
     "Idefics2Model": "idefics2",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m4train.batch import Segments
+from m4train.batch import CrossSegments, Segments
 from m4train.models.attention import attention
 
 Tables = tuple[Tensor, Tensor]
@@ -16,6 +16,8 @@ class KeyValueCache:
     """Keys and values of the tokens seen so far, one slot per column of the padded input.
 
     `keys[layer]`, `values[layer]`: (B, kv_heads, capacity, head_dim); `mask` (B, length) True where a column holds a token.
+    For cross-attention (Idefics): `cross[layer]` the keys and values (images x n, heads, head_dim) of all images, and
+    `images` (B, N) which of them stands at each place of a row.
     """
 
     def __init__(self, capacity: int = 0) -> None:
@@ -23,6 +25,8 @@ class KeyValueCache:
         self.values: dict[int, Tensor] = {}
         self.mask: Tensor | None = None
         self.capacity = capacity
+        self.cross: dict[int, tuple[Tensor, Tensor]] = {}
+        self.images: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -57,6 +61,7 @@ class KeyValueCache:
         """Keeps, in this order, the rows `rows` of the batch."""
         assert self.mask is not None
         self.mask = self.mask[rows]
+        self.images = None if self.images is None else self.images[rows]
         for store in (self.keys, self.values):
             for layer, held in store.items():
                 store[layer] = held.index_select(0, rows)
@@ -183,3 +188,32 @@ class RecordingContext:
         weights = weights.masked_fill(hidden_from, 0.0).to(query.dtype)
         self.weights.append(weights)
         return (weights @ values).transpose(1, 2)[self.rows, self.columns]
+
+
+class CrossContext:
+    """Cross-attention of runs of tokens to the features of the images they see (Idefics).
+
+    Args:
+        cross: the runs.
+        per_image: feature vectors an image gives.
+        cache: where the keys and values of the images are kept for later steps.
+    """
+
+    def __init__(self, cross: CrossSegments, per_image: int, cache: KeyValueCache | None = None) -> None:
+        self.tokens = cross.tokens
+        self.queries = cross.runs
+        self.keys = Segments(tuple(n * per_image for n in cross.seen.lengths), cross.seen.cu_seqlens * per_image)
+        self.images = cross.images
+        self.per_image = per_image
+        self.cache = cache
+
+    @torch.compiler.disable
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(Q, heads, head_dim) for the tokens of the runs; (images x per_image, heads, head_dim) twice."""
+        if not self.queries.lengths:
+            # Nothing sees an image: an empty result of all three, so that each gets a gradient of zeros.
+            return torch.cat((query[:0], key[:0], value[:0]))
+        key, value = (
+            x.unflatten(0, (-1, self.per_image)).index_select(0, self.images).flatten(0, 1) for x in (key, value)
+        )
+        return attention(query, key, value, self.queries, self.keys)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +16,42 @@ from m4train.models.outputs import BaseModelOutput, CausalLMOutput
 from m4train.models.padded import PaddedTokens, input_mask, shifted_targets
 
 
+@dataclass
+class PaddedInputs:
+    """Padded arguments as the packed computation takes them."""
+
+    hidden: Tensor  # (tokens, H) embeddings
+    ids: Tensor | None  # (tokens,) where ids were given
+    tokens: PaddedTokens
+    context: Any  # see contexts.py
+    cache: KeyValueCache | None
+    images: dict[str, Any] = field(default_factory=dict)
+    record: list[Tensor] | None = None  # collects hidden states a layer
+
+
 class ModelDoors(nn.Module):
-    """The doors of a model without head."""
+    """The doors of a model without head. A model says how it embeds tokens and what it does with its images."""
+
+    image_arguments: ClassVar[tuple[str, ...]] = ()  # the padded arguments `run_padded` understands
 
     config: Any
-    text_model: Any
+    rotary: Any
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
         raise NotImplementedError
 
-    def embed_padded(
-        self, flat: Tensor, is_image: Tensor, tokens: PaddedTokens, image_inputs: dict[str, Tensor | None]
-    ) -> tuple[Tensor, Tensor | None]:
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token embeddings (..., H)."""
         raise NotImplementedError
+
+    def run_padded(self, inputs: PaddedInputs) -> tuple[Tensor, Tensor | None]:
+        """Hidden states (tokens, H), and the image features that were used."""
+        raise NotImplementedError
+
+    def default_positions(self, mask: Tensor, cache: KeyValueCache | None) -> Tensor:
+        """Positions (B, T) of the new columns, by their `mask`."""
+        past = cache.length if cache is not None else 0
+        return torch.arange(past, past + mask.shape[1], device=mask.device).expand(mask.shape)
 
     def forward(
         self,
@@ -36,23 +60,21 @@ class ModelDoors(nn.Module):
         position_ids: Tensor | None = None,
         past_key_values: KeyValueCache | None = None,
         inputs_embeds: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        pixel_attention_mask: Tensor | None = None,
-        image_hidden_states: Tensor | None = None,
+        *,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **images: Any,
     ) -> Any:
         """Hidden states: (T, H) for a PackedBatch; a `BaseModelOutput` for padded arguments.
 
         Args:
             input_ids: (B, T), or the PackedBatch; or give inputs_embeds (B, T, H).
             attention_mask: (B, T), 0 at padding; with a cache also (B, past + T).
-            position_ids: (B, T); by default the column.
+            position_ids: (B, T); by default see `default_positions`.
             past_key_values: what an earlier call with `use_cache` returned.
-            pixel_values: (B, N, 3, S, S), all-zero images being padding; pixel_attention_mask: (B, N, S, S).
-            image_hidden_states: features to use in place of pixel_values.
+            images: the arguments named in `image_arguments`.
 
         Raises:
             DataError: inputs that do not fit each other or the model.
@@ -61,47 +83,55 @@ class ModelDoors(nn.Module):
             return self.forward_packed(input_ids)
         if (input_ids is None) == (inputs_embeds is None):
             raise DataError("give exactly one of input_ids and inputs_embeds")
-        images = {
-            "pixel_values": pixel_values,
-            "pixel_attention_mask": pixel_attention_mask,
-            "image_hidden_states": image_hidden_states,
-        }
+        unknown = sorted(set(images) - set(self.image_arguments))
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no argument {', '.join(unknown)}")
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         cache = past_key_values if past_key_values is not None else (KeyValueCache() if use_cache else None)
-        embeds, is_image = self._embed(input_ids, inputs_embeds)
-        shape = (embeds.shape[0], embeds.shape[1])
-        mask = input_mask(attention_mask, shape, cache, embeds.device)
-        past = cache.length if cache is not None else 0
-        # With a cache every column is computed, so that a step is the same few operations for any mask.
-        tokens = PaddedTokens.of(mask if not past else torch.ones_like(mask))
-        flat, features = self.embed_padded(tokens.flatten(embeds), tokens.flatten(is_image), tokens, images)
-        if position_ids is None:
-            position_ids = torch.arange(past, past + shape[1], device=embeds.device)[None]
-        tables = self.text_model.rotary.tables(tokens.flatten(position_ids.expand(shape)))
-        context = self._context(tables, tokens, mask, cache, bool(output_attentions))
-        record: list[Tensor] | None = [] if output_hidden_states else None
-        hidden = self.text_model(flat, context, record)
+        inputs = self._gather(input_ids, attention_mask, position_ids, cache, inputs_embeds, bool(output_attentions))
+        inputs.images = images
+        inputs.record = [] if output_hidden_states else None
+        hidden, features = self.run_padded(inputs)
+        tokens, context = inputs.tokens, inputs.context
         output = BaseModelOutput(
             last_hidden_state=tokens.unflatten(hidden),
             past_key_values=cache,
-            hidden_states=None if record is None else tuple(tokens.unflatten(h) for h in record),
+            hidden_states=None if inputs.record is None else tuple(tokens.unflatten(h) for h in inputs.record),
             attentions=tuple(context.weights) if isinstance(context, RecordingContext) else None,
             image_hidden_states=features,
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, T, H), and which of the places are for images."""
-        table = self.text_model.embed_tokens
-        if input_ids is not None:
-            if not input_ids.is_cuda and input_ids.numel() and int(input_ids.max()) >= table.num_embeddings:
-                raise DataError(
-                    f"input_ids holds the id {int(input_ids.max())}, but the embedding has {table.num_embeddings} rows: "
-                    "use the tokenizer of this model"
-                )
-            return table(input_ids), input_ids == self.config.image_token_id
-        assert inputs_embeds is not None
-        return inputs_embeds, (inputs_embeds == table.weight[self.config.image_token_id]).all(-1)
+    def _gather(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: KeyValueCache | None,
+        inputs_embeds: Tensor | None,
+        output_attentions: bool,
+    ) -> PaddedInputs:
+        embeds = inputs_embeds if input_ids is None else self._checked_embed(input_ids)
+        assert embeds is not None
+        shape = (embeds.shape[0], embeds.shape[1])
+        mask = input_mask(attention_mask, shape, cache, embeds.device)
+        # With a cache every column is computed, so that a step is the same few operations for any mask.
+        tokens = PaddedTokens.of(torch.ones_like(mask) if cache is not None and cache.length else mask)
+        if position_ids is None:
+            position_ids = self.default_positions(mask, cache)
+        tables = self.rotary.tables(tokens.flatten(position_ids.expand(shape)))
+        context = self._context(tables, tokens, mask, cache, output_attentions)
+        ids = None if input_ids is None else tokens.flatten(input_ids)
+        return PaddedInputs(tokens.flatten(embeds), ids, tokens, context, cache)
+
+    def _checked_embed(self, input_ids: Tensor) -> Tensor:
+        size = self.config.text_config.vocab_size + getattr(self.config, "additional_vocab_size", 0)
+        if not input_ids.is_cuda and input_ids.numel() and int(input_ids.max()) >= size:
+            raise DataError(
+                f"input_ids holds the id {int(input_ids.max())}, but the embedding has {size} rows: use the tokenizer of "
+                "this model"
+            )
+        return self.embed(input_ids)
 
     def _context(
         self,
@@ -176,6 +206,7 @@ class LMDoors(nn.Module):
         return output if return_dict is not False else output.to_tuple()
 
     def _mean_loss(self, hidden: Tensor, labels: Tensor, tokens: PaddedTokens, count: int | Tensor | None) -> Tensor:
-        positions, targets = shifted_targets(labels, tokens, self.config.image_token_id)
+        # Idefics names no image token: the images of its text take one position each, which its labels decide on.
+        positions, targets = shifted_targets(labels, tokens, getattr(self.config, "image_token_id", None))
         loss, _ = token_loss(self.lm_head, tokens.flatten(hidden)[positions], targets)
         return loss / (max(1, targets.shape[0]) if count is None else count)

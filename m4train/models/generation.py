@@ -18,6 +18,10 @@ class GenerationMixin(nn.Module):
     config: Any
     generation_config: dict[str, Any]
 
+    def next_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What of the further arguments the model needs again for each new token."""
+        return {}
+
     @torch.no_grad()
     def generate(
         self,
@@ -69,7 +73,7 @@ class GenerationMixin(nn.Module):
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
-                **(inputs if step == 0 else {}),
+                **(inputs if step == 0 else self.next_inputs(inputs)),
             ).logits[:, -1]
             chosen = logits.argmax(-1)
             step_ids = torch.where(ended, pad, chosen)[:, None]

@@ -19,22 +19,29 @@ _ADAPTED_CHUNKS = 8
 class LMHead(nn.Linear):
     """The output projection; called with targets it returns losses instead of logits.
 
+    The ids beyond `vocab` have rows of their own (Idefics), so that the others can be frozen.
+
     The loss is computed inside the module so that a wrapper which gathers the weight around its forward (ZeRO-3, FSDP)
     does so exactly once a forward pass.
     """
 
-    def __init__(self, size: int, vocab: int) -> None:
+    additional_fc: nn.Linear | None
+
+    def __init__(self, size: int, vocab: int, additional: int = 0) -> None:
         super().__init__(size, vocab, bias=False)
+        self.additional_fc = nn.Linear(size, additional, bias=False) if additional else None
 
     def forward(
         self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None, z_loss: float = 0.0
     ) -> Any:
         """(..., H) -> (..., V); or, with `targets` (L,), see `token_loss`."""
+        more = None if self.additional_fc is None else self.additional_fc(hidden)
         if targets is None:
-            return F.linear(hidden, self.weight)
+            logits = F.linear(hidden, self.weight)
+            return logits if more is None else torch.cat((logits, more), dim=-1)
         # A function asks for the gradients of its inputs even where grad mode is off.
         weight = self.weight if torch.is_grad_enabled() else self.weight.detach()
-        return _ChunkedLoss.apply(hidden, weight, targets, weights, z_loss, _compute_dtype(hidden))
+        return _ChunkedLoss.apply(hidden, weight, more, targets, weights, z_loss, _compute_dtype(hidden))
 
 
 def token_loss(
@@ -92,15 +99,17 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        more: Tensor | None,
         targets: Tensor,
         weights: Tensor | None,
         z_loss: float,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        wants_hidden, wants_weight, wants_more = ctx.needs_input_grad[:3]
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         hidden_grad = torch.zeros_like(hidden) if wants_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        more_grad = torch.zeros_like(more) if wants_more and more is not None else None
         losses = torch.empty(targets.shape[0], dtype=wide, device=hidden.device)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         table = weight.to(dtype)
@@ -110,23 +119,27 @@ class _ChunkedLoss(torch.autograd.Function):
                 part = slice(start, start + rows)
                 states = hidden[part].to(dtype)
                 scale = None if weights is None else weights[part].to(wide)
-                loss, losses[part], gradient = _chunk(states @ table.t(), targets[part], scale, z_loss)
+                logits = states @ table.t()
+                if more is not None:
+                    logits = torch.cat((logits, more[part].to(dtype)), dim=1)
+                loss, losses[part], gradient = _chunk(logits, targets[part], scale, z_loss)
                 total += loss
+                if more_grad is not None:
+                    more_grad[part] = gradient[:, weight.shape[0] :]
+                gradient = gradient[:, : weight.shape[0]]
                 if hidden_grad is not None:
                     hidden_grad[part] = gradient @ table
                 if weight_grad is not None:
                     _accumulate(weight_grad, gradient, states)
-        ctx.save_for_backward(hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype))
+        ctx.save_for_backward(hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype), more_grad)
         ctx.mark_non_differentiable(losses)
         return total, losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, total_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, weight_grad = ctx.saved_tensors
         scaled = (
-            None if gradient is None else gradient * total_grad.to(gradient.dtype)
-            for gradient in (hidden_grad, weight_grad)
+            None if gradient is None else gradient * total_grad.to(gradient.dtype) for gradient in ctx.saved_tensors
         )
         return (*scaled, None, None, None, None)
 

@@ -11,24 +11,32 @@ from m4train.batch import PackedBatch, PackedImages, PackedOutput
 from m4train.errors import DataError
 from m4train.models.contexts import PackedContext
 from m4train.models.decoder import Decoder, decoder_flops
-from m4train.models.doors import LMDoors, ModelDoors
+from m4train.models.doors import LMDoors, ModelDoors, PaddedInputs
 from m4train.models.generation import GenerationMixin
 from m4train.models.initialisation import fill_normal
+from m4train.models.layers import Rotary
 from m4train.models.loss import LMHead, token_loss
-from m4train.models.padded import PaddedTokens, check_image_counts
+from m4train.models.padded import check_image_counts
 from m4train.models.pretrained import PretrainedModel
 
 
 class MultimodalModel(ModelDoors, PretrainedModel):
     """A vision tower, a connector and a decoder, without head.
 
-    `forward` takes a `PackedBatch` and returns hidden states (T, H); or the documented padded arguments.
+    `forward` takes a `PackedBatch` and returns hidden states (T, H); or the documented padded arguments, among them
+    `pixel_values` (B, N, 3, H, W), all-zero images being padding, `pixel_attention_mask` (B, N, H, W), and in their place
+    `image_hidden_states` (images, tokens, H).
     """
 
     checkpoint_prefix = "model."
+    image_arguments = ("pixel_values", "pixel_attention_mask", "image_hidden_states")
     vision_model: Any
     connector: Any
     text_model: Decoder
+
+    @property
+    def rotary(self) -> Rotary:
+        return self.text_model.rotary
 
     def image_features(self, images: PackedImages) -> Tensor:
         """Features (images x tokens per image, H) of all images, in one call of the tower."""
@@ -42,7 +50,7 @@ class MultimodalModel(ModelDoors, PretrainedModel):
         hidden = self.text_model.embed_tokens(batch.input_ids)
         if batch.images is not None:
             hidden = self._merge(hidden, batch.images, batch.image_positions)
-        tables = self.text_model.rotary.tables(batch.position_ids)
+        tables = self.rotary.tables(batch.position_ids)
         return self.text_model(hidden, PackedContext(tables, batch.segments, self.config.text_config.window))
 
     def _merge(self, hidden: Tensor, images: PackedImages, positions: Tensor | None) -> Tensor:
@@ -63,27 +71,40 @@ class MultimodalModel(ModelDoors, PretrainedModel):
         images, _ = self.pack_images(pixel_values, pixel_attention_mask)
         return self.image_features(images).unflatten(0, (-1, self.config.tokens_per_image))[: images.count]
 
-    def embed_padded(
-        self, flat: Tensor, is_image: Tensor, tokens: PaddedTokens, image_inputs: dict[str, Tensor | None]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Merges images into flat embeddings; `is_image` (tokens,) marks their places. Also gives the features used."""
-        per_image = self.config.tokens_per_image
-        pixel_values, given = image_inputs.get("pixel_values"), image_inputs.get("image_hidden_states")
+    def embed(self, input_ids: Tensor) -> Tensor:
+        return self.text_model.embed_tokens(input_ids)
+
+    def run_padded(self, inputs: PaddedInputs) -> tuple[Tensor, Tensor | None]:
+        hidden, features = inputs.hidden, self._padded_features(inputs)
+        if features is not None:
+            positions = torch.nonzero(self._is_image(inputs))[:, 0]
+            hidden = hidden.index_copy(0, positions, features.to(hidden.dtype))
+            features = features.unflatten(0, (-1, self.config.tokens_per_image))
+        return self.text_model(hidden, inputs.context, inputs.record), features
+
+    def _is_image(self, inputs: PaddedInputs) -> Tensor:
+        """(tokens,) bool: which places are for images."""
+        if inputs.ids is not None:
+            return inputs.ids == self.config.image_token_id
+        return (inputs.hidden == self.text_model.embed_tokens.weight[self.config.image_token_id]).all(-1)
+
+    def _padded_features(self, inputs: PaddedInputs) -> Tensor | None:
+        """Features for all image tokens, after checking that each sample has as many as its images give."""
+        per_image, tokens = self.config.tokens_per_image, inputs.tokens
+        pixel_values, given = inputs.images.get("pixel_values"), inputs.images.get("image_hidden_states")
         if pixel_values is not None and given is not None:
             raise DataError("both pixel_values and image_hidden_states are given: pass one of them")
         if pixel_values is not None:
-            images, counts = self.pack_images(pixel_values, image_inputs.get("pixel_attention_mask"))
-            found = torch.zeros_like(counts).index_add(0, tokens.rows, is_image.long())
+            images, counts = self.pack_images(pixel_values, inputs.images.get("pixel_attention_mask"))
+            found = torch.zeros_like(counts).index_add(0, tokens.rows, self._is_image(inputs).long())
             check_image_counts(found, counts * per_image, per_image)
-            features = self.image_features(images)[: images.count * per_image]
-        elif given is not None:
+            return self.image_features(images)[: images.count * per_image]
+        if given is not None:
             features = given.flatten(0, -2)
-            check_image_counts(is_image.sum()[None], torch.tensor([features.shape[0]], device=flat.device), 1)
-        else:
-            return flat, None
-        positions = torch.nonzero(is_image)[:, 0]
-        merged = flat.index_copy(0, positions, features.to(flat.dtype))
-        return merged, features.unflatten(0, (-1, per_image))
+            found = self._is_image(inputs).sum()[None]
+            check_image_counts(found, torch.full_like(found, features.shape[0]), 1)
+            return features
+        return None
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         raise NotImplementedError
@@ -155,4 +176,5 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Random weights for training from scratch; see the `init_weights` of the model without head."""
         self.model.init_weights(generator)
-        fill_normal(self.lm_head.weight, self.config.initializer_range, generator)
+        if not self.config.tie_word_embeddings:
+            fill_normal(self.lm_head.weight, self.config.initializer_range, generator)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from m4train.batch import Segments
 from m4train.models.attention import attention
 from m4train.models.layers import GatedMLP, RMSNorm
-from m4train.models.model_configs import Idefics2PerceiverConfig
+from m4train.models.model_configs import Idefics2PerceiverConfig, IdeficsPerceiverConfig
 from m4train.models.vision import uniform_segments
 
 
@@ -97,6 +97,75 @@ class PerceiverResampler(nn.Module):
         for layer in self.layers:
             latents = layer(latents, patches, context)
         return self.norm(latents)
+
+
+class LatentAttention(nn.Module):
+    """Latents attend to patches and latents, both layer-normed, with optional norms of queries and keys (Idefics)."""
+
+    def __init__(self, size: int, heads: int, head_dim: int, qk_norms: bool) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.context_layer_norm = nn.LayerNorm(size)
+        self.latents_layer_norm = nn.LayerNorm(size)
+        self.q_layer_norm = nn.LayerNorm(head_dim) if qk_norms else nn.Identity()
+        self.k_layer_norm = nn.LayerNorm(head_dim) if qk_norms else nn.Identity()
+        self.q_proj = nn.Linear(size, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(size, heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(size, heads * head_dim, bias=False)
+        self.output_proj = nn.Linear(heads * head_dim, size, bias=False)
+
+    def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
+        latents = self.latents_layer_norm(latents)
+        keys = context.interleave(self.context_layer_norm(patches), latents)
+        query, key, value = (
+            projection(x).unflatten(-1, (-1, self.head_dim))
+            for projection, x in ((self.q_proj, latents), (self.k_proj, keys), (self.v_proj, keys))
+        )
+        return self.output_proj(context(self.q_layer_norm(query), self.k_layer_norm(key), value).flatten(1))
+
+
+class ReluMLP(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.ln = nn.LayerNorm(size)
+        self.fc = nn.Linear(size, 4 * size, bias=False)
+        self.c_proj = nn.Linear(4 * size, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.fc(self.ln(x)).relu())
+
+
+class IdeficsResampler(nn.Module):
+    """The resampler of Idefics: patches (P, Hv) of I images -> (I * latents, Hv)."""
+
+    def __init__(self, config: IdeficsPerceiverConfig, size: int) -> None:
+        super().__init__()
+        heads, head_dim = config.resampler_n_heads, config.resampler_head_dim
+        self.latents = nn.Parameter(torch.empty(config.resampler_n_latents, size))
+        self.blocks = nn.ModuleList(
+            [
+                nn.ModuleList([LatentAttention(size, heads, head_dim, config.qk_layer_norms_perceiver), ReluMLP(size)])
+                for _ in range(config.resampler_depth)
+            ]
+        )
+        self.layer_norm = nn.LayerNorm(size)
+
+    def forward(self, patches: Tensor, segments: Segments) -> Tensor:
+        context = LatentContext(segments, self.latents.shape[0])
+        latents = self.latents.repeat(len(segments), 1)
+        for attend, mlp in self.blocks:
+            latents = latents + attend(latents, patches, context)
+            latents = latents + mlp(latents)
+        return self.layer_norm(latents)
+
+
+def resampler_flops(config: IdeficsPerceiverConfig, size: int, lengths: tuple[int, ...]) -> float:
+    """Forward FLOPs of the resampler of Idefics for images of these numbers of patches."""
+    inner, latents = config.resampler_n_heads * config.resampler_head_dim, config.resampler_n_latents
+    queries = latents * len(lengths)
+    keys = sum(lengths) + queries
+    weights = queries * (2 * size * inner + 8 * size * size) + keys * 2 * size * inner
+    return float(config.resampler_depth * (2 * weights + 4 * latents * keys * inner))
 
 
 def perceiver_flops(config: Idefics2PerceiverConfig, lengths: tuple[int, ...]) -> float:

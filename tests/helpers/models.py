@@ -146,3 +146,45 @@ def _changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         merge = isinstance(value, dict) and isinstance(config.get(key), dict)
         config[key] = {**config[key], **value} if merge else value
     return config
+
+
+def tiny_idefics(**changes: Any) -> dict[str, Any]:
+    """config.json of a tiny Idefics with resampler, query-key norms, two additional ids and gates that are open."""
+    config: dict[str, Any] = {
+        "model_type": "idefics",
+        "vocab_size": 97,
+        "additional_vocab_size": 2,
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "cross_layer_interval": 2,
+        "qk_layer_norms": True,
+        "use_resampler": True,
+        "alpha_initializer": "ones",
+        "alpha_type": "float",
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 512,
+        "freeze_text_layers": False,
+        "freeze_vision_layers": False,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "vision_config": {
+            "embed_dim": 24,
+            "image_size": 16,
+            "patch_size": 4,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "hidden_act": "gelu",
+        },
+        "perceiver_config": {
+            "use_resampler": True,
+            "resampler_n_latents": 5,
+            "resampler_depth": 2,
+            "resampler_n_heads": 3,
+            "resampler_head_dim": 8,
+            "qk_layer_norms_perceiver": True,
+        },
+    }
+    return _changed(config, changes)

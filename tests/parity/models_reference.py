@@ -18,7 +18,8 @@ def reference_pair(kind: str, config: dict[str, Any], ours: type, folder: Path, 
     """A perturbed transformers model, and ours loaded from the folder the former saved."""
     config_class = getattr(transformers, f"{kind}Config")
     values = {key: value for key, value in config.items() if key != "model_type"}
-    reference = getattr(transformers, f"{kind}ForConditionalGeneration")(config_class(**values))
+    head = "ForVisionText2Text" if kind == "Idefics" else "ForConditionalGeneration"
+    reference = getattr(transformers, f"{kind}{head}")(config_class(**values))
     perturb(reference)
     reference.eval()
     reference.save_pretrained(folder)

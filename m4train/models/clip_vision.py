@@ -1,0 +1,86 @@
+"""The CLIP vision tower of Idefics, on frames."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m4train.errors import DataError
+from m4train.models.model_configs import IdeficsVisionConfig
+from m4train.models.vision import (
+    PatchAttention,
+    PatchEmbedding,
+    VisionEncoder,
+    VisionLayer,
+    cut_patches,
+    encoder_flops,
+    uniform_segments,
+)
+
+
+class ClipEmbeddings(nn.Module):
+    """Frames (F, 3, H, W) -> (F, 1 + patches, Hv): the class vector, then the patches, with their positions."""
+
+    def __init__(self, config: IdeficsVisionConfig) -> None:
+        super().__init__()
+        self.image_size, self.patch_size, self.grid = config.image_size, config.patch_size, config.grid
+        self.class_embedding = nn.Parameter(torch.empty(config.embed_dim))
+        self.patch_embedding = PatchEmbedding(config.patch_size, config.embed_dim, bias=False)
+        self.position_embedding = nn.Embedding(config.grid**2 + 1, config.embed_dim)
+
+    def forward(self, frames: Tensor, interpolate: bool) -> Tensor:
+        count, _, height, width = frames.shape
+        fits = height == width == self.image_size
+        if not fits and not interpolate:
+            raise DataError(
+                f"frames are {height} x {width} pixels, but the vision tower takes {self.image_size} x {self.image_size}: use "
+                "the image processor of this model, or set interpolate_pos_encoding=True"
+            )
+        patches = self.patch_embedding(cut_patches(frames, self.patch_size)).unflatten(0, (count, -1))
+        first = self.class_embedding.to(patches.dtype).expand(count, 1, -1)
+        positions = self.position_embedding.weight
+        if not fits:
+            positions = self._interpolated(positions, height // self.patch_size, width // self.patch_size)
+        return torch.cat((first, patches), dim=1) + positions
+
+    def _interpolated(self, positions: Tensor, rows: int, columns: int) -> Tensor:
+        """The patch positions stretched over another grid, bicubic, in fp32 or wider."""
+        wide = positions if positions.dtype == torch.float64 else positions.float()
+        square = wide[1:].unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)[None]
+        # The tenth of a patch keeps the rounded-down size right; it is part of what the scale means for the reference.
+        scale = ((rows + 0.1) / self.grid, (columns + 0.1) / self.grid)
+        stretched = F.interpolate(square, scale_factor=scale, mode="bicubic", align_corners=False)
+        return torch.cat((wide[:1], stretched[0].flatten(1).t())).to(positions.dtype)
+
+
+class ClipTower(nn.Module):
+    """Frames (F, 3, H, W) -> features (F * (1 + patches), Hv), the class vector of a frame first, without final norm."""
+
+    def __init__(self, config: IdeficsVisionConfig) -> None:
+        super().__init__()
+        size, eps = config.embed_dim, config.layer_norm_eps
+        self.embeddings = ClipEmbeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(size, eps=eps)  # spelt so in the checkpoints
+        self.encoder = VisionEncoder(
+            [
+                VisionLayer(size, config.intermediate_size, config.num_attention_heads, config.hidden_act, eps)
+                for _ in range(config.num_hidden_layers)
+            ]
+        )
+        self.post_layernorm = nn.LayerNorm(size, eps=eps)
+
+    def forward(self, frames: Tensor, interpolate: bool = False) -> Tensor:
+        embedded = self.embeddings(frames.to(self.pre_layrnorm.weight.dtype), interpolate)
+        count, length = embedded.shape[:2]
+        attend = PatchAttention(uniform_segments(count, length, frames.device))
+        hidden = self.encoder(self.pre_layrnorm(embedded.flatten(0, 1)), attend)
+        # Nothing reads the final norm of the checkpoints; this gives its parameters a gradient of zeros.
+        return torch.cat((hidden, self.post_layernorm(hidden[:1])[:0]))
+
+
+def clip_flops(config: IdeficsVisionConfig, frames: int) -> float:
+    """Forward FLOPs of the tower for frames of the configured size."""
+    cut = 2.0 * frames * config.grid**2 * 3 * config.patch_size**2 * config.embed_dim
+    lengths = (config.grid**2 + 1,) * frames
+    return cut + encoder_flops(config.embed_dim, config.intermediate_size, config.num_hidden_layers, lengths)

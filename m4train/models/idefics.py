@@ -1,0 +1,290 @@
+"""Idefics: a CLIP tower, an optional resampler, and a Llama decoder with gated cross-attention to the images."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m4train.batch import CrossSegments, PackedBatch, PackedImages
+from m4train.errors import DataError
+from m4train.models.backbone_configs import LlamaConfig
+from m4train.models.clip_vision import ClipTower, clip_flops
+from m4train.models.configuration import ModelConfig
+from m4train.models.contexts import CrossContext, KeyValueCache, PackedContext
+from m4train.models.decoder import DecoderLayer, decoder_flops, text_norm
+from m4train.models.doors import ModelDoors, PaddedInputs
+from m4train.models.idefics_images import padded_images
+from m4train.models.idefics_setup import freeze, init_idefics
+from m4train.models.initialisation import fill_normal
+from m4train.models.layers import GatedMLP, RMSNorm, Rotary
+from m4train.models.loss import LMHead
+from m4train.models.model_configs import IdeficsConfig
+from m4train.models.multimodal import MultimodalLM
+from m4train.models.pretrained import PretrainedModel
+from m4train.models.resampler import IdeficsResampler, resampler_flops
+from m4train.models.vision import normalise, uniform_segments
+
+
+class DecoupledEmbedding(nn.Embedding):
+    """Token embedding whose rows beyond the vocabulary are a table of their own, so that the others can be frozen."""
+
+    additional_embedding: nn.Embedding | None
+
+    def __init__(self, vocab: int, additional: int, size: int) -> None:
+        super().__init__(vocab, size)
+        self.additional_embedding = nn.Embedding(additional, size) if additional else None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.additional_embedding is None:
+            return F.embedding(ids, self.weight)
+        base = F.embedding(ids.clamp(max=self.num_embeddings - 1), self.weight)
+        more = self.additional_embedding((ids - self.num_embeddings).clamp(min=0))
+        return torch.where((ids < self.num_embeddings)[..., None], base, more)
+
+
+class CrossAttention(nn.Module):
+    """Tokens (Q, H) attend to image features (images * n, Hv)."""
+
+    def __init__(self, config: IdeficsConfig, layer: int) -> None:
+        super().__init__()
+        size, image_size = config.hidden_size, config.vision_config.embed_dim
+        self.layer = layer
+        self.head_dim = size // config.num_attention_heads
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(image_size, size, bias=False)
+        self.v_proj = nn.Linear(image_size, size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+
+        def norm() -> nn.Module:
+            return (
+                RMSNorm(self.head_dim, config.rms_norm_eps, weight_first=True)
+                if config.qk_layer_norms
+                else nn.Identity()
+            )
+
+        self.q_layer_norm = norm()
+        self.k_layer_norm = norm()
+
+    def forward(self, hidden: Tensor, features: Tensor | None, cross: CrossContext) -> Tensor:
+        query = self.q_layer_norm(self.q_proj(hidden).unflatten(-1, (-1, self.head_dim)))
+        if features is None:
+            assert cross.cache is not None
+            key, value = cross.cache.cross[self.layer]
+        else:
+            key = self.k_layer_norm(self.k_proj(features).unflatten(-1, (-1, self.head_dim)))
+            value = self.v_proj(features).unflatten(-1, (-1, self.head_dim))
+            if cross.cache is not None:
+                cross.cache.cross[self.layer] = key, value
+        return self.o_proj(cross(query, key, value).flatten(1))
+
+
+class GatedCrossAttentionLayer(nn.Module):
+    """Cross-attention, for the tokens that see an image, and an MLP, for all; each behind the tanh of a learned gate."""
+
+    def __init__(self, config: IdeficsConfig, layer: int) -> None:
+        super().__init__()
+        shape = (1,) if config.alpha_type == "float" else (1, 1, config.hidden_size)
+        self.cross_attn = CrossAttention(config, layer)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, act=config.hidden_act)
+        self.input_layernorm = text_norm(config.text_config)
+        self.post_attention_layernorm = text_norm(config.text_config)
+        self.alpha_cross_attn = nn.Parameter(torch.empty(shape))
+        self.alpha_dense = nn.Parameter(torch.empty(shape))
+
+    def forward(self, hidden: Tensor, features: Tensor | None, cross: CrossContext | None) -> Tensor:
+        """(T, H) -> (T, H); without `cross` no token sees an image; without `features` those of the cache are used."""
+        if cross is not None:
+            rows = self.input_layernorm(hidden).index_select(0, cross.tokens)
+            attended = self.alpha_cross_attn.flatten().tanh() * self.cross_attn(rows, features, cross)
+            hidden = hidden.index_add(0, cross.tokens, attended.to(hidden.dtype))
+        return hidden + self.alpha_dense.flatten().tanh() * self.mlp(self.post_attention_layernorm(hidden))
+
+
+class IdeficsModel(ModelDoors, PretrainedModel):
+    """The model without head.
+
+    `forward` takes a `PackedBatch` and returns hidden states (T, H); or the documented padded arguments, among them
+    `pixel_values` (B, N, 3, H, W), or `image_encoder_embeddings` or `perceiver_embeddings` (B, N, n, Hv) in their place, and
+    `image_attention_mask` (B, T, N), 1 where a token sees an image.
+    """
+
+    config_class: ClassVar[type[ModelConfig]] = IdeficsConfig
+    checkpoint_prefix = "model."
+    image_arguments = (
+        "pixel_values",
+        "image_encoder_embeddings",
+        "perceiver_embeddings",
+        "image_attention_mask",
+        "interpolate_pos_encoding",
+    )
+
+    def __init__(self, config: IdeficsConfig) -> None:
+        super().__init__(config)
+        text: LlamaConfig = config.text_config
+        assert text.head_dim is not None
+        self.embed_tokens = DecoupledEmbedding(config.vocab_size, config.additional_vocab_size, config.hidden_size)
+        self.vision_model = ClipTower(config.vision_config)
+        if config.use_resampler:
+            self.perceiver_resampler = IdeficsResampler(config.perceiver_config, config.vision_config.embed_dim)
+        self.layers = nn.ModuleList([DecoderLayer(text, i) for i in range(config.num_hidden_layers)])
+        count = config.num_hidden_layers // config.cross_layer_interval
+        self.gated_cross_attn_layers = nn.ModuleList([GatedCrossAttentionLayer(config, i) for i in range(count)])
+        self.norm = text_norm(text)
+        self.rotary = Rotary(text.head_dim, text.rope_theta)
+        self.init_weights()
+        self._freeze()
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        return self.embed_tokens(input_ids)
+
+    def image_features(self, frames: Tensor, interpolate: bool = False) -> Tensor:
+        """Normalised frames (F, 3, H, W) -> (F * n, Hv), in one call of the tower."""
+        features = self.vision_model(frames, interpolate)
+        return self.resample(features, frames.shape[0]) if self.config.use_resampler else features
+
+    def resample(self, features: Tensor, count: int) -> Tensor:
+        """Tower outputs (count * n, Hv) of `count` images -> (count * latents, Hv)."""
+        segments = uniform_segments(count, features.shape[0] // count, features.device)
+        return self.perceiver_resampler(features, segments)
+
+    def forward_packed(self, batch: PackedBatch) -> Tensor:
+        features, cross = None, None
+        if batch.images is not None:
+            images: PackedImages = batch.images
+            if batch.cross is None and images.count:
+                raise DataError(
+                    f"the batch has {images.count} images but does not say which tokens see them: rebuild it with the "
+                    "processor of this model"
+                )
+            features = self.image_features(normalise(images.pixels, images.pixel_table))
+            seen = CrossSegments.of([], []) if batch.cross is None else batch.cross
+            cross = CrossContext(seen.to(batch.device), features.shape[0] // images.pixels.shape[0])
+        context = PackedContext(self.rotary.tables(batch.position_ids), batch.segments)
+        return self._run(self.embed(batch.input_ids), context, features, cross)
+
+    def _run(
+        self,
+        hidden: Tensor,
+        context: Any,
+        features: Tensor | None,
+        cross: CrossContext | None,
+        record: list[Tensor] | None = None,
+    ) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            if record is not None:
+                record.append(hidden)
+            if i % self.config.cross_layer_interval == 0:
+                hidden = self.gated_cross_attn_layers[i // self.config.cross_layer_interval](hidden, features, cross)
+            hidden = layer(hidden, context)
+        hidden = self.norm(hidden)
+        if record is not None:
+            record.append(hidden)
+        return hidden
+
+    def default_positions(self, mask: Tensor, cache: KeyValueCache | None) -> Tensor:
+        """Each token's place among the real tokens of its row; 1 at padding."""
+        positions = mask.long().cumsum(1) - 1
+        if cache is not None and cache.mask is not None:
+            positions = positions + cache.mask.sum(1, keepdim=True)
+        return positions.masked_fill(~mask, 1)
+
+    def run_padded(self, inputs: PaddedInputs) -> tuple[Tensor, Tensor | None]:
+        features, cross, shown = padded_images(self, inputs)
+        return self._run(inputs.hidden, inputs.context, features, cross, inputs.record), shown
+
+    def _freeze(self) -> None:
+        config = self.config
+        if config.freeze_text_layers:
+            self.embed_tokens.weight.requires_grad_(False)
+            freeze([self.layers, self.norm], config.freeze_text_module_exceptions, "freeze_text_module_exceptions")
+        if config.freeze_vision_layers:
+            freeze([self.vision_model], config.freeze_vision_module_exceptions, "freeze_vision_module_exceptions")
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Random weights for training from scratch; see `init_idefics`."""
+        init_idefics(self, generator)
+
+
+class IdeficsForVisionText2Text(MultimodalLM):
+    """The model with its language-model head; see `MultimodalLM`."""
+
+    config_class: ClassVar[type[ModelConfig]] = IdeficsConfig
+
+    def __init__(self, config: IdeficsConfig) -> None:
+        PretrainedModel.__init__(self, config)
+        self.model = IdeficsModel(config)
+        self.lm_head = LMHead(config.hidden_size, config.vocab_size, config.additional_vocab_size)
+        self.tie_weights()
+        self.init_weights()
+        if config.freeze_lm_head:
+            self.lm_head.weight.requires_grad_(False)
+
+    def tied_names(self) -> dict[str, str]:
+        if not self.config.tie_word_embeddings:
+            return {}
+        tied = {"lm_head.weight": "model.embed_tokens.weight"}
+        if self.config.additional_vocab_size:
+            tied["lm_head.additional_fc.weight"] = "model.embed_tokens.additional_embedding.weight"
+        return tied
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        parts = {
+            "vision": ("model.vision_model.",),
+            "connector": ("model.perceiver_resampler.", "model.gated_cross_attn_layers."),
+            "embeddings": ("model.embed_tokens.",),
+            "text": ("model.layers.", "model.norm."),
+            "lm_head": ("lm_head.",),
+        }
+        if self.config.tie_word_embeddings:
+            del parts["lm_head"]
+        return parts
+
+    def blocks(self) -> dict[str, list[nn.Module]]:
+        resampler = [self.model.perceiver_resampler] if self.config.use_resampler else []
+        return {
+            "vision": list(self.model.vision_model.encoder.layers),
+            "connector": [*resampler, *self.model.gated_cross_attn_layers],
+            "text": list(self.model.layers),
+        }
+
+    def flops(self, batch: PackedBatch) -> dict[str, float]:
+        config = self.config
+        frames = 0 if batch.images is None else batch.images.pixels.shape[0]
+        vocab = config.vocab_size + config.additional_vocab_size
+        return {
+            "vision": clip_flops(config.vision_config, frames),
+            "connector": connector_flops(config, batch, frames),
+            "embeddings": 0.0,
+            "text": decoder_flops(config.text_config, batch.segments.lengths),
+            "lm_head": 2.0 * batch.loss_tokens * config.hidden_size * vocab,
+        }
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        self.model.init_weights(generator)
+        if not self.config.tie_word_embeddings:
+            fill_normal(self.lm_head.weight, self.config.initializer_range, generator)
+            if self.lm_head.additional_fc is not None:
+                fill_normal(self.lm_head.additional_fc.weight, self.config.hidden_size**-0.5, generator)
+
+    def next_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """New tokens see what the last one of the prompt saw."""
+        mask = inputs.get("image_attention_mask")
+        return {} if mask is None else {"image_attention_mask": mask[:, -1:]}
+
+
+def connector_flops(config: IdeficsConfig, batch: PackedBatch, frames: int) -> float:
+    """Forward FLOPs of resampler and gated cross-attention."""
+    size, vision = config.hidden_size, config.vision_config
+    lengths = (vision.grid**2 + 1,) * frames
+    resampler = resampler_flops(config.perceiver_config, vision.embed_dim, lengths) if config.use_resampler else 0.0
+    queries, pairs = 0, 0
+    if batch.cross is not None:
+        queries = batch.cross.runs.total
+        pairs = sum(q * k for q, k in zip(batch.cross.runs.lengths, batch.cross.seen.lengths)) * config.tokens_per_image
+    weights = batch.tokens * 3 * size * config.intermediate_size + queries * 2 * size * size
+    weights += frames * config.tokens_per_image * 2 * vision.embed_dim * size
+    layers = config.num_hidden_layers // config.cross_layer_interval
+    return resampler + layers * (2.0 * weights + 4.0 * pairs * size)
