@@ -6,12 +6,12 @@ however it ends.
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from m4train.batch import PackedBatch
 from m4train.config import AugmentConfig, DataConfig, MixtureConfig
-from m4train.data.balance import assign
 from m4train.data.collate import Collator
-from m4train.data.plan import Plan, PlannedPack, StepPlan
+from m4train.data.plan import Plan, PlannedPack
+from m4train.data.planner import RankPlan, RankStep, planned_aside
+from m4train.data.processes import lifeline, live_with_the_trainer, worker_context
 from m4train.data.quarantine import QuarantineEntry
 from m4train.data.source import Source
 from m4train.errors import DataError, M4Error
@@ -106,15 +107,12 @@ class Loader:
     ) -> None:
         self.plan = plan
         self.data = data
-        self.rank = rank
-        self.world_size = world_size
-        self.micro_batch_size = micro_batch_size
+        self._ahead = data.prefetch_steps * -(-plan.global_batch_size // (world_size * micro_batch_size))
         self._collator = Collator(plan.sources, processor, data, seed)
-        self._state = state
-        self._start_step = state["step"] if state is not None else start_step
-        self._stop_step = stop_step
+        start = state["step"] if state is not None else start_step
+        self._rank_plan = RankPlan(plan, rank, world_size, micro_batch_size, state, start, stop_step)
         self._in_flight: deque[_Task] = deque()
-        self._planned: deque[tuple[StepPlan, int]] = deque()  # steps handed to workers, with this rank's micro-batches
+        self._planned: deque[RankStep] = deque()  # steps of which micro-batches were handed to workers
 
     def __iter__(self) -> Iterator[StepBatch]:
         self._in_flight.clear()
@@ -126,26 +124,21 @@ class Loader:
             first = next(batches, None)
             if first is None:
                 return
-            step, micro_count = self._planned.popleft()
-            for built in (first, *(next(batches) for _ in range(micro_count - 1))):
+            step = self._planned.popleft()
+            for built in (first, *(next(batches) for _ in step.micro_batches[1:])):
                 micro_batches.append(built[0])
                 bad.extend(built[1])
-            if self.rank == 0:
+            if self._rank_plan.rank == 0:
                 bad.extend(self._dropped(step))
             yield StepBatch(step.step, micro_batches, step.state, bad, time.perf_counter() - begun)
 
     def _tasks(self) -> Iterator[_Task]:
         """This rank's micro-batches, in order; runs ahead of what is consumed by no more than the loader prefetches."""
-        for step in self.plan.steps(self._state):
-            if self._stop_step is not None and step.step > self._stop_step:
-                return
-            if step.step <= self._start_step:
-                continue
-            costs = [pack.cost(self.data.cost) for pack in step.packs]
-            mine = assign(costs, self.world_size, self.micro_batch_size)[self.rank]
-            self._planned.append((step, len(mine)))
-            for group in mine:
-                task = _Task(step.step, tuple(step.packs[number] for number in group))
+        steps = planned_aside(self._rank_plan) if self.data.num_workers else iter(self._rank_plan)
+        for step in steps:
+            self._planned.append(step)
+            for packs in step.micro_batches:
+                task = _Task(step.step, packs)
                 self._in_flight.append(task)
                 yield task
 
@@ -162,17 +155,15 @@ class Loader:
             yield result
 
     def _from_workers(self, builder: _Builder) -> Iterator[Any]:
-        share = -(-self.plan.global_batch_size // self.world_size)
-        ahead = self.data.prefetch_steps * -(-share // self.micro_batch_size)
         loader: DataLoader = DataLoader(
             builder,
             sampler=self._tasks(),
             batch_size=None,
             num_workers=self.data.num_workers,
-            prefetch_factor=max(1, -(-ahead // self.data.num_workers)),
+            prefetch_factor=max(1, -(-self._ahead // self.data.num_workers)),
             collate_fn=_unchanged,
-            worker_init_fn=_start_worker,
-            multiprocessing_context=_context(),
+            worker_init_fn=_StartWorker(lifeline()[0]),
+            multiprocessing_context=worker_context(),
         )
         handler = signal.getsignal(signal.SIGCHLD)
         iterator = iter(loader)
@@ -201,7 +192,7 @@ class Loader:
             f"{shown}: if it ran out of memory, lower data.num_workers or data.prefetch_steps."
         )
 
-    def _dropped(self, step: StepPlan) -> list[QuarantineEntry]:
+    def _dropped(self, step: RankStep) -> list[QuarantineEntry]:
         entries = []
         for dropped in step.dropped:
             source = self.plan.sources[dropped.source]
@@ -230,18 +221,16 @@ def validation_steps(
     return Loader(plan, processor, once, seed=0, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
 
 
-def _context() -> Any:
-    """Workers are forked from a clean server that has imported what they need, so that they start at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["m4train.data.collate"])
-    return context
-
-
 def _unchanged(value: Any) -> Any:
     return value
 
 
-def _start_worker(worker: int) -> None:
-    """Workers leave interrupts to the trainer, which ends them, and use one thread each."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+@dataclass(frozen=True)
+class _StartWorker:
+    """The first thing a worker does: tie itself to the trainer, and keep to one thread."""
+
+    line: Connection
+
+    def __call__(self, worker: int) -> None:
+        live_with_the_trainer(self.line)
+        torch.set_num_threads(1)

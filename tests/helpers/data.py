@@ -147,10 +147,13 @@ def data_config(**changes: Any) -> DataConfig:
     return DataConfig(**{"sequence_length": 256, "images_per_pack": 24, "open_packs": 4, "num_workers": 0} | changes)
 
 
-def make_sources(folder: Path, pages: int = 60, chats: int = 40, **changes: Any) -> tuple[list[Source], DataConfig]:
-    """Two sources, documents and conversations, in several shards each."""
-    write_shards(folder / "pages", documents(pages), max_samples=25)
-    write_shards(folder / "digits", conversations(chats), max_samples=25)
+def make_sources(
+    folder: Path, pages: int = 60, chats: int = 40, write: bool = True, **changes: Any
+) -> tuple[list[Source], DataConfig]:
+    """Two sources, documents and conversations, in several shards each; `write` False: those written before."""
+    if write:
+        write_shards(folder / "pages", documents(pages), max_samples=25)
+        write_shards(folder / "digits", conversations(chats), max_samples=25)
     sources = {
         "pages": SourceConfig(path=str(folder / "pages" / "*.tar"), weight=2.0),
         "digits": SourceConfig(path=str(folder / "digits" / "*.tar"), weight=1.0),

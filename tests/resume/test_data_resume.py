@@ -1,52 +1,80 @@
 """The sequence of steps is the same wherever it is stopped, and on whatever it continues."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from m4train.config import MixtureConfig
 from m4train.data.loader import Loader
 from m4train.data.plan import Plan
+from m4train.errors import DataError
 from tests.helpers.data import FakeProcessor, make_sources
 
-STEPS = 24
+STEPS, BATCH = 24, 10
 
 
-def hashes(sources, data, world: int, state=None, stop: int = STEPS, batch: int = 10) -> tuple[dict[int, tuple], dict]:
-    """Per step, the sums over ranks of data_hash and loss tokens; and the state after the last."""
+def hashes(sources, data, world: int, state=None, stop: int = STEPS) -> tuple[dict[int, tuple], dict]:
+    """Per step, over all ranks: data_hash, plan_hash, loss tokens, documents, bad samples; and the state after the last."""
     found: dict[int, list[int]] = {}
     for rank in range(world):
-        plan = Plan(sources, data, 5, batch)
+        place = {"rank": rank, "world_size": world, "micro_batch_size": 2}
         loader = Loader(
-            plan,
-            FakeProcessor(),
-            data,
-            seed=5,
-            micro_batch_size=2,
-            rank=rank,
-            world_size=world,
-            state=state,
-            stop_step=stop,
+            Plan(sources, data, 5, BATCH), FakeProcessor(), data, seed=5, state=state, stop_step=stop, **place
         )
         for step in loader:
-            entry = found.setdefault(step.step, [0, 0, 0])
-            entry[0] = (entry[0] + sum(b.data_hash for b in step.micro_batches)) % 2**64
-            entry[1] += step.loss_tokens
-            entry[2] += step.documents
+            entry = found.setdefault(step.step, [0, 0, 0, 0, 0])
+            for batch in step.micro_batches:
+                entry[0] = (entry[0] + batch.data_hash) % 2**64
+                entry[1] = (entry[1] + batch.plan_hash) % 2**64
+            entry[2] += step.loss_tokens
+            entry[3] += step.documents
+            entry[4] += len(step.bad)
             last = json.loads(json.dumps(step.state))
     return {step: tuple(entry) for step, entry in found.items()}, last
 
 
+def damaged(folder: Path) -> None:
+    """Flips a byte in an image of the middle of a shard, after it was indexed."""
+    path = sorted((folder / "pages").glob("*.tar"))[1]
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    place = data.index(b"IDAT", len(data) // 2) + 10
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 @pytest.mark.parametrize(("stop", "first", "second"), [(1, 1, 3), (7, 3, 8), (13, 8, 2), (14, 5, 1), (23, 2, 5)])
 def test_any_stop_continues_on_any_number_of_ranks(tmp_path: Path, stop: int, first: int, second: int) -> None:
-    sources, data = make_sources(tmp_path)
-    whole, _ = hashes(sources, data, 1)
+    mixture = MixtureConfig(by="tokens", schedule={8: {"pages": 0.5}})
+    sources, data = make_sources(tmp_path, mixture=mixture)
+    damaged(tmp_path)
+    whole, final = hashes(sources, data, 1)
+    assert min(stream["epoch"] for stream in final["streams"].values()) >= 1, "no epoch changes in these steps"
+    assert sum(entry[4] for entry in whole.values()) > 0, "no bad sample in these steps"
     begun, state = hashes(sources, data, first, stop=stop)
-    rest, _ = hashes(sources, data, second, state)
-    assert begun | rest == whole
-    assert set(rest) == set(range(stop + 1, STEPS + 1))
+    between, state = hashes(sources, data, 3, state, stop=stop + 1)
+    rest, _ = hashes(sources, data, second, state) if stop + 1 < STEPS else ({}, None)
+    assert begun | between | rest == whole
+    assert set(rest) == set(range(stop + 2, STEPS + 1))
     assert len(json.dumps(state)) < 100_000
+
+
+def test_every_cut_of_the_run_gives_the_same_rest(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path)
+    plan = Plan(sources, data, 5, BATCH)
+    whole = [step for step, _ in zip(plan.steps(), range(STEPS))]
+    for stop in range(1, STEPS):
+        state = json.loads(json.dumps(whole[stop - 1].state))
+        assert [step for step, _ in zip(plan.steps(state), range(STEPS - stop))] == whole[stop:]
 
 
 @pytest.mark.slow
@@ -57,3 +85,70 @@ def test_any_stop_continues_on_any_number_of_workers(tmp_path: Path) -> None:
     middle, state = hashes(sources, replace(data, num_workers=1), 2, state, stop=11)
     rest, _ = hashes(sources, data, 3, state)
     assert begun | middle | rest == whole
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_nothing_behind_and_the_rest_is_the_same(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path)
+    whole, _ = hashes(sources, data, 1)
+    before = set(os.listdir("/dev/shm"))
+    state, reached, seen = None, 0, {}
+    for workers, more in ((3, 5), (1, 4)):
+        process, lines = run_until_killed(tmp_path, workers, state, more)
+        assert wait_until_gone(process), "processes outlive the killed trainer"
+        assert set(os.listdir("/dev/shm")) <= before, "shared memory outlives the killed trainer"
+        seen |= {line["step"]: line["hash"] for line in lines}
+        state, reached = lines[-1]["state"], lines[-1]["step"]
+    assert list(seen) == list(range(1, reached + 1))
+    assert seen == {step: whole[step][0] for step in seen}
+    rest, _ = hashes(sources, data, 2, state)
+    assert rest == {step: entry for step, entry in whole.items() if step > reached}
+
+
+def run_until_killed(folder: Path, workers: int, state, lines: int) -> tuple[list[psutil.Process], list[dict]]:
+    """Runs this file's `main` until it has written so many steps, then kills it; all its processes, and the steps."""
+    (folder / "state.json").write_text(json.dumps(state))
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.resume.test_data_resume", str(folder), str(workers)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as running:
+        assert running.stdout is not None
+        read = [json.loads(running.stdout.readline()) for _ in range(lines)]
+        family = psutil.Process(running.pid).children(recursive=True)
+        assert len(family) >= workers + 2, "no planning process, or workers missing"
+        os.kill(running.pid, signal.SIGKILL)
+        read += [json.loads(line) for line in running.stdout if line.endswith("\n")]
+    return family, read
+
+
+def wait_until_gone(processes: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs(processes, timeout=30)[1]
+
+
+def main(folder: Path, workers: int) -> None:
+    """The program that is killed: one step a line, slowly."""
+    state = json.loads((folder / "state.json").read_text())
+    sources, data = make_sources(folder, write=False, num_workers=workers)
+    for step in Loader(Plan(sources, data, 5, BATCH), FakeProcessor(), data, seed=5, micro_batch_size=2, state=state):
+        total = sum(batch.data_hash for batch in step.micro_batches) % 2**64
+        print(json.dumps({"step": step.step, "hash": total, "state": step.state}), flush=True)
+        time.sleep(0.05)
+
+
+def test_a_dead_planning_process_ends_the_run(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path, num_workers=1)
+    batches = iter(Loader(Plan(sources, data, 5, BATCH), FakeProcessor(), data, seed=5, micro_batch_size=2))
+    next(batches)
+    [planner] = [p for p in psutil.Process().children(recursive=True) if "m4train-plan" in names_of(p)]
+    os.kill(planner.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match="planning process died"):
+        list(batches)
+
+
+def names_of(process: psutil.Process) -> str:
+    from multiprocessing import active_children
+
+    return " ".join(child.name for child in active_children() if child.pid == process.pid)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
