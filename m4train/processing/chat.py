@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -91,11 +91,16 @@ class ChatTemplate:
 
         Raises BadSample where the template refuses the conversation.
         """
-        values = self.special_tokens | variables
+        values = {"tools": None, "documents": None} | self.special_tokens | variables
         try:
             return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **values)
         except (TemplateError, TypeError) as error:
             raise BadSample("chat_template", f"The chat template refuses the conversation: {error}.") from error
+
+    @cached_property
+    def variables(self) -> set[str]:
+        """The names that the template reads and does not set."""
+        return meta.find_undeclared_variables(self._template.environment.parse(self.source))
 
     @cached_property
     def takes_items(self) -> bool:

@@ -50,7 +50,15 @@ def read_processor_files(folder: str | Path) -> ProcessorFiles:
     jinja = folder / "chat_template.jinja"
     template = jinja.read_text(encoding="utf-8") if jinja.is_file() else None
     template = template or (read_json(folder / "chat_template.json") or {}).get("chat_template")
-    return ProcessorFiles(image, processor, template or processor.pop("chat_template", None))
+    template = template or processor.pop("chat_template", None)
+    return ProcessorFiles(image, processor, default_template(template))
+
+
+def default_template(template: Any) -> str | None:
+    """The template itself, or the one named "default" where there are several."""
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template}
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def write_processor_files(folder: str | Path, files: ProcessorFiles) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,7 +55,7 @@ class IdeficsProcessor(Processor):
         return [self.tokenizer.convert_tokens_to_ids(FAKE)]
 
     def _framing(self) -> Framing:
-        return Framing([i for i in [self.bos_id] if i is not None], self.opening, IMAGE)
+        return replace(super()._framing(), prefix=[i for i in [self.bos_id] if i is not None])
 
     def image_ids(self, width: int, height: int) -> np.ndarray:
         return np.asarray([self.image_token_id, *self.opening], np.int64)

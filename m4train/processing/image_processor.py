@@ -78,6 +78,11 @@ class ImageProcessor:
             del settings["upstream_reading"]  # an own setting: other libraries know nothing of it
         return self._extra | settings | {"image_processor_type": type(self).__name__}
 
+    def geometry(self) -> dict[str, Any]:
+        """The settings that decide how many frames an image becomes, and of what size."""
+        names = ("do_resize", "size", "image_size", "max_image_size", "do_image_splitting")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
     def replace(self: Self, **settings: Any) -> Self:
         """A copy with some settings changed; those given as None stay. Raises TypeError for a setting there is not."""
         unknown = [name for name in settings if name not in vars(self)]

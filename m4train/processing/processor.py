@@ -114,7 +114,7 @@ class Processor:
             "tokenizer": json.loads(self.tokenizer.backend.to_str()),
             "special_tokens": self.tokenizer.special_tokens_map,
             "template": self.chat_template,
-            "image_processor": self.image_processor.to_dict(),
+            "geometry": self.image_processor.geometry(),
             "settings": {name: getattr(self, name) for name in self._own_settings()},
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
@@ -172,6 +172,8 @@ class Processor:
         image processor or of this processor, for this call. Truncation drops an image it would cut, with what follows.
         Raises ValueError where a text holds more or fewer placeholders than it has images.
         """
+        if text is not None and not _is_text(text):  # the order of older versions
+            images, text = text, images
         processor = self._with(settings)
         if text is None:
             if images is None:
@@ -206,12 +208,14 @@ class Processor:
     ) -> Any:
         """The conversation (or each of several) as a string; with `tokenize`, its ids, or all model inputs if `return_dict`.
 
-        Images to process are the "image", "url" or "path" of content items. bos is never doubled.
+        Images to process are the "image", "url" or "path" of content items. bos is never doubled. `options` that the
+        template reads are its variables; the others are those of a call of the processor.
         """
         template = self._chat(chat_template)
+        variables = {name: options.pop(name) for name in list(options) if name in template.variables}
         several = bool(conversation) and isinstance(conversation[0], list)
         conversations = conversation if several else [conversation]
-        texts = [template.render(template.prepare(c), add_generation_prompt) for c in conversations]
+        texts = [template.render(template.prepare(c), add_generation_prompt, **variables) for c in conversations]
         if not tokenize:
             return texts if several else texts[0]
         images = [_images_of(c) for c in conversations]
@@ -238,7 +242,7 @@ class Processor:
         return cached
 
     def _framing(self) -> Framing:
-        return Framing(self.tokenizer.affixes[0], self.opening, IMAGE)
+        return Framing(self.tokenizer.affixes[0], self.opening, image=IMAGE, edge=FAKE)
 
     def _with(self: Self, settings: dict[str, Any]) -> Self:
         """This processor with other settings, for one call."""
@@ -255,14 +259,20 @@ class Processor:
         """The ids of a text cut around its images, with what the tokenizer puts before and after."""
         prefix, suffix = self.tokenizer.affixes if add_special_tokens else ([], [])
         spans: list[Span] = [(prefix, False)]
-        for number, piece in enumerate(text.split(IMAGE)):
+        pieces = text.split(IMAGE)
+        for number, piece in enumerate(pieces):
             if number:
                 opening = [] if spans[-1][1] else self.opening
                 spans.append((opening + self.image_ids(*images[number - 1].size).tolist(), True))
+            piece = self.tokenizer.trim(piece, FAKE if number else None, FAKE if number < len(pieces) - 1 else None)
             if piece:
                 place: Place = "after_token" if number else "start"
                 spans.append((self.tokenizer.encode(piece, add_special_tokens=False, place=place), False))
         return [*spans, (suffix, False)]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value))
 
 
 def _images_per_text(texts: list[str], images: Any) -> list[list[Any]]:

@@ -19,13 +19,15 @@ class Framing:
     """What a processor writes around text and images.
 
     `prefix`: ids before every sample (bos, usually). `opening`: ids before an image that does not follow another one;
-    they are no part of the ids of the image. `image`: the placeholder that chat templates write for an image.
+    they are no part of the ids of the image. `image`: the placeholder that chat templates write for an image;
+    `edge`: the token that the expansion of an image, opened, begins and ends with.
     `space_after_image`: whether a word glued to an image is encoded as if a space came before it.
     """
 
     prefix: list[int]
     opening: list[int]
     image: str
+    edge: str
     space_after_image: bool = False
 
 
@@ -39,12 +41,12 @@ def encode_document(tokenizer: Tokenizer, items: list[dict], framing: Framing) -
     for number, item in enumerate(items):
         if isinstance(item.get("text"), str):
             builder.text(Part(item["text"], "document", number, literal=True))
-        elif "image" in item:
+        elif item.get("image") is not None:
             builder.image()
         else:
             raise BadSample("bad_item", f"Item {number} of the document is neither text nor image: {str(item)[:80]}.")
-    if tokenizer.eos_token_id is not None:
-        builder.token(tokenizer.eos_token_id, "document", -1)
+    if tokenizer.eos_token is not None:
+        builder.token(tokenizer.eos_token, "document", -1)
     return builder.finish()
 
 
@@ -65,7 +67,7 @@ def encode_messages(
         elif part.text == framing.image:
             builder.image()
         else:
-            builder.token(tokenizer.added_tokens[part.text], part.origin, part.turn)
+            builder.token(part.text, part.origin, part.turn)
     pieces = builder.finish()
     expected = sum(item["type"] == "image" for message in messages for item in content_items(message))
     if builder.images != expected:
@@ -85,16 +87,17 @@ class _Builder:
         self.images = 0
         self._run: list[Part] = []
         self._place: Place = "start"
+        self._before: str | None = None  # the token before the text being gathered
 
     def text(self, part: Part) -> None:
         self._run.append(part)
 
-    def token(self, id_: int, origin: str, turn: int) -> None:
-        self._flush()
-        self.pieces.append(_text([id_], origin, turn))
+    def token(self, token: str, origin: str, turn: int) -> None:
+        self._flush(token)
+        self.pieces.append(_text([self.tokenizer.added_tokens[token]], origin, turn))
 
     def image(self) -> None:
-        self._flush()
+        self._flush(self.framing.edge)
         follows = bool(self.pieces) and isinstance(self.pieces[-1], ImagePiece)
         if self.framing.opening and not follows:
             self.pieces.append(_text(self.framing.opening, "template"))
@@ -105,15 +108,26 @@ class _Builder:
         self._flush()
         return self.pieces
 
-    def _flush(self) -> None:
-        """Encodes the text gathered since the last token or image."""
-        text = "".join(part.text for part in self._run)
+    def _flush(self, after: str | None = None) -> None:
+        """Encodes the text gathered since the last token or image; `after` is the token that comes next."""
+        run = _trimmed(self._run, self.tokenizer, self._before, after)
+        text = "".join(part.text for part in run)
         after_image = bool(self.pieces) and isinstance(self.pieces[-1], ImagePiece)
         if after_image and self.framing.space_after_image and text and not (text[0].isspace() or text[0] == "<"):
-            self._run[0] = replace(self._run[0], text=" " + self._run[0].text)
+            run[0] = replace(run[0], text=" " + run[0].text)
         if text:
-            self.pieces += _encode_run(self.tokenizer, self._run, self._place)
-        self._run, self._place = [], "after_token"
+            self.pieces += _encode_run(self.tokenizer, run, self._place)
+        self._run, self._place, self._before = [], "after_token", after
+
+
+def _trimmed(run: list[Part], tokenizer: Tokenizer, before: str | None, after: str | None) -> list[Part]:
+    """The run without the white space at its ends that neighbouring tokens swallow, and without empty parts."""
+    run = [part for part in run if part.text]
+    while run and (first := tokenizer.trim(run[0].text, before, None)) != run[0].text:
+        run = [replace(run[0], text=first), *run[1:]] if first else run[1:]
+    while run and (last := tokenizer.trim(run[-1].text, None, after)) != run[-1].text:
+        run = [*run[:-1], replace(run[-1], text=last)] if last else run[:-1]
+    return run
 
 
 def _split_at_specials(parts: list[Part], specials: re.Pattern) -> Iterator[Part]:

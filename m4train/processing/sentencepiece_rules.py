@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
+from tokenizers import pre_tokenizers
 
 MARK = "▁"
 _LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
@@ -33,12 +34,15 @@ def rebuilt_as_5x(backend: Backend, config: dict[str, Any]) -> Backend:
     return Backend.from_str(json.dumps(state))
 
 
+def marks_first_text_only(backend: Backend) -> bool:
+    """Whether the tokenizer puts its marker at the start of a string, and not after the special tokens in it."""
+    step = backend.pre_tokenizer
+    return isinstance(step, pre_tokenizers.Metaspace) and step.prepend_scheme == "first"
+
+
 def without_first_mark(state: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer state that puts no marker at the start of a text, where it would at the start of a string only."""
-    pre_tokenizer = state.get("pre_tokenizer") or {}
-    for step in [pre_tokenizer, *pre_tokenizer.get("pretokenizers", [])]:
-        if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
-            step["prepend_scheme"] = "never"
+    """The state of such a tokenizer, changed to put no marker at the start."""
+    state["pre_tokenizer"]["prepend_scheme"] = "never"
     return state
 
 

@@ -18,8 +18,13 @@ from tokenizers import Tokenizer as Backend
 
 from m4train.errors import ConfigError
 from m4train.processing.features import Features
-from m4train.processing.files import read_json, write_json
-from m4train.processing.sentencepiece_rules import default_padding_side, rebuilt_as_5x, without_first_mark
+from m4train.processing.files import default_template, read_json, write_json
+from m4train.processing.sentencepiece_rules import (
+    default_padding_side,
+    marks_first_text_only,
+    rebuilt_as_5x,
+    without_first_mark,
+)
 
 Place = Literal["start", "after_token", "inside"]
 
@@ -35,7 +40,7 @@ class Tokenizer:
         self.padding_side: str = self.config.get("padding_side") or default_padding_side(self.config)
         self.truncation_side: str = self.config.get("truncation_side", "right")
         self.model_max_length = int(min(self.config.get("model_max_length") or 1e30, 1e30))
-        self.chat_template: str | None = _template_of(self.config)
+        self.chat_template = default_template(self.config.get("chat_template"))
         self.backend.no_padding()
         self.backend.no_truncation()
         self._derived: dict[str, Any] = {}
@@ -72,9 +77,11 @@ class Tokenizer:
         special = {name: getattr(self, name) for name in NAMED_TOKENS if getattr(self, name) is not None}
         named = set(special.values())
         extra = [t.content for _, t in self._added() if t.special and t.content not in named]
-        config = {k: v for k, v in self.config.items() if k not in ("added_tokens_decoder", "extra_special_tokens")}
-        config |= special
+        config = dict(self.config) | special
+        if not isinstance(config.get("extra_special_tokens"), dict):  # a dict names them for the model: kept
+            config.pop("extra_special_tokens", None)
         config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+        config.setdefault("model_input_names", ["input_ids", "attention_mask"])
         config["padding_side"] = self.padding_side
         config["added_tokens_decoder"] = {str(i): _flags(t) for i, t in self._added()}
         config["additional_special_tokens"] = extra
@@ -135,8 +142,7 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True, place: Place = "start") -> list[int]:
         """Ids of a text in which the strings of special tokens stand for those tokens."""
-        backend = self.backend if place == "start" else self._variant(plain=False, place=place)
-        return backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return self._variant(plain=False, place=place).encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_plain(self, text: str, place: Place = "start") -> tuple[np.ndarray, np.ndarray]:
         """Ids (n,) int64 of a text that is only text, and the character (n,) after the last one of each token.
@@ -157,6 +163,12 @@ class Tokenizer:
         if not np.array_equal(ids[: len(lead)], lead):  # joined to more line breaks: no mark comes between them
             return self.encode_plain(text)
         return ids[len(lead) :], ends[len(lead) :] - 1
+
+    def trim(self, text: str, before: str | None, after: str | None) -> str:
+        """The text without the white space that the added tokens `before` and `after` it swallow."""
+        flags = self._once("flags", lambda: {token.content: token for _, token in self._added()})
+        text = text.lstrip() if before in flags and flags[before].rstrip else text
+        return text.rstrip() if after in flags and flags[after].lstrip else text
 
     @property
     def special_pattern(self) -> re.Pattern:
@@ -233,7 +245,8 @@ class Tokenizer:
         self, ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> str:
         """The text of one row of ids (list, array or tensor)."""
-        row = [ids] if isinstance(ids, int) else [int(i) for i in ids]
+        row = ids.tolist() if hasattr(ids, "tolist") else ids
+        row = [row] if isinstance(row, int) else [int(i) for i in row]
         text = self.backend.decode(row, skip_special_tokens=skip_special_tokens)
         clean = self.config.get("clean_up_tokenization_spaces", False)
         clean = clean if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
@@ -241,6 +254,7 @@ class Tokenizer:
 
     def batch_decode(self, rows: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
         """The text of each row of ids."""
+        rows = rows.tolist() if hasattr(rows, "tolist") else rows
         return [self.decode(row, skip_special_tokens, **options) for row in rows]
 
     # Inside
@@ -272,10 +286,13 @@ class Tokenizer:
         return self.__dict__ | {"_derived": {}}
 
     def _variant(self, plain: bool, place: Place) -> Backend:
+        """The backend for text at `place`; a plain one finds no special or reserved token in a text."""
+        place = place if marks_first_text_only(self.backend) else "start"
+        if not plain and place == "start":
+            return self.backend
         return self._once(f"{plain} {place}", lambda: self._make_variant(plain, place))
 
     def _make_variant(self, plain: bool, place: Place) -> Backend:
-        """A copy of the backend for text at `place`; a plain one finds no special or reserved token in a text."""
         state = json.loads(self.backend.to_str())
         for token in state.get("added_tokens", []):
             token["special"] = token["special"] or (plain and token["content"] in self._reserved)
@@ -317,13 +334,6 @@ def _content(token: Any) -> str | None:
 def _flags(token: AddedToken) -> dict[str, Any]:
     names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     return {name: getattr(token, name) for name in names}
-
-
-def _template_of(config: dict[str, Any]) -> str | None:
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named templates: the one named "default" is the one used
-        return next((t["template"] for t in template if t.get("name") == "default"), None)
-    return template
 
 
 def _clean_up(text: str) -> str:
