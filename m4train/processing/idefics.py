@@ -104,17 +104,13 @@ class IdeficsProcessor(Processor):
         )
         images_of = [[read_image(item) for item in sample if not _is_text(item)] for sample in samples]
         count = max(1, *(len(found) for found in images_of))
-        pixels = np.zeros(
-            (len(samples), count, 3, self.image_processor.image_size, self.image_processor.image_size), np.float32
-        )
+        kept = [
+            _kept(found, ids.count(self.image_token_id), self.tokenizer.truncation_side)
+            for ids, found in zip(inputs["input_ids"], images_of)
+        ]
         processor = self.image_processor.replace(**settings)
-        for row, (ids, found) in enumerate(zip(inputs["input_ids"], images_of)):
-            kept = _kept(found, ids.count(self.image_token_id), self.tokenizer.truncation_side)
-            if kept:
-                pixels[row, : len(kept)] = np.asarray(
-                    processor.preprocess(kept, transform=transform, return_tensors="np")
-                )
-        inputs["pixel_values"] = pixels
+        values = [np.asarray(processor.preprocess(sample, transform, return_tensors="np")) for sample in kept]
+        inputs["pixel_values"] = _stack(values, count, processor.image_size)
         inputs["image_attention_mask"] = [self._image_attention(ids, count) for ids in inputs["input_ids"]]
         if not any(images_of):
             inputs["image_attention_mask"] = [np.zeros((len(ids), 1), bool) for ids in inputs["input_ids"]]
@@ -155,6 +151,16 @@ def _is_text(item: Any) -> bool:
 def _kept(images: list[Image.Image], count: int, truncation_side: str) -> list[Image.Image]:
     """The images whose placeholders truncation has left."""
     return images[:count] if truncation_side == "right" else images[max(len(images) - count, 0) :]
+
+
+def _stack(values: list[np.ndarray], count: int, image_size: int) -> np.ndarray:
+    """Values (n, 3, S, S) of each sample, n at most `count`, as (B, count, 3, S, S) with zeros for what is missing."""
+    shape = next((sample.shape[1:] for sample in values if len(sample)), (3, image_size, image_size))
+    pixels = np.zeros((len(values), count, *shape), np.float32)
+    for row, sample in enumerate(values):
+        if len(sample):
+            pixels[row, : len(sample)] = sample
+    return pixels
 
 
 def _prompts(images: Any, text: Any) -> list[Prompt]:

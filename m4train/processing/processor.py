@@ -37,6 +37,7 @@ class Processor:
     def __init__(self, image_processor: ImageProcessor, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
         self.image_processor = image_processor
         self.tokenizer = tokenizer
+        self._other_settings: dict[str, Any] = {}  # of processor_config.json, kept for whoever knows them
         tokenizer.add_special_tokens([FAKE, IMAGE, END_OF_UTTERANCE])
         tokenizer.reserve(self.structural_tokens())
         self.chat_template = chat_template or tokenizer.chat_template or self.default_template
@@ -91,12 +92,14 @@ class Processor:
         own = {key: settings.pop(key, files.processor.get(key)) for key in cls._own_settings()}
         image_processor = cls.image_processor_class.from_dict(files.image_processor | settings)
         own = {key: value for key, value in own.items() if value is not None}
-        return cls(image_processor, Tokenizer.from_pretrained(folder), chat_template=files.chat_template, **own)
+        processor = cls(image_processor, Tokenizer.from_pretrained(folder), chat_template=files.chat_template, **own)
+        processor._other_settings = {k: v for k, v in files.processor.items() if k not in cls._own_settings()}
+        return processor
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes tokenizer, image settings, processor settings and chat template, as transformers 4.46 to 5.x reads them."""
         settings = {name: value for name in self._own_settings() if (value := getattr(self, name)) not in (None, False)}
-        settings |= {"processor_class": type(self).__name__}
+        settings = self._other_settings | settings | {"processor_class": type(self).__name__}
         image = self.image_processor.to_dict() | {"processor_class": type(self).__name__}
         self.tokenizer.chat_template = self.chat_template
         self.tokenizer.config["processor_class"] = type(self).__name__

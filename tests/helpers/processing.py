@@ -1,4 +1,4 @@
-"""A small Idefics3 processor for everybody's tests: byte-level tokenizer, image settings, chat template."""
+"""Small processors for everybody's tests: byte-level tokenizer, image settings, chat template."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from m4train.processing.idefics import IdeficsProcessor
+from m4train.processing.idefics2 import Idefics2Processor
+from m4train.processing.idefics2_images import Idefics2ImageProcessor
 from m4train.processing.idefics3 import Idefics3Processor
 from m4train.processing.idefics3_images import Idefics3ImageProcessor
+from m4train.processing.idefics_images import IdeficsImageProcessor
 from m4train.processing.tokenizer import Tokenizer
 from m4train.processing.tokenizer_training import train_bpe_tokenizer
 
@@ -39,6 +43,27 @@ def tokenizer_folder(vocab_size: int = 512) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="m4train-tokenizer-"))
     train_bpe_tokenizer(TEXTS * 4, vocab_size, folder)
     return folder
+
+
+def tiny_idefics2_processor(
+    folder: str | Path | None = None, image_seq_len: int = 4, split: bool = False, shortest: int = 28, longest: int = 56
+) -> Idefics2Processor:
+    """A processor whose images have sides from `shortest` to `longest`; saved in `folder` where one is given."""
+    size = {"shortest_edge": shortest, "longest_edge": longest}
+    image_processor = Idefics2ImageProcessor(size=size, do_image_splitting=split)
+    processor = Idefics2Processor(image_processor, Tokenizer.from_pretrained(tokenizer_folder()), image_seq_len)
+    if folder is not None:
+        processor.save_pretrained(folder)
+    return processor
+
+
+def tiny_idefics_processor(folder: str | Path | None = None, image_size: int = 28) -> IdeficsProcessor:
+    """A processor with frames of `image_size`; saved in `folder` where one is given."""
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folder())
+    processor = IdeficsProcessor(IdeficsImageProcessor(image_size=image_size), tokenizer, image_size=image_size)
+    if folder is not None:
+        processor.save_pretrained(folder)
+    return processor
 
 
 def tiny_idefics3_processor(

@@ -1,0 +1,74 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from m4train.processing.pieces import ImagePiece, TextPiece, text_ids
+from tests.helpers.processing import picture, tiny_idefics2_processor
+
+FAKE = "<fake_token_around_image>"
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_idefics2_processor()
+
+
+@given(width=st.integers(2, 150), height=st.integers(2, 150), split=st.booleans(), resize=st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_counts_agree_with_encoded_images(processor, width, height, split, resize):
+    changed = processor._with({"do_image_splitting": split, "do_resize": resize})
+    encoded = changed.encode_image(Image.new("RGB", (width, height), (200, 30, 90)))
+    sizes = changed.image_processor.frame_sizes(width, height)
+    assert [frame.shape for frame in encoded.frames] == [(3, h, w) for w, h in sizes]
+    assert len(encoded.frames) == changed.frames_for(width, height) == (5 if split else 1)
+    assert len(encoded.ids) == changed.tokens_for(width, height)
+    assert encoded.feature_mask.sum() == len(sizes) * changed.image_seq_len
+    assert changed.opening + encoded.ids.tolist() == changed.tokenizer.encode(changed.image_string(), False)
+
+
+def test_images_side_by_side_share_a_token(processor):
+    items = [{"image": "0"}, {"image": "1"}, {"text": "between"}, {"image": "2"}]
+    pieces = processor.encode_document(items)
+    kinds = [processor.decode(p.ids) if isinstance(p, TextPiece) else p.image for p in pieces]
+    assert kinds == ["<|begin_of_text|>", FAKE, 0, 1, "between", FAKE, 2, "<|end_of_text|>"]
+    image = processor.encode_image(picture(9, 9)).ids
+    text = f"{FAKE}{'<image>' * 4}{FAKE}{'<image>' * 4}{FAKE}between{FAKE}{'<image>' * 4}{FAKE}<|end_of_text|>"
+    assert text_ids(pieces, [image] * 3).tolist() == processor.tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("written", ["<image>", f"{FAKE}<image>{FAKE}", f"{FAKE}{FAKE}<image>", f"<image>{FAKE}"])
+def test_tokens_written_around_an_image_are_not_doubled(processor, written):
+    ids = processor(picture(9, 9), f"a {written} b")["input_ids"]
+    assert ids == processor(picture(9, 9), "a <image> b")["input_ids"]
+
+
+@pytest.mark.parametrize("limit", range(1, 60))
+@pytest.mark.parametrize("split", [False, True])
+def test_truncation_never_cuts_an_image(processor, limit, split):
+    images = [picture(10, 10), picture(30, 10)]
+    options = {"truncation": True, "max_length": limit, "do_image_splitting": split}
+    inputs = processor(images, "some words <image><image> and the end of it", **options)
+    features = inputs["input_ids"][0].count(processor.image_token_id)
+    frames = sum(len(row) for row in inputs.get("pixel_values", []))
+    assert len(inputs["input_ids"][0]) <= limit
+    assert features == frames * processor.image_seq_len
+
+
+def test_masks_cover_the_images_and_not_their_canvas(processor):
+    inputs = processor.image_processor([[picture(60, 30)], [picture(30, 60)]], return_tensors="np")
+    assert inputs["pixel_values"].shape == (2, 1, 3, 56, 56)
+    assert inputs["pixel_attention_mask"][0, 0].sum() == 56 * 28
+    assert (inputs["pixel_values"][0, 0, :, 28:] == 0).all()
+    assert inputs["pixel_attention_mask"][1, 0, :, :28].all()
+
+
+def test_images_of_the_chat_are_opened_once():
+    processor = tiny_idefics2_processor()
+    content = [{"type": "text", "text": "compare"}, {"type": "image"}, {"type": "image"}]
+    pieces = processor.encode_messages([{"role": "user", "content": content}])
+    places = [number for number, piece in enumerate(pieces) if isinstance(piece, ImagePiece)]
+    assert places[1] == places[0] + 1
+    opening = pieces[places[0] - 1]
+    assert opening.origin == "template"
+    assert opening.ids.tolist() == processor.opening

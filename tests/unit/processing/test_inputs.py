@@ -1,0 +1,133 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from m4train.errors import BadSample
+from m4train.processing import Idefics2ImageProcessor, Idefics3ImageProcessor, IdeficsImageProcessor
+from m4train.processing.inputs import is_url, nest_images, read_image
+from tests.helpers.processing import picture, tiny_idefics3_processor
+
+
+def test_every_form_of_an_image_is_the_same_image(tmp_path):
+    image = picture(12, 9)
+    path = tmp_path / "image.png"
+    image.save(path)
+    array = np.asarray(image)
+    forms = [
+        image, path, str(path), path.read_bytes(), array, array.transpose(2, 0, 1), torch.from_numpy(array.copy()),
+        array.astype(np.float32) / 255, torch.from_numpy(array.copy()).permute(2, 0, 1).double() / 255,
+    ]  # fmt: skip
+    for form in forms:
+        assert np.array_equal(np.asarray(read_image(form)), array), type(form)
+
+
+def test_the_axis_of_the_channels_can_be_said():
+    array = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    assert read_image(array).size == (3, 5)
+    assert read_image(array, channels="channels_last").size == (5, 3)
+    processor = Idefics2ImageProcessor(do_resize=False)
+    pixels = processor(array, input_data_format="channels_last", data_format="channels_last", return_tensors="np")
+    assert pixels["pixel_values"].shape == (1, 1, 3, 5, 3)
+
+
+def test_one_channel_and_alpha():
+    gray = np.full((6, 5), 77, np.uint8)
+    for form in (gray, gray[None], gray[..., None]):
+        assert read_image(form).mode == "L"
+    rgba = np.zeros((4, 5, 4), np.uint8)
+    values = IdeficsImageProcessor(image_size=4, do_normalize=False)(rgba, return_tensors="np")
+    assert (values == 1).all()  # transparent black is white
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 5, 2)), np.zeros(7), np.full((4, 4, 3), 2.0), np.full((4, 4), -0.1)])
+def test_arrays_that_are_no_image_are_refused(array):
+    with pytest.raises(ValueError, match=r"no image|\[0, 1\]"):
+        read_image(array)
+
+
+@pytest.mark.parametrize("images", [3, {"a": 1}, [[3]], [picture(2, 2), [picture(2, 2)]]])
+def test_collections_that_are_no_images_are_refused(images):
+    with pytest.raises(ValueError, match="not understood"):
+        nest_images(images)
+
+
+def test_unreachable_urls_and_missing_files_are_bad_samples(tmp_path):
+    with pytest.raises(BadSample, match="cannot be downloaded") as error:
+        read_image("http://127.0.0.1:9/image.png")
+    assert error.value.reason == "unreachable_image"
+    with pytest.raises(BadSample, match=r"none\.png is not an image"):
+        read_image(str(tmp_path / "none.png"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://a.b/c.png", True),
+        ("https://a.b", True),
+        ("http://a.b and more", False),
+        ("User:", False),
+        ("a.png", False),
+    ],
+)
+def test_urls(text, expected):
+    assert is_url(text) == expected
+
+
+def test_settings_for_one_call_change_nothing_else():
+    processor = Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    whole = processor(picture(20, 20), do_image_splitting=False, do_normalize=False, return_tensors="np")
+    assert whole["pixel_values"].shape == (1, 1, 3, 32, 32)
+    assert whole["pixel_values"].max() <= 1
+    assert processor.do_image_splitting
+    with pytest.raises(TypeError, match="no setting 'do_magic'"):
+        processor(picture(20, 20), do_magic=True)
+
+
+def test_conversion_can_be_forbidden():
+    processor = Idefics2ImageProcessor(do_convert_rgb=False)
+    with pytest.raises(ValueError, match="mode L and do_convert_rgb is False"):
+        processor(Image.new("L", (5, 5)))
+
+
+def test_a_batch_without_images_is_refused():
+    with pytest.raises(ValueError, match="No images found"):
+        Idefics2ImageProcessor()([[], []])
+
+
+def test_images_of_different_sizes_need_padding():
+    processor = Idefics2ImageProcessor(size={"shortest_edge": 8, "longest_edge": 16})
+    batch = [[picture(10, 20)], [picture(20, 10)]]
+    assert processor(batch, return_tensors="np")["pixel_values"].shape == (2, 1, 3, 16, 16)
+    with pytest.raises(ValueError, match="different lengths"):
+        processor(batch, do_pad=False, return_tensors="np")
+
+
+def test_chat_images_are_read_from_the_messages(tmp_path):
+    processor = tiny_idefics3_processor()
+    picture(9, 9).save(tmp_path / "a.png")
+    buffer = io.BytesIO()
+    picture(9, 9).save(buffer, "PNG")
+    content = [
+        {"type": "image", "path": str(tmp_path / "a.png")},
+        {"type": "image", "image": Image.open(buffer)},
+        {"type": "text", "text": "same?"},
+    ]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    assert inputs["pixel_values"].shape == (1, 2, 3, 32, 32)
+    assert torch.equal(inputs["pixel_values"][0, 0], inputs["pixel_values"][0, 1])
+    assert (inputs["input_ids"] == processor.bos_id).sum() == 1
+
+
+def test_text_may_come_first_as_in_older_versions():
+    processor = tiny_idefics3_processor()
+    image = picture(9, 9)
+    assert processor("<image> a", image)["input_ids"] == processor(image, "<image> a")["input_ids"]
