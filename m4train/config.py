@@ -13,7 +13,7 @@ from m4train.errors import ConfigError
 MODEL_FAMILIES = ("idefics3", "smolvlm")
 ENGINES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 OPTIMIZERS = ("adamw",)
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
 ADAPTERS = ("none", "lora")
 
 
@@ -76,7 +76,7 @@ class DataConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     sequence_length: int = 1024  # token budget of a pack
     images_per_pack: int = 64  # image budget of a pack, in frames
-    open_packs: int = 32  # how many packs best-fit chooses among
+    packing_pool: int = 64  # documents that packing chooses among
     long_documents: str = "split"  # split (at item borders), drop
     shuffle: bool = True
     epochs: int | None = None  # null: repeat for as long as the run lasts
@@ -137,8 +137,9 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    name: str = "cosine"  # constant, linear, cosine
+    name: str = "cosine"  # constant, linear, cosine, wsd (warmup, stable, decay)
     warmup_steps: int = 0
+    decay_steps: int = 0  # wsd: how long the decay at the end takes
     final_fraction: float = 0.0  # of the peak learning rate, at max_steps
 
 
@@ -156,6 +157,9 @@ class TrainerConfig:
     log_every: int = 10
     stop_after: int | None = None  # end this run after that many steps of it, with a checkpoint
     max_skipped_in_a_row: int = 20  # non-finite steps in a row before the run stops
+    neftune_alpha: float = 0.0  # noise on the text embeddings; 5 is the paper's choice for fine-tuning
+    worst_batch_first: bool = True  # run the largest possible batch once before the first step, changing nothing
+    hang_timeout: float = 1800.0  # seconds without progress after which every rank reports and ends; 0: never
 
 
 @dataclass
@@ -229,7 +233,7 @@ def _check_model(config: Config) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
-    for key in ("sequence_length", "images_per_pack", "open_packs", "prefetch_steps"):
+    for key in ("sequence_length", "images_per_pack", "packing_pool", "prefetch_steps"):
         _at_least(f"data.{key}", getattr(data, key), 1)
     for key in ("num_workers", "auto_index_limit"):
         _at_least(f"data.{key}", getattr(data, key), 0)
@@ -305,6 +309,19 @@ def _check_training(config: Config) -> None:
         0 <= config.schedule.warmup_steps <= trainer.max_steps,
         f"schedule.warmup_steps is {config.schedule.warmup_steps}, but must lie between 0 and trainer.max_steps ({trainer.max_steps}).",
     )
+    _require(
+        config.schedule.name == "wsd" or config.schedule.decay_steps == 0,
+        f"schedule.decay_steps is {config.schedule.decay_steps}, but schedule.name={config.schedule.name} has no decay "
+        "of its own: choose schedule=wsd.",
+    )
+    _require(
+        config.schedule.name != "wsd"
+        or 1 <= config.schedule.decay_steps <= trainer.max_steps - config.schedule.warmup_steps,
+        f"schedule.decay_steps is {config.schedule.decay_steps}, but with schedule=wsd it must be at least 1 and fit "
+        f"between schedule.warmup_steps and trainer.max_steps ({trainer.max_steps}).",
+    )
+    _at_least("trainer.neftune_alpha", trainer.neftune_alpha, 0)
+    _at_least("trainer.hang_timeout", trainer.hang_timeout, 0)
     _one_of("adapter.kind", config.adapter.kind, ADAPTERS)
     _require(
         config.adapter.kind == "none" or bool(config.adapter.targets),

@@ -1,9 +1,14 @@
-"""Online best fit: documents go into the fullest open pack that still has room for them."""
+"""Packing: which documents share a pack, chosen from a small pool of those that come next."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
+
+_CANDIDATES = 16  # documents looked at for one place before the best so far is taken
+_FINISH = 1.0  # mean documents of room that are left for the exact finish
+_PACKS_HELD = 1.5  # packs' worth that the pool holds at least, however short the documents are
 
 
 class Unit(NamedTuple):
@@ -18,71 +23,107 @@ class Unit(NamedTuple):
     frames: int
 
 
-class OpenPack:
-    """A pack being filled."""
-
-    __slots__ = ("frames", "tokens", "units")
-
-    def __init__(self, units: Sequence[Unit] = ()) -> None:
-        self.units = list(units)
-        self.tokens = sum(unit.tokens for unit in units)
-        self.frames = sum(unit.frames for unit in units)
-
-    def add(self, unit: Unit) -> None:
-        self.units.append(unit)
-        self.tokens += unit.tokens
-        self.frames += unit.frames
-
-
 class Packer:
-    """Packs units under a budget of `tokens` and of `frames`, choosing among at most `open_packs` packs.
+    """Packs units under a budget of `tokens` and of `frames`, from a pool of about `pool` units.
 
-    Closes a pack when it is exactly full, or, where a unit fits nowhere and no more may be opened, the fullest one.
-    Which pack a unit goes to depends only on the units before it.
+    Every pack begins with the unit that has waited longest, so none waits for more packs than the pool holds. Then
+    it takes the oldest units that keep the two budgets in step (so that neither runs out early where both are
+    scarce), and at the end the one or two that fill what is left best. Units are never reordered otherwise, and the
+    result depends on nothing but the units and their order.
     """
 
-    def __init__(self, tokens: int, frames: int, open_packs: int) -> None:
-        self.tokens = tokens
-        self.frames = frames
-        self.limit = open_packs
-        self.open: list[OpenPack] = []
+    def __init__(self, tokens: int, frames: int, pool: int) -> None:
+        self.budgets = (tokens, frames)
+        self.limit = pool
+        self._pool: list[Unit] = []
+        self._sums = [0, 0]
 
     def add(self, unit: Unit) -> list[list[Unit]]:
-        """Places one unit (which must fit an empty pack); returns the packs this closes."""
-        best, room_tokens, room_frames = None, self.tokens - unit.tokens, self.frames - unit.frames
-        for pack in self.open:
-            if (
-                pack.tokens <= room_tokens
-                and pack.frames <= room_frames
-                and (best is None or pack.tokens > best.tokens)
-            ):
-                best = pack
-        closed = []
-        if best is None:
-            if len(self.open) >= self.limit:
-                fullest = max(self.open, key=self._fill)
-                self.open.remove(fullest)
-                closed.append(fullest.units)
-            best = OpenPack()
-            self.open.append(best)
-        best.add(unit)
-        if best.tokens == self.tokens:
-            self.open.remove(best)
-            closed.append(best.units)
-        return closed
+        """Takes one unit (which must fit an empty pack); returns the packs this completes, at most one."""
+        self._pool.append(unit)
+        self._sums[0] += unit.tokens
+        self._sums[1] += unit.frames
+        enough = any(have >= _PACKS_HELD * budget for have, budget in zip(self._sums, self.budgets))
+        return [self._make()] if len(self._pool) >= self.limit and enough else []
 
     def flush(self) -> list[list[Unit]]:
-        """Closes all packs, fullest first."""
-        closed = [pack.units for pack in sorted(self.open, key=self._fill, reverse=True)]
-        self.open = []
-        return closed
+        """Packs what is left."""
+        packs = []
+        while self._pool:
+            packs.append(self._make())
+        return packs
 
-    def _fill(self, pack: OpenPack) -> float:
-        return max(pack.tokens / self.tokens, pack.frames / self.frames)
+    def _make(self) -> list[Unit]:
+        """Takes one pack out of the pool."""
+        tokens, frames = self._sums
+        scarce = 0 if tokens * self.budgets[1] >= frames * self.budgets[0] else 1
+        chosen, rest, room = self._begin(scarce)
+        finish = _finish([self._pool[number][5:] for number in rest], room, scarce)
+        chosen += [rest[number] for number in finish]
+        pack = [self._pool[number] for number in chosen]
+        taken = set(chosen)
+        self._pool = [unit for number, unit in enumerate(self._pool) if number not in taken]
+        self._sums[0] -= sum(unit.tokens for unit in pack)
+        self._sums[1] -= sum(unit.frames for unit in pack)
+        return pack
 
-    def state(self) -> list[list[list[int]]]:
-        """The units of every open pack, as JSON."""
-        return [[list(unit) for unit in pack.units] for pack in self.open]
+    def _begin(self, scarce: int) -> tuple[list[int], list[int], list[int]]:
+        """Pool numbers of the first units of a pack, of all others, and the room left of each budget."""
+        ample = 1 - scarce
+        mean = self._sums[scarce] / len(self._pool)
+        ratio = self._sums[ample] / max(1, self._sums[scarce])
+        first = self._pool[0]
+        chosen, rest = [0], list(range(1, len(self._pool)))
+        room = [self.budgets[0] - first.tokens, self.budgets[1] - first.frames]
+        while room[scarce] - mean >= _FINISH * mean:
+            best, least, looked = None, 0.0, 0
+            for number in rest:
+                unit = self._pool[number]
+                left = (room[0] - unit.tokens, room[1] - unit.frames)
+                if left[0] < 0 or left[1] < 0 or left[scarce] < _FINISH * mean:
+                    continue
+                shortage = left[scarce] * ratio - left[ample]
+                if best is None or shortage < least:
+                    best, least = number, shortage
+                looked += 1
+                if shortage <= 0 or looked == _CANDIDATES:
+                    break
+            if best is None:
+                break
+            chosen.append(best)
+            rest.remove(best)
+            room = [room[0] - self._pool[best].tokens, room[1] - self._pool[best].frames]
+        return chosen, rest, room
 
-    def load_state(self, state: Sequence[Sequence[Sequence[int]]]) -> None:
-        self.open = [OpenPack([Unit(*unit) for unit in units]) for units in state]
+    def state(self) -> list[list[int]]:
+        """The pool, as JSON."""
+        return [list(unit) for unit in self._pool]
+
+    def load_state(self, state: Sequence[Sequence[int]]) -> None:
+        self._pool = [Unit(*unit) for unit in state]
+        self._sums = [sum(unit.tokens for unit in self._pool), sum(unit.frames for unit in self._pool)]
+
+
+def _finish(sizes: Sequence[tuple[int, int]], room: Sequence[int], scarce: int) -> tuple[int, ...]:
+    """Numbers of the one or two sizes (tokens, frames) that leave least of the scarce budget, then of the other."""
+    ample = 1 - scarce
+    fitting = sorted(
+        (size[scarce], size[ample], number)
+        for number, size in enumerate(sizes)
+        if size[0] <= room[0] and size[1] <= room[1]
+    )
+    scarce_sizes = [size for size, _, _ in fitting]
+    best: tuple[int, int, tuple[int, ...]] = (room[scarce], room[ample], ())
+    for place in range(len(fitting) - 1, -1, -1):
+        size, other, number = fitting[place]
+        left, other_left = room[scarce] - size, room[ample] - other
+        best = min(best, (left, other_left, (number,)))
+        partner = bisect_right(scarce_sizes, left, 0, place) - 1
+        for candidate in range(partner, max(-1, partner - _CANDIDATES), -1):
+            size, other, second = fitting[candidate]
+            if other <= other_left:
+                best = min(best, (left - size, other_left - other, (number, second)))
+                break
+        if best[:2] == (0, 0):
+            break
+    return best[2]

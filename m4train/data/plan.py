@@ -70,7 +70,7 @@ class Plan:
     def fingerprint(self) -> str:
         """Names everything the sequence of packs depends on; a state is only good for the plan that made it."""
         data = self.data
-        settings: list[Any] = [data.sequence_length, data.images_per_pack, data.open_packs]
+        settings: list[Any] = [data.sequence_length, data.images_per_pack, data.packing_pool]
         settings += [data.long_documents, data.shuffle, data.epochs, asdict(data.mixture)]
         sources = [[source.name, source.config.weight, source.index.digest()] for source in self.sources]
         described = json.dumps([self.seed, self.global_batch_size, settings, sources])
@@ -100,7 +100,7 @@ class _Cursor:
         self._streams = {s.name: SampleStream(s, n, data, plan.seed) for n, s in enumerate(plan.sources)}
         self._changes = sorted(data.mixture.schedule)
         self._shares = Shares(weights_at(1, plan.sources, data.mixture))
-        self._packer = Packer(data.sequence_length, data.images_per_pack, data.open_packs)
+        self._packer = Packer(data.sequence_length, data.images_per_pack, data.packing_pool)
         self._active = list(self._streams)
         self._waiting: deque[Unit] = deque()  # parts of a document that was cut
         self._closed: deque[list[Unit]] = deque()
@@ -173,7 +173,7 @@ class _Cursor:
             "streams": {name: stream.state() for name, stream in self._streams.items()},
             "active": list(self._active),
             "shares": dict(self._shares.amounts),
-            "open": self._packer.state(),
+            "pool": self._packer.state(),
             "waiting": [list(unit) for unit in self._waiting],
             "closed": [[list(unit) for unit in units] for units in self._closed],
         }
@@ -185,6 +185,6 @@ class _Cursor:
         self._active = list(state["active"])
         self._shares.restart(weights_at(max(1, self._step), self._plan.sources, self._plan.data.mixture))
         self._shares.amounts = {name: int(amount) for name, amount in state["shares"].items()}
-        self._packer.load_state(state["open"])
+        self._packer.load_state(state["pool"])
         self._waiting = deque(Unit(*unit) for unit in state["waiting"])
         self._closed = deque([Unit(*unit) for unit in units] for units in state["closed"])

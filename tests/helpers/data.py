@@ -144,7 +144,7 @@ def write_shards(folder: Path, samples: Any, prefix: str = "shard", **limits: in
 
 
 def data_config(**changes: Any) -> DataConfig:
-    return DataConfig(**{"sequence_length": 256, "images_per_pack": 24, "open_packs": 4, "num_workers": 0} | changes)
+    return DataConfig(**{"sequence_length": 256, "images_per_pack": 24, "packing_pool": 12, "num_workers": 0} | changes)
 
 
 def make_sources(

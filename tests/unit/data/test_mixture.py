@@ -52,11 +52,11 @@ AMOUNTS = {"samples": lambda p, u: 1, "tokens": lambda p, u: u.tokens, "images":
 
 
 @pytest.mark.parametrize("by", ["samples", "tokens", "images"])
-def test_what_leaves_the_packer_is_within_the_open_packs_of_the_target(tmp_path: Path, by: str) -> None:
+def test_what_leaves_the_packer_is_within_the_pool_of_the_target(tmp_path: Path, by: str) -> None:
     sources, data = make_sources(tmp_path, mixture=MixtureConfig(by=by), long_documents="drop")
     [*_, last] = entered(Plan(sources, data, 0, 8), 40, AMOUNTS[by])
     total = sum(last.values())
-    content = {"samples": 60, "tokens": 4 * 256 + 256, "images": 4 * 24}[by]
+    content = {"samples": 14, "tokens": 14 * 256, "images": 14 * 3}[by]
     assert abs(last["pages"] - 2 / 3 * total) < content
 
 
@@ -71,7 +71,7 @@ def test_temperature_raises_sizes_to_its_inverse(tmp_path: Path) -> None:
 
 def test_a_schedule_changes_the_weights_at_its_step_and_survives_resume_there(tmp_path: Path) -> None:
     mixture = MixtureConfig(schedule={5: {"pages": 0.001}, 9: {"pages": 50.0, "digits": 1.0}})
-    sources, data = make_sources(tmp_path, mixture=mixture, open_packs=1)
+    sources, data = make_sources(tmp_path, mixture=mixture, packing_pool=1)
     plan = Plan(sources, data, 0, 8)
     steps = [step for step, _ in zip(plan.steps(), range(14))]
     share = [

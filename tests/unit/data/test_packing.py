@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 
 import numpy as np
@@ -13,14 +14,11 @@ def _units(values: list[tuple[int, int]]) -> list[Unit]:
     return [Unit(0, number, 0, 0, -1, tokens, frames) for number, (tokens, frames) in enumerate(values)]
 
 
-@given(sizes, st.integers(1, 6))
-def test_every_unit_is_packed_once_within_both_budgets(values: list[tuple[int, int]], open_packs: int) -> None:
-    packer = Packer(100, 10, open_packs)
+@given(sizes, st.integers(1, 40))
+def test_every_unit_is_packed_once_within_both_budgets(values: list[tuple[int, int]], pool: int) -> None:
+    packer = Packer(100, 10, pool)
     units = _units(values)
-    closed = []
-    for unit in units:
-        closed += packer.add(unit)
-        assert len(packer.open) <= open_packs
+    closed = [pack for unit in units for pack in packer.add(unit)]
     closed += packer.flush()
     assert Counter(unit for pack in closed for unit in pack) == Counter(units)
     for pack in closed:
@@ -28,13 +26,25 @@ def test_every_unit_is_packed_once_within_both_budgets(values: list[tuple[int, i
         assert sum(unit.frames for unit in pack) <= 10
 
 
+@given(sizes, st.integers(1, 40))
+def test_no_unit_waits_for_more_packs_than_the_pool_held_before_it(values: list[tuple[int, int]], pool: int) -> None:
+    packer, age, closed = Packer(100, 10, pool), {}, 0
+    for unit in _units(values):
+        age[unit.sample] = (closed, len(packer.state()))
+        for pack in packer.add(unit):
+            closed += 1
+            for packed in pack:
+                entered, before = age.pop(packed.sample)
+                assert closed - entered <= before + 1
+
+
 @given(sizes, st.integers(0, 199))
 def test_state_continues_with_the_same_packs(values: list[tuple[int, int]], stop: int) -> None:
-    straight, first, second = Packer(100, 10, 4), Packer(100, 10, 4), Packer(100, 10, 4)
+    straight, first, second = Packer(100, 10, 8), Packer(100, 10, 8), Packer(100, 10, 8)
     units = _units(values)
     whole = [pack for unit in units for pack in straight.add(unit)]
     part = [pack for unit in units[:stop] for pack in first.add(unit)]
-    second.load_state(first.state())
+    second.load_state(json.loads(json.dumps(first.state())))
     part += [pack for unit in units[stop:] for pack in second.add(unit)]
     assert whole + straight.flush() == part + second.flush()
 
@@ -47,11 +57,24 @@ def obelics_lengths(count: int) -> list[tuple[int, int]]:
     return [(int(t + 64 * i), int(i)) for t, i in zip(text, images)]
 
 
-def test_packs_of_web_documents_are_full() -> None:
-    units = [unit for unit in _units(obelics_lengths(20_000)) if unit.tokens <= 4096]
-    mean = np.mean([unit.tokens for unit in units])
-    assert 800 < mean < 1000
-    packer = Packer(4096, 64, 32)
+def fill(lengths: list[tuple[int, int]], tokens: int, frames: int, pool: int = 64) -> tuple[float, float]:
+    """Share of the token and of the frame budget that the packs of these lengths use."""
+    packer = Packer(tokens, frames, pool)
+    units = [unit for unit in _units(lengths) if unit.tokens <= tokens and unit.frames <= frames]
     closed = [pack for unit in units for pack in packer.add(unit)]
-    fill = sum(unit.tokens for pack in closed for unit in pack) / (4096 * len(closed))
-    assert fill > 0.98
+    used = [sum(column) for column in zip(*((unit.tokens, unit.frames) for pack in closed for unit in pack))]
+    return used[0] / (tokens * len(closed)), used[1] / (frames * len(closed))
+
+
+def test_packs_of_web_documents_are_full() -> None:
+    lengths = obelics_lengths(20_000)
+    assert 850 < np.mean([tokens for tokens, _ in lengths]) < 1000
+    assert fill(lengths, 4096, 32)[0] > 0.995  # the image budget is twice the mean need
+    assert fill(lengths, 4096, 20)[0] > 0.99  # it is hardly above the mean need
+    assert fill(lengths, 8192, 28)[1] > 0.985  # it binds
+
+
+def test_short_documents_fill_packs_that_hold_more_of_them_than_the_pool() -> None:
+    rng = np.random.default_rng(0)
+    lengths = [(int(n), 1) for n in rng.integers(20, 60, 20_000)]
+    assert fill(lengths, 8192, 400)[0] > 0.995
