@@ -24,7 +24,7 @@ def resolve_targets(model: nn.Module, targets: Mapping[str, list[str]]) -> list[
 
     Raises ConfigError for a part the model does not have, or a target that matches no linear layer or embedding there.
     """
-    parts = model.parts()
+    parts, own = model.parts(), canonical_parameters(model)  # a tied weight belongs to the first module that holds it
     found: list[str] = []
     for part, wanted in targets.items():
         if part not in parts:
@@ -32,7 +32,9 @@ def resolve_targets(model: nn.Module, targets: Mapping[str, list[str]]) -> list[
         members = [
             name
             for name, module in model.named_modules()
-            if isinstance(module, (nn.Linear, nn.Embedding)) and part_of(f"{name}.weight", parts) == part
+            if isinstance(module, (nn.Linear, nn.Embedding))
+            and f"{name}.weight" in own
+            and part_of(f"{name}.weight", parts) == part
         ]
         for target in wanted:
             matched = [name for name in members if name == target or name.endswith(f".{target}")]

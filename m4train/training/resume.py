@@ -37,6 +37,8 @@ CHANGEABLE = (
     "trainer.save_every",
     "trainer.eval_every",
     "trainer.keep_last",
+    "trainer.worst_batch_first",
+    "trainer.hang_timeout",
 )
 
 

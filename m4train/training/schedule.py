@@ -22,18 +22,30 @@ def _cosine(progress: float, final: float) -> float:
     return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-_SHAPES: dict[str, Callable[[float, float], float]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
+def _decay_only(progress: float, final: float) -> float:
+    """The decay of WSD (Hu et al., 2024): 1 - sqrt (Hagele et al., 2024), which ends lower than a straight line."""
+    return final + (1.0 - final) * (1.0 - math.sqrt(progress))
+
+
+_SHAPES: dict[str, Callable[[float, float], float]] = {
+    "constant": _constant,
+    "linear": _linear,
+    "cosine": _cosine,
+    "wsd": _decay_only,
+}
 
 
 def rate_factor(config: ScheduleConfig, max_steps: int, step: int) -> float:
     """The factor on every peak learning rate at update `step`, counted from 1 to `max_steps`.
 
-    Warmup rises linearly and reaches 1 at `warmup_steps`; the shape then runs from there to `max_steps`.
+    Warmup rises linearly and reaches 1 at `warmup_steps`; the shape then runs from there to `max_steps`, or, for
+    wsd, over the last `decay_steps`.
     Raises ConfigError for an unknown shape.
     """
     if config.name not in _SHAPES:
         raise ConfigError(f"schedule.name is {config.name!r}, but must be one of {', '.join(_SHAPES)}.")
     if step < config.warmup_steps:
         return step / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
-    return _SHAPES[config.name](min(1.0, progress), config.final_fraction)
+    start = max_steps - config.decay_steps if config.name == "wsd" else config.warmup_steps
+    progress = (step - start) / max(1, max_steps - start)
+    return _SHAPES[config.name](min(1.0, max(0.0, progress)), config.final_fraction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from m4train.batch import PackedBatch
 from m4train.errors import TrainingError
 from m4train.training.engines.base import Engine
 from m4train.training.metrics import StepSums
+from m4train.training.prefetch import on_device
 
 
 class SkipCounter:
@@ -41,23 +42,29 @@ def reseed(seed: int, step: int, rank: int) -> None:
 
 
 def run_micro_batches(
-    engine: Engine, micro_batches: Sequence[PackedBatch], loss_tokens: int, z_loss: float, sums: StepSums | None
+    engine: Engine,
+    micro_batches: Sequence[PackedBatch],
+    loss_tokens: int,
+    z_loss: float,
+    sums: StepSums | None,
+    entering: Callable[[str, PackedBatch], None] = lambda stage, batch: None,
 ) -> None:
     """Forward and backward of all micro-batches of this rank.
 
     The gradient is that of (sum of losses) / `loss_tokens`, the number of loss tokens of the whole optimizer step over
-    all ranks. Raises TrainingError for a step without micro-batches: ranks must run the same number of them.
+    all ranks. `entering("forward" or "backward", batch)` is called before each. Raises TrainingError for a step without micro-batches: ranks must run the same number of them.
     """
     if not micro_batches:
         raise TrainingError(
             "An optimizer step has no micro-batch on this rank; a short rank must get one of weight zero."
         )
     scale = 1.0 / max(1, loss_tokens)
-    for number, batch in enumerate(micro_batches):
+    for number, batch in enumerate(on_device(micro_batches, engine.device)):
         last = number == len(micro_batches) - 1
-        batch = batch.to(engine.device, non_blocking=True)
         with engine.accumulation(last):
+            entering("forward", batch)
             output = engine.forward(batch, z_loss)
+            entering("backward", batch)
             engine.backward(output.loss * scale, last)
         if sums is not None:
             sums.add(batch, output.token_losses)

@@ -11,17 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from m4train.batch import PackedBatch
 from m4train.config import Config
 from m4train.errors import TrainingError
 from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoint import load_checkpoint, save_checkpoint, versions
 from m4train.training.engines.base import Engine, Update
+from m4train.training.heartbeat import Heartbeat
 from m4train.training.metrics import StepSums, real_tokens
 from m4train.training.model_protocol import Step
+from m4train.training.neftune import EmbeddingNoise
 from m4train.training.resume import FOLDER, Checkpoint, config_dict
 from m4train.training.schedule import rate_factor
 from m4train.training.step import SkipCounter, reseed, run_micro_batches
 from m4train.training.stopping import StopRequests
+from m4train.training.worst_batch import worst_batch
 
 _AGREED = ("end_of_data", "signal", "stop_file")  # why ranks may stop that only one of them may know
 
@@ -76,6 +80,8 @@ class Trainer:
         self._first_step = self.step + 1
         self._plan: dict[str, Any] = resume.plan if resume else {}
         self._stops = StopRequests(self.run_dir)
+        self.heart = Heartbeat(self.run_dir, engine.rank, engine.world_size, config.trainer.hang_timeout)
+        self._noise: EmbeddingNoise | None = None
 
     def train(self) -> TrainResult:
         """Runs until the first of max_steps, stop_after, a signal, the stop file, or the end of the data.
@@ -92,6 +98,7 @@ class Trainer:
                     callback.on_end(self, result)
                 return result
         finally:
+            self.heart.close()
             for callback in self.callbacks:
                 callback.close()
 
@@ -99,6 +106,7 @@ class Trainer:
         """Saves a checkpoint of the current step, unless there is one already; all ranks call it."""
         if self.saved_step == self.step:
             return
+        self.heart.beat("save", self.step)
         state = {
             "step": self.step,
             "plan": self._plan,
@@ -112,6 +120,9 @@ class Trainer:
         self.saved_step = self.step
 
     def _start(self) -> None:
+        self.heart.start()
+        if self.config.trainer.neftune_alpha:
+            self._noise = EmbeddingNoise(self.model, self.config.trainer.neftune_alpha, self.config.seed)
         self.engine.prepare(self.model)
         saved = self.resume.state if self.resume else {}
         self._skips = SkipCounter(self.engine.device, saved.get("skipped", 0))
@@ -149,6 +160,7 @@ class Trainer:
         return None
 
     def _fetch(self, batches: Iterator[Step], window: _Window) -> Step | None:
+        self.heart.beat("fetch", self.step + 1)
         before = time.perf_counter()
         batch = next(batches, None)
         window.waited += time.perf_counter() - before
@@ -173,9 +185,13 @@ class Trainer:
         reseed(self.config.seed, step, self.engine.rank)
         factor = rate_factor(self.config.schedule, self.config.trainer.max_steps, step)
         sums = StepSums(list(self.config.data.sources), self.engine.device) if self._logged(step) else None
-        run_micro_batches(self.engine, batch.micro_batches, loss_tokens, self.config.model.z_loss, sums)
+        if step == self._first_step and self.config.trainer.worst_batch_first:
+            self._rehearse(batch)
+        z_loss = self.config.model.z_loss
+        run_micro_batches(self.engine, batch.micro_batches, loss_tokens, z_loss, sums, self._entering)
         if step == self._first_step:
             self._check_gradients()
+        self.heart.beat("update", step)
         update = self.engine.update(factor, self.config.trainer.max_grad_norm)
         self._skips.update(update.skipped)
         self.step, self._plan = step, batch.state
@@ -183,11 +199,29 @@ class Trainer:
         if sums is None:
             return None
         self.metrics = self._measure(sums, update, factor, window)
+        self.heart.beat("measure", step)
         for callback in self.callbacks:
             self.metrics.update(callback.measure(self))
         for callback in self.callbacks:
             callback.on_metrics(self, self.metrics)
         return self.metrics
+
+    def _entering(self, stage: str, batch: PackedBatch) -> None:
+        self.heart.beat(stage, self.step + 1, batch)
+        if stage == "forward" and self._noise is not None:
+            self._noise.prepare(batch, self.step + 1)
+
+    def _rehearse(self, batch: Step) -> None:
+        """Runs a whole step on the largest batch there can be, with a loss that is not a number.
+
+        Memory that does not suffice shows now; the update is skipped like any that is not finite, so nothing changes.
+        """
+        data, packs = self.config.data, self.config.trainer.micro_batch_size
+        worst = worst_batch(batch.micro_batches[0], data.sequence_length * packs, data.images_per_pack * packs)
+        self.heart.beat("worst batch", self.step + 1, worst)
+        run_micro_batches(self.engine, [worst], 1, float("nan"), None)
+        self.engine.update(0.0, self.config.trainer.max_grad_norm)
+        reseed(self.config.seed, self.step + 1, self.engine.rank)
 
     def _logged(self, step: int) -> bool:
         trainer = self.config.trainer

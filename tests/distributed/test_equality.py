@@ -4,7 +4,6 @@ By default the pairwise selection runs; with M4TRAIN_FULL_MATRIX=1 every combina
 """
 
 import os
-from collections import defaultdict
 from functools import cache
 
 import pytest

@@ -232,6 +232,7 @@ def make_config(run_dir: Path | str, **trainer: Any) -> Config:
     config.logging.console, config.logging.wandb = False, "disabled"
     config.optimizer.lr = 1e-2
     config.schedule.warmup_steps = 3
+    config.data.sequence_length, config.data.images_per_pack = 32, 3
     values = {"max_steps": 12, "precision": "fp32", "log_every": 1, "save_every": 4, **trainer}
     for key, value in values.items():
         assert hasattr(config.trainer, key)

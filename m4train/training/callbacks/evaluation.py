@@ -40,6 +40,7 @@ def held_out_loss(trainer: Trainer) -> dict[str, Any]:
     trainer.model.eval()
     for step in trainer.validation():
         for batch in step.micro_batches:
+            trainer.heart.beat("evaluation", trainer.step, batch)
             batch = batch.to(engine.device, non_blocking=True)
             sums.add(batch, engine.forward(batch).token_losses)
     trainer.model.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,12 +16,16 @@ from m4train.config import Config
 from m4train.training.engines.processes import Processes
 from m4train.training.engines.single import SingleEngine
 
+_FOREVER = 7 * 24 * 3600.0
+
 
 class DistributedEngine(SingleEngine):
     """What engines of several processes share: agreement, reduction, and a loss scaled against averaged gradients."""
 
     def __init__(self, config: Config) -> None:
-        self.processes = Processes()
+        # The heartbeat, which can name the stage and the samples, speaks before a collective gives up.
+        seconds = 2 * config.trainer.hang_timeout or _FOREVER
+        self.processes = Processes(timedelta(seconds=seconds))
         super().__init__(config, self.processes.device)
         self.rank, self.world_size = self.processes.rank, self.processes.world_size
         self.control_group = self.processes.control_group

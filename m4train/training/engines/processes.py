@@ -16,11 +16,11 @@ from torch import Tensor
 class Processes:
     """The process group of a run, over gloo on CPUs and NCCL on GPUs, from the environment torchrun or SLURM sets.
 
-    Without such an environment it is a group of one. `control_group` is a gloo group for host-side agreement. A group
+    Without such an environment it is a group of one. `control_group` is a gloo group for host-side agreement. Collectives fail after `timeout`. A group
     that already exists (a test, a notebook) is used and left alone.
     """
 
-    def __init__(self, timeout_minutes: float = 30.0) -> None:
+    def __init__(self, timeout: timedelta) -> None:
         _complete_environment()
         local_rank = int(os.environ["LOCAL_RANK"])
         if torch.cuda.is_available():
@@ -28,7 +28,6 @@ class Processes:
             torch.cuda.set_device(self.device)
         else:
             self.device = torch.device("cpu")
-        timeout = timedelta(minutes=timeout_minutes)
         self._owned = not dist.is_initialized()
         if self._owned:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"

@@ -97,3 +97,11 @@ def test_an_adapter_that_does_not_fit_or_is_broken_is_refused(tmp_path):
         save_adapter(tmp_path, _config(), targets, canonical_parameters(model))
     with pytest.raises(CheckpointError, match="no adapter"):
         save_adapter(tmp_path, _config(), [], canonical_parameters(TinyModel()))
+
+
+def test_a_tied_head_is_no_target_of_its_own():
+    model = TinyModel(tied=True)
+    parts = model.parts()
+    del parts["lm_head"]
+    model.parts = lambda: parts
+    assert len(apply_adapters(model, _config())) == 4

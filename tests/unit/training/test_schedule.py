@@ -36,3 +36,11 @@ def test_cosine_agrees_with_torch():
 def test_unknown_shape_is_refused():
     with pytest.raises(ConfigError, match=r"schedule\.name"):
         rate_factor(ScheduleConfig(name="zigzag"), 10, 1)
+
+
+def test_wsd_is_flat_and_then_decays():
+    config = ScheduleConfig(name="wsd", warmup_steps=2, decay_steps=4, final_fraction=0.1)
+    curve = [rate_factor(config, 10, step) for step in range(1, 11)]
+    assert curve[:6] == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert curve[6] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert curve[-1] == pytest.approx(0.1)

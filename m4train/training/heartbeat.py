@@ -1,0 +1,85 @@
+"""A hang is impossible to miss: every rank says where it is stuck, and ends."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from m4train.batch import PackedBatch
+
+EXIT_CODE = 86
+FOLDER = "stalled"
+_GRACE = 5.0  # seconds the ranks have to write down where they are, before they end
+
+
+class Heartbeat:
+    """Watches the progress of this rank from a thread of its own.
+
+    After `timeout` seconds without a beat (0: never) the rank writes its step, stage and sample keys to
+    `run_dir/stalled/rank-N.txt` and to standard error, rank 0 prints those of all ranks, and the process ends with
+    exit code 86. Ranks that wait for a stuck one stall with it, so that all of them report.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, world_size: int, timeout: float) -> None:
+        self.folder = run_dir / FOLDER
+        self.rank, self.world_size, self.timeout = rank, world_size, timeout
+        self._stage, self._step = "start", 0
+        self._batch: PackedBatch | None = None
+        self._last = time.monotonic()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begins to watch, and forgets what an earlier run left behind."""
+        if self.timeout <= 0:
+            return
+        (self.folder / _name(self.rank)).unlink(missing_ok=True)
+        self._last = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops watching."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def beat(self, stage: str, step: int | None = None, batch: PackedBatch | None = None) -> None:
+        """Notes progress: what begins now, at which step, with which samples. Costs no more than three assignments."""
+        self._stage, self._batch = stage, batch
+        self._step = self._step if step is None else step
+        self._last = time.monotonic()
+
+    def describe(self) -> str:
+        """One line: rank, stage, step and the keys of the samples at hand."""
+        since = time.monotonic() - self._last
+        keys = ", ".join(document.key for document in self._batch.documents) if self._batch is not None else "none"
+        return f"rank {self.rank}: in {self._stage} of step {self._step} for {since:.0f} s, samples: {keys}"
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self.timeout / 4)):
+            if time.monotonic() - self._last > self.timeout:
+                self._report()
+
+    def _report(self) -> NoReturn:
+        line = self.describe()
+        print(f"No progress for {self.timeout:.0f} s (trainer.hang_timeout). {line}", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=sys.stderr)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _name(self.rank)).write_text(line + "\n", encoding="utf-8")
+        time.sleep(_GRACE)
+        if self.rank == 0:
+            for rank in range(self.world_size):
+                path = self.folder / _name(rank)
+                text = path.read_text(encoding="utf-8").strip() if path.exists() else f"rank {rank}: said nothing"
+                print(text, file=sys.stderr, flush=True)
+        os._exit(EXIT_CODE)  # the main thread is stuck, often inside a collective that nothing can interrupt
+
+
+def _name(rank: int) -> str:
+    return f"rank-{rank:05d}.txt"
