@@ -79,14 +79,20 @@ class Idefics3ImageProcessor(ImageProcessor):
         frames[count] = np.asarray(self._resize(image, (side, side))).transpose(2, 0, 1)
         return frames
 
-    def preprocess(  # type: ignore[override]  # the options of the base, passed on
-        self, images: Any, return_row_col_info: bool = False, **options: Any
+    def preprocess(  # type: ignore[override]  # one more option
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        return_row_col_info: bool = False,
+        data_format: str | None = None,
+        input_data_format: str | None = None,
+        **settings: Any,
     ) -> Features:
         """As for every image processor; with `return_row_col_info`, `rows` and `cols` list the grid of each image."""
-        features = super().preprocess(images, **options)
+        processor = self.for_values_of(images, **settings)
+        samples = processor.read_samples(images, input_data_format)
+        features = processor.features(samples, return_tensors, data_format)
         if return_row_col_info:
-            processor = self.replace(**{name: value for name, value in options.items() if name in vars(self)})
-            samples = processor.read_samples(images, options.get("input_data_format"))
             grids = [[processor.grid(*image.size) for image in sample] for sample in samples]
             features["rows"] = [[rows for rows, _ in sample] for sample in grids]
             features["cols"] = [[columns for _, columns in sample] for sample in grids]

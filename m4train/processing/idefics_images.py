@@ -66,7 +66,7 @@ class IdeficsImageProcessor(ImageProcessor):
         """
         if isinstance(images, (list, tuple)) and not images:
             return []
-        processor = self.replace(**settings)
+        processor = self.for_values_of(images, **settings)
         samples = processor.read_samples(images, input_data_format)
         flat = [image for sample in samples for image in sample]
         if transform is not None:

@@ -13,7 +13,7 @@ from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.features import Features
 from m4train.processing.files import read_processor_files, write_json
 from m4train.processing.images import normalize_into, pixel_table
-from m4train.processing.inputs import nest_images, read_image
+from m4train.processing.inputs import is_floating, nest_images, read_image
 from m4train.processing.pieces import Frames
 
 Self = TypeVar("Self", bound="ImageProcessor")
@@ -118,13 +118,33 @@ class ImageProcessor:
         below, and samples with fewer frames with frames of zeros; the mask is 1 where there is an image. `data_format`
         "channels_last" gives (B, N, H, W, 3); `input_data_format` says which axis of arrays holds the channels.
         """
-        processor = self.replace(**settings)
+        processor = self.for_values_of(images, **settings)
         samples = processor.read_samples(images, input_data_format)
-        frames = processor.frames_of_batch(samples)
-        features = processor.stack(frames, pad=getattr(processor, "do_pad", True), tensors=bool(return_tensors))
+        return processor.features(samples, return_tensors, data_format)
+
+    def features(
+        self, samples: list[list[Image.Image]], return_tensors: str | None = None, data_format: str | None = None
+    ) -> Features:
+        """What `preprocess` gives, for images that have been read."""
+        tensors = bool(return_tensors)
+        features = self.stack(self.frames_of_batch(samples), pad=getattr(self, "do_pad", True), tensors=tensors)
         if data_format is not None and str(data_format).lower().endswith("last"):
             features = _channels_last(features)
         return features.convert(return_tensors)
+
+    def for_values_of(self: Self, images: Any, **settings: Any) -> Self:
+        """This processor with other settings, and set to rescale where the images are floating-point arrays.
+
+        Such arrays hold values in [0, 1], which `do_rescale=False` says; they are rounded to the 256 levels that files
+        have, and rescaled like them. Raises ValueError where only some of the images are.
+        """
+        processor = self.replace(**settings)
+        floating = [is_floating(image) for sample in nest_images(images) for image in sample]
+        if processor.do_rescale or not any(floating):
+            return processor
+        if not all(floating):
+            raise ValueError("With do_rescale=False images must be all uint8 or all floating-point values in [0, 1].")
+        return processor.replace(do_rescale=True, rescale_factor=1 / 255)
 
     def read_samples(self, images: Any, input_data_format: str | None = None) -> list[list[Image.Image]]:
         """Images in any accepted form, as one list per sample."""

@@ -51,6 +51,13 @@ def decode_image(
             raise BadSample("unreadable_image", f"{_name(source)} cannot be decoded: {error}") from error
 
 
+def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS, name: str = "an image") -> None:
+    """Raises BadSample "image_too_large" for an image above the limit, which may not be decoded yet."""
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height}"
+        raise BadSample("image_too_large", f"{name} has {size} pixels, above the limit of {max_pixels}.")
+
+
 def upright(image: Image.Image) -> Image.Image:
     """The image as its EXIF orientation says it should be looked at."""
     try:
@@ -100,10 +107,11 @@ def _open(source: bytes | str | os.PathLike, max_pixels: int) -> Image.Image:
         raise BadSample("image_too_large", f"{_name(source)}: {error}") from error
     except Exception as error:
         raise BadSample("unreadable_image", f"{_name(source)} is not an image: {error}") from error
-    if image.width * image.height > max_pixels:
-        size = f"{image.width}x{image.height}"
+    try:
+        check_size(image, max_pixels, _name(source))
+    except BadSample:
         image.close()
-        raise BadSample("image_too_large", f"{_name(source)} has {size} pixels, above the limit of {max_pixels}.")
+        raise
     return image
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from m4train.errors import BadSample
-from m4train.processing.images import decode_image, upright
+from m4train.processing.images import MAX_PIXELS, check_size, decode_image, upright
 
 URL_TIMEOUT = 30  # seconds
 
@@ -30,6 +30,11 @@ def is_url(text: str) -> bool:
         return False
     parsed = urlparse(text)
     return bool(parsed.scheme and parsed.netloc)
+
+
+def is_floating(image: Any) -> bool:
+    """Whether an image is an array or tensor of floating-point values."""
+    return hasattr(image, "dtype") and "float" in str(image.dtype)
 
 
 def nest_images(images: Any) -> list[list[Any]]:
@@ -53,9 +58,10 @@ def read_image(image: Any, upstream: bool = False, channels: str | None = None) 
 
     Files and URLs are decoded to RGB and laid on white. Arrays and tensors are (H, W), (H, W, C) or (C, H, W), uint8 or
     floating point in [0, 1]; `channels` ("channels_first", "channels_last") decides where the shape does not. `upstream`:
-    see ImageProcessor. Raises BadSample for a file that cannot be read and ValueError for an array that is no image.
+    see ImageProcessor. Raises BadSample for a file that cannot be read or is too large, and ValueError for an array that is no image.
     """
     if isinstance(image, Image.Image):
+        check_size(image, MAX_PIXELS)
         return image if upstream else upright(image)
     if isinstance(image, str) and is_url(image):
         return decode_image(_download(image), drop_alpha=upstream)

@@ -183,7 +183,9 @@ class Processor:
                 raise ValueError("Give the processor text, images, or both.")
             return processor.image_processor(images, return_tensors=return_tensors)
         texts = [text] if isinstance(text, str) else list(text)
-        samples = [[processor.read(image) for image in sample] for sample in _images_per_text(texts, images)]
+        given = _images_per_text(texts, images)
+        image_processor = processor.image_processor.for_values_of(given)
+        samples = [[processor.read(image) for image in sample] for sample in given]
         limit = max_length or self.tokenizer.model_max_length if truncation else None
         rows, kept = [], []
         for one, sample in zip(texts, samples):
@@ -193,7 +195,7 @@ class Processor:
         features = self.tokenizer.pad(rows, padding, max_length, pad_to_multiple_of, padding_side)
         features = features.convert(return_tensors)
         if any(kept):
-            features |= processor.image_processor(kept, return_tensors=return_tensors)
+            features |= image_processor.features(kept, return_tensors)
         return features
 
     def read(self, image: Any) -> Image.Image:

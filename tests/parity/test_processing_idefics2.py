@@ -109,7 +109,12 @@ def test_floating_point_arrays_are_the_levels_they_stand_for():
         theirs = Idefics2ImageProcessorPil if settings is SMALL else Idefics3ImageProcessorPil
         expected = theirs(**settings)(array, return_tensors="np")
         for kind in (np.float32, np.float64):
-            assert_same(ours(**settings)(array.astype(kind) / 255, return_tensors="np"), expected)
+            floating = array.astype(kind) / 255
+            assert_same(ours(**settings)(floating, return_tensors="np"), expected)
+            upstream = theirs(**settings)(floating, do_rescale=False, return_tensors="np")
+            assert_same(ours(**settings)(floating, do_rescale=False, return_tensors="np"), upstream)
+    with pytest.raises(ValueError, match="all uint8 or all floating-point"):
+        Idefics2ImageProcessor(**SMALL, do_rescale=False)([array, array / 255])
 
 
 def rotated_jpeg(folder) -> str:
@@ -117,6 +122,12 @@ def rotated_jpeg(folder) -> str:
     exif[0x0112] = 6
     path = folder / "rotated.jpg"
     picture(60, 40).save(path, exif=exif.tobytes())
+    return str(path)
+
+
+def stored_png(folder, mode: str) -> str:
+    path = folder / "stored.png"
+    picture(50, 30, mode).save(path)
     return str(path)
 
 
@@ -130,6 +141,10 @@ def test_upstream_reading_is_what_the_reference_reads(mode, tmp_path):
     for image in images:
         assert_same(ours(text="<image> a", images=image, **options), theirs(text="<image> a", images=image, **options))
         compare(image, **SMALL, upstream_reading=True)
+    for path in (rotated_jpeg(tmp_path), stored_png(tmp_path, mode)):
+        compare(path, **SMALL, upstream_reading=True)
+        expected = theirs(text="<image> a", images=[[path]], **options)
+        assert_same(ours(text="<image> a", images=path, **options), expected)
 
 
 def test_own_reading_rotates_and_lays_on_white_everywhere(tmp_path):
