@@ -25,7 +25,8 @@ _GENERIC_KEYS = frozenset(
     num_return_sequences output_attentions output_hidden_states output_scores prefix pretraining_tp problem_type
     pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
     suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torchscript
-    transformers.js_config transformers_version typical_p use_bfloat16""".splitlines()
+    pad_token_id tie_encoder_decoder tie_word_embeddings use_cache transformers.js_config transformers_version typical_p
+    use_bfloat16""".splitlines()
     for key in line.split()
 )
 

@@ -20,10 +20,16 @@ def fill_normal(parameter: Tensor, std: float, generator: torch.Generator | None
 
 @torch.no_grad()
 def init_modules(root: nn.Module, std: float, generator: torch.Generator | None = None) -> None:
-    """Matrices, convolutions and embeddings from N(0, std), biases 0, norms 1, in the order of `root.modules()`."""
+    """Matrices and embeddings from N(0, std), biases 0, norms 1, in the order of `root.modules()`.
+
+    Convolutions, which are the patch embeddings, from N(0, 1/fan_in), as SigLIP starts: with a small std the pixels drown in
+    the position embeddings, and a tower from scratch takes many steps to see them.
+    """
     for module in root.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding):
             fill_normal(module.weight, std, generator)
+        elif isinstance(module, nn.Conv2d):
+            fill_normal(module.weight, module.weight[0].numel() ** -0.5, generator)
         elif isinstance(module, nn.LayerNorm | RMSNorm):
             module.weight.fill_(1.0)
         bias = getattr(module, "bias", None)

@@ -53,9 +53,9 @@ def tiny_idefics3(**changes: Any) -> dict[str, Any]:
 def perturb(model: nn.Module, seed: int = 0, matrices: float = 0.15, vectors: float = 0.1) -> None:
     """Moves every parameter off its initial value, so that zero gates, unit norms and equal rows hide nothing."""
     generator = torch.Generator().manual_seed(seed)
-    for _, parameter in sorted(model.named_parameters()):
+    for name, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        if parameter.dim() > 1:
+        if parameter.dim() > 1 or name.endswith("class_embedding"):
             parameter.copy_(noise * matrices)
         else:
             parameter.add_(noise * vectors)

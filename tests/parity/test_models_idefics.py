@@ -14,7 +14,15 @@ from torch import Tensor
 from m4train.errors import DataError
 from m4train.models import IdeficsForVisionText2Text
 from tests.helpers.models import tiny_idefics
-from tests.parity.models_reference import assert_same_gradients, closest, gradients, reference_pair, transformers
+from tests.parity.models_inputs import idefics_inputs, real_labels
+from tests.parity.models_reference import (
+    assert_half_precision,
+    assert_same_gradients,
+    closest,
+    gradients,
+    reference_pair,
+    transformers,
+)
 
 NO_NORMS = {"qk_layer_norms": False, "perceiver_config": {"qk_layer_norms_perceiver": False}}
 CASES: dict[str, dict[str, Any]] = {
@@ -29,39 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def padded_inputs(config: dict[str, Any], side: str = "right", size: int = 16) -> dict[str, Tensor]:
-    """Three samples of 2, 1 and 0 images: tokens before, between and after images, some that see two, some none again."""
-    generator = torch.Generator().manual_seed(5)
-    vocab = config["vocab_size"] + config["additional_vocab_size"]
-    lengths, counts = (14, 9, 6), (2, 1, 0)
-    longest = max(lengths)
-    ids = torch.zeros(3, longest, dtype=torch.int64)
-    mask, image_mask = torch.zeros_like(ids), torch.zeros(3, longest, 2, dtype=torch.int64)
-    for row, length in enumerate(lengths):
-        start = longest - length if side == "left" else 0
-        ids[row, start : start + length] = torch.randint(3, vocab, (length,), generator=generator)
-        mask[row, start : start + length] = 1
-        sight = torch.zeros(length, 2, dtype=torch.int64)
-        if counts[row] == 2:
-            sight[2:6, 0] = sight[5:9, 1] = sight[12:, 1] = 1  # token 5 sees both; 9 to 11 none
-        elif counts[row] == 1:
-            sight[1:, 0] = 1
-        image_mask[row, start : start + length] = sight
-    pixels = torch.randn(3, 2, 3, size, size, generator=generator)
-    for row, count in enumerate(counts):
-        pixels[row, count:] = 0
-    return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels, "image_attention_mask": image_mask}
-
-
 def pair(config: dict[str, Any], folder: Path, **load: Any) -> tuple[Any, Any]:
     return reference_pair("Idefics", config, IdeficsForVisionText2Text, folder, **load)
-
-
-def real_labels(inputs: dict[str, Tensor]) -> Tensor:
-    """Real tokens but the first of each row."""
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    labels[torch.arange(labels.shape[0]), inputs["attention_mask"].argmax(1)] = -100
-    return labels
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -74,7 +51,7 @@ def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def test_logits_loss_and_gradients(name: str, side: str, tmp_path: Path) -> None:
     config = tiny_idefics(**CASES[name])
     theirs, ours = pair(config, tmp_path)
-    inputs = padded_inputs(config, side)
+    inputs = idefics_inputs(config, side)
     labels = real_labels(inputs)
     logits = theirs(**inputs).logits
     actual = ours(**inputs, labels=labels, output_hidden_states=True)
@@ -94,7 +71,7 @@ def test_logits_loss_and_gradients(name: str, side: str, tmp_path: Path) -> None
 def test_text_only(tmp_path: Path) -> None:
     config = tiny_idefics()
     theirs, ours = pair(config, tmp_path)
-    inputs = padded_inputs(config)
+    inputs = idefics_inputs(config)
     inputs["pixel_values"] = torch.zeros(3, 1, 3, 16, 16)
     inputs["image_attention_mask"] = torch.zeros(3, 14, 1, dtype=torch.bool)
     real = inputs["attention_mask"].bool()
@@ -107,7 +84,7 @@ def test_text_only(tmp_path: Path) -> None:
 def test_an_image_no_token_sees_changes_nothing(tmp_path: Path) -> None:
     config = tiny_idefics()
     _, ours = pair(config, tmp_path)
-    inputs = padded_inputs(config)
+    inputs = idefics_inputs(config)
     inputs["image_attention_mask"][0, :, 1] = 0
     before = ours(**inputs).logits
     inputs["pixel_values"][0, 1] *= 3
@@ -118,7 +95,7 @@ def test_an_image_no_token_sees_changes_nothing(tmp_path: Path) -> None:
 def test_interpolated_positions(size: int, tmp_path: Path) -> None:
     config = tiny_idefics()
     theirs, ours = pair(config, tmp_path)
-    inputs = padded_inputs(config, size=size)
+    inputs = idefics_inputs(config, size=size)
     real = inputs["attention_mask"].bool()
     with pytest.raises(DataError, match=f"{size} x {size} pixels, but the vision tower takes 16 x 16"):
         ours(**inputs)
@@ -130,7 +107,7 @@ def test_interpolated_positions(size: int, tmp_path: Path) -> None:
 def test_precomputed_images(resampler: bool, tmp_path: Path) -> None:
     config = tiny_idefics(use_resampler=resampler)
     theirs, ours = pair(config, tmp_path)
-    inputs = padded_inputs(config)
+    inputs = idefics_inputs(config)
     real = inputs["attention_mask"].bool()
     pixels = inputs.pop("pixel_values")
     encoded = theirs.model.vision_model(pixels.flatten(0, 1)).last_hidden_state.unflatten(0, (3, 2))
@@ -148,7 +125,7 @@ def test_precomputed_images(resampler: bool, tmp_path: Path) -> None:
 def test_one_optimizer_step(tmp_path: Path) -> None:
     config = tiny_idefics()
     theirs, ours = pair(config, tmp_path)
-    inputs = padded_inputs(config)
+    inputs = idefics_inputs(config)
     labels = real_labels(inputs)
     mean_loss(theirs(**inputs).logits, labels).backward()
     ours(**inputs, labels=labels).loss.backward()
@@ -161,13 +138,8 @@ def test_one_optimizer_step(tmp_path: Path) -> None:
 
 def test_half_precision(tmp_path: Path) -> None:
     config = tiny_idefics()
-    theirs, ours = pair(config, tmp_path, dtype=torch.bfloat16)
-    inputs = padded_inputs(config)
-    real = inputs["attention_mask"].bool()
-    expected = theirs.bfloat16()(**inputs).logits[real].float()
-    difference = (ours(**inputs).logits[real].float() - expected).abs()
-    assert difference.max() < 0.15
-    assert difference.mean() < 1e-2
+    theirs, ours = pair(config, tmp_path)
+    assert_half_precision(theirs, ours, idefics_inputs(config))
 
 
 @pytest.mark.parametrize("name", ["plain", "tied", "all_off"])
@@ -182,7 +154,7 @@ def test_folders_load_both_ways(name: str, tmp_path: Path) -> None:
     loaded, info = transformers.IdeficsForVisionText2Text.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    inputs = padded_inputs(config)
+    inputs = idefics_inputs(config)
     closest(loaded(**inputs).logits, theirs(**inputs).logits, 1e-6)
 
 
@@ -190,7 +162,7 @@ def test_folders_load_both_ways(name: str, tmp_path: Path) -> None:
 def test_greedy_generation_of_ragged_prompts(name: str, tmp_path: Path) -> None:
     config = tiny_idefics(**CASES[name])
     theirs, ours = pair(config, tmp_path)
-    inputs = padded_inputs(config, "left")
+    inputs = idefics_inputs(config, "left")
     expected = theirs.generate(**inputs, max_new_tokens=20, do_sample=False, eos_token_id=[2, 7], pad_token_id=0)
     actual = ours.generate(**inputs, max_new_tokens=20, eos_token_id=[2, 7], pad_token_id=0)
     assert actual.tolist() == expected.tolist()
@@ -201,13 +173,13 @@ def test_images_are_encoded_once_while_generating(tmp_path: Path) -> None:
     calls = []
     ours.model.vision_model.register_forward_hook(lambda *_: calls.append("tower"))
     ours.model.gated_cross_attn_layers[0].cross_attn.k_proj.register_forward_hook(lambda *_: calls.append("keys"))
-    ours.generate(**padded_inputs(tiny_idefics(), "left"), max_new_tokens=5, eos_token_id=[])
+    ours.generate(**idefics_inputs(tiny_idefics(), "left"), max_new_tokens=5, eos_token_id=[])
     assert calls == ["tower", "keys"]
 
 
 def test_bad_image_arguments(tmp_path: Path) -> None:
     _, ours = pair(tiny_idefics(), tmp_path)
-    inputs = padded_inputs(tiny_idefics())
+    inputs = idefics_inputs(tiny_idefics())
     mask = inputs.pop("image_attention_mask")
     with pytest.raises(DataError, match="pixel_values is given without image_attention_mask"):
         ours(**inputs)

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from m4train.errors import DataError
 from m4train.models import Idefics2ForConditionalGeneration
 from m4train.positions import patch_position_ids
-from tests.helpers.models import IMAGE_TOKEN, tiny_idefics2
+from tests.helpers.models import tiny_idefics2
+from tests.parity.models_inputs import idefics2_inputs, labels_for
 from tests.parity.models_reference import (
+    assert_half_precision,
     assert_same_gradients,
     closest,
     gradients,
-    labels_for,
     reference_pair,
     transformers,
 )
@@ -34,39 +35,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def padded_inputs(config: dict[str, Any], side: str = "right") -> dict[str, torch.Tensor]:
-    """Three samples with 2, 1 and 0 images of different sizes, with partial patches and padding."""
-    generator = torch.Generator().manual_seed(5)
-    per_image = config["perceiver_config"]["resampler_n_latents"]
-    sizes = [[(22, 17), (9, 30)], [(28, 28)], []]
-    rows = []
-    for images, length in zip(sizes, (14, 9, 6)):
-        ids = torch.randint(3, 80, (length,), generator=generator).tolist()
-        for k in range(len(images)):
-            ids[2 + 3 * k : 2 + 3 * k] = [IMAGE_TOKEN] * per_image
-        rows.append(ids)
-    longest = max(map(len, rows))
-    pads = [[0] * (longest - len(ids)) for ids in rows]
-    join = (lambda pad, ids: pad + ids) if side == "left" else (lambda pad, ids: ids + pad)
-    pixels, mask = torch.zeros(3, 2, 3, 31, 33), torch.zeros(3, 2, 31, 33, dtype=torch.int64)
-    for sample, images in enumerate(sizes):
-        for i, (height, width) in enumerate(images):
-            pixels[sample, i, :, :height, :width] = torch.randn(3, height, width, generator=generator)
-            mask[sample, i, :height, :width] = 1
-    return {
-        "input_ids": torch.tensor([join(pad, ids) for pad, ids in zip(pads, rows)]),
-        "attention_mask": torch.tensor([join(pad, [1] * len(ids)) for pad, ids in zip(pads, rows)]),
-        "pixel_values": pixels,
-        "pixel_attention_mask": mask,
-    }
-
-
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_logits_loss_and_gradients(name: str, side: str, tmp_path: Path) -> None:
     config = tiny_idefics2(**CASES[name])
     theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config, side)
+    inputs = idefics2_inputs(config, side)
     labels = labels_for(inputs)
     expected = theirs(**inputs, labels=labels)
     actual = ours(**inputs, labels=labels)
@@ -79,7 +53,7 @@ def test_logits_loss_and_gradients(name: str, side: str, tmp_path: Path) -> None
 def test_images_without_mask(tmp_path: Path) -> None:
     config = tiny_idefics2()
     theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config)
+    inputs = idefics2_inputs(config)
     del inputs["pixel_attention_mask"]
     real = inputs["attention_mask"].bool()
     closest(ours(**inputs).logits[real], theirs(**inputs).logits[real], 1e-5)
@@ -88,7 +62,7 @@ def test_images_without_mask(tmp_path: Path) -> None:
 def test_canvas_padding_changes_nothing(tmp_path: Path) -> None:
     config = tiny_idefics2()
     _, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config)
+    inputs = idefics2_inputs(config)
     larger = dict(inputs)
     larger["pixel_values"] = torch.nn.functional.pad(inputs["pixel_values"], (0, 12, 0, 7), value=3.0)
     larger["pixel_attention_mask"] = torch.nn.functional.pad(inputs["pixel_attention_mask"], (0, 12, 0, 7))
@@ -101,7 +75,7 @@ def test_canvas_padding_changes_nothing(tmp_path: Path) -> None:
 def test_order_of_samples_changes_nothing(tmp_path: Path) -> None:
     config = tiny_idefics2()
     _, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config)
+    inputs = idefics2_inputs(config)
     turned = {key: value.flip(0) for key, value in inputs.items()}
     closest(ours(**turned).logits.flip(0), ours(**inputs).logits, 1e-5)
 
@@ -109,7 +83,7 @@ def test_order_of_samples_changes_nothing(tmp_path: Path) -> None:
 def test_mask_must_be_a_rectangle(tmp_path: Path) -> None:
     config = tiny_idefics2()
     _, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config)
+    inputs = idefics2_inputs(config)
     inputs["pixel_attention_mask"][1, 0, 10, 10] = 0
     with pytest.raises(DataError, match="of image 2 marks no rectangle of whole 4 x 4 patches"):
         ours(**inputs)
@@ -118,7 +92,7 @@ def test_mask_must_be_a_rectangle(tmp_path: Path) -> None:
 def test_one_optimizer_step(tmp_path: Path) -> None:
     config = tiny_idefics2()
     theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config)
+    inputs = idefics2_inputs(config)
     labels = labels_for(inputs)
     for model in (theirs, ours):
         model(**inputs, labels=labels).loss.backward()
@@ -130,13 +104,8 @@ def test_one_optimizer_step(tmp_path: Path) -> None:
 
 def test_half_precision(tmp_path: Path) -> None:
     config = tiny_idefics2()
-    theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path, dtype=torch.bfloat16)
-    inputs = padded_inputs(config)
-    real = inputs["attention_mask"].bool()
-    expected = theirs.bfloat16()(**inputs).logits[real].float()
-    difference = (ours(**inputs).logits[real].float() - expected).abs()
-    assert difference.max() < 0.15
-    assert difference.mean() < 1e-2
+    theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
+    assert_half_precision(theirs, ours, idefics2_inputs(config))
 
 
 def test_folders_load_both_ways(tmp_path: Path) -> None:
@@ -152,7 +121,7 @@ def test_folders_load_both_ways(tmp_path: Path) -> None:
     )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    inputs = padded_inputs(config)
+    inputs = idefics2_inputs(config)
     closest(loaded(**inputs).logits, theirs(**inputs).logits, 1e-6)
 
 
@@ -160,7 +129,7 @@ def test_folders_load_both_ways(tmp_path: Path) -> None:
 def test_greedy_generation_of_ragged_prompts(window: int | None, tmp_path: Path) -> None:
     config = tiny_idefics2(text_config={"sliding_window": window})
     theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config, "left")
+    inputs = idefics2_inputs(config, "left")
     expected = theirs.generate(**inputs, max_new_tokens=20, do_sample=False, eos_token_id=[2, 7], pad_token_id=0)
     actual = ours.generate(**inputs, max_new_tokens=20, eos_token_id=[2, 7], pad_token_id=0)
     assert actual.tolist() == expected.tolist()

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from m4train.models import Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
-from tests.helpers.models import IMAGE_TOKEN, tiny_idefics3
+from tests.helpers.models import tiny_idefics3
+from tests.parity.models_inputs import idefics3_inputs, labels_for
 from tests.parity.models_reference import (
+    assert_half_precision,
     assert_same_gradients,
     closest,
     gradients,
-    labels_for,
     reference_pair,
     transformers,
 )
@@ -39,43 +40,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def padded_inputs(config: dict[str, Any], side: str = "right") -> dict[str, torch.Tensor]:
-    """Three samples with 2, 1 and 0 frames and different lengths; the second frame is partly padding."""
-    generator = torch.Generator().manual_seed(5)
-    size, patch = config["vision_config"]["image_size"], config["vision_config"]["patch_size"]
-    per_frame = (size // patch // config["scale_factor"]) ** 2
-    frames = [2, 1, 0]
-    rows = []
-    for count, length in zip(frames, (14, 9, 6)):
-        ids = torch.randint(3, 80, (length,), generator=generator).tolist()
-        for k in range(count):
-            ids[2 + 3 * k : 2 + 3 * k] = [IMAGE_TOKEN] * per_frame
-        rows.append(ids)
-    longest = max(map(len, rows))
-    pads = [[0] * (longest - len(ids)) for ids in rows]
-    join = (lambda pad, ids: pad + ids) if side == "left" else (lambda pad, ids: ids + pad)
-    pixels = torch.randn(3, 2, 3, size, size, generator=generator)
-    pixel_mask = torch.ones(3, 2, size, size, dtype=torch.int64)
-    for sample, count in enumerate(frames):
-        pixels[sample, count:] = 0
-        pixel_mask[sample, count:] = 0
-    pixel_mask[0, 1, 9:] = 0
-    pixel_mask[0, 1, :, 13:] = 0
-    pixels[0, 1] *= pixel_mask[0, 1]
-    return {
-        "input_ids": torch.tensor([join(pad, ids) for pad, ids in zip(pads, rows)]),
-        "attention_mask": torch.tensor([join(pad, [1] * len(ids)) for pad, ids in zip(pads, rows)]),
-        "pixel_values": pixels,
-        "pixel_attention_mask": pixel_mask,
-    }
-
-
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_logits_loss_and_gradients(name: str, side: str, tmp_path: Path) -> None:
     config = tiny_idefics3(**CASES[name])
     theirs, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config, side)
+    inputs = idefics3_inputs(config, side)
     labels = labels_for(inputs)
     expected = theirs(**inputs, labels=labels, output_hidden_states=True)
     actual = ours(**inputs, labels=labels, output_hidden_states=True)
@@ -91,7 +61,7 @@ def test_smolvlm(tmp_path: Path) -> None:
     config = tiny_idefics3(model_type="smolvlm")
     config["vision_config"]["model_type"] = "smolvlm_vision"
     theirs, ours = reference_pair("SmolVLM", config, SmolVLMForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config)
+    inputs = idefics3_inputs(config)
     real = inputs["attention_mask"].bool()
     closest(ours(**inputs).logits[real], theirs(**inputs).logits[real], 1e-5)
 
@@ -99,7 +69,7 @@ def test_smolvlm(tmp_path: Path) -> None:
 def test_one_optimizer_step(tmp_path: Path) -> None:
     config = tiny_idefics3()
     theirs, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config)
+    inputs = idefics3_inputs(config)
     labels = labels_for(inputs)
     for model in (theirs, ours):
         model(**inputs, labels=labels).loss.backward()
@@ -111,13 +81,8 @@ def test_one_optimizer_step(tmp_path: Path) -> None:
 
 def test_half_precision(tmp_path: Path) -> None:
     config = tiny_idefics3()
-    theirs, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path, dtype=torch.bfloat16)
-    inputs = padded_inputs(config)
-    real = inputs["attention_mask"].bool()
-    expected = theirs.bfloat16()(**inputs).logits[real].float()
-    difference = (ours(**inputs).logits[real].float() - expected).abs()
-    assert difference.max() < 0.15
-    assert difference.mean() < 1e-2
+    theirs, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path)
+    assert_half_precision(theirs, ours, idefics3_inputs(config))
 
 
 @pytest.mark.parametrize("name", ["shuffle2", "tied", "llama3_rope"])
@@ -134,7 +99,7 @@ def test_folders_load_both_ways(name: str, tmp_path: Path) -> None:
     )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    inputs = padded_inputs(config)
+    inputs = idefics3_inputs(config)
     closest(loaded(**inputs).logits, theirs(**inputs).logits, 1e-6)
 
 
@@ -142,7 +107,7 @@ def test_folders_load_both_ways(name: str, tmp_path: Path) -> None:
 def test_greedy_generation_of_ragged_prompts(ends: list[int] | None, tmp_path: Path) -> None:
     config = tiny_idefics3()
     theirs, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config, "left")
+    inputs = idefics3_inputs(config, "left")
     expected = theirs.generate(**inputs, max_new_tokens=20, do_sample=False, eos_token_id=ends, pad_token_id=0)
     actual = ours.generate(**inputs, max_new_tokens=20, eos_token_id=ends, pad_token_id=0)
     assert actual.tolist() == expected.tolist()
@@ -157,7 +122,7 @@ def test_attention_weights(tmp_path: Path) -> None:
         transformers.Idefics3Config(**values, attn_implementation="eager")
     )
     eager.load_state_dict(theirs.state_dict())
-    inputs = padded_inputs(config, "left")
+    inputs = idefics3_inputs(config, "left")
     expected = eager.eval()(**inputs, output_attentions=True).attentions
     actual = ours(**inputs, output_attentions=True).attentions
     real = inputs["attention_mask"].bool()
@@ -169,7 +134,7 @@ def test_attention_weights(tmp_path: Path) -> None:
 def test_continuing_from_a_cache(tmp_path: Path) -> None:
     config = tiny_idefics3()
     _, ours = reference_pair("Idefics3", config, Idefics3ForConditionalGeneration, tmp_path)
-    inputs = padded_inputs(config, "left")
+    inputs = idefics3_inputs(config, "left")
     more = torch.randint(3, 80, (3, 5), generator=torch.Generator().manual_seed(1))
     whole = ours(
         **{**inputs, "input_ids": torch.cat((inputs["input_ids"], more), 1)}

@@ -1,0 +1,99 @@
+"""Beam search over a batch of prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from m4train.models.sampling import forbid
+
+if TYPE_CHECKING:
+    from m4train.models.generation import DecodingSteps, GenerationSettings
+
+_NEVER = -1e9  # score of a beam that must not be chosen
+
+
+@dataclass
+class _Prompt:
+    """Finished continuations of one prompt, best first, as (score, ids); `open` while a running one may still enter."""
+
+    finished: list[tuple[float, list[int]]] = field(default_factory=list)
+    open: bool = True
+
+
+def beam_search(steps: DecodingSteps, input_ids: Tensor, settings: GenerationSettings, new: int, pad: int) -> Tensor:
+    """(B * num_return_sequences, T + longest) the best sequences of each prompt, best first, `pad` behind the short ones."""
+    search = _Search(input_ids, settings, new)
+    scores = steps()
+    rows = torch.arange(input_ids.shape[0], device=input_ids.device).repeat_interleave(settings.num_beams)
+    steps.select(rows)
+    scores = scores[rows]
+    for length in range(1, new + 1):
+        parents = search.advance(scores.log_softmax(-1), length)
+        if length == new or search.done():
+            break
+        steps.select(parents)
+        scores = steps(search.running[:, -1])
+    best = search.best(settings.num_return_sequences)
+    longest = max(len(ids) for ids in best)
+    rest = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in best], device=input_ids.device)
+    return torch.cat((input_ids.repeat_interleave(settings.num_return_sequences, 0), rest), dim=1)
+
+
+class _Search:
+    def __init__(self, input_ids: Tensor, settings: GenerationSettings, new: int) -> None:
+        self.settings, self.new = settings, new
+        self.beams, self.batch, self.prompt = settings.num_beams, input_ids.shape[0], input_ids.shape[1]
+        self.running = input_ids.repeat_interleave(self.beams, 0)  # (B * beams, T)
+        # All beams of a prompt start equal: only the first may be continued.
+        self.scores = torch.full((self.batch, self.beams), _NEVER, device=input_ids.device)
+        self.scores[:, 0] = 0.0
+        self.prompts = [_Prompt() for _ in range(self.batch)]
+
+    def advance(self, log_probs: Tensor, length: int) -> Tensor:
+        """Extends the running beams by one token, to `length` new ones; returns the row (B * beams,) each came from."""
+        ends = self.settings.ends
+        log_probs = forbid(log_probs, self.running, self.settings.bad_words_ids, ends)
+        vocab = log_probs.shape[1]
+        total = (log_probs.view(self.batch, self.beams, vocab) + self.scores[:, :, None]).flatten(1)
+        # Enough candidates that, if every beam ends in every possible way, as many as there are beams go on.
+        values, places = total.topk(min(max(2, 1 + len(ends)) * self.beams, total.shape[1]))
+        tokens, parents = places % vocab, places // vocab
+        ended = torch.isin(tokens, torch.tensor(ends, dtype=torch.int64, device=tokens.device)) | (length == self.new)
+        parent_rows = parents + torch.arange(self.batch, device=tokens.device)[:, None] * self.beams
+        self._finish(values, tokens, parent_rows, ended, length)
+        self.scores, kept = (values + ended * _NEVER).topk(self.beams)
+        chosen = parent_rows.gather(1, kept).flatten()
+        self.running = torch.cat((self.running[chosen], tokens.gather(1, kept).view(-1, 1)), dim=1)
+        self._close(length)
+        return chosen
+
+    def _finish(self, values: Tensor, tokens: Tensor, rows: Tensor, ended: Tensor, length: int) -> None:
+        """Files the candidates that ended, where they are among the best `beams`."""
+        for i, prompt in enumerate(self.prompts):
+            full = self.settings.early_stopping is True and len(prompt.finished) == self.beams
+            if not prompt.open or full:
+                continue
+            for k in ended[i, : self.beams].nonzero()[:, 0].tolist():
+                ids = [*self.running[rows[i, k], self.prompt :].tolist(), int(tokens[i, k])]
+                prompt.finished.append((float(values[i, k]) / length**self.settings.length_penalty, ids))
+            prompt.finished.sort(key=lambda entry: entry[0], reverse=True)
+            del prompt.finished[self.beams :]
+
+    def _close(self, length: int) -> None:
+        """Closes the prompts whose running beams can no longer enter the finished ones."""
+        penalty = self.settings.length_penalty
+        hoped = self.new if self.settings.early_stopping == "never" and penalty > 0 else length
+        for prompt, best in zip(self.prompts, self.scores[:, 0].tolist()):
+            if len(prompt.finished) == self.beams and best / hoped**penalty <= prompt.finished[-1][0]:
+                prompt.open = False
+
+    def done(self) -> bool:
+        full = all(len(prompt.finished) == self.beams for prompt in self.prompts)
+        return not any(prompt.open for prompt in self.prompts) or (full and self.settings.early_stopping is True)
+
+    def best(self, count: int) -> list[list[int]]:
+        return [ids for prompt in self.prompts for _, ids in prompt.finished[:count]]

@@ -1,0 +1,65 @@
+"""From logits to the next token: forbidden sequences, temperature, top-k and top-p."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from m4train.errors import DataError
+
+if TYPE_CHECKING:
+    from m4train.models.generation import GenerationSettings
+
+
+def forbid(scores: Tensor, sequences: Tensor, bad_words: Sequence[Sequence[int]] | None, ends: Sequence[int]) -> Tensor:
+    """Scores (B, V) with -inf for each token that would complete one of `bad_words` behind `sequences` (B, T).
+
+    A bad word that is just an end token is left allowed, or nothing could end.
+
+    Raises:
+        DataError: an empty bad word, or an id beyond the vocabulary.
+    """
+    if not bad_words:
+        return scores
+    scores = scores.clone()
+    for word in bad_words:
+        if not word or max(word) >= scores.shape[1] or min(word) < 0:
+            raise DataError(f"bad_words_ids holds {list(word)}: give non-empty lists of ids below {scores.shape[1]}")
+        before, last = list(word[:-1]), word[-1]
+        if not before:
+            if last not in ends:
+                scores[:, last] = -torch.inf
+        elif len(word) <= sequences.shape[1]:
+            written = (sequences[:, -len(before) :] == torch.tensor(before, device=sequences.device)).all(1)
+            scores[:, last] = scores[:, last].masked_fill(written, -torch.inf)
+    return scores
+
+
+def choose(logits: Tensor, settings: GenerationSettings) -> Tensor:
+    """The next token (B,): the most likely one, or one drawn."""
+    if not settings.do_sample:
+        return logits.argmax(-1)
+    probabilities = kept(logits, settings).softmax(-1)
+    return torch.multinomial(probabilities, 1, generator=settings.generator)[:, 0]
+
+
+def kept(logits: Tensor, settings: GenerationSettings) -> Tensor:
+    """Logits over temperature, -inf for the tokens that top_k and top_p rule out."""
+    if settings.temperature <= 0:
+        raise DataError(
+            f"temperature {settings.temperature} is not positive: for the most likely tokens, unset do_sample"
+        )
+    logits = logits / settings.temperature
+    if settings.top_k:
+        least = logits.topk(min(settings.top_k, logits.shape[1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if settings.top_p < 1.0:
+        ordered, order = logits.sort(descending=True)
+        # Dropped where the more likely tokens already hold top_p; the first never is.
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        ordered = ordered.masked_fill(before >= settings.top_p, -torch.inf)
+        logits = torch.full_like(logits, -torch.inf).scatter(1, order, ordered)
+    return logits

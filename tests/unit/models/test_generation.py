@@ -1,0 +1,115 @@
+"""What `generate` promises beside equality with the reference (tests/parity)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from m4train.errors import DataError
+from m4train.models import Idefics3Config, Idefics3ForConditionalGeneration
+from tests.helpers.models import perturb, tiny_idefics3
+
+
+@pytest.fixture
+def model() -> Idefics3ForConditionalGeneration:
+    model = Idefics3ForConditionalGeneration(Idefics3Config.from_dict(tiny_idefics3()))
+    perturb(model)
+    return model.eval()
+
+
+PROMPT = torch.tensor([[5, 6, 7, 8]])
+
+
+def test_a_ragged_batch_gives_what_each_prompt_gives_alone(model: Idefics3ForConditionalGeneration) -> None:
+    prompts = [[5, 6, 7, 8, 9, 10], [30, 31], [40]]
+    alone = [model.generate(torch.tensor([p]), max_new_tokens=8)[0, len(p) :].tolist() for p in prompts]
+    ids = torch.tensor([[0] * (6 - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (6 - len(p)) + [1] * len(p) for p in prompts])
+    together = model.generate(ids, mask, max_new_tokens=8)[:, 6:].tolist()
+    assert together == alone
+    beams = [model.generate(torch.tensor([p]), max_new_tokens=8, num_beams=3)[0, len(p) :].tolist() for p in prompts]
+    assert model.generate(ids, mask, max_new_tokens=8, num_beams=3)[:, 6:].tolist() == beams
+
+
+def test_every_step_but_the_first_takes_one_token_a_row(model: Idefics3ForConditionalGeneration) -> None:
+    sizes: list[int] = []
+    model.model.text_model.layers[0].register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[0]))
+    model.generate(PROMPT.repeat(3, 1), max_new_tokens=4)
+    assert sizes == [12, 3, 3, 3]
+
+
+def test_rows_end_at_any_of_several_ids(model: Idefics3ForConditionalGeneration) -> None:
+    free = model.generate(PROMPT, max_new_tokens=8)[0, 4:].tolist()
+    stop = free[3]
+    ended = model.generate(PROMPT, max_new_tokens=8, eos_token_id=[96, stop], pad_token_id=1)[0, 4:].tolist()
+    assert ended == free[: free.index(stop) + 1]
+    model.generation_config = {"eos_token_id": [stop]}
+    assert model.generate(PROMPT, max_new_tokens=8)[0, 4:].tolist() == ended
+    assert model.generate(PROMPT, max_new_tokens=8, eos_token_id=[])[0, 4:].tolist() == free
+
+
+def test_lengths(model: Idefics3ForConditionalGeneration) -> None:
+    assert model.generate(PROMPT, eos_token_id=[]).shape == (1, 24)
+    assert model.generate(PROMPT, max_length=9, eos_token_id=[]).shape == (1, 9)
+    assert model.generate(PROMPT, max_length=3).tolist() == PROMPT.tolist()
+    assert model.generate(PROMPT, max_new_tokens=3, max_length=5, eos_token_id=[]).shape == (1, 7)
+
+
+def test_drawing_follows_the_generator(model: Idefics3ForConditionalGeneration) -> None:
+    def draw(seed: int, **settings: Any) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(seed)
+        return model.generate(PROMPT, do_sample=True, max_new_tokens=6, generator=generator, **settings).tolist()
+
+    assert draw(0) == draw(0)
+    assert len({tuple(draw(seed)[0]) for seed in range(8)}) > 4
+    several = draw(0, num_return_sequences=5)
+    assert len(several) == 5
+    assert len({tuple(row) for row in several}) > 2
+    greedy = model.generate(PROMPT, max_new_tokens=6).tolist()
+    assert draw(0, top_k=1) == greedy
+    assert draw(0, top_p=1e-6) == greedy
+
+
+def test_drawn_frequencies(model: Idefics3ForConditionalGeneration) -> None:
+    logits = model(PROMPT).logits[0, -1].double()
+    expected = (logits / 1.3).softmax(-1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = model.generate(
+        PROMPT,
+        do_sample=True,
+        temperature=1.3,
+        top_k=0,
+        max_new_tokens=1,
+        num_return_sequences=20000,
+        generator=generator,
+        eos_token_id=[],
+    )[:, -1]
+    found = torch.bincount(drawn, minlength=97) / 20000
+    assert (found - expected).abs().max() < 4 * (0.25 / 20000) ** 0.5
+
+
+def test_beams_are_at_least_as_likely_as_greedy(model: Idefics3ForConditionalGeneration) -> None:
+    def likelihood(ids: torch.Tensor) -> float:
+        scores = model(ids).logits.log_softmax(-1)[0, 3:-1].detach()
+        return float(scores.gather(1, ids[0, 4:, None]).sum())
+
+    greedy = model.generate(PROMPT, max_new_tokens=6, eos_token_id=[])
+    beams = model.generate(PROMPT, max_new_tokens=6, eos_token_id=[], num_beams=97)
+    assert likelihood(beams) >= likelihood(greedy)
+
+
+def test_settings_that_do_not_go_together(model: Idefics3ForConditionalGeneration) -> None:
+    with pytest.raises(DataError, match="do_sample and num_beams=3 do not go together"):
+        model.generate(PROMPT, do_sample=True, num_beams=3)
+    with pytest.raises(DataError, match="num_return_sequences=2 is more than num_beams=1"):
+        model.generate(PROMPT, num_return_sequences=2)
+    with pytest.raises(DataError, match=r"temperature 0.0 is not positive"):
+        model.generate(PROMPT, do_sample=True, temperature=0.0)
+    with pytest.raises(DataError, match=r"bad_words_ids holds \[97\]"):
+        model.generate(PROMPT, bad_words_ids=[[97]])
+    with pytest.raises(DataError, match="a prompt ends in padding"):
+        model.generate(PROMPT, torch.tensor([[1, 1, 1, 0]]))
+    with pytest.raises(TypeError, match="Idefics3Model has no argument pixels"):
+        model.generate(PROMPT, pixels=3)
