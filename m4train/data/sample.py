@@ -3,11 +3,16 @@
 A document holds `items` in reading order, `{"text": ...}` and `{"image": "0.jpg", "width":, "height":, "alt":}`; a
 conversation holds `messages`, each a role and a list of the same items (or one string). `source` says where the sample
 comes from, `scores` what filters thought of it. Images are named by the members that hold them.
+
+Samples written by this package also hold checksums, so that damage is told from content: `crc32` of each image beside its
+name, and as the last field `checksum`, the crc32 of the key, a zero byte, and the JSON before that field.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +20,7 @@ from typing import Any
 from m4train.errors import BadSample
 
 ROLES = ("system", "user", "assistant")
+_CHECKSUM = re.compile(rb',"checksum":([0-9]{1,10})\}$')
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,11 @@ class Sample:
 
     @property
     def images(self) -> list[str]:
-        return [item["image"] for item in self.all_items() if "image" in item]
+        return [item["image"] for item in self.image_items()]
+
+    def image_items(self) -> list[dict[str, Any]]:
+        """The items that are images, in reading order."""
+        return [item for item in self.all_items() if "image" in item]
 
     def all_items(self) -> Iterator[dict[str, Any]]:
         """The items of the document, or of every message, in reading order."""
@@ -38,8 +48,24 @@ class Sample:
             yield from message["content"]
 
 
-def parse_sample(raw: bytes) -> Sample:
-    """Reads the JSON of a sample; raises BadSample with reason `bad_json` and what is wrong where."""
+def dump_sample(key: str, data: dict[str, Any]) -> bytes:
+    """The JSON of a sample as it is stored, with its checksum."""
+    body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()[:-1]
+    return body + b',"checksum":%d}' % _checksum(key, body)
+
+
+def _checksum(key: str, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(key.encode() + b"\0"))
+
+
+def parse_sample(raw: bytes, key: str | None = None) -> Sample:
+    """Reads the JSON of a sample, and where its key is given compares its checksum, if it has one.
+
+    Raises BadSample with reason `bad_json`, or `damaged` where the checksum does not fit.
+    """
+    checksum = _CHECKSUM.search(raw) if key is not None else None
+    if checksum is not None and int(checksum[1]) != _checksum(str(key), raw[: checksum.start()]):
+        raise BadSample("damaged", f"the JSON of {key!r} does not fit its checksum: bytes were changed or moved")
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:

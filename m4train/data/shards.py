@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import glob
-import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from m4train.data.sample import sample_from_dict
+from m4train.data.sample import dump_sample, sample_from_dict
 from m4train.errors import BadSample, DataError
 
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -61,7 +62,7 @@ class ShardWriter:
         self._keys: set[str] = set()
 
     def write(self, key: str, sample: Mapping[str, Any], images: Mapping[str, bytes] | None = None) -> None:
-        """Adds one sample: its JSON object and its image bytes by member name (`{"0.jpg": ...}`).
+        """Adds one sample: its JSON object and its image bytes by member name (`{"0.jpg": ...}`). Checksums are added.
 
         Raises DataError for a key with a dot, a repeated key, a sample that would not be read back, or an image that
         is missing, unused or misnamed.
@@ -69,7 +70,7 @@ class ShardWriter:
         images = dict(images or {})
         self._check(key, sample, images)
         members = {name: bytes(data) for name, data in images.items()}
-        members["json"] = json.dumps(sample, ensure_ascii=False, separators=(",", ":"), sort_keys=False).encode()
+        members["json"] = dump_sample(key, _with_checksums(sample, images))
         size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in members.values())
         if self._samples and (self._samples >= self.max_samples or self._bytes + size > self.max_bytes):
             self._finish()
@@ -133,3 +134,14 @@ class ShardWriter:
             self._stream.close()
             os.unlink(self._temporary)
             self._stream = self._tar = None
+
+
+def _with_checksums(sample: Mapping[str, Any], images: Mapping[str, bytes]) -> dict[str, Any]:
+    """The sample's JSON with the crc32 of each image beside its name."""
+    data = copy.deepcopy(dict(sample))
+    data.pop("checksum", None)
+    contents = [data.get("items", [])] + [message["content"] for message in data.get("messages", [])]
+    for item in (item for content in contents if isinstance(content, list) for item in content):
+        if item.get("image") is not None:
+            item["crc32"] = zlib.crc32(images[item["image"]])
+    return data

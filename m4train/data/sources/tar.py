@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from itertools import groupby
+from typing import Any
 
 from m4train.data.sample import Sample, parse_sample
 from m4train.data.sources.base import FileReader, Member, ScannedSample
@@ -103,11 +104,11 @@ def _scan_sample(file: io.BufferedReader, key: str, members: list[TarMember]) ->
         return ScannedSample(key, bad=("no_json", f"members {sorted(named)} but no {key}.json"))
     text, raw = _member(file, named["json"])
     try:
-        names = parse_sample(raw).images
-        missing = [name for name in names if name not in named]
+        items = parse_sample(raw, key).image_items()
+        missing = [item["image"] for item in items if item["image"] not in named]
         if missing:
             raise BadSample("missing_image", f"the JSON names {missing[0]!r}, but the shard holds {sorted(named)}")
-        pictures = [_image_member(file, name, named[name]) for name in names]
+        pictures = [_image_member(file, item, named[item["image"]]) for item in items]
     except BadSample as error:
         return ScannedSample(key, bad=(error.reason, error.detail))
     return ScannedSample(key, (text, *pictures))
@@ -118,8 +119,11 @@ def _member(file: io.BufferedReader, member: TarMember) -> tuple[Member, bytes]:
     return Member(member.offset, member.size, zlib.crc32(data)), data
 
 
-def _image_member(file: io.BufferedReader, name: str, member: TarMember) -> Member:
+def _image_member(file: io.BufferedReader, item: dict[str, Any], member: TarMember) -> Member:
+    name = item["image"]
     found, data = _member(file, member)
+    if item.get("crc32", found.crc) != found.crc:
+        raise BadSample("damaged", f"image {name!r} does not fit the checksum in the JSON: bytes were changed or moved")
     try:
         info = read_image_info(data)
     except BadSample as error:

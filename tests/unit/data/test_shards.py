@@ -23,8 +23,15 @@ def test_plain_webdataset_reads_the_same_content(tmp_path: Path) -> None:
     written = list(documents(5))
     assert [sample["__key__"] for sample in read] == [key for key, _, _ in written]
     for sample, (_, content, images) in zip(read, written):
-        assert json.loads(sample["json"]) == content
+        assert without_checksums(json.loads(sample["json"])) == content
         assert {name: sample[name] for name in images} == images
+
+
+def without_checksums(content: dict) -> dict:
+    del content["checksum"]
+    for item in content["items"]:
+        item.pop("crc32", None)
+    return content
 
 
 def test_size_cap_closes_shards(tmp_path: Path) -> None:
