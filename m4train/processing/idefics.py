@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from PIL import Image
 from m4train.processing.chat import IDEFICS_TEMPLATE
 from m4train.processing.features import Features
 from m4train.processing.idefics_images import IdeficsImageProcessor
-from m4train.processing.inputs import is_url, read_image
+from m4train.processing.inputs import is_image, is_url
 from m4train.processing.pieces import EncodedImage, Piece
 from m4train.processing.processor import END_OF_UTTERANCE, FAKE, IMAGE, Processor
 from m4train.processing.sample_encoding import Framing, encode_document
@@ -77,44 +78,69 @@ class IdeficsProcessor(Processor):
         text: Any = None,
         *,
         padding: bool | str = "longest",
+        padding_side: str | None = None,
         truncation: bool = False,
         max_length: int | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
         add_eos_token: bool = False,
         add_end_of_utterance_token: bool | None = None,
+        add_special_tokens: bool = False,
         return_tensors: str | None = "pt",
         **settings: Any,
     ) -> Features:
         """`input_ids`, `attention_mask`, `pixel_values` (B, N, 3, S, S) and `image_attention_mask` (B, T, N) of prompts.
 
-        A prompt is a list of texts and images; images are Pillow images or URLs. `prompts` is one or several; `images` with
-        `text` give, for each text, one image that comes before it or a list of images that come after it.
-        `transform` makes a tensor (3, S, S) of a Pillow image in place of the image processor, for training.
-        Truncation drops an image it would cut, with what follows. Raises ValueError for arguments that do not fit.
+        A prompt is a list of texts and images; images are Pillow images or URLs. `prompts` is one or several. `text` with
+        `images` is the other form: where texts hold a placeholder <image> for each image they are like those of the other
+        processors; else one image comes before each text, or a list of images after it. Every prompt begins with bos, once,
+        whatever `add_special_tokens` says. `transform` makes a tensor (3, S, S) of a Pillow image in place of the image
+        processor, for training. Truncation drops an image with its token. Raises ValueError for arguments that do not fit.
         """
         if prompts is not None and text is None and images is None:
             text = prompts
         elif prompts is not None:
             images, text = (prompts, text) if images is None else (images, prompts)
-        samples = _prompts(images, text)
         ends = self._ends_utterances if add_end_of_utterance_token is None else add_end_of_utterance_token
-        strings = [self._string(sample, ends) + (self.tokenizer.eos_token or "") * add_eos_token for sample in samples]
-        inputs = self.tokenizer(
-            strings, add_special_tokens=False, padding=padding, truncation=truncation, max_length=max_length
-        )
-        images_of = [[read_image(item) for item in sample if not _is_text(item)] for sample in samples]
-        count = max(1, *(len(found) for found in images_of))
-        kept = [
-            _kept(found, ids.count(self.image_token_id), self.tokenizer.truncation_side)
-            for ids, found in zip(inputs["input_ids"], images_of)
-        ]
-        processor = self.image_processor.replace(**settings)
-        values = [np.asarray(processor.preprocess(sample, transform, return_tensors="np")) for sample in kept]
-        inputs["pixel_values"] = _stack(values, count, processor.image_size)
+        if (placed := _placed(images, text)) is not None:
+            strings, samples = [self._expanded(one) for one, _ in placed], [sample for _, sample in placed]
+        else:
+            read = _prompts(images, text)
+            strings = [self._string(prompt, ends) for prompt in read]
+            samples = [[item for item in prompt if not _is_text(item)] for prompt in read]
+        strings = [string + (self.tokenizer.eos_token or "") * add_eos_token for string in strings]
+        rows = self.tokenizer(strings, add_special_tokens=False, truncation=truncation, max_length=max_length)
+        inputs = self.tokenizer.pad(rows["input_ids"], padding, max_length, padding_side=padding_side)
+        count = max(1, *(len(sample) for sample in samples))
+        inputs["pixel_values"] = self._pixels(inputs["input_ids"], samples, count, transform, settings)
         inputs["image_attention_mask"] = [self._image_attention(ids, count) for ids in inputs["input_ids"]]
-        if not any(images_of):
+        if not any(samples):
             inputs["image_attention_mask"] = [np.zeros((len(ids), 1), bool) for ids in inputs["input_ids"]]
         return inputs.convert(return_tensors)
+
+    def _pixels(
+        self, rows: list[list[int]], samples: list[list[Any]], count: int, transform: Any, settings: dict[str, Any]
+    ) -> np.ndarray:
+        """Values (B, count, 3, S, S) of the images whose tokens are in the rows, zeros for what is missing."""
+        processor = self.image_processor.replace(**settings)
+        values = []
+        for ids, images in zip(rows, samples):
+            left = ids.count(self.image_token_id)
+            kept = images[:left] if self.tokenizer.truncation_side == "right" else images[max(len(images) - left, 0) :]
+            values.append(np.asarray(processor.preprocess(kept, transform, return_tensors="np")))
+        shape = next((value.shape[1:] for value in values if len(value)), (3, *[processor.image_size] * 2))
+        pixels = np.zeros((len(rows), count, *shape), np.float32)
+        for row, value in enumerate(values):
+            if len(value):
+                pixels[row, : len(value)] = value
+        return pixels
+
+    def _expanded(self, text: str) -> str:
+        """A text with placeholders as one string: tokens written around an image are not doubled, nor is bos."""
+        text = text.replace(FAKE + IMAGE, IMAGE).replace(IMAGE + FAKE, IMAGE)
+        run = re.compile(f"(?:{re.escape(IMAGE)})+")
+        bos = self.tokenizer.bos_token or ""
+        expanded = run.sub(lambda match: FAKE + match.group().replace(IMAGE, IMAGE + FAKE), text)
+        return expanded if bos and expanded.startswith(bos) else bos + expanded
 
     def _string(self, prompt: Prompt, end_utterances: bool) -> str:
         """A prompt as one string, which begins with bos as the model was trained."""
@@ -148,19 +174,24 @@ def _is_text(item: Any) -> bool:
     return isinstance(item, str) and not is_url(item.strip(" "))
 
 
-def _kept(images: list[Image.Image], count: int, truncation_side: str) -> list[Image.Image]:
-    """The images whose placeholders truncation has left."""
-    return images[:count] if truncation_side == "right" else images[max(len(images) - count, 0) :]
-
-
-def _stack(values: list[np.ndarray], count: int, image_size: int) -> np.ndarray:
-    """Values (n, 3, S, S) of each sample, n at most `count`, as (B, count, 3, S, S) with zeros for what is missing."""
-    shape = next((sample.shape[1:] for sample in values if len(sample)), (3, image_size, image_size))
-    pixels = np.zeros((len(values), count, *shape), np.float32)
-    for row, sample in enumerate(values):
-        if len(sample):
-            pixels[row, : len(sample)] = sample
-    return pixels
+def _placed(images: Any, text: Any) -> list[tuple[str, list[Any]]] | None:
+    """Texts with their images where each text holds as many placeholders as it has images; None where that is not so."""
+    texts = [text] if isinstance(text, str) else text
+    if images is None or not isinstance(texts, (list, tuple)) or not all(isinstance(one, str) for one in texts):
+        return None
+    counts = [one.count(IMAGE) for one in texts]
+    if is_image(images) or (any(counts) and all(is_image(image) for image in images)):
+        flat = iter([images] if is_image(images) else images)
+        samples = [[image for _, image in zip(range(count), flat)] for count in counts]
+        left = list(flat)
+    else:
+        samples, left = [list(sample) if isinstance(sample, (list, tuple)) else [sample] for sample in images], []
+    agree = len(samples) == len(texts) and [len(sample) for sample in samples] == counts and not left
+    if any(counts) and not agree:
+        raise ValueError(
+            f"The texts hold {counts} placeholders {IMAGE} and have other numbers of images: make them equal."
+        )
+    return list(zip(texts, samples)) if agree else None
 
 
 def _prompts(images: Any, text: Any) -> list[Prompt]:

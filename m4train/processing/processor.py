@@ -173,7 +173,8 @@ class Processor:
 
         `images` is one image, a flat list in the order of the placeholders, or a list per text. `settings` are those of the
         image processor or of this processor, for this call. Truncation drops an image it would cut, with what follows.
-        Raises ValueError where a text holds more or fewer placeholders than it has images.
+        A text that begins with bos gets no second one. Raises ValueError where a text holds more or fewer placeholders than
+        it has images.
         """
         if text is not None and not _is_text(text):  # the order of older versions
             images, text = text, images
@@ -187,11 +188,13 @@ class Processor:
         image_processor = processor.image_processor.for_values_of(given)
         samples = [[processor.read(image) for image in sample] for sample in given]
         limit = max_length or self.tokenizer.model_max_length if truncation else None
+        side = self.tokenizer.truncation_side
         rows, kept = [], []
         for one, sample in zip(texts, samples):
-            spans = _truncate(processor._spans(one, sample, add_special_tokens), limit)
+            spans = _truncate(processor._spans(one, sample, add_special_tokens), limit, side)
             rows.append([i for ids, _ in spans for i in ids])
-            kept.append(sample[: sum(is_image for _, is_image in spans)])
+            left = sum(is_image for _, is_image in spans)
+            kept.append(sample[:left] if side == "right" else sample[len(sample) - left :])
         features = self.tokenizer.pad(rows, padding, max_length, pad_to_multiple_of, padding_side)
         features = features.convert(return_tensors)
         if any(kept):
@@ -224,9 +227,7 @@ class Processor:
         if not tokenize:
             return texts if several else texts[0]
         images = [_images_of(c) for c in conversations]
-        bos = self.tokenizer.bos_token
-        options.setdefault("add_special_tokens", not (bos and all(text.startswith(bos) for text in texts)))
-        inputs = self(images if any(images) else None, texts, **options)
+        inputs = self(images=images if any(images) else None, text=texts, **options)
         if not several and not options.get("return_tensors"):
             inputs |= {name: inputs[name][0] for name in ("input_ids", "attention_mask")}
         return inputs if return_dict else inputs["input_ids"]
@@ -263,6 +264,8 @@ class Processor:
     def _spans(self, text: str, images: list[Image.Image], add_special_tokens: bool) -> list[Span]:
         """The ids of a text cut around its images, with what the tokenizer puts before and after."""
         prefix, suffix = self.tokenizer.affixes if add_special_tokens else ([], [])
+        if self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token):  # as chat templates write it
+            prefix = []
         spans: list[Span] = [(prefix, False)]
         pieces = text.split(IMAGE)
         for number, piece in enumerate(pieces):
@@ -311,14 +314,21 @@ def _images_of(messages: list[dict]) -> list[Any]:
     return [next(item[s] for s in sources if s in item) for item in items if any(s in item for s in sources)]
 
 
-def _truncate(spans: list[Span], limit: int | None) -> list[Span]:
-    """The spans that fit in `limit` ids: text may be cut, an image ends the sample before it."""
+def _truncate(spans: list[Span], limit: int | None, side: str) -> list[Span]:
+    """The spans that fit in `limit` ids, cut at the end or (`side` "left") at the beginning, what is put around kept.
+
+    Text may be cut; an image that would be is dropped, with all that lies beyond it.
+    """
     if limit is None:
         return spans
+    prefix, *body, suffix = spans
+    room = limit - len(prefix[0]) - len(suffix[0])
     kept: list[Span] = []
-    for ids, image in spans:
-        if len(ids) > limit:
-            return kept if image else [*kept, (ids[:limit], False)]
+    for ids, image in body if side == "right" else reversed(body):
+        if len(ids) > room:
+            part = [] if image or room <= 0 else ids[:room] if side == "right" else ids[-room:]
+            kept.append((part, False))
+            break
         kept.append((ids, image))
-        limit -= len(ids)
-    return kept
+        room -= len(ids)
+    return [prefix, *(kept if side == "right" else reversed(kept)), suffix]

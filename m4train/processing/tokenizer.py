@@ -112,7 +112,7 @@ class Tokenizer:
     @property
     def added_tokens(self) -> dict[str, int]:
         """Content and id of every added token, special or not."""
-        return {token.content: i for i, token in self._added()}
+        return self._once("added", lambda: {token.content: i for i, token in self._added()})
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """The id of a token, or the ids of several; the id of the unknown token (or None) where there is none."""
@@ -173,8 +173,11 @@ class Tokenizer:
     @property
     def special_pattern(self) -> re.Pattern:
         """Matches the strings of the added tokens, the longest first."""
+        return self._once("pattern", self._make_pattern)
+
+    def _make_pattern(self) -> re.Pattern:
         longest_first = sorted(self.added_tokens, key=len, reverse=True)
-        return self._once("pattern", lambda: re.compile("|".join(map(re.escape, longest_first)) or "(?!)"))
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     @property
     def affixes(self) -> tuple[list[int], list[int]]:
@@ -199,10 +202,13 @@ class Tokenizer:
         return_tensors: str | None = None,
     ) -> Features:
         """`input_ids` and `attention_mask` of one text or of several. Raises ValueError where padding has no pad token."""
-        rows = [self.encode(t, add_special_tokens) for t in ([text] if isinstance(text, str) else text)]
-        limit = self.model_max_length if max_length is None else max_length
+        rows = [self.encode(t, add_special_tokens=False) for t in ([text] if isinstance(text, str) else text)]
+        prefix, suffix = self.affixes if add_special_tokens else ([], [])
         if truncation:
-            rows = [row[:limit] if self.truncation_side == "right" else row[-limit:] for row in rows]
+            limit = self.model_max_length if max_length is None else max_length
+            room = max(limit - len(prefix) - len(suffix), 0)
+            rows = [row[:room] if self.truncation_side == "right" else row[max(len(row) - room, 0) :] for row in rows]
+        rows = [prefix + row + suffix for row in rows]
         features = self.pad(rows, padding, max_length, pad_to_multiple_of)
         if not return_attention_mask:
             del features["attention_mask"]
@@ -265,9 +271,15 @@ class Tokenizer:
     def _add_configured_tokens(self) -> None:
         """Takes up the special tokens that only the configuration files name, as older folders do."""
         present = {t.content for _, t in self._added()}
-        for _, flags in sorted(self.config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
-            if flags["content"] not in present:
+        for id_, flags in sorted(self.config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
+            content = flags["content"]
+            if content not in present:
                 self.backend.add_tokens([AddedToken(**{k: v for k, v in flags.items() if k != "__type"})])
+            if (found := self.backend.token_to_id(content)) != int(id_):
+                raise ConfigError(
+                    f"tokenizer_config.json gives {content!r} the id {id_} where tokenizer.json leads to {found}: take both "
+                    "files from the same model."
+                )
         named = [self.config.get(name) for name in NAMED_TOKENS]
         extra = self.config.get("extra_special_tokens") or []
         extra = list(extra.values()) if isinstance(extra, dict) else list(extra)
@@ -338,6 +350,9 @@ def _flags(token: AddedToken) -> dict[str, Any]:
 
 def _clean_up(text: str) -> str:
     """Drops the space before punctuation and contractions, as tokenizers of the BERT days want it."""
-    for mark in (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re"):
-        text = text.replace(" ' ", "'") if mark == "'" else text.replace(f" {mark}", mark)
+    for mark in (" .", " ?", " !", " ,"):
+        text = text.replace(mark, mark[1:])
+    text = text.replace(" ' ", "'")
+    for contraction in (" n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(contraction, contraction[1:])
     return text

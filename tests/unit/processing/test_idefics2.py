@@ -44,8 +44,11 @@ def test_tokens_written_around_an_image_are_not_doubled(processor, written):
 
 
 @pytest.mark.parametrize("limit", range(1, 60))
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("split", [False, True])
-def test_truncation_never_cuts_an_image(processor, limit, split):
+def test_truncation_never_cuts_an_image(limit, side, split):
+    processor = tiny_idefics2_processor()
+    processor.tokenizer.truncation_side = side
     images = [picture(10, 10), picture(30, 10)]
     options = {"truncation": True, "max_length": limit, "do_image_splitting": split}
     inputs = processor(images, "some words <image><image> and the end of it", **options)
@@ -53,6 +56,11 @@ def test_truncation_never_cuts_an_image(processor, limit, split):
     frames = sum(len(row) for row in inputs.get("pixel_values", []))
     assert len(inputs["input_ids"][0]) <= limit
     assert features == frames * processor.image_seq_len
+    assert inputs["input_ids"][0][0] == processor.bos_id
+    if frames == (5 if split else 1):
+        left = images[:1] if side == "right" else images[1:]
+        alone = processor.image_processor(left, do_image_splitting=split)["pixel_values"]
+        assert (inputs["pixel_values"] == alone).all()
 
 
 def test_masks_cover_the_images_and_not_their_canvas(processor):

@@ -105,3 +105,14 @@ def test_save_and_load_give_the_same_processor(tmp_path):
     }
     assert again.image_seq_len == processor.image_seq_len
     assert again.chat_template == processor.chat_template
+
+
+def test_bos_is_never_doubled():
+    processor = tiny_idefics3_processor()
+    messages = [{"role": "user", "content": "what?"}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert text.startswith("<|begin_of_text|>")
+    ids = processor(text=[text])["input_ids"][0]
+    assert ids.count(processor.bos_id) == 1
+    assert ids == processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+    assert processor(text="what?")["input_ids"][0][0] == processor.bos_id
