@@ -12,9 +12,9 @@ from m4train.errors import ConfigError
 
 MODEL_FAMILIES = ("idefics3", "smolvlm")
 ENGINES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
-OPTIMIZERS = ("adamw",)
+OPTIMIZERS = ("adamw", "adamw_8bit")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
-ADAPTERS = ("none", "lora")
+ADAPTERS = ("none", "lora", "dora", "qlora")
 
 
 @dataclass
@@ -104,11 +104,13 @@ class FreezeConfig:
 
 @dataclass
 class AdapterConfig:
-    kind: str = "none"  # none, lora
+    kind: str = "none"  # none, lora, dora, qlora (lora on a base quantised to 4 bits)
     rank: int = 16
+    rank_stabilized: bool = False  # scale by alpha / sqrt(rank) in place of alpha / rank (rsLoRA)
     alpha: float = 32.0
     dropout: float = 0.0
     targets: dict[str, list[str]] = field(default_factory=dict)  # part -> module names, such as text: [q_proj, v_proj]
+    quantize: list[str] = field(default_factory=lambda: ["text"])  # qlora: parts whose linear layers are stored in nf4
 
 
 @dataclass
@@ -279,6 +281,30 @@ def _check_engine(engine: EngineConfig) -> None:
     )
 
 
+def _check_combinations(config: Config) -> None:
+    """What one engine, optimizer or adapter cannot do with another, each with its reason."""
+    engine, optimizer, adapter = config.engine.name, config.optimizer.name, config.adapter.kind
+    _require(
+        optimizer != "adamw_8bit" or engine in ("single", "ddp"),
+        f"optimizer.name=adamw_8bit cannot work with engine.name={engine}: its block-wise quantised state belongs to "
+        "whole tensors, not to shards; choose engine=single or ddp, or optimizer=adamw.",
+    )
+    _require(
+        adapter != "dora" or engine != "zero3",
+        "adapter.kind=dora cannot work with engine.name=zero3: its norms read base weights outside of the layers that "
+        "gather them; choose engine=zero2 or fsdp2, or adapter=lora.",
+    )
+    _require(
+        adapter != "qlora" or engine not in ("zero3", "fsdp2"),
+        f"adapter.kind=qlora cannot work with engine.name={engine}: 4-bit weights are packed and cannot be cut into "
+        "shards; choose engine=single, ddp, zero1 or zero2.",
+    )
+    _require(
+        adapter != "qlora" or bool(config.adapter.quantize),
+        "adapter.quantize is empty, but adapter.kind is qlora: name the parts to store in 4 bits, such as [text].",
+    )
+
+
 def _check_training(config: Config) -> None:
     trainer, optimizer = config.trainer, config.optimizer
     for key in (
@@ -301,6 +327,7 @@ def _check_training(config: Config) -> None:
     )
     _one_of("trainer.precision", trainer.precision, ("fp32", "bf16"))
     _check_engine(config.engine)
+    _check_combinations(config)
     _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
     _require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _require(len(optimizer.betas) == 2, f"optimizer.betas is {optimizer.betas}, but must hold two numbers.")

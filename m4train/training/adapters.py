@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from m4train.config import AdapterConfig
+from m4train.config import ADAPTERS, AdapterConfig
 from m4train.errors import CheckpointError, ConfigError
 from m4train.training.naming import ADAPTER_NAME, canonical_name, canonical_parameters, is_adapter, part_of
+from m4train.training.quantization import dequantized, is_quantized, quantize_parts
 
 _FILE, _CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_MAGNITUDE = "lora_magnitude_vector"
 _PREFIX = "base_model.model."  # what peft puts before every name in its files
 
 
@@ -55,8 +57,8 @@ def apply_adapters(model: nn.Module, config: AdapterConfig) -> list[str]:
     """
     if config.kind == "none":
         return []
-    if config.kind != "lora":
-        raise ConfigError(f"adapter.kind is {config.kind!r}, but must be one of none, lora.")
+    if config.kind not in ADAPTERS:
+        raise ConfigError(f"adapter.kind is {config.kind!r}, but must be one of {', '.join(ADAPTERS)}.")
     if not config.targets:
         raise ConfigError(
             "adapter.targets is empty; name modules per part, such as adapter.targets.text=[q_proj, v_proj]."
@@ -64,6 +66,8 @@ def apply_adapters(model: nn.Module, config: AdapterConfig) -> list[str]:
     from peft import inject_adapter_in_model
 
     wanted = resolve_targets(model, config.targets)
+    if config.kind == "qlora":
+        quantize_parts(model, config.quantize)
     inject_adapter_in_model(_peft_config(config, wanted), model, adapter_name=ADAPTER_NAME)
     adapted = [canonical_name(name) for name, _ in _adapted_modules(model)]
     if sorted(adapted) != sorted(wanted):
@@ -80,7 +84,14 @@ def _peft_config(config: AdapterConfig, targets: list[str]) -> Any:
     from peft import LoraConfig
 
     pattern = "|".join(re.escape(name) for name in targets)
-    return LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=pattern)
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=pattern,
+        use_rslora=config.rank_stabilized,
+        use_dora=config.kind == "dora",
+    )
 
 
 def _adapted_modules(model: nn.Module) -> list[tuple[str, Any]]:
@@ -90,16 +101,41 @@ def _adapted_modules(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Adds every adapter to the weights under it and removes it; the module names are the base model's again."""
+    """Adds every adapter to the weights under it and removes it; the module names are the base model's again.
+
+    Layers stored in 4 bits become plain ones first, adapted or not, so that what the adapter learned is not rounded away.
+    """
     for name, module in _adapted_modules(model):
-        module.merge(safe_merge=True, adapter_names=[ADAPTER_NAME])
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+        base = module.get_base_layer()
+        if is_quantized(base):
+            base = dequantized(base)
+            base.weight.data += module.get_delta_weight(ADAPTER_NAME).to(base.weight.dtype)
+        else:
+            module.merge(safe_merge=True, adapter_names=[ADAPTER_NAME])
+        _replace(model, name, base)
+    for name, module in list(model.named_modules()):
+        if is_quantized(module):
+            _replace(model, name, dequantized(module))
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
 
 
 def adapter_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The adapter tensors among canonical names, under the names peft gives them in its files."""
-    return {_PREFIX + name: tensor for name, tensor in tensors.items() if is_adapter(name)}
+    return {_PREFIX + _peft_name(name): tensor for name, tensor in tensors.items() if is_adapter(name)}
+
+
+def _peft_name(name: str) -> str:
+    """peft's files call the magnitude of DoRA by the name of the module that holds it."""
+    return name.removesuffix(".weight") if name.endswith(_MAGNITUDE + ".weight") else name
+
+
+def _canonical_stored(name: str) -> str:
+    name = canonical_name(name.removeprefix(_PREFIX))
+    return f"{name}.weight" if name.endswith(_MAGNITUDE) else name
 
 
 def save_adapter(folder: Path, config: AdapterConfig, targets: list[str], tensors: Mapping[str, Tensor]) -> None:
@@ -128,7 +164,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     """
     if not (folder / _FILE).is_file() or not (folder / _CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder} holds no adapter: {_FILE} and {_CONFIG_FILE} are needed.")
-    stored = {canonical_name(name.removeprefix(_PREFIX)): t for name, t in load_file(folder / _FILE).items()}
+    stored = {_canonical_stored(name): t for name, t in load_file(folder / _FILE).items()}
     live = {name: p for name, p in canonical_parameters(model).items() if is_adapter(name)}
     if stored.keys() != live.keys():
         raise CheckpointError(

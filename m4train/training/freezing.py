@@ -21,6 +21,7 @@ class PartRow:
     parameters: int
     trainable: int
     adapted: int  # parameters of adapters inside this part
+    quantized: int  # parameters stored in 4 bits
     dtypes: tuple[str, ...]
 
 
@@ -52,6 +53,11 @@ def apply_freezing(model: nn.Module, config: FreezeConfig) -> None:
         if not matched:
             raise ConfigError(
                 f"freeze.rules[{number}] ({_text(rule)}) matches no parameter; correct its part, names or module types."
+            )
+        if rule.trainable and not all(parameter.is_floating_point() for parameter in matched):
+            raise ConfigError(
+                f"freeze.rules[{number}] ({_text(rule)}) makes weights trainable that adapter.quantize stores in 4 bits; "
+                "leave them frozen, or take their part out of adapter.quantize."
             )
         for parameter in matched:
             parameter.requires_grad_(rule.trainable)
@@ -89,18 +95,25 @@ def parameter_table(model: nn.Module) -> list[PartRow]:
 def _row(part: str, members: list[tuple[str, nn.Parameter]]) -> PartRow:
     return PartRow(
         part=part,
-        parameters=sum(p.numel() for _, p in members),
+        parameters=sum(_count(p) for _, p in members),
         trainable=sum(p.numel() for _, p in members if p.requires_grad),
         adapted=sum(p.numel() for name, p in members if is_adapter(name)),
+        quantized=sum(_count(p) for _, p in members if not p.is_floating_point()),
         dtypes=tuple(sorted({str(p.dtype).removeprefix("torch.") for _, p in members})),
     )
 
 
+def _count(parameter: nn.Parameter) -> int:
+    """Elements a parameter stands for: the packed bytes of a 4-bit one hold two each."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
+
+
 def format_table(rows: list[PartRow]) -> str:
     """The table as aligned text."""
-    lines = [f"{'part':<16}{'parameters':>16}{'trainable':>16}{'adapters':>14}  dtype"]
+    lines = [f"{'part':<16}{'parameters':>16}{'trainable':>16}{'adapters':>14}{'4-bit':>16}  dtype"]
     for row in rows:
         lines.append(
-            f"{row.part:<16}{row.parameters:>16,}{row.trainable:>16,}{row.adapted:>14,}  {', '.join(row.dtypes)}"
+            f"{row.part:<16}{row.parameters:>16,}{row.trainable:>16,}{row.adapted:>14,}{row.quantized:>16,}  {', '.join(row.dtypes)}"
         )
     return "\n".join(lines)

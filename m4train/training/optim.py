@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from m4train.config import OptimizerConfig
+from m4train.config import OPTIMIZERS, OptimizerConfig
 from m4train.errors import ConfigError
 from m4train.training.naming import canonical_name, part_of
 
@@ -57,9 +58,14 @@ def parameter_groups(
 
 def make_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer named by the config. Raises ConfigError for an unknown name."""
-    if config.name != "adamw":
-        raise ConfigError(f"optimizer.name is {config.name!r}, but must be adamw.")
-    return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
+    options: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, **options, fused=True)
+    if config.name == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(groups, **options)
+    raise ConfigError(f"optimizer.name is {config.name!r}, but must be one of {', '.join(OPTIMIZERS)}.")
 
 
 def build_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -70,7 +76,7 @@ def build_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Creates every state tensor, zeroed, without moving a parameter: a rate of zero, and gradients of zero."""
+    """Creates every state tensor at its initial value, by an update with gradients and a rate of zero at step zero."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
@@ -78,9 +84,8 @@ def allocate_state(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor):
-                value.zero_()
+        step = state["step"]
+        state["step"] = step.zero_() if isinstance(step, Tensor) else 0
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -90,17 +95,30 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
-    """One update, or none where `skip` () is 1.0, decided on the device: fused AdamW reads the flag inside its kernel."""
-    optimizer.found_inf = skip
-    optimizer.step()
+    """One update, or none where `skip` () is 1.0.
+
+    Fused AdamW reads the flag inside its kernel, so nothing waits for the device; 8-bit AdamW cannot, and waits.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.found_inf = skip
+        optimizer.step()
+    elif not skip.item():
+        optimizer.step()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every state tensor, as `optimizer/<kind>/<canonical name>`."""
+    """Every state value as a tensor, `optimizer/<kind>/<canonical name>`; those that are tensors already are live."""
     tensors = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for kind, value in optimizer.state[parameter].items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer/{kind}/{name}"] = value
+                tensors[f"optimizer/{kind}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     return tensors
+
+
+def take_step_counts(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Sets the step counts that an optimizer keeps as Python numbers from tensors read out of a checkpoint."""
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if not isinstance(optimizer.state[parameter]["step"], Tensor):
+                optimizer.state[parameter]["step"] = int(tensors[f"optimizer/step/{name}"])

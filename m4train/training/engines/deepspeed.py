@@ -20,6 +20,7 @@ from m4train.training.engines.ddp import DistributedEngine
 from m4train.training.engines.deepspeed_config import STAGES, deepspeed_config
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.naming import canonical_parameters, persistent_buffers
+from m4train.training.quantization import quantization_tensors
 
 FILE = "deepspeed.json"
 
@@ -134,8 +135,8 @@ class DeepSpeedEngine(DistributedEngine):
             for kind, value in self._state_of(name).items():
                 full = safe_get_full_optimizer_state(parameter, kind) if value.ndim else value.detach()
                 tensors[f"optimizer/{kind}/{name}"] = self._kept(full)
-        for name, buffer in persistent_buffers(self.model).items():
-            tensors[f"buffer/{name}"] = self._kept(buffer)
+        for name, buffer in self._buffers().items():
+            tensors[name] = self._kept(buffer)
         return tensors if self.rank == 0 else {}
 
     def _kept(self, full: Tensor) -> Tensor:
@@ -172,9 +173,12 @@ class DeepSpeedEngine(DistributedEngine):
                     full[f"optimizer/{kind}/{name}"] = torch.empty(shape if value.ndim else (), dtype=value.dtype)
             read(full)
             self._set(name, parameter, full)
-        buffers = {f"buffer/{name}": buffer for name, buffer in persistent_buffers(self.model).items()}
-        if buffers:
+        if buffers := self._buffers():
             read(buffers)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        kept = {**persistent_buffers(self.model), **quantization_tensors(self.model)}
+        return {f"buffer/{name}": buffer for name, buffer in kept.items()}
 
     def _set(self, name: str, parameter: nn.Parameter, full: dict[str, Tensor]) -> None:
         value = full.pop(f"parameter/{name}")

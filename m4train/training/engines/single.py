@@ -15,6 +15,7 @@ from m4train.training import optim
 from m4train.training.engines.base import Update
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.naming import canonical_parameters, part_of, persistent_buffers
+from m4train.training.quantization import quantization_tensors
 
 
 class SingleEngine:
@@ -105,11 +106,14 @@ class SingleEngine:
 
     def tensors(self) -> dict[str, Tensor]:
         parameters = {f"parameter/{name}": p.detach() for name, p in canonical_parameters(self.model).items()}
-        buffers = {f"buffer/{name}": buffer for name, buffer in persistent_buffers(self.model).items()}
+        kept = {**persistent_buffers(self.model), **quantization_tensors(self.model)}
+        buffers = {f"buffer/{name}": buffer for name, buffer in kept.items()}
         return {**parameters, **buffers, **optim.optimizer_tensors(self.optimizer)}
 
     def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
-        read(self.tensors())
+        tensors = self.tensors()
+        read(tensors)
+        optim.take_step_counts(self.optimizer, tensors)
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in canonical_parameters(self.model).items():

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from m4train.config import AdapterConfig
+from m4train.config import AdapterConfig, FreezeConfig, FreezeRule
 from m4train.errors import CheckpointError, ConfigError
 from m4train.training.adapters import apply_adapters, load_adapter, merge_adapters, save_adapter
 from m4train.training.naming import canonical_parameters
-from tests.helpers.training import TinyModel, join, make_pack
+from tests.helpers.training import TinyModel, join, make_config, make_pack, make_trainer, read_metrics
 
 BATCH = join([make_pack(n)[0] for n in range(3)])
 
@@ -105,3 +105,94 @@ def test_a_tied_head_is_no_target_of_its_own():
     del parts["lm_head"]
     model.parts = lambda: parts
     assert len(apply_adapters(model, _config())) == 4
+
+
+@pytest.mark.parametrize("kind", ["dora", "lora"])
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+def test_every_kind_merges_saves_and_loads(kind, rank_stabilized, tmp_path):
+    from peft import PeftModel
+
+    config = AdapterConfig(kind=kind, rank=2, rank_stabilized=rank_stabilized, targets={"text": ["q_proj"]})
+    model = TinyModel()
+    targets = apply_adapters(model, config)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    expected = _logits(model)
+    save_adapter(tmp_path, config, targets, canonical_parameters(model))
+    theirs = PeftModel.from_pretrained(TinyModel(), tmp_path)
+    torch.testing.assert_close(_logits(theirs.base_model.model), expected)
+    again = TinyModel()
+    apply_adapters(again, config)
+    load_adapter(again, tmp_path)
+    assert torch.equal(_logits(again), expected)
+    merge_adapters(model)
+    torch.testing.assert_close(_logits(model), expected, rtol=1e-4, atol=1e-5)
+
+
+def _wide():
+    """A model wide enough for blocks of 64 values."""
+    from m4train.models import Idefics3Config, Idefics3ForConditionalGeneration
+    from tests.helpers.models import tiny_idefics3
+
+    model = Idefics3ForConditionalGeneration(Idefics3Config.from_dict(tiny_idefics3()))
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model
+
+
+def test_qlora_quantises_the_named_parts_only():
+    from m4train.training.freezing import apply_freezing, parameter_table
+
+    model = _wide()
+    plain = {name: p.detach().clone() for name, p in model.named_parameters()}
+    apply_adapters(model, AdapterConfig(kind="qlora", rank=2, targets={"text": ["q_proj"]}))
+    apply_freezing(model, FreezeConfig([FreezeRule(part="connector", trainable=True)]))
+    rows = {row.part: row for row in parameter_table(model)}
+    assert rows["text"].quantized > 0.9 * (rows["text"].parameters - rows["text"].adapted)
+    assert all(rows[part].quantized == 0 for part in ("vision", "connector", "embeddings", "lm_head"))
+    assert rows["connector"].trainable == rows["connector"].parameters
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and "lora" not in name:
+            assert torch.equal(parameter, plain[name.replace(".base_layer", "")])
+    with pytest.raises(ConfigError, match="4 bits"):
+        apply_freezing(model, FreezeConfig([FreezeRule(part="text", trainable=True)]))
+    with pytest.raises(ConfigError, match="embeddings"):
+        apply_adapters(_wide(), AdapterConfig(kind="qlora", targets={"text": ["q_proj"]}, quantize=["embeddings"]))
+
+
+def test_qlora_merges_into_what_the_four_bits_stand_for():
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    from tests.helpers.training import IDEFICS3
+
+    batch = join([make_pack(n, 0, IDEFICS3)[0] for n in range(3)], IDEFICS3)
+    model, reference = _wide(), _wide()
+    apply_adapters(model, AdapterConfig(kind="qlora", rank=2, targets={"text": ["q_proj"]}))
+    for name, parameter in reference.named_parameters():
+        if ".layers." in name and "text_model" in name and parameter.ndim == 2:
+            packed, state = quantize_4bit(parameter.data, quant_type="nf4", compress_statistics=True)
+            parameter.data = dequantize_4bit(packed, state)
+    live = model(batch, return_logits=True).logits
+    merge_adapters(model)
+    assert set(dict(model.named_parameters())) == set(dict(reference.named_parameters()))
+    merged, expected = (m(batch, return_logits=True).logits for m in (model, reference))
+    torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(live, expected, rtol=5e-2, atol=5e-2)  # 4-bit products are computed in bf16
+
+
+@pytest.mark.parametrize("adapter", ["qlora", "dora"])
+def test_training_an_adapter_resumes_to_the_last_bit(adapter, tmp_path):
+    from tests.helpers.training import IDEFICS3
+
+    for name, pieces in (("whole", (6,)), ("broken", (2, 4))):
+        for steps in pieces:
+            config = make_config(tmp_path / name, max_steps=6, stop_after=steps)
+            config.adapter = AdapterConfig(kind=adapter, rank=2, targets={"text": ["q_proj", "down_proj"]})
+            model = _wide()
+            torch.manual_seed(0)
+            apply_adapters(model, config.adapter)
+            make_trainer(config, model, shape=IDEFICS3).train()
+    whole, broken = (read_metrics(tmp_path / name) for name in ("whole", "broken"))
+    assert [line["loss"] for line in whole] == [line["loss"] for line in broken]
+    assert whole[-1]["loss"] < whole[0]["loss"]

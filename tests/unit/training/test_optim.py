@@ -67,3 +67,44 @@ def test_update_equals_plain_adamw_and_can_be_skipped():
         name: t.item() for name, t in optim.optimizer_tensors(optimizer).items() if name.startswith("optimizer/step")
     }
     assert set(steps.values()) == {2.0}
+
+
+def test_eight_bit_adamw_learns_and_resumes_to_the_last_bit(tmp_path):
+    from torch import nn
+
+    from tests.helpers.training import make_config, make_trainer, read_metrics
+
+    def wide():
+        model = TinyModel()
+        model.connector = nn.Sequential(nn.Linear(16, 512, bias=False), nn.Linear(512, 32))  # above 4096: 8-bit state
+        return model
+
+    for name, pieces in (("whole", (8,)), ("broken", (3, 5))):
+        for steps in pieces:
+            config = make_config(tmp_path / name, max_steps=8, stop_after=steps)
+            config.optimizer.name = "adamw_8bit"
+            torch.manual_seed(0)
+            trainer = make_trainer(config, wide())
+            trainer.train()
+    kinds = {t.dtype for key, t in trainer.engine.tensors().items() if key.startswith("optimizer/state1/")}
+    assert kinds == {torch.uint8, torch.float32}
+    whole, broken = (read_metrics(tmp_path / name) for name in ("whole", "broken"))
+    assert [line["loss"] for line in whole] == [line["loss"] for line in broken]
+    plain = make_config(tmp_path / "plain", max_steps=8)
+    torch.manual_seed(0)
+    make_trainer(plain, wide()).train()
+    assert whole[-1]["loss"] == pytest.approx(read_metrics(tmp_path / "plain")[-1]["loss"], rel=0.02)
+
+
+def test_eight_bit_adamw_skips_a_bad_step():
+    groups, config = _groups(TinyModel(), name="adamw_8bit")
+    optimizer = optim.build_optimizer(groups, config)
+    parameter = optimizer.param_groups[0]["params"][0]
+    before = parameter.detach().clone()
+    optim.set_rates(optimizer, 1.0)
+    for skip, moved in ((1.0, False), (0.0, True)):
+        for group in optimizer.param_groups:
+            for member in group["params"]:
+                member.grad = torch.ones_like(member)
+        optim.step_unless(optimizer, torch.tensor(skip))
+        assert torch.equal(before, parameter) != moved

@@ -1,0 +1,87 @@
+"""Frozen linear layers stored in 4 bits: NF4 with double quantisation (Dettmers et al., 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m4train.errors import ConfigError
+from m4train.training.naming import canonical_name, canonical_parameters, part_of
+
+
+def quantize_parts(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """Replaces the plain linear layers of the named parts by 4-bit ones, in place; returns their names.
+
+    Subclasses of `nn.Linear` (a head with a loss of its own) keep their precision, as do all parts that are not named.
+    Raises ConfigError for a part that is unknown or has no linear layer.
+    """
+    known, own = model.parts(), canonical_parameters(model)
+    replaced = []
+    for part in parts:
+        names = [
+            name
+            for name, module in model.named_modules()
+            if type(module) is nn.Linear and f"{name}.weight" in own and part_of(f"{name}.weight", known) == part
+        ]
+        if not names:
+            raise ConfigError(
+                f"adapter.quantize names {part!r}, which has no linear layer; it must be of {', '.join(known)}."
+            )
+        for name in names:
+            parent, _, leaf = name.rpartition(".")
+            owner = model.get_submodule(parent)
+            setattr(owner, leaf, _quantized(getattr(owner, leaf)))
+        replaced.extend(names)
+    model.is_loaded_in_4bit = True  # how peft is told to put its 4-bit adapter layers around them
+    return replaced
+
+
+def _quantized(linear: nn.Linear) -> nn.Module:
+    import bitsandbytes as bnb
+
+    layer = bnb.nn.Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=torch.bfloat16,
+        compress_statistics=True,
+        quant_type="nf4",
+    )
+    layer.weight = bnb.nn.Params4bit(
+        linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+    )
+    if linear.bias is not None:
+        layer.bias = nn.Parameter(linear.bias.data, requires_grad=False)
+    return layer.to(linear.weight.device)  # the move is what quantises
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a layer is stored in 4 bits."""
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+
+
+def dequantized(module: Any) -> nn.Linear:
+    """A plain linear layer with the values the 4-bit one stands for, in fp32."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+    layer = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device=weight.device)
+    layer.weight.data = weight
+    if module.bias is not None:
+        layer.bias.data = module.bias.data.float()
+    return layer
+
+
+def quantization_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The live scales of every 4-bit weight, by canonical name, so that a checkpoint holds all of its value."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            found[f"{canonical_name(name)}.absmax"] = state.absmax
+            found[f"{canonical_name(name)}.nested_absmax"] = state.state2.absmax
+            found[f"{canonical_name(name)}.offset"] = state.offset
+    return found
