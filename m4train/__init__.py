@@ -23,6 +23,7 @@ _HOMES = {
     ),
     "m4train.processing": (
         "AutoProcessor",
+        "AutoTokenizer",
         "IdeficsImageProcessor",
         "IdeficsProcessor",
         "Idefics2ImageProcessor",

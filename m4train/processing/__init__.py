@@ -1,6 +1,6 @@
 """Tokenizers, chat templates, images, and one processor per model: from samples to token ids and frames, without torch."""
 
-from m4train.processing.auto import AutoProcessor
+from m4train.processing.auto import AutoProcessor, AutoTokenizer
 from m4train.processing.idefics import IdeficsProcessor
 from m4train.processing.idefics2 import Idefics2Processor
 from m4train.processing.idefics2_images import Idefics2ImageProcessor, Idefics2ImageProcessorFast
@@ -12,6 +12,7 @@ from m4train.processing.tokenizer import Tokenizer
 
 __all__ = [
     "AutoProcessor",
+    "AutoTokenizer",
     "EncodedImage",
     "Idefics2ImageProcessor",
     "Idefics2ImageProcessorFast",

@@ -1,4 +1,4 @@
-"""The processor that a folder was saved by."""
+"""The processor and tokenizer of a folder, whatever its model is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from m4train.processing.idefics import IdeficsProcessor
 from m4train.processing.idefics2 import Idefics2Processor
 from m4train.processing.idefics3 import Idefics3Processor, SmolVLMProcessor
 from m4train.processing.processor import Processor
+from m4train.processing.tokenizer import Tokenizer
 
 _CLASSES: dict[str, type[Processor]] = {
     "IdeficsProcessor": IdeficsProcessor,
@@ -37,6 +38,18 @@ class AutoProcessor:
         """The processor of a folder or hub model. Raises ConfigError where the folder names none of this family."""
         folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir)
         return _class_of(folder).from_pretrained(folder, **settings)
+
+
+class AutoTokenizer:
+    """The tokenizer of a folder."""
+
+    @staticmethod
+    def from_pretrained(
+        name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None, **settings: Any
+    ) -> Tokenizer:
+        """The tokenizer of a folder or hub model; `settings` override those of its tokenizer_config.json."""
+        tokenizer = Tokenizer.from_pretrained(model_folder(name, PROCESSOR_FILES, revision, cache_dir))
+        return Tokenizer(tokenizer.backend, tokenizer.config | settings) if settings else tokenizer
 
 
 def _class_of(folder: Path) -> type[Processor]:

@@ -85,6 +85,7 @@ class IdeficsProcessor(Processor):
         add_eos_token: bool = False,
         add_end_of_utterance_token: bool | None = None,
         add_special_tokens: bool = False,
+        debug: bool = False,
         return_tensors: str | None = "pt",
         **settings: Any,
     ) -> Features:
@@ -94,7 +95,8 @@ class IdeficsProcessor(Processor):
         `images` is the other form: where texts hold a placeholder <image> for each image they are like those of the other
         processors; else one image comes before each text, or a list of images after it. Every prompt begins with bos, once,
         whatever `add_special_tokens` says. `transform` makes a tensor (3, S, S) of a Pillow image in place of the image
-        processor, for training. Truncation drops an image with its token. Raises ValueError for arguments that do not fit.
+        processor, for training. Truncation drops an image with its token. `debug` prints the prompts as they are encoded.
+        Raises ValueError for arguments that do not fit.
         """
         if prompts is not None and text is None and images is None:
             text = prompts
@@ -108,6 +110,8 @@ class IdeficsProcessor(Processor):
             strings = [self._string(prompt, ends) for prompt in read]
             samples = [[item for item in prompt if not _is_text(item)] for prompt in read]
         strings = [string + (self.tokenizer.eos_token or "") * add_eos_token for string in strings]
+        if debug:
+            print("\n".join(repr(string) for string in strings))
         rows = self.tokenizer(strings, add_special_tokens=False, truncation=truncation, max_length=max_length)
         inputs = self.tokenizer.pad(rows["input_ids"], padding, max_length, padding_side=padding_side)
         count = max(1, *(len(sample) for sample in samples))

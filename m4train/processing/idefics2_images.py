@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from m4train.processing.features import Features
 from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.images import to_rgb
 
@@ -78,11 +79,33 @@ class Idefics2ImageProcessor(ImageProcessor):
 
 
 class Idefics2ImageProcessorFast(Idefics2ImageProcessor):
-    """The same frames, with the images of a batch decoded and resized in parallel threads."""
+    """The same frames, with the images of a batch resized in parallel threads."""
+
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        data_format: str | None = None,
+        input_data_format: str | None = None,
+        device: Any = None,
+        disable_grouping: bool | None = None,
+        default_to_square: bool | None = None,
+        do_center_crop: bool | None = None,
+        crop_size: dict[str, int] | None = None,
+        **settings: Any,
+    ) -> Features:
+        """As for every image processor; tensors are put on `device`.
+
+        Grouping and squares by default are accepted and change nothing: images are taken one by one, and sizes are dicts.
+        Raises ValueError for a crop, which Idefics2 has none of.
+        """
+        if do_center_crop or crop_size:
+            raise ValueError("Idefics2 crops no centre out of its images: leave do_center_crop and crop_size out.")
+        features = super().preprocess(images, return_tensors, data_format, input_data_format, **settings)
+        return features if device is None else features.to(device)
 
     def frames_of_batch(self, samples: list[list[Image.Image]]) -> list[list[np.ndarray]]:
         images = [image for sample in samples for image in sample]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            framed = list(pool.map(self.frames, images))
-        numbered = iter(framed)
-        return [[frame for _ in sample for frame in next(numbered)] for sample in samples]
+            framed = iter(list(pool.map(self.frames, images)))
+        return [[frame for _ in sample for frame in next(framed)] for sample in samples]

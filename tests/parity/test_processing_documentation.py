@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import m4train
+from m4train.image_utils import load_image
 from tests.helpers.processing import picture, tiny_idefics3_processor
 from tests.parity.fixtures import make_processing_446 as made
 
@@ -108,6 +109,9 @@ def test_idefics2_processor(idefics2, urls):
     images = [[urls[0]], [urls[1]]]
     text = ["<image>In this image, we see", "bla bla bla<image>"]
     outputs = processor(images=images, text=text, return_tensors="pt", padding=True)
+    loaded = [[load_image(url) for url in sample] for sample in images]
+    again = processor(images=loaded, text=text, return_tensors="pt", padding=True)
+    assert torch.equal(outputs.pixel_values, again.pixel_values)
     fake = "<fake_token_around_image>"
     assert processor.tokenizer.batch_decode(outputs.input_ids) == [
         f"<s>{fake}<image><image>{fake} In this image, we see",
@@ -186,8 +190,26 @@ def test_idefics_prompts(tmp_path, urls):
     assert torch.equal(trained["pixel_values"][0, 1], transform(processor.image_processor.fetch_images(urls[1])))
 
 
+def test_idefics_prompts_can_be_looked_at(tmp_path, capsys):
+    tokenizer = m4train.AutoTokenizer.from_pretrained(made.FOLDER)
+    processor = m4train.IdeficsProcessor(m4train.IdeficsImageProcessor(image_size=28), tokenizer)
+    processor(["User:", picture(5, 5)], debug=True, padding=False, truncation=None, max_length=None)
+    image = "<fake_token_around_image><image><fake_token_around_image>"
+    assert capsys.readouterr().out == f"'<s>User:{image}'\n"
+
+
+def test_idefics2_fast_arguments():
+    processor = m4train.Idefics2ImageProcessorFast(size={"shortest_edge": 28, "longest_edge": 56})
+    inputs = processor(
+        picture(40, 40), return_tensors="pt", device="cpu", disable_grouping=True, do_image_splitting=True
+    )
+    assert inputs.pixel_values.shape == (1, 5, 3, 40, 40)
+    with pytest.raises(ValueError, match="crops no centre"):
+        processor(picture(40, 40), do_center_crop=True)
+
+
 def test_idefics_tokenizer():
-    tokenizer = m4train.processing.Tokenizer.from_pretrained(made.FOLDER)
+    tokenizer = m4train.AutoTokenizer.from_pretrained(made.FOLDER)
     inputs = tokenizer("Hey, are you consciours? Can you talk to me?", return_tensors="pt")
     decoded = tokenizer.batch_decode(inputs.input_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)[0]
     assert decoded == "Hey, are you consciours? Can you talk to me?"

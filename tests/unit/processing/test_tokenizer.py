@@ -21,12 +21,19 @@ FAKE = "<fake_token_around_image>"
 
 def load(kind: str) -> Tokenizer:
     """A tokenizer of each kind that marks words in its own way, with the image tokens."""
-    folder = tokenizer_folder() if kind == "bytelevel" else made.FOLDER
-    tokenizer = Tokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folder() if kind.startswith("bytelevel") else made.FOLDER)
     state = json.loads(tokenizer.backend.to_str())
+    if kind == "bytelevel with prefix":
+        state["pre_tokenizer"]["add_prefix_space"] = True
+    if kind == "bytelevel by pattern":  # as LLaMA 3: a pattern of its own, and words that skip the merges
+        pattern = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+(?!\S)|\s+"
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        state["pre_tokenizer"]["use_regex"] = False
+        state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, state["pre_tokenizer"]]}
+        state["model"]["ignore_merges"] = True
     if kind.startswith("metaspace"):
-        state["normalizer"] = None
         scheme = kind.split()[1]
+        state["normalizer"] = None
         state["pre_tokenizer"] = {
             "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False
         }  # fmt: skip
@@ -35,7 +42,15 @@ def load(kind: str) -> Tokenizer:
     return tokenizer
 
 
-KINDS = ["bytelevel", "prepend", "metaspace always", "metaspace first", "metaspace never"]
+KINDS = [
+    "bytelevel",
+    "bytelevel with prefix",
+    "bytelevel by pattern",
+    "prepend",
+    "metaspace always",
+    "metaspace first",
+    "metaspace never",
+]
 TOKENIZERS = {kind: load(kind) for kind in KINDS}
 words = st.text(alphabet="aIn the\n\t'.,:12é数\U0001f600▁Ġ", max_size=12)
 items = st.lists(st.one_of(words.map(lambda t: {"text": t}), st.just({"image": "x"})), max_size=6)
