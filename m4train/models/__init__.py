@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "AutoModelForImageTextToText": "auto",
     "IdeficsConfig": "model_configs",
     "IdeficsForVisionText2Text": "idefics",
     "IdeficsModel": "idefics",

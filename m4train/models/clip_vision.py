@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m4train.errors import DataError
+from m4train.models.layers import stretch_positions
 from m4train.models.model_configs import IdeficsVisionConfig
 from m4train.models.vision import (
     PatchAttention,
@@ -41,17 +41,11 @@ class ClipEmbeddings(nn.Module):
         first = self.class_embedding.to(patches.dtype).expand(count, 1, -1)
         positions = self.position_embedding.weight
         if not fits:
-            positions = self._interpolated(positions, height // self.patch_size, width // self.patch_size)
+            # The tenth of a patch is part of what the scale means for the reference.
+            rows, columns = height // self.patch_size, width // self.patch_size
+            scale = ((rows + 0.1) / self.grid, (columns + 0.1) / self.grid)
+            positions = torch.cat((positions[:1], stretch_positions(positions[1:], self.grid, scale)))
         return torch.cat((first, patches), dim=1) + positions
-
-    def _interpolated(self, positions: Tensor, rows: int, columns: int) -> Tensor:
-        """The patch positions stretched over another grid, bicubic, in fp32 or wider."""
-        wide = positions if positions.dtype == torch.float64 else positions.float()
-        square = wide[1:].unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)[None]
-        # The tenth of a patch keeps the rounded-down size right; it is part of what the scale means for the reference.
-        scale = ((rows + 0.1) / self.grid, (columns + 0.1) / self.grid)
-        stretched = F.interpolate(square, scale_factor=scale, mode="bicubic", align_corners=False)
-        return torch.cat((wide[:1], stretched[0].flatten(1).t())).to(positions.dtype)
 
 
 class ClipTower(nn.Module):

@@ -113,3 +113,14 @@ def _llama3(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
     between = (1 - smooth) * frequencies / factor + smooth * frequencies
     scaled = torch.where(wavelengths > context / low, frequencies / factor, between)
     return torch.where(wavelengths < context / high, frequencies, scaled)
+
+
+def stretch_positions(positions: Tensor, grid: int, scale: tuple[float, float]) -> Tensor:
+    """Position vectors (grid * grid, C) on another grid, (rows * columns, C): bicubic, in fp32 or wider.
+
+    `scale` is the new side over the old one, rows and columns; the new sides are its product with `grid`, rounded down.
+    """
+    wide = positions if positions.dtype == torch.float64 else positions.float()
+    square = wide.unflatten(0, (grid, grid)).permute(2, 0, 1)[None]
+    stretched = F.interpolate(square, scale_factor=scale, mode="bicubic", align_corners=False)
+    return stretched[0].flatten(1).t().to(positions.dtype)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m4train.errors import CheckpointError
+from m4train.hub import WEIGHT_FILES, model_folder
 from m4train.models.configuration import ModelConfig
 
 _INDEX = "model.safetensors.index.json"
@@ -97,28 +98,37 @@ class PretrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        name: str | Path,
         *,
         dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str = "cpu",
+        device_map: str | None = None,
         strict: bool = True,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
     ) -> Self:
-        """A model with the weights of `folder`, in evaluation mode.
+        """A model with the weights of a folder or hub model `name`, in evaluation mode.
 
         Args:
-            dtype: of the parameters; None: as stored.
+            dtype: of the parameters, also as torch_dtype; None or "auto": as stored.
+            device: of the parameters; device_map="auto" means cuda where there is one.
             strict: refuse missing and extra tensors; False: missing ones get random weights.
 
         Raises:
+            ConfigError: there is no such folder or hub model, or it holds another kind of model.
             CheckpointError: files, tensors or shapes that do not fit.
         """
+        folder = model_folder(name, WEIGHT_FILES, revision, cache_dir)
         config = cls.config_class.from_pretrained(folder)
+        if device_map is not None:
+            device = ("cuda" if torch.cuda.is_available() else "cpu") if device_map == "auto" else device_map
         with torch.device("meta"):
             model = cls(config)
-        missing = model.load_folder(folder, dtype=dtype, device=device, strict=strict)
+        missing = model.load_folder(folder, dtype=dtype or torch_dtype, device=device, strict=strict)
         if missing:
             model._fill_missing(missing)
-        path = Path(folder) / "generation_config.json"
+        path = folder / "generation_config.json"
         if path.is_file():
             model.generation_config = json.loads(path.read_text(encoding="utf-8"))
         return model.eval()

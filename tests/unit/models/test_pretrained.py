@@ -97,8 +97,10 @@ def test_another_shape_is_refused(model: Idefics3ForConditionalGeneration, tmp_p
 
 def test_unusable_folders(model: Idefics3ForConditionalGeneration, tmp_path: Path) -> None:
     load = Idefics3ForConditionalGeneration.from_pretrained
-    with pytest.raises(ConfigError, match=r"no config.json in .*elsewhere"):
+    with pytest.raises(ConfigError, match=r"There is no folder .*elsewhere"):
         load(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"no config.json in"):
+        load(tmp_path)
     model.config.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"neither model.safetensors nor"):
         load(tmp_path)

@@ -1,0 +1,46 @@
+"""The model class a folder was saved by."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from m4train.errors import ConfigError
+from m4train.hub import WEIGHT_FILES, model_folder
+
+_CLASSES = {
+    "idefics": ("m4train.models.idefics", "IdeficsForVisionText2Text"),
+    "idefics2": ("m4train.models.idefics2", "Idefics2ForConditionalGeneration"),
+    "idefics3": ("m4train.models.idefics3", "Idefics3ForConditionalGeneration"),
+    "smolvlm": ("m4train.models.idefics3", "SmolVLMForConditionalGeneration"),
+}
+
+
+class AutoModelForImageTextToText:
+    """Loads a model with the class its config.json names; not to be made itself."""
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None, **options: Any
+    ) -> Any:
+        """The model of a folder or hub model; `options` as in `from_pretrained` of its class.
+
+        Raises:
+            ConfigError: there is no such folder or hub model, or it is of a kind m4train does not have.
+        """
+        folder = model_folder(name, WEIGHT_FILES, revision, cache_dir)
+        return model_class_of(folder).from_pretrained(folder, **options)
+
+
+def model_class_of(folder: Path) -> Any:
+    """The class for the model_type in `folder`/config.json."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"there is no config.json in {folder}: name a folder that holds a saved model")
+    model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    if model_type not in _CLASSES:
+        raise ConfigError(f"{path} has model_type {model_type!r}, but m4train has {', '.join(sorted(_CLASSES))}")
+    module, name = _CLASSES[model_type]
+    return getattr(import_module(module), name)
