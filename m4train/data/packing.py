@@ -113,17 +113,22 @@ def _finish(sizes: Sequence[tuple[int, int]], room: Sequence[int], scarce: int) 
         if size[0] <= room[0] and size[1] <= room[1]
     )
     scarce_sizes = [size for size, _, _ in fitting]
-    best: tuple[int, int, tuple[int, ...]] = (room[scarce], room[ample], ())
+    chosen: tuple[int, ...] = ()
+    least, least_other = room[scarce], room[ample]
     for place in range(len(fitting) - 1, -1, -1):
         size, other, number = fitting[place]
         left, other_left = room[scarce] - size, room[ample] - other
-        best = min(best, (left, other_left, (number,)))
+        if left < least or (left == least and other_left < least_other):
+            chosen, least, least_other = (number,), left, other_left
         partner = bisect_right(scarce_sizes, left, 0, place) - 1
         for candidate in range(partner, max(-1, partner - _CANDIDATES), -1):
             size, other, second = fitting[candidate]
-            if other <= other_left:
-                best = min(best, (left - size, other_left - other, (number, second)))
+            if left - size > least:
                 break
-        if best[:2] == (0, 0):
+            if other <= other_left:
+                if left - size < least or other_left - other < least_other:
+                    chosen, least, least_other = (number, second), left - size, other_left - other
+                break
+        if least == 0 and scarce == 0:  # frames are few and meet exactly all the time: there tokens still decide
             break
-    return best[2]
+    return chosen

@@ -12,8 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from m4train.config import DataConfig, SourceConfig
+from m4train.data.arrays import write_arrays
+from m4train.data.index import VERSION, ShardIndex, SourceIndex, index_path, tokens_path
 from m4train.data.shards import ShardWriter
 from m4train.data.source import Source, build_sources
+from m4train.data.sources.base import FileReader
+from m4train.data.sources.tar import TarFormat
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 
 SIDE = 16
@@ -160,3 +164,48 @@ def make_sources(
     }
     data = data_config(sources=sources, **changes)
     return build_sources(sources, data, FakeProcessor()), data
+
+
+def synthetic_source(folder: Path, samples: int, shards: int, name: str = "web") -> Source:
+    """A source whose index describes `samples` documents of OBELICS-like lengths; its shards do not exist."""
+    per_shard = samples // shards
+    rng = np.random.default_rng(0)
+    processor = FakeProcessor()
+    for shard in range(shards):
+        _synthetic_index(folder / f"{shard:05d}.tar", per_shard, rng, processor.fingerprint())
+    opened = [ShardIndex(str(folder / f"{shard:05d}.tar"), None, processor.fingerprint()) for shard in range(shards)]
+    return Source(name, SourceConfig(path=str(folder / "*.tar")), SourceIndex(opened), TarFormat(), FileReader())
+
+
+def _synthetic_index(shard: Path, samples: int, rng: np.random.Generator, fingerprint: str) -> None:
+    images = np.minimum(rng.geometric(0.4, samples), 30)
+    text = rng.lognormal(6.2, 0.9, samples).astype(np.int32) + 10
+    member_ends, piece_ends = np.cumsum(images + 1), np.cumsum(images + 2)
+    count, pieces = int(member_ends[-1]), int(piece_ends[-1])
+    kinds = np.full(pieces, 5, np.uint8)
+    tokens, frames = np.full(pieces, 64, np.int32), np.ones(pieces, np.int32)
+    for place, kind, amount in ((piece_ends - images - 2, 0, np.ones(samples)), (piece_ends - 1, 1, text)):
+        kinds[place], tokens[place], frames[place] = kind, amount, 0
+    keys = np.char.mod("%09d", np.arange(samples)).astype("S9").view(np.uint8)
+    structure = {
+        "offsets": np.arange(count, dtype=np.int64) * 1024 + 512,
+        "sizes": np.full(count, 500, np.int64),
+        "crcs": rng.integers(0, 2**32, count, dtype=np.uint32),
+        "widths": np.full(count, 640, np.int32),
+        "heights": np.full(count, 480, np.int32),
+        "keys": keys,
+        "key_ends": np.arange(1, samples + 1, dtype=np.int64) * 9,
+        "member_ends": member_ends.astype(np.int64),
+    }
+    meta = {"version": VERSION, "format": "tar", "stamp": [0, 0], "bad": {}, "digest": shard.name}
+    write_arrays(index_path(str(shard), None), meta, structure)
+    counts = {
+        "piece_tokens": tokens,
+        "piece_kinds": kinds,
+        "piece_frames": frames,
+        "lengths": (text + 64 * images + 1).astype(np.int32),
+        "frames": images.astype(np.int32),
+        "piece_ends": piece_ends.astype(np.int64),
+    }
+    token_meta = {"version": VERSION, "fingerprint": fingerprint, "digest": shard.name, "bad": {}}
+    write_arrays(tokens_path(str(shard), None, fingerprint), token_meta, counts)
