@@ -41,7 +41,8 @@ class Idefics2ImageProcessor(ImageProcessor):
         self.size = dict(size or {"shortest_edge": 378, "longest_edge": 980})
         self.do_pad = do_pad
         self.do_image_splitting = do_image_splitting
-        mean, std = image_mean or MEAN, image_std or STD
+        mean = MEAN if image_mean is None else image_mean
+        std = STD if image_std is None else image_std
         super().__init__(do_convert_rgb, resample, do_rescale, rescale_factor, do_normalize, mean, std, extra)
 
     def frame_sizes(self, width: int, height: int) -> list[tuple[int, int]]:

@@ -43,7 +43,8 @@ class Idefics3ImageProcessor(ImageProcessor):
         self.do_image_splitting = do_image_splitting
         self.max_image_size = _longest_edge(max_image_size, 364)
         self.do_pad = do_pad
-        mean, std = image_mean or MEAN, image_std or STD
+        mean = MEAN if image_mean is None else image_mean
+        std = STD if image_std is None else image_std
         super().__init__(do_convert_rgb, resample, do_rescale, rescale_factor, do_normalize, mean, std, extra)
 
     @property

@@ -37,7 +37,8 @@ class IdeficsImageProcessor(ImageProcessor):
         self.image_size = image_size or (size or {}).get("height", 224)
         self.image_num_channels = image_num_channels
         self.do_resize = do_resize
-        mean, std = image_mean or MEAN, image_std or STD
+        mean = MEAN if image_mean is None else image_mean
+        std = STD if image_std is None else image_std
         super().__init__(do_convert_rgb, resample, do_rescale, rescale_factor, do_normalize, mean, std, extra)
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,11 +30,25 @@ def read_image_info(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIX
     """Format and oriented size of an image file, from its header alone. Raises BadSample like `decode_image`."""
     with _open(source, max_pixels) as image:
         width, height = image.size
-        try:
-            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-        except Exception:
-            sideways = False  # damaged EXIF: decode_image does not rotate either
-        return ImageInfo(image.format or "", *((height, width) if sideways else (width, height)))
+        if _may_be_rotated(image, source) and _orientation(image) in _SIDEWAYS:
+            width, height = height, width
+        return ImageInfo(image.format or "", width, height)
+
+
+def _may_be_rotated(image: Image.Image, source: bytes | str | os.PathLike) -> bool:
+    """Whether to ask for the orientation. Of a PNG Pillow tells it only after decoding, so its bytes are searched first."""
+    if image.format != "PNG":
+        return True
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return any(mark in data for mark in (b"eXIf", b"exif", b"adobe.xmp"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, as it is, where the data say nothing or are damaged."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
 
 
 def decode_image(
@@ -60,11 +75,7 @@ def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS, name: str = "an
 
 def upright(image: Image.Image) -> Image.Image:
     """The image as its EXIF orientation says it should be looked at."""
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:
-        return image
-    return ImageOps.exif_transpose(image) if orientation != 1 else image
+    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

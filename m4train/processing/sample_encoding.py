@@ -59,7 +59,8 @@ def encode_messages(
     """
     specials = tokenizer.special_pattern
     parts = template.split(messages, specials.search)
-    writes_bos = bool(tokenizer.bos_token and parts and parts[0].text.startswith(tokenizer.bos_token))
+    beginning = parts[0].text if parts and not parts[0].literal else ""
+    writes_bos = bool(tokenizer.bos_token) and beginning.startswith(tokenizer.bos_token or "")
     builder = _Builder(tokenizer, framing, [] if writes_bos else framing.prefix)
     for part in _split_at_specials(parts, specials):
         if part.literal or specials.fullmatch(part.text) is None:

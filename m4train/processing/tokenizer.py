@@ -49,7 +49,7 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, rule: str = "4.46") -> Tokenizer:
-        """Reads tokenizer.json and, where they are, tokenizer_config.json and special_tokens_map.json.
+        """Reads tokenizer.json and, where they are, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
         `rule` "4.46" takes the tokenizer as it is stored, "5.23" as transformers 5.x rebuilds it (other ids after special
         tokens, with tokenizers of the LLaMA kind). Raises ConfigError where tokenizer.json is missing or unreadable.
@@ -65,6 +65,8 @@ class Tokenizer:
         config = read_json(folder / "tokenizer_config.json") or {}
         for name, token in (read_json(folder / "special_tokens_map.json") or {}).items():
             config.setdefault(name, token)
+        for content, id_ in (read_json(folder / "added_tokens.json") or {}).items():
+            config.setdefault("added_tokens_decoder", {}).setdefault(str(id_), {"content": content})
         if rule not in ("4.46", "5.23"):
             raise ConfigError(f"There is no tokenizer rule {rule!r}: use '4.46' or '5.23'.")
         return cls(rebuilt_as_5x(backend, config) if rule == "5.23" else backend, config)

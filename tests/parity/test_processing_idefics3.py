@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from m4train.processing.idefics3 import Idefics3Processor
@@ -240,3 +242,32 @@ def test_trained_tokenizer_loads_as_the_reference_tokenizer():
             assert ours.encode(text) == ids
             for skip in (False, True):
                 assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+
+
+words = st.text(alphabet="aIn the\n .,:12é数<>", max_size=20)
+
+
+@given(
+    samples=st.lists(
+        st.tuples(words, st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90), words), max_size=3)),
+        min_size=1,
+        max_size=3,
+    ),
+    longest=st.integers(20, 100),
+    side=st.sampled_from([14, 16, 32]),
+    split=st.booleans(),
+    resize=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_random_batches(pair, samples, longest, side, split, resize):
+    ours, theirs = pair
+    options = {
+        "size": {"longest_edge": longest}, "max_image_size": {"longest_edge": side},
+        "do_image_splitting": split, "do_resize": resize,
+    }  # fmt: skip
+    texts = [first + "".join("<image>" + word for _, _, word in rest) for first, rest in samples]
+    images = [[picture(w, h, seed=w) for w, h, _ in rest] for _, rest in samples]
+    if not any(images):
+        return
+    call = {"text": texts, "images": images, "padding": True, "return_tensors": "np"}
+    assert_same(ours(**call, **options), theirs(**call, **options))

@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from m4train.errors import BadSample
 from m4train.processing.images import decode_image, normalize_into, pixel_table, read_image_info, to_rgb
@@ -14,19 +14,30 @@ def stored(image: Image.Image, form: str = "PNG", **options) -> bytes:
     return file.getvalue()
 
 
-def rotated(orientation: int) -> bytes:
+def rotated(orientation: int, form: str = "JPEG") -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return stored(Image.new("RGB", (30, 20), (250, 0, 0)), "JPEG", exif=exif.tobytes())
+    return stored(Image.new("RGB", (30, 20), (250, 0, 0)), form, exif=exif.tobytes())
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied_and_told_without_decoding(orientation):
-    data = rotated(orientation)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_exif_rotation_is_applied_and_told_without_decoding(tmp_path, orientation, form):
+    data = rotated(orientation, form)
     expected = (20, 30) if orientation >= 5 else (30, 20)
-    assert decode_image(data).size == expected
-    info = read_image_info(data)
-    assert (info.format, info.width, info.height) == ("JPEG", *expected)
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    for source in (data, path, str(path)):
+        assert decode_image(source).size == expected
+        info = read_image_info(source)
+        assert (info.format, info.width, info.height) == (form, *expected)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_sizes_are_read_without_decoding(monkeypatch, form):
+    data = stored(Image.new("RGB", (30, 20)), form)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
+    assert read_image_info(data).width == 30
 
 
 def test_transparency_shows_white():

@@ -86,6 +86,12 @@ def test_settings_for_one_call_change_nothing_else():
         processor(picture(20, 20), do_magic=True)
 
 
+@pytest.mark.parametrize("kind", [IdeficsImageProcessor, Idefics2ImageProcessor, Idefics3ImageProcessor])
+def test_one_number_is_the_mean_of_every_channel(kind):
+    table = kind(image_mean=0.0, image_std=2.0).pixel_table()
+    np.testing.assert_allclose(table, np.tile(np.arange(256) / 510, (3, 1)), atol=1e-6)
+
+
 def test_conversion_can_be_forbidden():
     processor = Idefics2ImageProcessor(do_convert_rgb=False)
     with pytest.raises(ValueError, match="mode L and do_convert_rgb is False"):

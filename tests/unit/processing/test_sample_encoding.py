@@ -185,3 +185,11 @@ def test_template_that_leaves_an_image_out_is_a_bad_sample():
         processor.encode_messages(
             [{"role": "user", "content": [{"image": "0"}]}, {"role": "assistant", "content": "b"}]
         )
+
+
+def test_a_message_that_spells_bos_does_not_stand_for_it():
+    processor = tiny_idefics3_processor()
+    processor.chat_template = "{% for m in messages %}{{ m.content[0].text }}<end_of_utterance>{% endfor %}"
+    pieces = processor.encode_messages([{"role": "user", "content": "<|begin_of_text|>a"}])
+    assert pieces[0].ids.tolist() == [processor.bos_id]
+    assert sum((piece.ids == processor.bos_id).sum() for piece in pieces) == 1

@@ -174,6 +174,22 @@ def test_tokens_named_in_old_files_are_special(tmp_path):
     assert tokenizer.encode("<new><more>", add_special_tokens=False) == [420, 422]
 
 
+def test_added_tokens_of_the_oldest_files(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((made.FOLDER / "tokenizer.json").read_bytes())
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<image>": 421, FAKE: 420}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["<image>", FAKE]}))
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    assert tokenizer.convert_tokens_to_ids([FAKE, "<image>"]) == [420, 421]
+    assert set(tokenizer.all_special_ids) >= {420, 421}
+
+
+def test_files_that_disagree_on_an_id_are_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((made.FOLDER / "tokenizer.json").read_bytes())
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<image>": 32001}))
+    with pytest.raises(ConfigError, match="gives '<image>' the id 32001 where"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("content", [None, "{", '{"version": "1.0"}'])
 def test_folders_without_a_tokenizer_are_refused(tmp_path, content):
     if content is not None:
