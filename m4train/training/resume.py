@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from m4train.config import Config
-from m4train.errors import CheckpointError, ConfigError
+from m4train.errors import CheckpointError, ConfigError, M4Error
 from m4train.training.checkpoint_files import check_manifest
+from m4train.training.engines.base import Engine
 
 STATE = "state.json"
 FOLDER = "checkpoints"
@@ -75,8 +76,12 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Dotted keys whose values differ and that may not change within a run."""
-    old, new = flatten(before), flatten(now)
+    """Dotted keys whose values differ and that may not change within a run.
+
+    A key that one of them lacks, as in a checkpoint of an earlier version, counts as its default.
+    """
+    defaults = flatten(config_dict(Config()))
+    old, new = {**defaults, **flatten(before)}, {**defaults, **flatten(now)}
     missing = object()
     changed = (key for key in sorted(old.keys() | new.keys()) if old.get(key, missing) != new.get(key, missing))
     return [key for key in changed if not any(fnmatchcase(key, pattern) for pattern in CHANGEABLE)]
@@ -86,7 +91,7 @@ def find_checkpoint(config: Config, say: Callable[[str], None] = print) -> Check
     """The checkpoint this run continues from, or None for a fresh start; every file of it was re-read and checked.
 
     resume=auto takes the newest whole checkpoint of run_dir and says a sentence for each damaged one it passes over;
-    resume=PATH takes exactly that one; resume=never starts afresh. Call it on one rank and hand the result to the others.
+    resume=PATH takes exactly that one; resume=never starts afresh. One rank calls it; see `agreed_checkpoint`.
     Raises CheckpointError where the configuration differs in a key that may not change, where PATH is not whole, or where
     all checkpoints of the run are damaged; ConfigError where resume=never meets a run_dir that already holds some.
     """
@@ -110,6 +115,20 @@ def find_checkpoint(config: Config, say: Callable[[str], None] = print) -> Check
     if candidates:
         raise CheckpointError(f"Every checkpoint in {folder} is damaged; delete the folder to start afresh.")
     return None
+
+
+def agreed_checkpoint(config: Config, engine: Engine, say: Callable[[str], None] = print) -> Checkpoint | None:
+    """What `find_checkpoint` finds on rank 0, on every rank; what it raises there, it raises on every rank."""
+    found: Checkpoint | M4Error | None = None
+    if engine.rank == 0:
+        try:
+            found = find_checkpoint(config, say)
+        except M4Error as error:
+            found = error
+    found = engine.broadcast(found)
+    if isinstance(found, M4Error):
+        raise found
+    return found
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -189,7 +189,7 @@ class Trainer:
             self._rehearse(batch)
         z_loss = self.config.model.z_loss
         run_micro_batches(self.engine, batch.micro_batches, loss_tokens, z_loss, sums, self._entering)
-        if step == self._first_step:
+        if step == self._first_step and not self.config.trainer.worst_batch_first:
             self._check_gradients()
         self.heart.beat("update", step)
         update = self.engine.update(factor, self.config.trainer.max_grad_norm)
@@ -219,7 +219,11 @@ class Trainer:
         data, packs = self.config.data, self.config.trainer.micro_batch_size
         worst = worst_batch(batch.micro_batches[0], data.sequence_length * packs, data.images_per_pack * packs)
         self.heart.beat("worst batch", self.step + 1, worst)
-        run_micro_batches(self.engine, [worst], 1, float("nan"), None)
+        worst = worst.to(self.engine.device)
+        with self.engine.accumulation(True):
+            loss = self.engine.forward(worst, self.config.model.z_loss).loss
+            self.engine.backward(loss * float("nan"), True)
+        self._check_gradients()
         self.engine.update(0.0, self.config.trainer.max_grad_norm)
         reseed(self.config.seed, self.step + 1, self.engine.rank)
 

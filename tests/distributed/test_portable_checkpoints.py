@@ -69,3 +69,25 @@ def test_the_same_layout_continues_to_the_last_bit(engine, tmp_path):
     whole, broken = (read_metrics(tmp_path / name) for name in ("whole", "broken"))
     assert [line["loss"] for line in whole] == [line["loss"] for line in broken]
     assert [line["grad_norm"] for line in whole] == [line["grad_norm"] for line in broken]
+
+
+def _refused(run_dir: str) -> str:
+    from m4train.training.engines import make_engine
+
+    config, model, _ = build(Case("ddp"), run_dir)
+    config.optimizer.lr = 0.77
+    engine = make_engine(config)
+    try:
+        make_trainer(config, model, engine)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+    engine.shutdown()
+    return message
+
+
+def test_a_refusal_reaches_every_rank(tmp_path):
+    config, model, shape = build(Case("single", steps=2), str(tmp_path))
+    make_trainer(config, model, shape=shape).train()
+    for message in run_distributed(_refused, 2, str(tmp_path)):
+        assert message.startswith("CheckpointError")
+        assert "optimizer.lr" in message

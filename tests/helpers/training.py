@@ -17,7 +17,7 @@ from m4train.config import Config, SourceConfig
 from m4train.training.callbacks import default_callbacks
 from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
-from m4train.training.resume import find_checkpoint
+from m4train.training.resume import agreed_checkpoint
 from m4train.training.trainer import Trainer
 
 VOCABULARY, HIDDEN, SIZE, IMAGE_TOKENS = 64, 16, 4, 2
@@ -250,7 +250,7 @@ def make_trainer(
 ) -> Trainer:
     """A trainer as `build` would make it: continues from what run_dir holds."""
     engine = engine or make_engine(config)
-    point = engine.broadcast(find_checkpoint(config) if engine.rank == 0 else None)
+    point = agreed_checkpoint(config, engine)
     loader = FakeLoader(
         packs=packs,
         micro=config.trainer.micro_batch_size,

@@ -161,3 +161,22 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     other.parts = lambda: {**TinyModel.parts(other), "extra": ("extra.",)}
     with pytest.raises(CheckpointError, match=r"does not fit this model.*extra"):
         make_trainer(make_config(tmp_path, stop_after=1), other).train()
+
+
+def test_a_checkpoint_of_an_earlier_version_lacks_keys_at_their_default(tmp_path):
+    import json
+
+    from m4train.training.checkpoint_files import MANIFEST, write_manifest
+
+    config = make_config(tmp_path)
+    _train(config)
+    folder = tmp_path / "checkpoints" / "step-000012"
+    state = json.loads((folder / "state.json").read_text())
+    del state["config"]["trainer"]["neftune_alpha"], state["config"]["adapter"]
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / MANIFEST).unlink()
+    write_manifest(folder)
+    assert find_checkpoint(config).step == 12
+    config.trainer.neftune_alpha = 5.0
+    with pytest.raises(CheckpointError, match=r"neftune_alpha"):
+        find_checkpoint(config)

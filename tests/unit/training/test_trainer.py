@@ -112,9 +112,10 @@ def test_a_finished_run_does_nothing_more(tmp_path):
     assert (result.step, result.stopped_by) == (12, "max_steps")
 
 
-def test_a_parameter_without_gradient_is_named(tmp_path):
+@pytest.mark.parametrize("rehearsed", [True, False])
+def test_a_parameter_without_gradient_is_named(rehearsed, tmp_path):
     with pytest.raises(TrainingError, match=r"connector\.forgotten"):
-        _run(make_config(tmp_path), model=TinyModel(unused=True))
+        _run(make_config(tmp_path, worst_batch_first=rehearsed), model=TinyModel(unused=True))
 
 
 def test_persistent_bad_steps_end_the_run_with_a_report(tmp_path):

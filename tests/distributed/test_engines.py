@@ -1,0 +1,148 @@
+"""What every engine of several processes must keep: precision of what is stored, adapters that are whole, evaluation."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from m4train.config import AdapterConfig, FreezeConfig, FreezeRule
+from m4train.training.adapters import apply_adapters, load_adapter, save_adapter
+from m4train.training.engines import make_engine
+from m4train.training.freezing import apply_freezing
+from tests.distributed.cases import Case, build
+from tests.helpers.distributed import run_distributed
+from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
+
+SHARED = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+
+
+def _in_folder(function, *args):
+    """Calls `function(run_dir, *args)` with one new folder for all ranks."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    box = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(box)
+    return {engine: function(Path(box[0]) / engine, engine, *args) for engine in SHARED}
+
+
+def _stored_dtypes(run_dir, name):
+    config = make_config(run_dir, max_steps=2, precision="bf16")
+    config.engine.name = name
+    config.freeze = FreezeConfig([FreezeRule(part="vision")])
+    model = TinyModel().to(torch.bfloat16)
+    apply_freezing(model, config.freeze)
+    engine, seen = make_engine(config), []
+    model.layers[0].up_proj.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    make_trainer(config, model, engine).train()
+    return {key: tensor.dtype for key, tensor in engine.tensors().items()}, seen[-1], read_metrics(run_dir)[-1]["loss"]
+
+
+def test_what_trains_is_stored_in_fp32_with_fp32_moments_and_computed_in_bf16():
+    results = run_distributed(_in_folder, 2, _stored_dtypes, timeout=240)[0]
+    losses = []
+    for engine, (dtypes, computed, loss) in results.items():
+        assert computed == torch.bfloat16, engine
+        for key, dtype in dtypes.items():
+            frozen = key.startswith("parameter/vision.")
+            assert dtype == (torch.bfloat16 if frozen else torch.float32), (engine, key)
+        losses.append(loss)
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-2)
+
+
+def _adapter_files(run_dir, name):
+    config = make_config(run_dir, max_steps=3)
+    config.engine.name = name
+    config.adapter = AdapterConfig(kind="lora", rank=3, targets={"text": ["q_proj", "down_proj"]})
+    model = TinyModel()
+    torch.manual_seed(0)
+    targets = apply_adapters(model, config.adapter)
+    engine = make_engine(config)
+    trainer = make_trainer(config, model, engine)
+    trainer.train()
+    tensors = dict(engine.full_parameters())
+    if engine.rank == 0:
+        save_adapter(run_dir / "adapter", config.adapter, targets, tensors)
+        fresh = TinyModel()
+        apply_adapters(fresh, config.adapter)
+        load_adapter(fresh, run_dir / "adapter")
+        return {n: p.detach() for n, p in fresh.named_parameters() if "lora" in n}
+    return None
+
+
+def test_adapters_are_saved_whole_by_every_engine():
+    results = run_distributed(_in_folder, 2, _adapter_files, timeout=240)[0]
+    reference = results["ddp"]
+    for engine, tensors in results.items():
+        assert any(t.abs().max() > 0 for n, t in tensors.items() if "lora_B" in n), engine
+        for name, tensor in tensors.items():
+            assert tensor.numel() > 0
+            torch.testing.assert_close(tensor, reference[name], rtol=1e-4, atol=1e-6, msg=f"{engine} {name}")
+
+
+def _held_out(run_dir, name):
+    config = make_config(run_dir, max_steps=4, eval_every=2)
+    config.engine.name = name
+    make_trainer(config, TinyModel(), make_engine(config)).train()
+    return [line["eval/loss"] for line in read_metrics(run_dir) if "eval/loss" in line]
+
+
+def test_held_out_loss_is_the_same_under_every_engine(tmp_path):
+    """Six packs on four ranks in evaluation: two ranks run an empty batch."""
+    config = make_config(tmp_path, max_steps=4, eval_every=2)
+    make_trainer(config, TinyModel()).train()
+    expected = [line["eval/loss"] for line in read_metrics(tmp_path) if "eval/loss" in line]
+    for engine, losses in run_distributed(_in_folder, 4, _held_out, timeout=300)[0].items():
+        assert losses == pytest.approx(expected, rel=1e-5), engine
+
+
+def _bad_step(run_dir, name):
+    config = make_config(run_dir, max_steps=4)
+    config.engine.name = name
+    model, engine = TinyModel(), make_engine(config)
+    trainer = make_trainer(config, model, engine)
+    if engine.rank == 1:  # one rank alone meets the infinity
+        model.norm.register_full_backward_hook(
+            lambda m, grad_in, grad_out: tuple(g * float("inf") if trainer.step == 1 else g for g in grad_in)
+        )
+    trainer.train()
+    return [line["skipped_steps"] for line in read_metrics(run_dir)], read_metrics(run_dir)[-1]["loss"]
+
+
+def test_a_bad_step_of_one_rank_is_skipped_by_all():
+    results = run_distributed(_in_folder, 2, _bad_step, timeout=240)[0]
+    for engine, (skipped, loss) in results.items():
+        assert skipped == [0, 1, 1, 1], engine
+        assert loss == pytest.approx(results["ddp"][1], rel=1e-5), engine
+
+
+def _missing(run_dir, name):
+    config = make_config(run_dir, max_steps=4)
+    config.engine.name = name
+    try:
+        make_trainer(config, TinyModel(unused=True), make_engine(config)).train()
+    except Exception as error:
+        return str(error)
+
+
+def test_a_parameter_without_gradient_is_named_under_every_engine():
+    for engine, message in run_distributed(_in_folder, 2, _missing, timeout=240)[0].items():
+        assert "connector.forgotten got no gradient" in message, engine
+
+
+def _quantised(run_dir, name):
+    if name in ("fsdp2", "zero3"):
+        return None
+    config, model, shape = build(Case(name, "idefics3", packs=7, steps=4, adapter="qlora"), str(run_dir))
+    make_trainer(config, model, make_engine(config), packs=7, shape=shape).train()
+    return [line["loss"] for line in read_metrics(run_dir)]
+
+
+def test_qlora_trains_under_the_engines_that_take_it(tmp_path):
+    config, model, shape = build(Case("single", "idefics3", packs=7, steps=4, adapter="qlora"), str(tmp_path))
+    make_trainer(config, model, packs=7, shape=shape).train()
+    expected = [line["loss"] for line in read_metrics(tmp_path)]
+    for engine, losses in run_distributed(_in_folder, 2, _quantised, timeout=240)[0].items():
+        if losses is not None:
+            assert losses == pytest.approx(expected, rel=2e-3), engine
