@@ -34,6 +34,7 @@ class SourceConfig:
     """One dataset of the mixture."""
 
     path: str = ""  # shards: a path, a glob, or a brace pattern
+    format: str = "canonical"  # how they are laid out, see m4train.data.sources.registry
     weight: float = 1.0  # share of the samples drawn from this source
     loss: str = "auto"  # auto: every text token of documents, assistant answers of conversations; or: all, last_turn
 

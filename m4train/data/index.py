@@ -21,7 +21,7 @@ from m4train.data.arrays import read_arrays
 from m4train.data.sources.base import Member
 from m4train.errors import StaleIndexError
 
-VERSION = 1
+VERSION = 2
 PIECE_KINDS = ("template", "document", "user", "system", "assistant", "image")
 IMAGE_KIND = PIECE_KINDS.index("image")
 
@@ -77,7 +77,9 @@ class ShardIndex:
 
     def members(self, sample: int) -> tuple[Member, ...]:
         begin, end = _bounds(self._parts["member_ends"], sample)
-        columns = (self._parts[name][begin:end].tolist() for name in ("offsets", "sizes", "crcs", "widths", "heights"))
+        columns = (
+            self._parts[name][begin:end].tolist() for name in ("offsets", "sizes", "crcs", "widths", "heights", "parts")
+        )
         return tuple(Member(*row) for row in zip(*columns))
 
     def content_hash(self, sample: int) -> bytes:
@@ -88,7 +90,7 @@ class ShardIndex:
     def image_count(self, sample: int) -> int:
         """Images of one sample."""
         begin, end = _bounds(self._parts["member_ends"], sample)
-        return max(0, end - begin - 1)
+        return int((self._parts["widths"][begin:end] > 0).sum())
 
     @property
     def images_total(self) -> int:

@@ -23,7 +23,8 @@ from m4train.errors import BadSample, DataError, StaleIndexError
 
 _LOG = logging.getLogger(__name__)
 _INLINE_BYTES = 256 << 20  # fewer bytes are indexed sooner here than in new processes
-_STRUCTURE_TYPES = {"offsets": np.int64, "sizes": np.int64, "crcs": np.uint32, "widths": np.int32, "heights": np.int32}
+_STRUCTURE_TYPES = {"offsets": np.int64, "sizes": np.int64, "crcs": np.uint32}
+_STRUCTURE_TYPES |= dict.fromkeys(("widths", "heights", "parts"), np.int32)
 
 
 def build_index(
@@ -143,7 +144,7 @@ def _scan(shard: str, shard_format: ShardFormat) -> tuple[dict[str, Any], dict[s
     for number, sample in enumerate(shard_format.scan(shard)):
         keys += sample.key.encode("utf-8")
         key_ends.append(len(keys))
-        rows.extend((m.offset, m.size, m.crc, m.width, m.height) for m in sample.members)
+        rows.extend((m.offset, m.size, m.crc, m.width, m.height, m.part) for m in sample.members)
         member_ends.append(len(rows))
         if sample.bad is not None:
             bad[str(number)] = sample.bad
@@ -175,7 +176,7 @@ def _count_tokens(
             members = tuple(Member(*row) for row in zip(*(column[begin:end] for column in columns)))
             try:
                 rendered = render(shard_format.sample(files, shard, members), processor)
-                found = image_size_pieces(rendered, [(m.width, m.height) for m in members[1:]], processor)
+                found = image_size_pieces(rendered, [(m.width, m.height) for m in members if m.is_image], processor)
             except BadSample as error:
                 bad[str(number)] = (error.reason, error.detail)
         lengths.append(int(found.tokens.sum()))

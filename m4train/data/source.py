@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,9 @@ from m4train.data.index import SourceIndex
 from m4train.data.index_build import build_index, open_index
 from m4train.data.sample import Sample
 from m4train.data.shards import expand_shards
-from m4train.data.sources.base import FileReader, Member, ShardFormat
-from m4train.data.sources.tar import TarFormat
+from m4train.data.sources.base import FileReader, ShardFormat
+from m4train.data.sources.registry import shard_format
 from m4train.errors import BadSample, ConfigError
-from m4train.processing.images import decode_image
 
 
 @dataclass
@@ -43,24 +42,19 @@ class Source:
             raise BadSample(*shard.bad[number])
         return self.shard_format.sample(self.files, shard.shard, shard.members(number))
 
-    def images(self, sample: int, wanted: range | None = None) -> dict[int, Image.Image]:
+    def images(self, sample: int, wanted: Sequence[int] | None = None) -> dict[int, Image.Image]:
         """The decoded images numbered `wanted` (all, where not given). Raises BadSample."""
         shard, number = self.index.locate(sample)
         members = shard.members(number)
-        wanted = range(len(members) - 1) if wanted is None else wanted
-        stored = self.shard_format.images(self.files, shard.shard, members, wanted)
-        return {image: _decode(data, image, members[1 + image]) for image, data in stored.items()}
-
-
-def _decode(data: bytes, image: int, member: Member) -> Image.Image:
-    try:
-        picture = decode_image(data)
-    except BadSample as error:
-        raise BadSample(error.reason, f"image {image}: {error.detail}") from None
-    if picture.size != (member.width, member.height):
-        planned = f"{member.width}x{member.height}"
-        raise BadSample("unreadable_image", f"image {image} is {picture.size} when decoded but {planned} by its header")
-    return picture
+        pictures = [member for member in members if member.is_image]
+        wanted = range(len(pictures)) if wanted is None else wanted
+        images = self.shard_format.images(self.files, shard.shard, members, wanted)
+        for image, picture in images.items():
+            planned = (pictures[image].width, pictures[image].height)
+            if picture.size != planned:
+                detail = f"image {image} is {picture.size} when decoded but {planned} by its header"
+                raise BadSample("unreadable_image", detail)
+        return images
 
 
 def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any) -> list[Source]:
@@ -74,9 +68,9 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
         if not config.path:
             raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
         shards = expand_shards(config.path)
-        shard_format = TarFormat()
-        opened = open_index(shards, shard_format, processor, data.index_dir, data.auto_index_limit)
-        source = Source(name, config, SourceIndex(opened), shard_format, FileReader())
+        form = shard_format(config)
+        opened = open_index(shards, form, processor, data.index_dir, data.auto_index_limit)
+        source = Source(name, config, SourceIndex(opened), form, FileReader())
         if len(source) == source.index.bad_count:
             raise ConfigError(
                 f"data source {name!r} ({config.path}) holds no usable sample: look at `m4train data stats`."
@@ -88,7 +82,7 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
 def index_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any, progress: Any = None) -> None:
     """`m4train data index`: builds what is missing or stale, whatever its size."""
     for config in sources.values():
-        build_index(expand_shards(config.path), TarFormat(), processor, data.index_dir, progress=progress)
+        build_index(expand_shards(config.path), shard_format(config), processor, data.index_dir, progress=progress)
 
 
 def source_stats(source: Source) -> dict[str, Any]:

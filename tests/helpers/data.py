@@ -17,7 +17,7 @@ from m4train.data.index import VERSION, ShardIndex, SourceIndex, index_path, tok
 from m4train.data.shards import ShardWriter
 from m4train.data.source import Source, build_sources
 from m4train.data.sources.base import FileReader
-from m4train.data.sources.tar import TarFormat
+from m4train.data.sources.tar import CanonicalTar
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 
 SIDE = 16
@@ -174,7 +174,7 @@ def synthetic_source(folder: Path, samples: int, shards: int, name: str = "web")
     for shard in range(shards):
         _synthetic_index(folder / f"{shard:05d}.tar", per_shard, rng, processor.fingerprint())
     opened = [ShardIndex(str(folder / f"{shard:05d}.tar"), None, processor.fingerprint()) for shard in range(shards)]
-    return Source(name, SourceConfig(path=str(folder / "*.tar")), SourceIndex(opened), TarFormat(), FileReader())
+    return Source(name, SourceConfig(path=str(folder / "*.tar")), SourceIndex(opened), CanonicalTar(), FileReader())
 
 
 def _synthetic_index(shard: Path, samples: int, rng: np.random.Generator, fingerprint: str) -> None:
@@ -193,6 +193,7 @@ def _synthetic_index(shard: Path, samples: int, rng: np.random.Generator, finger
         "crcs": rng.integers(0, 2**32, count, dtype=np.uint32),
         "widths": np.full(count, 640, np.int32),
         "heights": np.full(count, 480, np.int32),
+        "parts": np.zeros(count, np.int32),
         "keys": keys,
         "key_ends": np.arange(1, samples + 1, dtype=np.int64) * 9,
         "member_ends": member_ends.astype(np.int64),

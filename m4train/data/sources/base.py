@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from PIL import Image
 
 from m4train.data.sample import Sample
 from m4train.errors import DataError
@@ -22,18 +24,26 @@ _OPEN_FILES = 64
 
 @dataclass(frozen=True)
 class Member:
-    """One stored part of a sample: the text (JSON), or an image with the size it has when decoded upright."""
+    """One stored part of a sample: a text (no width), or an image with the size it has when decoded upright.
+
+    `offset`, `size` and `part` mean what the format wants them to: usually a byte range, and which of several things in it.
+    """
 
     offset: int
     size: int
     crc: int
     width: int = 0
     height: int = 0
+    part: int = 0
+
+    @property
+    def is_image(self) -> bool:
+        return self.width > 0
 
 
 @dataclass(frozen=True)
 class ScannedSample:
-    """A sample as the scan found it: `members` is the text and then every image in reading order, or `bad` says why not."""
+    """A sample as the scan found it: `members` are its texts and then every image in reading order, or `bad` says why not."""
 
     key: str
     members: tuple[Member, ...] = ()
@@ -54,8 +64,13 @@ class ShardFormat(Protocol):
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
         """The text of one sample. Raises BadSample."""
 
-    def images(self, files: FileReader, path: str, members: tuple[Member, ...], wanted: range) -> dict[int, bytes]:
-        """The stored bytes of the images numbered `wanted`. Raises BadSample."""
+    def images(
+        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
+    ) -> dict[int, Image.Image]:
+        """The decoded images numbered `wanted`, upright RGB. Raises BadSample."""
+
+    def blocks(self, path: str) -> list[int] | None:
+        """Samples in each stretch that is read whole, where single samples cannot be read; None where they can."""
 
 
 class FileReader:

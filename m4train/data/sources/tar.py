@@ -1,4 +1,8 @@
-"""Canonical shards: tar files of `KEY.json` and the images it names, read by byte range."""
+"""Samples in tar files: the canonical layout, and what all tar layouts share.
+
+A layout says which members of a sample are its texts and which its images, in reading order, and turns the texts into a
+canonical sample. Scanning, byte ranges, checksums and damage are the same for all.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +10,64 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+
+from PIL import Image
 
 from m4train.data.sample import Sample, parse_sample
 from m4train.data.sources.base import FileReader, Member, ScannedSample
 from m4train.data.sources.tarfiles import TarDamage, TarMember, walk_tar
 from m4train.errors import BadSample
-from m4train.processing.images import read_image_info
+from m4train.processing.images import decode_image, read_image_info
 
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # as webdataset splits: at the first dot of the file's name
 _MAX_GAP = 1 << 16  # bytes between members that are cheaper to read than to skip
 
 
-class TarFormat:
-    """One sample is the run of members that share a key, as in webdataset."""
+@dataclass(frozen=True)
+class Ref:
+    """A member by its suffix, the `part` to remember with it, and the crc32 it should have, where that is known."""
 
-    name = "tar"
+    suffix: str
+    part: int = 0
+    crc: int | None = None
+
+
+class TarLayout:
+    """One sample is the run of members that share a key, as in webdataset. Layouts fill in the first four methods."""
+
+    name = ""
+
+    def find(
+        self, key: str, named: Mapping[str, TarMember], read: Callable[[str], bytes]
+    ) -> tuple[list[Ref], list[Ref]]:
+        """The texts and the images, each in reading order, of a sample with these suffixes. Raises BadSample."""
+        raise NotImplementedError
+
+    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
+        """The sample from (part, bytes) of its texts and the parts of its images. Raises BadSample."""
+        raise NotImplementedError
+
+    def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
+        """Upright width and height of image `part` in a member's bytes. Raises BadSample."""
+        info = read_image_info(data)
+        return info.width, info.height
+
+    def picture(self, data: bytes, part: int) -> Image.Image:
+        """Image `part` of a member's bytes, decoded. Raises BadSample."""
+        return decode_image(data)
 
     def scan(self, path: str) -> Iterator[ScannedSample]:
         """Every sample, with the crc of each member and the size of each image; one pass over the shard."""
         seen: set[str] = set()
         with open(path, "rb") as file:
             for key, group in groupby(walk_tar(path), key=_group):
-                entries = list(group)
                 if key is None:
-                    for entry in entries:
-                        if isinstance(entry, TarDamage):
-                            yield ScannedSample(f"@{entry.offset}", bad=("damaged_shard", entry.detail))
-                        else:
-                            yield ScannedSample(
-                                f"@{entry.offset}", bad=("bad_name", f"member {entry.name!r} has no key and type")
-                            )
+                    yield from (_stray(entry) for entry in group)
                     continue
-                found = _scan_sample(file, key, [entry for entry in entries if isinstance(entry, TarMember)])
+                found = self._scan_sample(file, key, [entry for entry in group if isinstance(entry, TarMember)])
                 if key in seen:
                     found = ScannedSample(key, bad=("duplicate_key", f"key {key!r} occurs earlier in the same shard"))
                 seen.add(key)
@@ -56,11 +83,22 @@ class TarFormat:
         return total
 
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
-        return parse_sample(_checked(files.read(path, members[0].offset, members[0].size), members[0], "the JSON"))
+        texts = [member for member in members if not member.is_image]
+        read = [
+            (
+                m.part,
+                _checked(files.read(path, m.offset, m.size), m, "the text" if len(texts) == 1 else f"text {m.part}"),
+            )
+            for m in texts
+        ]
+        return self.compose(read, [member.part for member in members if member.is_image])
 
-    def images(self, files: FileReader, path: str, members: tuple[Member, ...], wanted: range) -> dict[int, bytes]:
+    def images(
+        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
+    ) -> dict[int, Image.Image]:
         """One read for all where they lie together, which is how shards are written."""
-        chosen = [members[1 + number] for number in wanted]
+        pictures = [member for member in members if member.is_image]
+        chosen = [pictures[number] for number in wanted]
         if not chosen:
             return {}
         first = min(member.offset for member in chosen)
@@ -70,12 +108,83 @@ class TarFormat:
             parts = [bytes(data[m.offset - first : m.offset - first + m.size]) for m in chosen]
         else:
             parts = [files.read(path, m.offset, m.size) for m in chosen]
-        return {n: _checked(part, m, f"image {n}") for n, m, part in zip(wanted, chosen, parts)}
+        return {
+            number: self.picture(_checked(part, member, f"image {number}"), member.part)
+            for number, member, part in zip(wanted, chosen, parts)
+        }
+
+    def blocks(self, path: str) -> None:
+        return None
+
+    def _scan_sample(self, file: io.BufferedReader, key: str, members: list[TarMember]) -> ScannedSample:
+        named: dict[str, TarMember] = {}
+        for member in members:
+            suffix = member.name[len(key) + 1 :]
+            if suffix in named:
+                return ScannedSample(key, bad=("duplicate_member", f"member {member.name!r} occurs twice"))
+            named[suffix] = member
+
+        def read(suffix: str) -> bytes:
+            return os.pread(file.fileno(), named[suffix].size, named[suffix].offset)
+
+        try:
+            texts, images = self.find(key, named, read)
+            missing = next((ref.suffix for ref in (*texts, *images) if ref.suffix not in named), None)
+            if missing is not None:
+                raise BadSample("missing_image", f"the text names {missing!r}, but the shard holds {sorted(named)}")
+            found = [_text(named[ref.suffix], ref, read(ref.suffix)) for ref in texts]
+            found += [self._image(named[ref.suffix], ref, read(ref.suffix)) for ref in images]
+            return ScannedSample(key, tuple(found))
+        except BadSample as error:
+            return ScannedSample(key, bad=(error.reason, error.detail))
+
+    def _image(self, member: TarMember, ref: Ref, data: bytes) -> Member:
+        crc = zlib.crc32(data)
+        if ref.crc is not None and ref.crc != crc:
+            detail = f"image {ref.suffix!r} does not fit the checksum in the JSON: bytes were changed or moved"
+            raise BadSample("damaged", detail)
+        try:
+            width, height = self.picture_size(data, ref.part)
+        except BadSample as error:
+            raise BadSample(error.reason, f"image {ref.suffix!r}: {error.detail}") from None
+        return Member(member.offset, member.size, crc, width, height, ref.part)
+
+
+class CanonicalTar(TarLayout):
+    """`KEY.json` and the images it names."""
+
+    name = "canonical"
+
+    def find(
+        self, key: str, named: Mapping[str, TarMember], read: Callable[[str], bytes]
+    ) -> tuple[list[Ref], list[Ref]]:
+        if "json" not in named:
+            dotted = next((suffix for suffix in named if suffix.endswith(".json")), None)
+            if dotted is not None:
+                raise BadSample(
+                    "dot_in_key", f"{key}.{dotted} has a dot in its key, so readers take {key!r} for the key"
+                )
+            raise BadSample("no_json", f"members {sorted(named)} but no {key}.json")
+        items = parse_sample(read("json"), key).image_items()
+        return [Ref("json")], [Ref(item["image"], crc=item.get("crc32")) for item in items]
+
+    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
+        return parse_sample(texts[0][1])
 
 
 def _group(entry: TarMember | TarDamage) -> str | None:
     match = _NAME.match(entry.name) if isinstance(entry, TarMember) else None
     return match[1] if match else None
+
+
+def _stray(entry: TarMember | TarDamage) -> ScannedSample:
+    if isinstance(entry, TarDamage):
+        return ScannedSample(f"@{entry.offset}", bad=("damaged_shard", entry.detail))
+    return ScannedSample(f"@{entry.offset}", bad=("bad_name", f"member {entry.name!r} has no key and type"))
+
+
+def _text(member: TarMember, ref: Ref, data: bytes) -> Member:
+    return Member(member.offset, member.size, zlib.crc32(data), part=ref.part)
 
 
 def _checked(data: bytes, member: Member, what: str) -> bytes:
@@ -86,46 +195,3 @@ def _checked(data: bytes, member: Member, what: str) -> bytes:
     if zlib.crc32(data) != member.crc:
         raise BadSample("damaged", f"{what} has other bytes than when the shard was indexed")
     return data
-
-
-def _scan_sample(file: io.BufferedReader, key: str, members: list[TarMember]) -> ScannedSample:
-    """Resolves the images that the JSON names to members."""
-    named = {}
-    for member in members:
-        suffix = member.name[len(key) + 1 :]
-        if suffix in named:
-            return ScannedSample(key, bad=("duplicate_member", f"member {member.name!r} occurs twice"))
-        named[suffix] = member
-    if "json" not in named:
-        dotted = next((suffix for suffix in named if suffix.endswith(".json")), None)
-        if dotted is not None:
-            detail = f"{key}.{dotted} has a dot in its key, so readers take {key!r} for the key"
-            return ScannedSample(key, bad=("dot_in_key", detail))
-        return ScannedSample(key, bad=("no_json", f"members {sorted(named)} but no {key}.json"))
-    text, raw = _member(file, named["json"])
-    try:
-        items = parse_sample(raw, key).image_items()
-        missing = [item["image"] for item in items if item["image"] not in named]
-        if missing:
-            raise BadSample("missing_image", f"the JSON names {missing[0]!r}, but the shard holds {sorted(named)}")
-        pictures = [_image_member(file, item, named[item["image"]]) for item in items]
-    except BadSample as error:
-        return ScannedSample(key, bad=(error.reason, error.detail))
-    return ScannedSample(key, (text, *pictures))
-
-
-def _member(file: io.BufferedReader, member: TarMember) -> tuple[Member, bytes]:
-    data = os.pread(file.fileno(), member.size, member.offset)
-    return Member(member.offset, member.size, zlib.crc32(data)), data
-
-
-def _image_member(file: io.BufferedReader, item: dict[str, Any], member: TarMember) -> Member:
-    name = item["image"]
-    found, data = _member(file, member)
-    if item.get("crc32", found.crc) != found.crc:
-        raise BadSample("damaged", f"image {name!r} does not fit the checksum in the JSON: bytes were changed or moved")
-    try:
-        info = read_image_info(data)
-    except BadSample as error:
-        raise BadSample(error.reason, f"image {name!r}: {error.detail}") from None
-    return Member(found.offset, found.size, found.crc, info.width, info.height)
