@@ -36,11 +36,14 @@ def attention(
     Returns:
         (Tq, heads, head_dim)
     """
+    if torch.is_autocast_enabled(query.device.type):
+        # A norm between projection and attention gives fp32 queries and keys beside half-precision values.
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     if not causal:
         window = None
     if window is not None and window >= key_segments.longest:
         window = None
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= 256:
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and _fits_varlen(query.shape[-1]):
         return _varlen(query, key, value, query_segments, key_segments, causal, window)
     if _uniform(query_segments) and _uniform(key_segments):
         count = len(query_segments)
@@ -55,6 +58,10 @@ def attention(
         )
     ]
     return torch.cat(outputs)
+
+
+def _fits_varlen(head_dim: int) -> bool:
+    return head_dim <= 256 and head_dim % 8 == 0
 
 
 def _uniform(segments: Segments) -> bool:

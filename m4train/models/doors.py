@@ -125,7 +125,7 @@ class ModelDoors(nn.Module):
         return PaddedInputs(tokens.flatten(embeds), ids, tokens, context, cache)
 
     def _checked_embed(self, input_ids: Tensor) -> Tensor:
-        size = self.config.text_config.vocab_size + getattr(self.config, "additional_vocab_size", 0)
+        size = self.config.token_rows
         if not input_ids.is_cuda and input_ids.numel() and int(input_ids.max()) >= size:
             raise DataError(
                 f"input_ids holds the id {int(input_ids.max())}, but the embedding has {size} rows: use the tokenizer of "

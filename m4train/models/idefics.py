@@ -253,13 +253,12 @@ class IdeficsForVisionText2Text(MultimodalLM):
     def flops(self, batch: PackedBatch) -> dict[str, float]:
         config = self.config
         frames = 0 if batch.images is None else batch.images.pixels.shape[0]
-        vocab = config.vocab_size + config.additional_vocab_size
         return {
             "vision": clip_flops(config.vision_config, frames),
             "connector": connector_flops(config, batch, frames),
             "embeddings": 0.0,
             "text": decoder_flops(config.text_config, batch.segments.lengths),
-            "lm_head": 2.0 * batch.loss_tokens * config.hidden_size * vocab,
+            "lm_head": 2.0 * batch.loss_tokens * config.hidden_size * config.token_rows,
         }
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -34,6 +34,11 @@ class Idefics3Config(ModelConfig):
         return ("idefics3", "smolvlm")
 
     @property
+    def token_rows(self) -> int:
+        """Rows of the token embedding."""
+        return self.text_config.vocab_size
+
+    @property
     def tokens_per_image(self) -> int:
         """Tokens a frame takes in the text."""
         return (self.vision_config.grid // self.scale_factor) ** 2
@@ -121,7 +126,13 @@ class Idefics2Config(ModelConfig):
             self.perceiver_config.rms_norm_eps = self.text_config.rms_norm_eps
 
     @property
+    def token_rows(self) -> int:
+        """Rows of the token embedding."""
+        return self.text_config.vocab_size
+
+    @property
     def tokens_per_image(self) -> int:
+        """Tokens an image takes in the text."""
         return self.perceiver_config.resampler_n_latents
 
 
@@ -245,6 +256,11 @@ class IdeficsConfig(ModelConfig):
         names = "hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act rms_norm_eps rope_theta"
         values = {name: getattr(self, name) for name in names.split()}
         return IdeficsTextConfig(vocab_size=self.vocab_size, pad_token_id=self.pad_token_id, **values)
+
+    @property
+    def token_rows(self) -> int:
+        """Rows of the token embedding, the additional ones included."""
+        return self.vocab_size + self.additional_vocab_size
 
     @property
     def tokens_per_image(self) -> int:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from m4train.batch import CrossSegments, PackedBatch, PackedImages, Segments
@@ -267,3 +268,54 @@ def test_runs_of_cross_attention() -> None:
     assert cross.images.tolist() == [1, 0, 2]
     empty = CrossSegments.of([], [])
     assert (empty.tokens.shape, empty.runs.lengths) == ((0,), ())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("how", ["autocast", "half"])
+def test_half_precision_trains(family: str, how: str) -> None:
+    model, build, per_image = make(family, torch.float32)
+    batch = build(documents_of([(9, 1), (40, 2)], per_image))
+    expected = model(batch).loss.item()
+    if how == "half":
+        model = model.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        output = model(batch)
+    assert output.loss.dtype == torch.float32
+    assert abs(output.loss.item() - expected) < 0.02 * expected
+    output.loss.backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == parameter.dtype
+
+
+class HostReads(TorchDispatchMode):
+    """Collects operations that make the host wait for a value, or whose output shape depends on one."""
+
+    waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "bincount", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).removeprefix("aten.")
+        if name.split(".")[0].startswith(self.waits):
+            self.found.append(name)
+        by_mask = name.startswith(("index.", "index_put")) and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if by_mask:
+            self.found.append(f"{name} by a mask")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_never_waits_for_the_device(family: str) -> None:
+    model, build, per_image = make(family)
+    batch = build(documents_of([(9, 1), (40, 2)], per_image))
+    with HostReads() as reads:
+        model(batch, z_loss=0.01).loss.backward()
+    assert reads.found == []
+    with HostReads() as reads:
+        torch.ones(2)[torch.tensor([True, False])].sum().item()
+    assert len(reads.found) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -115,3 +116,18 @@ def test_unusable_folders(model: Idefics3ForConditionalGeneration, tmp_path: Pat
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0cut off")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load(tmp_path)
+
+
+def test_loading_maps_the_file_and_training_does_not_write_to_it(tmp_path: Path) -> None:
+    large = {"hidden_size": 512, "intermediate_size": 2048, "vocab_size": 16000}
+    model = Idefics3ForConditionalGeneration(Idefics3Config.from_dict(tiny_idefics3(text_config=large)))
+    model.save_pretrained(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size > 80e6
+    before = psutil.Process().memory_info().rss
+    loaded = Idefics3ForConditionalGeneration.from_pretrained(tmp_path)
+    assert psutil.Process().memory_info().rss - before < 0.3 * size
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.add_(1.0)
+    assert same(model, Idefics3ForConditionalGeneration.from_pretrained(tmp_path))
