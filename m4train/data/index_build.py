@@ -63,7 +63,7 @@ def open_index(
     Raises StaleIndexError above that: many processes of a job should not each wait for a long build.
     """
     fingerprint = processor.fingerprint()
-    stale = {shard: why for shard in shards if (why := _staleness(shard, index_dir, fingerprint))}
+    stale = {shard: why for shard in shards if (why := _staleness(shard, shard_format, index_dir, fingerprint))}
     if stale:
         samples = 0
         for shard in stale:
@@ -84,12 +84,14 @@ def open_index(
     return opened
 
 
-def _staleness(shard: str, index_dir: str | None, fingerprint: str) -> str | None:
+def _staleness(shard: str, shard_format: ShardFormat, index_dir: str | None, fingerprint: str) -> str | None:
     """Why a shard must be indexed, or None."""
     try:
         meta, _ = read_arrays(index_path(shard, index_dir))
         if meta.get("version") != VERSION or _stamp(shard) != meta["stamp"]:
             return "the shard has changed since it was indexed"
+        if meta["format"] != shard_format.name:
+            return f"it was indexed as {meta['format']}"
         tokens, _ = read_arrays(tokens_path(shard, index_dir, fingerprint))
     except (FileNotFoundError, NotADirectoryError) as error:
         return "no index" if str(error.filename).endswith(".index") else "no token counts for this processor"
@@ -123,11 +125,12 @@ def _locked(path: Path) -> Iterator[None]:
 def _build_shard(shard: str, shard_format: ShardFormat, processor: Any, index_dir: str | None) -> None:
     path, fingerprint = index_path(shard, index_dir), processor.fingerprint()
     with _locked(path):
-        if _staleness(shard, index_dir, fingerprint) is None:
+        if _staleness(shard, shard_format, index_dir, fingerprint) is None:
             return
         try:
             meta, parts = read_arrays(path)
-            fresh = meta.get("version") == VERSION and meta["stamp"] == _stamp(shard)
+            fresh = (meta.get("version"), meta.get("format")) == (VERSION, shard_format.name)
+            fresh = fresh and meta["stamp"] == _stamp(shard)
         except (FileNotFoundError, StaleIndexError):
             fresh = False
         if not fresh:

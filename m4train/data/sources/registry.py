@@ -4,10 +4,30 @@ from __future__ import annotations
 
 from m4train.config import SourceConfig
 from m4train.data.sources.base import ShardFormat
+from m4train.data.sources.json_records import JsonRecords
 from m4train.data.sources.tar import CanonicalTar
+from m4train.data.sources.tar_layouts import (
+    EnergonInterleaved,
+    LlavaOneVision,
+    M4Conversations,
+    M4Documents,
+    Mint1T,
+    Mmc4,
+    Pairs,
+)
 from m4train.errors import ConfigError
 
-FORMATS = {layout.name: layout for layout in (CanonicalTar,)}
+FORMATS: dict[str, type[ShardFormat]] = {
+    CanonicalTar.name: CanonicalTar,
+    M4Documents.name: M4Documents,
+    M4Conversations.name: M4Conversations,
+    Pairs.name: Pairs,
+    EnergonInterleaved.name: EnergonInterleaved,
+    Mint1T.name: Mint1T,
+    Mmc4.name: Mmc4,
+    LlavaOneVision.name: LlavaOneVision,
+    JsonRecords.name: JsonRecords,
+}
 
 
 def shard_format(config: SourceConfig) -> ShardFormat:

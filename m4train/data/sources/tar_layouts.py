@@ -1,0 +1,267 @@
+"""Tar layouts of other projects, read in place."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from m4train.data.sample import Sample, sample_from_dict
+from m4train.data.sources.dialogues import dialogue, question_answer_pairs
+from m4train.data.sources.tar import Ref, TarLayout
+from m4train.data.sources.tarfiles import TarMember
+from m4train.errors import BadSample
+from m4train.processing.images import decode_image, to_rgb
+
+Named = Mapping[str, TarMember]
+Read = Callable[[str], bytes]
+_IMAGE_SUFFIX = re.compile(r"(?:^|\.)(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
+
+
+def _is_image(suffix: str) -> bool:
+    return _IMAGE_SUFFIX.search(suffix) is not None
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSample("bad_text", f"a text is not UTF-8: {error}") from None
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("bad_json", f"not JSON in UTF-8: {error}") from None
+
+
+def _need(named: Named, suffix: str) -> None:
+    if suffix not in named:
+        raise BadSample("missing_member", f"no member {suffix!r} among {sorted(named)}")
+
+
+class _Numbered(TarLayout):
+    """The layouts of the Idefics trainer m4: `K.{i}.image.jpeg`, `K.{i}.text.txt`, and `K.metadata.txt`, a list of them all."""
+
+    def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
+        if "metadata.txt" in named:
+            try:
+                listed = ast.literal_eval(_text(read("metadata.txt")))
+            except (ValueError, SyntaxError):
+                raise BadSample("bad_text", "metadata.txt is not a list of member names") from None
+            lost = [name for name in listed if str(name).removeprefix(key + ".") not in named]
+            if lost:
+                raise BadSample("missing_member", f"metadata.txt lists {lost[0]!r}, which the shard does not hold")
+        texts: list[Ref] = []
+        images: list[Ref] = []
+        for suffix in named:
+            number, _, kind = suffix.partition(".")
+            if number.isdigit() and kind.startswith(("text.", "image.")):
+                (texts if kind.startswith("text.") else images).append(Ref(suffix, int(number)))
+        if not texts:
+            raise BadSample("missing_member", f"no numbered text among {sorted(named)}")
+        return sorted(texts, key=lambda ref: ref.part), sorted(images, key=lambda ref: ref.part)
+
+
+class M4Documents(_Numbered):
+    """Web documents of m4: texts and images numbered in reading order."""
+
+    name = "m4_documents"
+
+    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
+        items: dict[int, dict[str, str]] = {part: {"image": f"{part}"} for part in images}
+        items |= {part: {"text": _text(data)} for part, data in texts}
+        return sample_from_dict({"items": [items[part] for part in sorted(items)]})
+
+
+class M4Conversations(_Numbered):
+    """Instruction data of m4: the images, then one text with the turns as JSON."""
+
+    name = "m4_conversations"
+
+    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
+        return question_answer_pairs(_json(texts[0][1]), len(images))
+
+
+class Pairs(TarLayout):
+    """One image and its text: `K.jpg` and `K.txt`, or the `caption` in `K.json` (img2dataset, LAION, COYO); also m4's
+    `K.image.jpeg` and `K.text.txt`, and its `K.question.txt` and `K.answer.txt`."""
+
+    name = "pairs"
+    _QUESTION, _ANSWER, _CAPTION, _RECORD = range(4)
+
+    def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
+        images = [Ref(suffix) for suffix in named if _is_image(suffix)]
+        if len(images) != 1:
+            raise BadSample("missing_image", f"one image is expected among {sorted(named)}")
+        if "question.txt" in named:
+            _need(named, "answer.txt")
+            return [Ref("question.txt", self._QUESTION), Ref("answer.txt", self._ANSWER)], images
+        text = next((suffix for suffix in ("txt", "text.txt") if suffix in named), None)
+        if text is not None:
+            return [Ref(text, self._CAPTION)], images
+        _need(named, "json")
+        return [Ref("json", self._RECORD)], images
+
+    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
+        found = dict(texts)
+        if self._QUESTION in found:
+            turn = {"user": _text(found[self._QUESTION]), "assistant": _text(found[self._ANSWER])}
+            return question_answer_pairs([turn], 1)
+        caption: Any
+        if self._CAPTION in found:
+            caption = _text(found[self._CAPTION])
+        else:
+            record = _json(found[self._RECORD])
+            caption = record.get("caption") if isinstance(record, dict) else None
+        if not isinstance(caption, str) or not caption.strip():
+            raise BadSample("no_text", "the image has no caption")
+        return sample_from_dict({"items": [{"image": "0"}, {"text": caption}]})
+
+
+class EnergonInterleaved(TarLayout):
+    """`K.json` with parallel lists `images` (names or null) and `texts` (strings or null), one of the two at each place."""
+
+    name = "energon"
+
+    def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
+        _need(named, "json")
+        return [Ref("json")], [Ref(item["image"]) for item in self.compose([(0, read("json"))], []).image_items()]
+
+    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
+        return interleaved(_json(texts[0][1]))
+
+
+class Mint1T(TarLayout):
+    """MINT-1T's PDFs: as Energon's layout, with all images as frames of one `K.tiff`, in the order of the names."""
+
+    name = "mint1t"
+
+    def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
+        _need(named, "json")
+        images = self.compose([(0, read("json"))], []).images
+        file = next((suffix for suffix in ("tiff", "tif") if suffix in named), "tiff")
+        return [Ref("json")], [Ref(file, part) for part in range(len(images))]
+
+    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
+        return interleaved(_json(texts[0][1]))
+
+    def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
+        return self._frame(data, part, lambda image: image.size)
+
+    def picture(self, data: bytes, part: int) -> Image.Image:
+        return self._frame(data, part, lambda image: to_rgb(image.copy()))
+
+    def _frame(self, data: bytes, part: int, use: Callable[[Image.Image], Any]) -> Any:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.seek(part)
+                return use(image)
+        except Exception as error:
+            raise BadSample("unreadable_image", f"frame {part} of the tiff cannot be read: {error}") from None
+
+
+class Mmc4(TarLayout):
+    """MMC4 with its images in the JSON: `text_list`, and `image_info` with `image_base64` and `matched_text_index`.
+
+    An image stands before the sentence it was matched with, images of one sentence in the order of `image_info`; without a
+    match, before the sentence that `similarity_matrix` finds closest. Entries without bytes are left out.
+    """
+
+    name = "mmc4"
+
+    def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
+        _need(named, "json")
+        images = self.compose([(0, read("json"))], []).images
+        return [Ref("json")], [Ref("json", int(name)) for name in images]
+
+    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
+        record = _json(texts[0][1])
+        sentences, infos = _field(record, "text_list", list), _field(record, "image_info", list)
+        before: dict[int, list[dict[str, str]]] = {}
+        for number, info in enumerate(infos):
+            if isinstance(info, dict) and info.get("image_base64"):
+                before.setdefault(_sentence_of(record, info, number), []).append({"image": str(number)})
+        items: list[dict[str, str]] = []
+        for number, sentence in enumerate(sentences):
+            items += [*before.get(number, []), {"text": sentence if number == 0 else " " + str(sentence)}]
+        return sample_from_dict({"items": items, "source": {"url": record.get("url")}})
+
+    def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
+        return super().picture_size(self._bytes(data, part), part)
+
+    def picture(self, data: bytes, part: int) -> Image.Image:
+        return decode_image(self._bytes(data, part))
+
+    def _bytes(self, data: bytes, part: int) -> bytes:
+        return from_base64(_json(data)["image_info"][part]["image_base64"])
+
+
+class LlavaOneVision(TarLayout):
+    """LLaVA-OneVision-1.5: `K.json` with `texts` (role and content) and `name`, and one image `K.jpg` or several `K.{i}_{name}`."""
+
+    name = "llava_onevision"
+
+    def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
+        _need(named, "json")
+        images = sorted((suffix for suffix in named if _is_image(suffix)), key=_leading_number)
+        refs = [Ref(suffix, part) for part, suffix in enumerate(images)]
+        self.compose([(0, read("json"))], range(len(refs)))
+        return [Ref("json")], refs
+
+    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
+        return dialogue(_json(texts[0][1]), [str(part) for part in images])
+
+
+def interleaved(record: Any) -> Sample:
+    """A document of parallel lists `images` and `texts`, of which exactly one has something at each place. Raises BadSample."""
+    images, texts = _field(record, "images", list), _field(record, "texts", list)
+    if len(images) != len(texts):
+        raise BadSample("image_count", f"`images` has {len(images)} places but `texts` {len(texts)}")
+    items = []
+    for place, (image, text) in enumerate(zip(images, texts)):
+        if (image is None) == (text is None):
+            raise BadSample(
+                "bad_json", f"place {place} holds {'both' if text is not None else 'neither'} text and image"
+            )
+        items.append({"text": text} if image is None else {"image": str(image)})
+    return sample_from_dict({"items": items, "source": {"url": record.get("url")}})
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of a base64 string, with or without a data URL before it. Raises BadSample."""
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadSample("unreadable_image", f"an image is not valid base64: {error}") from None
+
+
+def _field(record: Any, name: str, kind: type) -> Any:
+    if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+        raise BadSample("bad_json", f"`{name}` must be a {kind.__name__}")
+    return record[name]
+
+
+def _sentence_of(record: dict[str, Any], info: dict[str, Any], number: int) -> int:
+    match = info.get("matched_text_index")
+    if isinstance(match, int):
+        return match
+    try:
+        row = record["similarity_matrix"][number]
+        return max(range(len(row)), key=row.__getitem__)
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise BadSample("bad_json", f"image {number} is matched with no sentence") from None
+
+
+def _leading_number(suffix: str) -> tuple[int, str]:
+    number = re.match(r"\d+", os.path.basename(suffix))
+    return (int(number[0]) if number else -1), suffix

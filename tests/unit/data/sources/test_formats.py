@@ -1,0 +1,209 @@
+"""Every layout of other projects: what was stored is what is read, and what cannot be read is named."""
+
+import base64
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m4train.config import SourceConfig
+from m4train.data.source import Source, build_sources
+from tests.helpers.data import FakeProcessor, data_config, page_picture, png
+
+RED, BLUE, PAGE = (
+    Image.new("RGB", (20, 10), "red"),
+    Image.new("RGB", (12, 16), "blue"),
+    page_picture("a line of text"),
+)
+
+
+def tar(path: Path, members: dict[str, bytes | str | dict | list]) -> str:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as file:
+        for name, content in members.items():
+            if isinstance(content, (dict, list)):
+                content = json.dumps(content)
+            data = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def source(path: str, form: str) -> Source:
+    [built] = build_sources({"s": SourceConfig(path=path, format=form)}, data_config(), FakeProcessor())
+    return built
+
+
+def check(built: Source, number: int, said: list, images: list[Image.Image]) -> None:
+    """`said`: the texts, and None where an image stands, of a document; or (role, such a list) of a conversation."""
+    sample = built.read(number)
+
+    def shown(items: list[dict]) -> list:
+        return [item.get("text") for item in items]
+
+    if sample.items is not None:
+        assert shown(sample.items) == said
+    else:
+        assert [(message["role"], shown(message["content"])) for message in sample.messages] == said
+    read = built.images(number)
+    assert list(read) == list(range(len(images)))
+    for image, stored in zip(read.values(), images):
+        assert np.array_equal(np.asarray(image), np.asarray(stored))
+    if len(images) > 1:
+        assert np.array_equal(np.asarray(built.images(number, [1])[1]), np.asarray(images[1]))
+
+
+def reasons(built: Source) -> dict[str, str]:
+    return {shard.key(number): why[0] for shard in built.index.shards for number, why in shard.bad.items()}
+
+
+def test_m4_documents(tmp_path: Path) -> None:
+    names = ["7_a.0.text.txt", "7_a.1.image.jpeg", "7_a.2.text.txt", "7_a.10.image.jpeg"]
+    members = {
+        "7_a.0.text.txt": "Before.",
+        "7_a.1.image.jpeg": png(RED),
+        "7_a.10.image.jpeg": png(BLUE),
+        "7_a.2.text.txt": "Between.",
+        "7_a.metadata.txt": repr(names),
+        "8_b.0.text.txt": "x",
+        "8_b.metadata.txt": repr(["8_b.0.text.txt", "8_b.1.image.jpeg"]),
+    }
+    built = source(tar(tmp_path / "a.tar", members), "m4_documents")
+    check(built, 0, ["Before.", None, "Between.", None], [RED, BLUE])
+    assert reasons(built) == {"8_b": "missing_member"}
+
+
+def test_m4_conversations(tmp_path: Path) -> None:
+    turns = [{"user": "Which?", "assistant": "Red.", "source": "v"}, {"user": "And?", "assistant": "Blue."}]
+    members = {"k.0.image.jpeg": png(RED), "k.1.image.jpeg": png(BLUE), "k.2.text.txt": turns}
+    built = source(tar(tmp_path / "a.tar", members), "m4_conversations")
+    said = [("user", [None, None, "Which?"]), ("assistant", ["Red."]), ("user", ["And?"]), ("assistant", ["Blue."])]
+    check(built, 0, said, [RED, BLUE])
+    assert built.read(0).source == {"dataset": "v"}
+
+
+def test_pairs(tmp_path: Path) -> None:
+    members = {
+        "0.jpg": png(RED),
+        "0.json": {"caption": "no"},
+        "0.txt": "A red card.",
+        "1.json": {"caption": "A blue card."},
+        "1.webp": png(BLUE),
+        "2.image.jpeg": png(PAGE),
+        "2.text.txt": "A page.",
+        "3.answer.txt": "Red.",
+        "3.image.jpeg": png(RED),
+        "3.question.txt": "Which colour?",
+        "4.jpg": png(RED),
+        "4.json": {"caption": None},
+        "5.txt": "alone",
+    }
+    built = source(tar(tmp_path / "a.tar", members), "pairs")
+    check(built, 0, [None, "A red card."], [RED])
+    check(built, 1, [None, "A blue card."], [BLUE])
+    check(built, 2, [None, "A page."], [PAGE])
+    check(built, 3, [("user", [None, "Which colour?"]), ("assistant", ["Red."])], [RED])
+    assert reasons(built) == {"4": "no_text", "5": "missing_image"}
+
+
+def test_energon_interleaved(tmp_path: Path) -> None:
+    members = {
+        "k.json": {"images": [None, "a.jpg", None, "b.png"], "texts": ["One.", None, "Two.", None]},
+        "k.a.jpg": png(RED),
+        "k.b.png": png(BLUE),
+        "l.json": {"images": ["a.jpg"], "texts": ["both"]},
+        "m.json": {"images": ["a.jpg"], "texts": [None]},
+    }
+    built = source(tar(tmp_path / "a.tar", members), "energon")
+    check(built, 0, ["One.", None, "Two.", None], [RED, BLUE])
+    assert reasons(built) == {"l": "bad_json", "m": "missing_image"}
+
+
+def test_mint1t(tmp_path: Path) -> None:
+    tiff = io.BytesIO()
+    RED.save(tiff, "tiff", save_all=True, append_images=[PAGE], compression="tiff_deflate")
+    record = {"texts": ["One.", None, None], "images": [None, "page_0_image_85", "page_1_image_3"], "url": "u"}
+    members = {"k.json": record, "k.tiff": tiff.getvalue(), "l.json": record, "l.tiff": png(RED)}
+    built = source(tar(tmp_path / "a.tar", members), "mint1t")
+    check(built, 0, ["One.", None, None], [RED, PAGE])
+    assert reasons(built) == {"l": "unreadable_image"}
+
+
+def test_mmc4(tmp_path: Path) -> None:
+    coded = [base64.b64encode(png(image)).decode() for image in (RED, BLUE)]
+    infos = [
+        {"image_base64": coded[0], "matched_text_index": 1},
+        {"image_name": "lost"},
+        {"image_base64": coded[1]},
+    ]
+    record = {"text_list": ["One.", "Two."], "image_info": infos, "similarity_matrix": [[0, 1], [0, 0], [0.9, 0.1]]}
+    bad = {"text_list": ["One."], "image_info": [{"image_base64": "%%%", "matched_text_index": 0}]}
+    built = source(tar(tmp_path / "a.tar", {"k.json": record, "l.json": bad}), "mmc4")
+    check(built, 0, [None, "One.", None, " Two."], [BLUE, RED])
+    assert reasons(built) == {"l": "unreadable_image"}
+
+
+def test_llava_onevision(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "<image>\nFirst, <image> second?"}, {"role": "assistant", "content": "Yes."}]
+    members = {
+        "k.json": {"texts": turns, "name": ["x.jpg", "y.jpg"]},
+        "k.0_x.jpg": png(RED),
+        "k.1_y.jpg": png(BLUE),
+        "l.json": {"texts": turns},
+        "l.jpg": png(RED),
+    }
+    built = source(tar(tmp_path / "a.tar", members), "llava_onevision")
+    check(built, 0, [("user", [None, "First, ", None, " second?"]), ("assistant", ["Yes."])], [RED, BLUE])
+    assert reasons(built) == {"l": "image_count"}
+
+
+LLAVA = {
+    "id": "1",
+    "image": "pictures/red.png",
+    "conversations": [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "Red."}],
+}
+SHAREGPT = {
+    "messages": [{"role": "user", "content": "<image><image>Same?"}, {"role": "assistant", "content": "No."}],
+    "images": ["pictures/red.png", "pictures/blue.png"],
+}
+OPENAI = {
+    "messages": [
+        {"role": "system", "content": "Be short."},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "Which?"},
+                {
+                    "type": "image_url",
+                    "image_url": {"url": "data:image/png;base64," + base64.b64encode(png(BLUE)).decode()},
+                },
+            ],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "Blue é."}]},
+    ]
+}
+REMOTE = {"image": "https://example.org/a.jpg", "conversations": LLAVA["conversations"]}
+COUNT = {"images": ["pictures/red.png"], "messages": SHAREGPT["messages"]}
+LOST = {"image": "pictures/none.png", "conversations": LLAVA["conversations"]}
+
+
+@pytest.mark.parametrize("array", [True, False], ids=["array", "lines"])
+def test_json_of_llava_sharegpt_and_messages(tmp_path: Path, array: bool) -> None:
+    (tmp_path / "pictures").mkdir()
+    RED.save(tmp_path / "pictures" / "red.png")
+    BLUE.save(tmp_path / "pictures" / "blue.png")
+    records = [LLAVA, SHAREGPT, OPENAI, REMOTE, COUNT, LOST]
+    text = json.dumps(records, ensure_ascii=False, indent=1)
+    if not array:
+        text = "\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n"
+    (tmp_path / "a.json").write_text(text)
+    built = source(str(tmp_path / "a.json"), "json")
+    check(built, 0, [("user", [None, "Which?"]), ("assistant", ["Red."])], [RED])
+    check(built, 1, [("user", [None, None, "Same?"]), ("assistant", ["No."])], [RED, BLUE])
+    said = [("system", ["Be short."]), ("user", ["Which?", None]), ("assistant", ["Blue é."])]
+    check(built, 2, said, [BLUE])
+    assert reasons(built) == {"3": "remote_image", "4": "image_count", "5": "missing_image"}
