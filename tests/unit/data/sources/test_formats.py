@@ -125,7 +125,7 @@ def test_energon_interleaved(tmp_path: Path) -> None:
 
 def test_mint1t(tmp_path: Path) -> None:
     tiff = io.BytesIO()
-    RED.save(tiff, "tiff", save_all=True, append_images=[PAGE], compression="tiff_deflate")
+    RED.copy().save(tiff, "tiff", save_all=True, append_images=[PAGE.copy()])
     record = {"texts": ["One.", None, None], "images": [None, "page_0_image_85", "page_1_image_3"], "url": "u"}
     members = {"k.json": record, "k.tiff": tiff.getvalue(), "l.json": record, "l.tiff": png(RED)}
     built = source(tar(tmp_path / "a.tar", members), "mint1t")
