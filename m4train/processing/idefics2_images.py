@@ -79,6 +79,16 @@ class Idefics2ImageProcessor(ImageProcessor):
         return max(width, shortest), max(height, shortest)
 
 
+def cut_patches(frame: np.ndarray, size: int) -> tuple[np.ndarray, int, int]:
+    """The patches (rows * columns, 3, size, size) of a frame (3, H, W), row by row, and the rows and columns there are.
+
+    What is left over at the right and below, less than a patch, is dropped, as the vision tower drops it.
+    """
+    rows, columns = frame.shape[1] // size, frame.shape[2] // size
+    whole = frame[:, : rows * size, : columns * size].reshape(3, rows, size, columns, size)
+    return np.ascontiguousarray(whole.transpose(1, 3, 0, 2, 4)).reshape(-1, 3, size, size), rows, columns
+
+
 class Idefics2ImageProcessorFast(Idefics2ImageProcessor):
     """The same frames, with the images of a batch resized in parallel threads."""
 

@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from m4train.processing.idefics2_images import cut_patches
 from m4train.processing.pieces import ImagePiece, TextPiece, text_ids
 from tests.helpers.processing import picture, tiny_idefics2_processor
 
@@ -61,6 +64,15 @@ def test_truncation_never_cuts_an_image(limit, side, split):
         left = images[:1] if side == "right" else images[1:]
         alone = processor.image_processor(left, do_image_splitting=split)["pixel_values"]
         assert (inputs["pixel_values"] == alone).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 42), (30, 55), (14, 99)])
+def test_patches_are_those_of_a_strided_convolution(height, width):
+    frame = np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8)
+    patches, rows, columns = cut_patches(frame, 14)
+    assert (rows, columns) == (height // 14, width // 14)
+    unfolded = torch.nn.functional.unfold(torch.from_numpy(frame)[None].float(), 14, stride=14)[0].T
+    np.testing.assert_array_equal(patches.reshape(rows * columns, -1), unfolded.numpy())
 
 
 def test_masks_cover_the_images_and_not_their_canvas(processor):

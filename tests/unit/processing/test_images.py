@@ -1,7 +1,11 @@
+import contextlib
 import io
+import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from m4train.errors import BadSample
@@ -59,6 +63,26 @@ def test_unreadable_images_are_bad_samples(data):
     with pytest.raises(BadSample) as error:
         decode_image(data)
     assert error.value.reason == "unreadable_image"
+
+
+GOOD = {form: stored(Image.new("RGB", (24, 16), (9, 80, 200)), form) for form in ("JPEG", "PNG", "WEBP", "GIF", "TIFF")}
+
+
+@given(
+    form=st.sampled_from(sorted(GOOD)),
+    damage=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=8),
+)
+@settings(max_examples=150, deadline=None)
+def test_damaged_images_are_read_or_are_bad_samples(form, damage):
+    data = bytearray(GOOD[form])
+    for place, value in damage:
+        data[place % len(data)] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for read in (read_image_info, decode_image):
+            with contextlib.suppress(BadSample):  # any other error fails
+                found = read(bytes(data), max_pixels=10_000)
+                assert found.width * found.height <= 10_000
 
 
 def test_images_above_the_limit_are_refused_before_decoding():
