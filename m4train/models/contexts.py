@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +29,19 @@ class KeyValueCache:
         self.capacity = capacity
         self.cross: dict[int, tuple[Tensor, Tensor]] = {}
         self.images: Tensor | None = None
+
+    @classmethod
+    def of(cls, layers: Iterable[tuple[Tensor, Tensor]], mask: Tensor | None = None) -> KeyValueCache:
+        """From keys and values (B, kv_heads, length, head_dim) of each layer; `mask` (B, length), by default all ones."""
+        cache = cls()
+        for layer, (key, value) in enumerate(layers):
+            cache.keys[layer], cache.values[layer] = key, value
+        batch, _, length, _ = cache.keys[0].shape
+        cache.mask = (
+            cache.keys[0].new_ones(batch, length, dtype=torch.bool) if mask is None else mask[:, :length].bool()
+        )
+        cache.capacity = length
+        return cache
 
     @property
     def length(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -58,7 +59,7 @@ class ModelDoors(nn.Module):
         input_ids: Tensor | PackedBatch | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: KeyValueCache | None = None,
+        past_key_values: KeyValueCache | Sequence[tuple[Tensor, Tensor]] | None = None,
         inputs_embeds: Tensor | None = None,
         *,
         use_cache: bool | None = None,
@@ -73,7 +74,8 @@ class ModelDoors(nn.Module):
             input_ids: (B, T), or the PackedBatch; or give inputs_embeds (B, T, H).
             attention_mask: (B, T), 0 at padding; with a cache also (B, past + T).
             position_ids: (B, T); by default see `default_positions`.
-            past_key_values: what an earlier call with `use_cache` returned.
+            past_key_values: what an earlier call with `use_cache` returned, or keys and values (B, kv_heads, past, head_dim)
+                of each layer.
             images: the arguments named in `image_arguments`.
 
         Raises:
@@ -87,7 +89,7 @@ class ModelDoors(nn.Module):
         if unknown:
             raise TypeError(f"{type(self).__name__} has no argument {', '.join(unknown)}")
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        cache = past_key_values if past_key_values is not None else (KeyValueCache() if use_cache else None)
+        cache = _cache(past_key_values, attention_mask, bool(use_cache))
         inputs = self._gather(input_ids, attention_mask, position_ids, cache, inputs_embeds, bool(output_attentions))
         inputs.images = images
         inputs.record = [] if output_hidden_states else None
@@ -153,6 +155,14 @@ class ModelDoors(nn.Module):
         if past:
             return CachedContext(tables, cache, tokens.shape[1], window)
         return PackedContext(tables, tokens.segments, window, cache, tokens.rows, tokens.columns)
+
+
+def _cache(
+    given: KeyValueCache | Sequence[tuple[Tensor, Tensor]] | None, mask: Tensor | None, wanted: bool
+) -> KeyValueCache | None:
+    if given is None:
+        return KeyValueCache() if wanted else None
+    return given if isinstance(given, KeyValueCache) else KeyValueCache.of(given, mask)
 
 
 class LMDoors(nn.Module):
