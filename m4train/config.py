@@ -80,6 +80,7 @@ class DataConfig:
     packing_pool: int = 64  # documents that packing chooses among
     long_documents: str = "split"  # split (at item borders), drop
     shuffle: bool = True
+    shuffle_window: int = 8  # row groups that are mixed with each other, in formats that are read by row group
     epochs: int | None = None  # null: repeat for as long as the run lasts
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     cost: CostConfig = field(default_factory=CostConfig)
@@ -236,7 +237,7 @@ def _check_model(config: Config) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
-    for key in ("sequence_length", "images_per_pack", "packing_pool", "prefetch_steps"):
+    for key in ("sequence_length", "images_per_pack", "packing_pool", "prefetch_steps", "shuffle_window"):
         _at_least(f"data.{key}", getattr(data, key), 1)
     for key in ("num_workers", "auto_index_limit"):
         _at_least(f"data.{key}", getattr(data, key), 0)

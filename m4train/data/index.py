@@ -128,6 +128,13 @@ class SourceIndex:
             digest.update(f"{shard.meta['digest']} {shard.token_meta['fingerprint']}\n".encode())
         return digest.hexdigest()
 
+    def block_ends(self) -> np.ndarray | None:
+        """Where each stretch that is read whole ends, as sample numbers; None where samples can be read one by one."""
+        blocks = [shard.meta["blocks"] or [len(shard)] for shard in self.shards]
+        if not any(shard.meta["blocks"] for shard in self.shards):
+            return None
+        return np.cumsum([size for sizes in blocks for size in sizes])
+
     @property
     def bad_count(self) -> int:
         return sum(len(shard.bad) for shard in self.shards)

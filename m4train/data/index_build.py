@@ -161,6 +161,7 @@ def _scan(shard: str, shard_format: ShardFormat) -> tuple[dict[str, Any], dict[s
     for name in sorted(arrays):
         digest.update(arrays[name].tobytes())
     meta = {"version": VERSION, "format": shard_format.name, "stamp": stamp, "bad": bad, "digest": digest.hexdigest()}
+    meta["blocks"] = shard_format.blocks(shard)
     return meta, arrays
 
 

@@ -40,6 +40,32 @@ class Permutation:
         return (left << self._half) | right
 
 
+class WindowOrder:
+    """An order for samples that are read in blocks: blocks are shuffled, and samples within windows of `window` of them.
+
+    `ends` are the sample numbers where blocks end. As a Permutation, it can be entered anywhere.
+    """
+
+    def __init__(self, ends: np.ndarray, window: int, key: str) -> None:
+        self.size = int(ends[-1])
+        self._key, self._window = key, window
+        starts = np.concatenate([[0], ends[:-1]])
+        blocks = Permutation(len(ends), key).take(0, len(ends))
+        self._starts = starts[blocks]
+        self._ends = np.cumsum((ends - starts)[blocks])  # of the shuffled blocks, as positions
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """The elements at positions `start` to `start + count`, int64; fewer where a window ends, at least one."""
+        block = int(np.searchsorted(self._ends, start, side="right"))
+        first = block - block % self._window
+        last = min(first + self._window, len(self._ends)) - 1
+        begin = int(self._ends[first - 1]) if first else 0
+        inside = Permutation(int(self._ends[last]) - begin, f"{self._key} {first}").take(start - begin, count) + begin
+        blocks = np.searchsorted(self._ends, inside, side="right")
+        before = np.where(blocks > 0, self._ends[blocks - 1], 0)
+        return (self._starts[blocks] + inside - before).astype(np.int64)
+
+
 def _mix(x: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1

@@ -71,7 +71,7 @@ class Plan:
         """Names everything the sequence of packs depends on; a state is only good for the plan that made it."""
         data = self.data
         settings: list[Any] = [data.sequence_length, data.images_per_pack, data.packing_pool]
-        settings += [data.long_documents, data.shuffle, data.epochs, asdict(data.mixture)]
+        settings += [data.long_documents, data.shuffle, data.shuffle_window, data.epochs, asdict(data.mixture)]
         sources = [[source.name, source.config.weight, source.index.digest()] for source in self.sources]
         described = json.dumps([self.seed, self.global_batch_size, settings, sources])
         return hashlib.blake2b(described.encode(), digest_size=8).hexdigest()

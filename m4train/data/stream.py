@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from m4train.config import DataConfig
 from m4train.data.packing import Unit
-from m4train.data.permutation import Permutation
+from m4train.data.permutation import Permutation, WindowOrder
 from m4train.data.source import Source
 from m4train.data.splitting import is_document, split_pieces
 from m4train.errors import DataError
@@ -88,10 +88,16 @@ class SampleStream:
         if not self._data.shuffle:
             return position
         if not self._chunk_start <= position < self._chunk_start + len(self._chunk) or epoch != self._chunk_epoch:
-            key = f"{self._seed} {self._source.name} {epoch}"
             self._chunk_start, self._chunk_epoch = position, epoch
-            self._chunk = Permutation(len(self._source), key).take(position, _CHUNK).tolist()
+            self._chunk = self._order(epoch).take(position, _CHUNK).tolist()
         return self._chunk[position - self._chunk_start]
+
+    def _order(self, epoch: int) -> Permutation | WindowOrder:
+        key = f"{self._seed} {self._source.name} {epoch}"
+        blocks = self._source.index.block_ends()
+        if blocks is None:
+            return Permutation(len(self._source), key)
+        return WindowOrder(blocks, self._data.shuffle_window, key)
 
     def _units(self, sample: int, epoch: int, dropped: list[Dropped]) -> tuple[list[Unit], int]:
         """The units of a sample and its number of images."""

@@ -198,7 +198,7 @@ def _synthetic_index(shard: Path, samples: int, rng: np.random.Generator, finger
         "key_ends": np.arange(1, samples + 1, dtype=np.int64) * 9,
         "member_ends": member_ends.astype(np.int64),
     }
-    meta = {"version": VERSION, "format": "tar", "stamp": [0, 0], "bad": {}, "digest": shard.name}
+    meta = {"version": VERSION, "format": "tar", "stamp": [0, 0], "bad": {}, "digest": shard.name, "blocks": None}
     write_arrays(index_path(str(shard), None), meta, structure)
     counts = {
         "piece_tokens": tokens,

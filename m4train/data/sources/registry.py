@@ -5,6 +5,7 @@ from __future__ import annotations
 from m4train.config import SourceConfig
 from m4train.data.sources.base import ShardFormat
 from m4train.data.sources.json_records import JsonRecords
+from m4train.data.sources.parquet import ParquetRows
 from m4train.data.sources.tar import CanonicalTar
 from m4train.data.sources.tar_layouts import (
     EnergonInterleaved,
@@ -27,6 +28,7 @@ FORMATS: dict[str, type[ShardFormat]] = {
     Mmc4.name: Mmc4,
     LlavaOneVision.name: LlavaOneVision,
     JsonRecords.name: JsonRecords,
+    ParquetRows.name: ParquetRows,
 }
 
 

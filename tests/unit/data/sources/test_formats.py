@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from m4train.config import SourceConfig
+from m4train.data.plan import Plan
 from m4train.data.source import Source, build_sources
+from m4train.errors import DataError
 from tests.helpers.data import FakeProcessor, data_config, page_picture, png
 
 RED, BLUE, PAGE = (
@@ -207,3 +209,61 @@ def test_json_of_llava_sharegpt_and_messages(tmp_path: Path, array: bool) -> Non
     said = [("system", ["Be short."]), ("user", ["Which?", None]), ("assistant", ["Blue é."])]
     check(built, 2, said, [BLUE])
     assert reasons(built) == {"3": "remote_image", "4": "image_count", "5": "missing_image"}
+
+
+def parquet(path: Path, rows: list[dict], group: int = 2) -> str:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
+    return str(path)
+
+
+def stored(image: Image.Image | None) -> dict | None:
+    return image and {"bytes": png(image), "path": "a.png"}
+
+
+def test_parquet_of_images_and_turns(tmp_path: Path) -> None:
+    turns = [{"user": "Which?", "assistant": "Red.", "source": "v"}]
+    rows = [
+        {"images": [stored(RED), stored(BLUE)], "texts": turns},
+        {"images": [], "texts": turns},
+        {"images": [{"bytes": None, "path": "http://x"}], "texts": turns},
+    ]
+    built = source(parquet(tmp_path / "a.parquet", rows), "parquet")
+    check(built, 0, [("user", [None, None, "Which?"]), ("assistant", ["Red."])], [RED, BLUE])
+    check(built, 1, [("user", ["Which?"]), ("assistant", ["Red."])], [])
+    assert reasons(built) == {"2": "remote_image"}
+
+
+def test_parquet_of_parallel_lists_and_of_conversations(tmp_path: Path) -> None:
+    rows = [{"images": [None, stored(RED), None], "texts": ["One.", None, "Two."]}]
+    built = source(parquet(tmp_path / "a.parquet", rows), "parquet")
+    check(built, 0, ["One.", None, "Two."], [RED])
+    rows = [{"image": stored(PAGE), "conversations": LLAVA["conversations"]}]
+    built = source(parquet(tmp_path / "b.parquet", rows), "parquet")
+    check(built, 0, [("user", [None, "Which?"]), ("assistant", ["Red."])], [PAGE])
+
+
+def test_parquet_is_drawn_window_by_window_so_that_row_groups_are_read_once(tmp_path: Path) -> None:
+    turns = [[{"user": "Number?", "assistant": str(number)}] for number in range(40)]
+    path = parquet(tmp_path / "a.parquet", [{"images": [stored(RED)], "texts": text} for text in turns], group=5)
+    data = data_config(epochs=2, shuffle_window=2, packing_pool=1)
+    [built] = build_sources({"s": SourceConfig(path=path, format="parquet")}, data, FakeProcessor())
+    steps = Plan([built], data, 0, 4).steps()
+    drawn = [(unit.epoch, unit.sample) for step in steps for pack in step.packs for unit in pack.units]
+    orders = [[sample for epoch, sample in drawn if epoch == which] for which in range(2)]
+    assert [sorted(order) for order in orders] == [list(range(40))] * 2
+    assert orders[0] != orders[1]
+    built.shard_format.groups_read = 0
+    for _, sample in drawn:
+        built.images(sample)
+    assert built.shard_format.groups_read <= 2 * 8 + 2  # a window's end may lie in the next pack
+
+
+def test_a_file_that_is_no_parquet_and_one_without_texts_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("nothing")
+    with pytest.raises(DataError, match=r"a\.parquet is no readable parquet"):
+        source(str(tmp_path / "a.parquet"), "parquet")
+    with pytest.raises(DataError, match="none of texts"):
+        source(parquet(tmp_path / "b.parquet", [{"caption": "x"}]), "parquet")
