@@ -39,14 +39,15 @@ def _described(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
 def apply_freezing(model: nn.Module, config: FreezeConfig) -> None:
     """Sets `requires_grad` of every base parameter by the ordered rules; later rules win, adapters are left alone.
 
-    Without adapters everything starts trainable; with adapters everything but them starts frozen. Raises ConfigError for a
+    Without adapters the model starts as its own configuration freezes it; with adapters everything but them starts frozen.
+    Raises ConfigError for a
     rule that matches nothing, names an unknown part, or leaves nothing to train.
     """
     parts = model.parts()
     adapted = any(is_adapter(name) for name, _ in model.named_parameters())
     described = [(name, parameter, kind, part_of(name, parts)) for name, parameter, kind in _described(model)]
     for _, parameter, _, _ in described:
-        parameter.requires_grad_(not adapted and parameter.is_floating_point())
+        parameter.requires_grad_(not adapted and parameter.requires_grad)
     for number, rule in enumerate(config.rules):
         _check_part(rule, number, parts)
         matched = [p for name, p, kind, part in described if _matches(rule, name, kind, part)]

