@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -105,7 +107,7 @@ def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor
 def _padded(
     query: Tensor, key: Tensor, value: Tensor, q: Segments, k: Segments, causal: bool, window: int | None
 ) -> Tensor:
-    q_slots, k_slots = _slots(q, query.device), _slots(k, key.device)
+    q_slots, k_slots = _slots(q.lengths, query.device), _slots(k.lengths, key.device)
     keys = torch.arange(k.longest, device=key.device)
     lengths = (k.cu_seqlens[1:] - k.cu_seqlens[:-1]).to(key.device)
     # A segment without keys gives zeros, as it has nothing to attend to: its row must still hold one key for the softmax.
@@ -124,11 +126,12 @@ def _padded(
     return out.transpose(1, 2).flatten(0, 1).index_select(0, q_slots)
 
 
-def _slots(segments: Segments, device: torch.device) -> Tensor:
-    """(T,) the place of each token in the rows of a padded batch."""
-    longest = segments.longest
-    slots = [torch.arange(i * longest, i * longest + n) for i, n in enumerate(segments.lengths)]
-    return torch.cat(slots).to(device, non_blocking=True)
+@lru_cache(maxsize=32)
+def _slots(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """(T,) the place of each token in the rows of a padded batch; kept, because every layer asks for the same."""
+    longest = max(lengths)
+    with torch.inference_mode(False):  # else what an evaluation asked for first could not be used in training
+        return torch.cat([torch.arange(i * longest, i * longest + n) for i, n in enumerate(lengths)]).to(device)
 
 
 def _to_rows(x: Tensor, slots: Tensor, count: int, longest: int) -> Tensor:

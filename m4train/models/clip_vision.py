@@ -39,7 +39,8 @@ class ClipEmbeddings(nn.Module):
             )
         patches = self.patch_embedding(cut_patches(frames, self.patch_size)).unflatten(0, (count, -1))
         first = self.class_embedding.to(patches.dtype).expand(count, 1, -1)
-        positions = self.position_embedding.weight
+        # Looked up, not read: a sharded table is whole only inside its own forward.
+        positions = self.position_embedding(torch.arange(self.grid**2 + 1, device=frames.device))
         if not fits:
             # The tenth of a patch is part of what the scale means for the reference.
             rows, columns = height // self.patch_size, width // self.patch_size

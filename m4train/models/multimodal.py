@@ -86,7 +86,8 @@ class MultimodalModel(ModelDoors, PretrainedModel):
         """(tokens,) bool: which places are for images."""
         if inputs.ids is not None:
             return inputs.ids == self.config.image_token_id
-        return (inputs.hidden == self.text_model.embed_tokens.weight[self.config.image_token_id]).all(-1)
+        token = torch.tensor(self.config.image_token_id, device=inputs.hidden.device)
+        return (inputs.hidden == self.text_model.embed_tokens(token)).all(-1)
 
     def _padded_features(self, inputs: PaddedInputs) -> Tensor | None:
         """Features for all image tokens, after checking that each sample has as many as its images give."""

@@ -82,6 +82,8 @@ def real_images(pixel_values: Tensor) -> Tensor:
         raise DataError(
             f"pixel_values has shape {tuple(pixel_values.shape)}: it must be (batch, images, channels, height, width)"
         )
+    if not pixel_values.is_floating_point():
+        raise DataError(f"pixel_values are {pixel_values.dtype}: normalise them with the image processor of this model")
     return (pixel_values != 0).flatten(2).any(-1)
 
 

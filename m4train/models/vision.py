@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m4train.batch import Segments
+from m4train.errors import DataError
 from m4train.models.attention import attention
 from m4train.models.backbone_configs import SiglipVisionConfig
 from m4train.models.layers import activation
@@ -130,7 +131,14 @@ class VisionTower(nn.Module):
 
 
 def normalise(pixels: Tensor, table: Tensor | None) -> Tensor:
-    """Looks up uint8 `pixels` (N, 3, h, w) in `table` (3, 256); floating-point pixels pass through."""
+    """Looks up uint8 `pixels` (N, 3, h, w) in `table` (3, 256); floating-point pixels, without a table, pass through.
+
+    Raises:
+        DataError: bytes without a table, or a table for what is normalised already.
+    """
+    if (table is None) != pixels.is_floating_point():
+        given = "no pixel_table" if table is None else "a pixel_table"
+        raise DataError(f"pixels are {pixels.dtype} with {given}: give uint8 with a table, or normalised ones without")
     if table is None:
         return pixels
     # One table of 768 levels, so that all channels are one lookup.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from m4train.errors import DataError
 from m4train.models import Idefics2ForConditionalGeneration
 from m4train.positions import patch_position_ids
-from tests.helpers.models import tiny_idefics2
+from tests.helpers.models import IMAGE_TOKEN, tiny_idefics2
 from tests.parity.models_inputs import idefics2_inputs, labels_for
 from tests.parity.models_reference import (
     assert_half_precision,
@@ -160,6 +160,17 @@ def reference_buckets(side: int) -> dict[tuple[int, int], list[int]]:
 def test_position_ids_as_in_5_23(side: int) -> None:
     for (rows, columns), expected in reference_buckets(side).items():
         assert patch_position_ids(rows, columns, side, "5.23").tolist() == expected
+
+
+def test_a_grid_on_which_the_roundings_differ(tmp_path: Path) -> None:
+    config = tiny_idefics2(vision_config={"image_size": 140, "patch_size": 2})
+    theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
+    ids = torch.tensor([[5, *[IMAGE_TOKEN] * 6, 9]])
+    pixels = torch.randn(1, 1, 3, 100, 4, generator=torch.Generator().manual_seed(0))
+    expected = theirs(input_ids=ids, pixel_values=pixels).logits
+    assert (ours(input_ids=ids, pixel_values=pixels).logits - expected).abs().max() > 1e-4
+    ours.model.position_rounding = "5.23"
+    closest(ours(input_ids=ids, pixel_values=pixels).logits, expected, 1e-5)
 
 
 def test_where_the_roundings_differ() -> None:

@@ -75,6 +75,15 @@ def test_a_segment_does_not_see_another(lengths: list[int]) -> None:
         assert x.grad[: lengths[0]].any()
 
 
+def test_training_after_an_evaluation_in_inference_mode() -> None:
+    segments = Segments.of([5, 11, 2])
+    q, k, v = (torch.randn(18, 2, 4, requires_grad=True) for _ in range(3))
+    with torch.inference_mode():
+        attention(q, k, v, segments, segments, causal=True)
+    attention(q, k, v, segments, segments, causal=True).sum().backward()
+    assert q.grad is not None
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("causal", [True, False])

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from m4train.batch import CrossSegments, PackedBatch, PackedImages, Segments
+from m4train.errors import DataError
 from m4train.models import (
     Idefics2Config,
     Idefics2ForConditionalGeneration,
@@ -286,6 +287,33 @@ def test_half_precision_trains(family: str, how: str) -> None:
     for parameter in model.parameters():
         assert parameter.grad is not None
         assert parameter.grad.dtype == parameter.dtype
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_need_a_table(family: str) -> None:
+    model, build, per_image = make(family, torch.float32)
+    batch = build(documents_of([(9, 1)], per_image))
+    assert batch.images is not None
+    generator = torch.Generator().manual_seed(0)
+    bytes_ = torch.randint(0, 256, batch.images.pixels.shape, generator=generator, dtype=torch.uint8)
+    table = torch.randn(3, 256, generator=generator)
+    floats = torch.stack([table[c][bytes_[:, c].long()] for c in range(3)], dim=1)
+
+    def loss(pixels: Tensor, table: Tensor | None) -> Tensor:
+        assert batch.images is not None
+        return model(replace(batch, images=replace(batch.images, pixels=pixels, pixel_table=table))).loss
+
+    assert torch.equal(loss(bytes_, table), loss(floats, None))
+    with pytest.raises(DataError, match=r"pixels are torch.uint8 with no pixel_table"):
+        loss(bytes_, None)
+    with pytest.raises(DataError, match=r"pixels are torch.float32 with a pixel_table"):
+        loss(floats, table)
+    with pytest.raises(DataError, match=r"pixel_values are torch.uint8"):
+        model(
+            torch.ones(1, 4, dtype=torch.int64),
+            pixel_values=torch.zeros(1, 1, 3, 16, 16).byte(),
+            **({"image_attention_mask": torch.zeros(1, 4, 1)} if family == "idefics" else {}),
+        )
 
 
 class HostReads(TorchDispatchMode):
