@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-
-from m4train.batch import DocumentRecord, PackedBatch, PackedImages, Segments
+from m4train.batch import DocumentRecord, PackedBatch
 from m4train.config import DataConfig
+from m4train.data.assemble import Assembler, Document
 from m4train.data.augment import augment, draw_key
 from m4train.data.index import Pieces
 from m4train.data.labels import trained_tokens
@@ -28,16 +23,6 @@ from m4train.processing.pieces import ImagePiece
 _MODULUS = 1 << 64
 
 
-@dataclass(frozen=True)
-class Document:
-    """One segment, ready to be laid into a batch."""
-
-    record: DocumentRecord
-    source: int
-    rendered: Rendered
-    trained: np.ndarray  # (T,) bool
-
-
 class Collator:
     """Turns planned packs into batches; holds what worker processes need and is pickled to them."""
 
@@ -46,6 +31,7 @@ class Collator:
         self.processor = processor
         self.data = data
         self.seed = seed
+        self._assembler = Assembler(processor, [source.name for source in sources])
 
     def batch(self, packs: Sequence[PlannedPack], step: int) -> tuple[PackedBatch, list[QuarantineEntry]]:
         """The micro-batch of `packs` and the samples that had to be left out of it.
@@ -66,7 +52,7 @@ class Collator:
                     bad.append(self._entry(unit, pack.number, step, error))
                 plan_hash = (plan_hash + self._hash(unit, pack.number, b"")) % _MODULUS
                 data_hash = (data_hash + self._hash(unit, pack.number, outcome)) % _MODULUS
-        return self._pack(documents, data_hash, plan_hash, len(packs) * self.data.sequence_length), bad
+        return self._assembler.batch(documents, data_hash, plan_hash, len(packs) * self.data.sequence_length), bad
 
     def _entry(self, unit: Unit, pack: int, step: int, error: BadSample) -> QuarantineEntry:
         source = self.sources[unit.source]
@@ -113,38 +99,3 @@ class Collator:
         described = f"{pack}\0{source.name}\0{key}\0{unit.first}\0{unit.last}\0{unit.tokens}\0".encode()
         digest = hashlib.blake2b(described + shard.content_hash(number) + draws + b"\0" + outcome, digest_size=8)
         return int.from_bytes(digest.digest(), "little")
-
-    @cached_property
-    def _spare_frame(self) -> np.ndarray:
-        """(1, 3, S, S): what the vision modules run on where a batch has no image."""
-        return self.processor.encode_image(Image.new("RGB", (32, 32), (127, 127, 127))).frames[:1]
-
-    def _pack(self, documents: list[Document], data_hash: int, plan_hash: int, capacity: int) -> PackedBatch:
-        lengths = [len(document.rendered.ids) for document in documents] or [1]
-        ids = [document.rendered.ids for document in documents] or [np.array([self.processor.eos_id], np.int64)]
-        masks = [document.rendered.feature_mask for document in documents] or [np.zeros(1, bool)]
-        trained = np.concatenate([document.trained for document in documents] or [np.zeros(1, bool)])
-        of_source = np.repeat([document.source for document in documents] or [0], lengths)
-        input_ids = np.concatenate(ids)
-        targets = np.flatnonzero(trained)  # never 0: the first token of a document is not trained on
-        frames = [frame for document in documents for frame in document.rendered.frames]
-        count = sum(len(frame) for frame in frames)
-        return PackedBatch(
-            input_ids=torch.from_numpy(input_ids),
-            position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])),
-            segments=Segments.of(lengths),
-            loss_positions=torch.from_numpy(targets - 1),
-            targets=torch.from_numpy(input_ids[targets]),
-            images=PackedImages(
-                pixels=torch.from_numpy(np.concatenate(frames or [self._spare_frame])),
-                count=count,
-                pixel_table=torch.from_numpy(self.processor.pixel_table()),
-            ),
-            image_positions=torch.from_numpy(np.flatnonzero(np.concatenate(masks))),
-            target_sources=torch.from_numpy(of_source[targets].astype(np.int64)),
-            source_names=tuple(source.name for source in self.sources),
-            documents=tuple(document.record for document in documents),
-            data_hash=data_hash,
-            plan_hash=plan_hash,
-            capacity=capacity,
-        )

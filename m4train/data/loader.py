@@ -162,7 +162,7 @@ class Loader:
             num_workers=self.data.num_workers,
             prefetch_factor=max(1, -(-self._ahead // self.data.num_workers)),
             collate_fn=_unchanged,
-            worker_init_fn=_StartWorker(lifeline()[0]),
+            worker_init_fn=StartWorker(lifeline()[0]),
             multiprocessing_context=worker_context(),
         )
         handler = signal.getsignal(signal.SIGCHLD)
@@ -226,7 +226,7 @@ def _unchanged(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _StartWorker:
+class StartWorker:
     """The first thing a worker does: tie itself to the trainer, and keep to one thread."""
 
     line: Connection
