@@ -122,27 +122,41 @@ class ChatTemplate:
             prepared.append(message | {"content": content})
         return prepared
 
-    def split(self, messages: list[dict], special: Callable[[str], re.Match | None]) -> list[Part]:
+    def split(
+        self,
+        messages: list[dict],
+        special: Callable[[str], re.Match | None],
+        prompt: bool = False,
+        **variables: Any,
+    ) -> list[Part]:
         """The rendered conversation, cut by who says what.
 
-        `special` finds the first special token in a string of the template. Raises BadSample where the template changes
-        what the messages say, and ConfigError where prompts are no beginnings of the conversations they belong to.
+        `special` finds the first special token in a string of the template. A `prompt` is what the assistant is asked with,
+        for which it does not matter where its earlier answers begin. Raises BadSample where the template changes what the
+        messages say, and ConfigError where prompts are no beginnings of the conversations they belong to.
         """
         messages = [message | {"content": content_items(message)} for message in messages]
         marked, texts = _mark(messages)
-        rendered = self.render(self.prepare(marked))
-        original = self.render(self.prepare(messages))
+        rendered = self.render(self.prepare(marked), prompt, **variables)
+        original = self.render(self.prepare(messages), prompt, **variables)
         for told in (texts, _strip_messages(texts, marked), [(text.strip(), turn) for text, turn in texts]):
             if _fill(rendered, told) == original:
                 break
         else:
             raise BadSample("chat_template", "The chat template changes the text of the messages.")
-        spoken = [self._spoken(marked, turn, rendered, special) for turn in _assistant_turns(marked)]
+        try:
+            spoken = [self._spoken(marked, turn, rendered, special, variables) for turn in _assistant_turns(marked)]
+        except ConfigError:
+            if not prompt:
+                raise
+            spoken = []
         return list(_parts(rendered, told, marked, spoken))
 
-    def _spoken(self, messages: list[dict], turn: int, rendered: str, special: Callable) -> tuple[int, int, int]:
+    def _spoken(
+        self, messages: list[dict], turn: int, rendered: str, special: Callable, variables: dict[str, Any]
+    ) -> tuple[int, int, int]:
         """Where in `rendered` the assistant's message number `turn` begins and ends, its closing token included."""
-        prompt = self.render(self.prepare(messages[:turn]), add_generation_prompt=True)
+        prompt = self.render(self.prepare(messages[:turn]), add_generation_prompt=True, **variables)
         if not rendered.startswith(prompt):
             raise ConfigError(
                 f"With this chat template the prompt for message {turn} is not the beginning of the conversation "

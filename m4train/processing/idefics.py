@@ -13,9 +13,10 @@ from PIL import Image
 from m4train.processing.chat import IDEFICS_TEMPLATE
 from m4train.processing.features import Features
 from m4train.processing.idefics_images import IdeficsImageProcessor
+from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.inputs import is_image, is_url
 from m4train.processing.pieces import EncodedImage, Piece
-from m4train.processing.processor import END_OF_UTTERANCE, FAKE, IMAGE, Processor
+from m4train.processing.processor import END_OF_UTTERANCE, FAKE, IMAGE, LAYOUT, Processor, Span
 from m4train.processing.sample_encoding import Framing, encode_document
 from m4train.processing.tokenizer import Tokenizer
 
@@ -77,17 +78,13 @@ class IdeficsProcessor(Processor):
         images: Any = None,
         text: Any = None,
         *,
-        padding: bool | str = "longest",
-        padding_side: str | None = None,
-        truncation: bool = False,
-        max_length: int | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
         add_eos_token: bool = False,
         add_end_of_utterance_token: bool | None = None,
         add_special_tokens: bool = False,
         debug: bool = False,
         return_tensors: str | None = "pt",
-        **settings: Any,
+        **options: Any,
     ) -> Features:
         """`input_ids`, `attention_mask`, `pixel_values` (B, N, 3, S, S) and `image_attention_mask` (B, T, N) of prompts.
 
@@ -95,8 +92,8 @@ class IdeficsProcessor(Processor):
         `images` is the other form: where texts hold a placeholder <image> for each image they are like those of the other
         processors; else one image comes before each text, or a list of images after it. Every prompt begins with bos, once,
         whatever `add_special_tokens` says. `transform` makes a tensor (3, S, S) of a Pillow image in place of the image
-        processor, for training. Truncation drops an image with its token. `debug` prints the prompts as they are encoded.
-        Raises ValueError for arguments that do not fit.
+        processor, for training. `debug` prints the prompts as they are encoded. `options` are those of padding ("longest"
+        by default) and truncation, and settings of the image processor. Raises ValueError for arguments that do not fit.
         """
         if prompts is not None and text is None and images is None:
             text = prompts
@@ -112,26 +109,50 @@ class IdeficsProcessor(Processor):
         strings = [string + (self.tokenizer.eos_token or "") * add_eos_token for string in strings]
         if debug:
             print("\n".join(repr(string) for string in strings))
-        rows = self.tokenizer(strings, add_special_tokens=False, truncation=truncation, max_length=max_length)
-        inputs = self.tokenizer.pad(rows["input_ids"], padding, max_length, padding_side=padding_side)
+        rows: list[list[Span]] = [
+            [(self.tokenizer.encode(string, add_special_tokens=False), False)] for string in strings
+        ]
+        layout = {name: options.pop(name) for name in LAYOUT if name in options}
+        image_processor = self.image_processor.replace(**options)
+        return self._assemble(rows, samples, image_processor, return_tensors, **layout, transform=transform)
+
+    def _assemble(
+        self,
+        rows: list[list[Span]],
+        samples: list[list[Any]],
+        image_processor: ImageProcessor,
+        return_tensors: str | None,
+        padding: bool | str = "longest",
+        truncation: bool = False,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        transform: Callable[[Image.Image], Any] | None = None,
+    ) -> Features:
+        """Rows of spans and their images as model inputs; truncation drops an image with its token."""
+        ids = [[i for span, _ in row for i in span] for row in rows]
+        if truncation:
+            limit = max_length or self.tokenizer.model_max_length
+            right = self.tokenizer.truncation_side == "right"
+            ids = [row[:limit] if right else row[max(len(row) - limit, 0) :] for row in ids]
+        inputs = self.tokenizer.pad(ids, padding, max_length, pad_to_multiple_of, padding_side)
         count = max(1, *(len(sample) for sample in samples))
-        inputs["pixel_values"] = self._pixels(inputs["input_ids"], samples, count, transform, settings)
-        inputs["image_attention_mask"] = [self._image_attention(ids, count) for ids in inputs["input_ids"]]
+        inputs["pixel_values"] = self._pixels(inputs["input_ids"], samples, count, transform, image_processor)
+        inputs["image_attention_mask"] = [self._image_attention(row, count) for row in inputs["input_ids"]]
         if not any(samples):
-            inputs["image_attention_mask"] = [np.zeros((len(ids), 1), bool) for ids in inputs["input_ids"]]
+            inputs["image_attention_mask"] = [np.zeros((len(row), 1), bool) for row in inputs["input_ids"]]
         return inputs.convert(return_tensors)
 
     def _pixels(
-        self, rows: list[list[int]], samples: list[list[Any]], count: int, transform: Any, settings: dict[str, Any]
+        self, rows: list[list[int]], samples: list[list[Any]], count: int, transform: Any, processor: ImageProcessor
     ) -> np.ndarray:
         """Values (B, count, 3, S, S) of the images whose tokens are in the rows, zeros for what is missing."""
-        processor = self.image_processor.replace(**settings)
         values = []
         for ids, images in zip(rows, samples):
             left = ids.count(self.image_token_id)
             kept = images[:left] if self.tokenizer.truncation_side == "right" else images[max(len(images) - left, 0) :]
-            values.append(np.asarray(processor.preprocess(kept, transform, return_tensors="np")))
-        shape = next((value.shape[1:] for value in values if len(value)), (3, *[processor.image_size] * 2))
+            values.append(np.asarray(processor.preprocess(kept, transform=transform, return_tensors="np")))
+        shape = next((value.shape[1:] for value in values if len(value)), (3, *[self.image_processor.image_size] * 2))
         pixels = np.zeros((len(rows), count, *shape), np.float32)
         for row, value in enumerate(values):
             if len(value):

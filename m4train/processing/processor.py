@@ -18,7 +18,7 @@ from m4train.processing.features import Features
 from m4train.processing.files import ProcessorFiles, read_processor_files, write_processor_files
 from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.inputs import is_image, nest_images, read_image
-from m4train.processing.pieces import EncodedImage, Piece
+from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 from m4train.processing.sample_encoding import Framing, encode_document, encode_messages
 from m4train.processing.tokenizer import Place, Tokenizer
 
@@ -26,6 +26,7 @@ FAKE, IMAGE, END_OF_UTTERANCE = "<fake_token_around_image>", "<image>", "<end_of
 
 Self = TypeVar("Self", bound="Processor")
 Span = tuple[list[int], bool]  # ids, and whether they are an image
+LAYOUT = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
 
 
 class Processor:
@@ -161,41 +162,58 @@ class Processor:
         text: str | list[str] | None = None,
         *,
         add_special_tokens: bool = True,
-        padding: bool | str = False,
-        truncation: bool = False,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
         return_tensors: str | None = None,
-        **settings: Any,
+        **options: Any,
     ) -> Features:
         """`input_ids`, `attention_mask`, `pixel_values` and `pixel_attention_mask` of texts with <image> placeholders.
 
-        `images` is one image, a flat list in the order of the placeholders, or a list per text. `settings` are those of the
-        image processor or of this processor, for this call. Truncation drops an image it would cut, with what follows.
+        `images` is one image, a flat list in the order of the placeholders, or a list per text. `options` are those of
+        padding and truncation (see `_assemble`), and settings of the image processor or of this processor for this call.
         A text that begins with bos gets no second one. Raises ValueError where a text holds more or fewer placeholders than
         it has images.
         """
         if text is not None and not _is_text(text):  # the order of older versions
             images, text = text, images
-        processor = self._with(settings)
+        layout = {name: options.pop(name) for name in LAYOUT if name in options}
+        processor = self._with(options)
         if text is None:
             if images is None:
                 raise ValueError("Give the processor text, images, or both.")
             return processor.image_processor(images, return_tensors=return_tensors)
         texts = [text] if isinstance(text, str) else list(text)
         given = _images_per_text(texts, images)
-        image_processor = processor.image_processor.for_values_of(given)
         samples = [[processor.read(image) for image in sample] for sample in given]
+        rows = [processor._spans(one, sample, add_special_tokens) for one, sample in zip(texts, samples)]
+        image_processor = processor.image_processor.for_values_of(given)
+        return processor._assemble(rows, samples, image_processor, return_tensors, **layout)
+
+    def _assemble(
+        self,
+        rows: list[list[Span]],
+        samples: list[list[Image.Image]],
+        image_processor: ImageProcessor,
+        return_tensors: str | None,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+    ) -> Features:
+        """Rows of spans and their images as model inputs.
+
+        `padding` is True or "longest", "max_length", or False; `padding_side` "left" or "right" overrides the tokenizer's.
+        With `truncation` rows end (or begin) where `max_length` ids are full: an image is never cut, but dropped with all
+        that lies beyond it.
+        """
         limit = max_length or self.tokenizer.model_max_length if truncation else None
         side = self.tokenizer.truncation_side
-        rows, kept = [], []
-        for one, sample in zip(texts, samples):
-            spans = _truncate(processor._spans(one, sample, add_special_tokens), limit, side)
-            rows.append([i for ids, _ in spans for i in ids])
+        ids, kept = [], []
+        for row, sample in zip(rows, samples):
+            spans = _truncate(row, limit, side)
+            ids.append([i for span, _ in spans for i in span])
             left = sum(is_image for _, is_image in spans)
             kept.append(sample[:left] if side == "right" else sample[len(sample) - left :])
-        features = self.tokenizer.pad(rows, padding, max_length, pad_to_multiple_of, padding_side)
+        features = self.tokenizer.pad(ids, padding, max_length, pad_to_multiple_of, padding_side)
         features = features.convert(return_tensors)
         if any(kept):
             features |= image_processor.features(kept, return_tensors)
@@ -212,23 +230,36 @@ class Processor:
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         return_dict: bool = False,
+        images: Any = None,
+        return_tensors: str | None = None,
         **options: Any,
     ) -> Any:
         """The conversation (or each of several) as a string; with `tokenize`, its ids, or all model inputs if `return_dict`.
 
-        Images to process are the "image", "url" or "path" of content items. bos is never doubled. `options` that the
-        template reads are its variables; the others are those of a call of the processor.
+        Tokens are made of what the messages say as plain text, as in training: special tokens are those that the template
+        writes. Images are the "image", "url" or "path" of content items, or `images`, a list for each conversation.
+        `options` that the template reads are its variables; the others are those of a call of the processor.
         """
         template = self._chat(chat_template)
         variables = {name: options.pop(name) for name in list(options) if name in template.variables}
         several = bool(conversation) and isinstance(conversation[0], list)
         conversations = conversation if several else [conversation]
-        texts = [template.render(template.prepare(c), add_generation_prompt, **variables) for c in conversations]
         if not tokenize:
+            texts = [template.render(template.prepare(c), add_generation_prompt, **variables) for c in conversations]
             return texts if several else texts[0]
-        images = [_images_of(c) for c in conversations]
-        inputs = self(images=images if any(images) else None, text=texts, **options)
-        if not several and not options.get("return_tensors"):
+        layout = {name: options.pop(name) for name in LAYOUT if name in options}
+        processor = self._with(options)
+        given = [_images_of(c) for c in conversations] if images is None else nest_images(images)
+        samples = [[processor.read(image) for image in sample] for sample in given]
+        framing = processor._framing()
+        pieces = [
+            encode_messages(self.tokenizer, template, c, framing, add_generation_prompt, **variables)
+            for c in conversations
+        ]
+        rows = [processor._spans_of(row, sample) for row, sample in zip(pieces, samples, strict=True)]
+        image_processor = processor.image_processor.for_values_of(given)
+        inputs = processor._assemble(rows, samples, image_processor, return_tensors, **layout)
+        if not several and not return_tensors:
             inputs |= {name: inputs[name][0] for name in ("input_ids", "attention_mask")}
         return inputs if return_dict else inputs["input_ids"]
 
@@ -277,6 +308,20 @@ class Processor:
                 place: Place = "after_token" if number else "start"
                 spans.append((self.tokenizer.encode(piece, add_special_tokens=False, place=place), False))
         return [*spans, (suffix, False)]
+
+    def _spans_of(self, pieces: list[Piece], images: list[Image.Image]) -> list[Span]:
+        """The ids of pieces, with their images in place. Raises ValueError where there are more or fewer images."""
+        places = sum(isinstance(piece, ImagePiece) for piece in pieces)
+        if places != len(images):
+            raise ValueError(f"The messages hold {places} images and {len(images)} are given: make the numbers equal.")
+        spans: list[Span] = [([], False)]
+        for piece in pieces:
+            if isinstance(piece, TextPiece):
+                spans.append((piece.ids.tolist(), False))
+                continue
+            opening = spans.pop()[0] if self.opening and spans[-1] == (self.opening, False) else []
+            spans.append((opening + self.image_ids(*images[piece.image].size).tolist(), True))
+        return [*spans, ([], False)]
 
 
 def _is_text(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -51,14 +52,19 @@ def encode_document(tokenizer: Tokenizer, items: list[dict], framing: Framing) -
 
 
 def encode_messages(
-    tokenizer: Tokenizer, template: ChatTemplate, messages: list[dict], framing: Framing
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: list[dict],
+    framing: Framing,
+    prompt: bool = False,
+    **variables: Any,
 ) -> list[Piece]:
-    """Pieces of a conversation as `template` renders it.
+    """Pieces of a conversation as `template` renders it, with the given variables; a `prompt` asks for an answer.
 
     Raises BadSample where the template refuses or changes the messages, and ConfigError where it cannot be used at all.
     """
     specials = tokenizer.special_pattern
-    parts = template.split(messages, specials.search)
+    parts = template.split(messages, specials.search, prompt, **variables)
     beginning = parts[0].text if parts and not parts[0].literal else ""
     writes_bos = bool(tokenizer.bos_token) and beginning.startswith(tokenizer.bos_token or "")
     builder = _Builder(tokenizer, framing, [] if writes_bos else framing.prefix)

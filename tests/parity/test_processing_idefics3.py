@@ -212,12 +212,20 @@ def test_pieces_of_a_chat_are_the_ids_of_its_string(pair, messages):
 
 
 @pytest.mark.parametrize("messages", CHATS, ids=range(len(CHATS)))
-def test_chat_is_tokenized_without_a_second_bos(pair, messages):
+@pytest.mark.parametrize("prompt", [False, True])
+def test_chat_is_tokenized_without_a_second_bos(pair, messages, prompt):
     ours, theirs = pair
-    if any(item["type"] == "image" for message in messages for item in message["content"]):
-        return
-    expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
-    assert [ours.apply_chat_template(messages, tokenize=True)] == expected
+    sizes = iter([(40, 70), (64, 30), (9, 9)])
+    filled = [
+        message
+        | {"content": [i | {"image": picture(*next(sizes))} if i["type"] == "image" else i for i in message["content"]]}
+        for message in messages
+    ]
+    options = {"add_generation_prompt": prompt, "tokenize": True, "return_dict": True, "return_tensors": "np"}
+    expected = theirs.apply_chat_template(filled, **options)
+    assert_same(ours.apply_chat_template(filled, **options), expected)
+    images = [item["image"] for message in filled for item in message["content"] if item["type"] == "image"]
+    assert_same(ours.apply_chat_template(messages, images=[images], **options), expected)
 
 
 def test_pieces_of_a_document_are_the_ids_of_its_string(pair):

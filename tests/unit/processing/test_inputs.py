@@ -8,6 +8,7 @@ from PIL import Image
 from m4train.errors import BadSample
 from m4train.processing import Idefics2ImageProcessor, Idefics3ImageProcessor, IdeficsImageProcessor
 from m4train.processing.inputs import is_url, nest_images, read_image
+from m4train.processing.pieces import text_ids
 from tests.helpers.processing import picture, tiny_idefics3_processor
 
 
@@ -131,6 +132,36 @@ def test_chat_images_are_read_from_the_messages(tmp_path):
     assert inputs["pixel_values"].shape == (1, 2, 3, 32, 32)
     assert torch.equal(inputs["pixel_values"][0, 0], inputs["pixel_values"][0, 1])
     assert (inputs["input_ids"] == processor.bos_id).sum() == 1
+
+
+def test_messages_that_spell_special_tokens_ask_for_no_images():
+    processor = tiny_idefics3_processor()
+    spelled = "is <image> a <|end_of_text|>?"
+    conversations = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": spelled}]}],
+        [{"role": "user", "content": spelled}],
+    ]
+    inputs = processor.apply_chat_template(
+        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, padding=True, return_tensors="np",
+        images=[[picture(9, 9)], []],
+    )  # fmt: skip
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == processor.image_seq_len
+    assert not (inputs["input_ids"] == processor.eos_id).any()
+    assert inputs["pixel_values"].shape == (2, 1, 3, 32, 32)
+    with pytest.raises(ValueError, match="hold 1 images and 0 are given"):
+        processor.apply_chat_template(conversations[0], tokenize=True)
+
+
+def test_prompts_of_conversations_are_what_training_sees():
+    processor = tiny_idefics3_processor()
+    messages = [
+        {"role": "user", "content": "count"},
+        {"role": "assistant", "content": "\n\none"},
+        {"role": "user", "content": "on"},
+    ]
+    ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+    trained = text_ids(processor.encode_messages([*messages, {"role": "assistant", "content": "\n\ntwo"}])).tolist()
+    assert trained[: len(ids)] == ids
 
 
 def test_text_may_come_first_as_in_older_versions():
