@@ -145,7 +145,11 @@ class ChatTemplate:
         else:
             raise BadSample("chat_template", "The chat template changes the text of the messages.")
         try:
-            spoken = [self._spoken(marked, turn, rendered, special, variables) for turn in _assistant_turns(marked)]
+            spoken = [
+                self._spoken(marked[:turn], texts, rendered, special, variables)
+                for turn, message in enumerate(marked)
+                if message["role"] == "assistant"
+            ]
         except ConfigError:
             if not prompt:
                 raise
@@ -153,31 +157,35 @@ class ChatTemplate:
         return list(_parts(rendered, told, marked, spoken))
 
     def _spoken(
-        self, messages: list[dict], turn: int, rendered: str, special: Callable, variables: dict[str, Any]
+        self,
+        before: list[dict],
+        texts: list[tuple[str, int]],
+        rendered: str,
+        special: Callable,
+        variables: dict[str, Any],
     ) -> tuple[int, int, int]:
-        """Where in `rendered` the assistant's message number `turn` begins and ends, its closing token included."""
-        prompt = self.render(self.prepare(messages[:turn]), add_generation_prompt=True, **variables)
+        """The number of the message after `before`, and where in `rendered` it begins and ends, closing token included."""
+        turn = len(before)
+        prompt = self.render(self.prepare(before), add_generation_prompt=True, **variables)
         if not rendered.startswith(prompt):
             raise ConfigError(
                 f"With this chat template the prompt for message {turn} is not the beginning of the conversation "
                 f"({prompt[-40:]!r} does not lead to it), so what the assistant says cannot be told apart: use a "
                 "template that renders a conversation as its prompt followed by the answer."
             )
-        start = end = len(prompt)
-        while True:
-            closing = special(rendered[end:])
-            marker = _MARKER.search(rendered, end)
-            if marker is None or (closing is not None and end + closing.start() < marker.start()):
-                if closing is not None and closing.group() != "<image>":
-                    return turn, start, end + closing.end()
-                if closing is None:
-                    raise ConfigError(
-                        "The chat template closes the assistant's message with no special token, so generation would "
-                        "never stop: end messages with one, such as <end_of_utterance>."
-                    )
-                end += closing.end()
-            else:
-                end = marker.end()
+        start = len(prompt)
+        markers = [match for match in _MARKER.finditer(rendered) if match.start() >= start]
+        said = [match.end() for match in markers if texts[int(match.group(1))][1] == turn]
+        end = max(said, default=start)
+        following = next((match.start() for match in markers if match.start() >= end), len(rendered))
+        while (closing := special(rendered[end:following])) is not None:
+            end += closing.end()
+            if closing.group() != "<image>":
+                return turn, start, end
+        raise ConfigError(
+            "The chat template closes the assistant's message with no special token, so generation would never stop: end "
+            "messages with one, such as <end_of_utterance>."
+        )
 
 
 def content_items(message: dict) -> list[dict]:
@@ -186,17 +194,18 @@ def content_items(message: dict) -> list[dict]:
     Strings and items without a type are understood. Raises BadSample for anything else.
     """
     content = message.get("content")
+    if not isinstance(message.get("role"), str) or not isinstance(content, (str, list)):
+        raise BadSample("bad_message", "A message needs a role and a content that is a string or a list of items.")
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    if not isinstance(message.get("role"), str) or not isinstance(content, list):
-        raise BadSample("bad_message", "A message needs a role and a content that is a string or a list of items.")
     items = []
     for item in content:
-        kind = item.get("type") or next((k for k in ("text", "image") if k in item), None)
-        if kind == "text" and isinstance(item.get("text"), str):
-            items.append({"type": "text", "text": item["text"]})
+        fields = item if isinstance(item, dict) else {}
+        kind = fields.get("type") or next((k for k in ("text", "image") if fields.get(k) is not None), None)
+        if kind == "text" and isinstance(fields.get("text"), str):
+            items.append({"type": "text", "text": fields["text"]})
         elif kind in ("image", "image_url"):
-            items.append(item | {"type": "image"})
+            items.append(fields | {"type": "image"})
         else:
             raise BadSample("bad_message", f"A content item is neither text nor image: {str(item)[:80]}.")
     return items
@@ -233,10 +242,6 @@ def _strip_messages(texts: list[tuple[str, int]], marked: list[dict]) -> list[tu
 
 def _fill(rendered: str, texts: list[tuple[str, int]]) -> str:
     return _MARKER.sub(lambda match: texts[int(match.group(1))][0], rendered)
-
-
-def _assistant_turns(messages: list[dict]) -> list[int]:
-    return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
 
 
 def _parts(rendered: str, texts: list[tuple[str, int]], messages: list[dict], spoken: list[tuple[int, int, int]]):

@@ -124,7 +124,14 @@ def test_bad_items_are_bad_samples(processor, items):
 
 @pytest.mark.parametrize(
     "message",
-    [{"role": "user"}, {"content": "x", "role": None}, {"role": "user", "content": [{"type": "audio"}]}],
+    [
+        {"role": "user"},
+        {"content": "x"},
+        {"content": "x", "role": None},
+        {"role": "user", "content": [{"type": "audio"}]},
+        {"role": "user", "content": ["x"]},
+        {"role": "user", "content": [{"text": None}]},
+    ],
     ids=str,
 )
 def test_bad_messages_are_bad_samples(processor, message):
@@ -169,6 +176,26 @@ def test_template_that_never_closes_the_answer_is_refused():
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(ConfigError, match="never stop"):
         processor.encode_messages(messages)
+
+
+def test_template_that_closes_only_the_questions_is_refused():
+    processor = tiny_idefics3_processor()
+    processor.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        "{% if m.role == 'user' %}<end_of_utterance>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    with pytest.raises(ConfigError, match="never stop"):
+        processor.encode_messages(turns)
+
+
+def test_special_tokens_inside_an_answer_belong_to_it():
+    processor = tiny_idefics3_processor()
+    processor.chat_template = CHATML.replace("{{ m.content | trim }}", "<global-img>{{ m.content }}<global-img>\n")
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    answers = [p for p in spoken(processor, processor.encode_messages(messages)) if p[0] == "assistant"]
+    assert answers == [("assistant", 1, "<global-img>b<global-img>")]
 
 
 def test_template_that_changes_the_text_is_a_bad_sample():
