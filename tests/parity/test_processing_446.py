@@ -133,6 +133,7 @@ options = {"padding": True, "return_tensors": "pt"}
 inputs = processor(text=["a", image, "b"], **options) if kind == "idefics" else processor(images=[[image]], text=["a <image> b"], **options)
 found = {"class": type(processor).__name__, "template": processor.chat_template, "ids": inputs["input_ids"].tolist()}
 found["side"] = processor.tokenizer.padding_side
+found["inputs"] = sorted(inputs)
 np.save(folder + "/pixels.npy", inputs["pixel_values"].numpy())
 print(json.dumps(found))
 """
@@ -155,6 +156,7 @@ def test_446_loads_our_folders(kind, tmp_path):
     )
     assert found["class"] == type(ours).__name__
     assert found["side"] == "left"
+    assert found["inputs"] == sorted(inputs)
     assert found["ids"] == np.asarray(inputs["input_ids"]).tolist()
     np.testing.assert_array_equal(np.load(tmp_path / "pixels.npy"), np.asarray(inputs["pixel_values"]))
     if kind != "idefics":
