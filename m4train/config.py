@@ -44,6 +44,7 @@ class AugmentConfig:
     """Random changes of the decoded image, drawn from (seed, epoch, sample)."""
 
     shift_pixels: int = 0  # translate by up to this many pixels of the source image, edges repeated
+    rotate_degrees: float = 0.0  # turn about the centre by up to this angle either way, edges repeated
 
 
 @dataclass
@@ -157,10 +158,13 @@ class TrainerConfig:
     gradient_checkpointing: bool = False
     save_every: int = 250
     keep_last: int = 2
+    keep_every: int = 0  # checkpoints of steps this divides are kept for good; 0: none
     eval_every: int = 0  # steps between held-out losses; 0: never
     log_every: int = 10
     stop_after: int | None = None  # end this run after that many steps of it, with a checkpoint
     max_skipped_in_a_row: int = 20  # non-finite steps in a row before the run stops
+    skip_outliers: float = 0.0  # skip steps whose gradient norm is this many deviations above the last 128; 0: none
+    max_hours: float | None = None  # end this run after that time, with a checkpoint
     neftune_alpha: float = 0.0  # noise on the text embeddings; 5 is the paper's choice for fine-tuning
     worst_batch_first: bool = True  # run the largest possible batch once before the first step, changing nothing
     hang_timeout: float = 1800.0  # seconds without progress after which every rank reports and ends; 0: never
@@ -242,6 +246,7 @@ def _check_data(data: DataConfig) -> None:
     for key in ("num_workers", "auto_index_limit"):
         _at_least(f"data.{key}", getattr(data, key), 0)
     _at_least("data.augment.shift_pixels", data.augment.shift_pixels, 0)
+    _at_least("data.augment.rotate_degrees", data.augment.rotate_degrees, 0)
     _one_of("data.mixture.by", data.mixture.by, ("samples", "tokens", "images"))
     _require(
         data.mixture.temperature is None or data.mixture.temperature > 0,
@@ -349,7 +354,12 @@ def _check_training(config: Config) -> None:
         f"schedule.decay_steps is {config.schedule.decay_steps}, but with schedule=wsd it must be at least 1 and fit "
         f"between schedule.warmup_steps and trainer.max_steps ({trainer.max_steps}).",
     )
-    _at_least("trainer.neftune_alpha", trainer.neftune_alpha, 0)
+    for key in ("neftune_alpha", "skip_outliers", "keep_every"):
+        _at_least(f"trainer.{key}", getattr(trainer, key), 0)
+    _require(
+        trainer.max_hours is None or trainer.max_hours > 0,
+        f"trainer.max_hours is {trainer.max_hours}, but must be above 0; null sets no limit.",
+    )
     _at_least("trainer.hang_timeout", trainer.hang_timeout, 0)
     _one_of("adapter.kind", config.adapter.kind, ADAPTERS)
     _require(

@@ -36,9 +36,12 @@ def save_checkpoint(
     engine: Engine,
     state: dict[str, Any],
     keep_last: int,
+    keep_every: int = 0,
     save_extra: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes `folder/step-NNNNNN` for `state["step"]`, then removes the oldest beyond `keep_last`; all ranks call it.
+
+    Checkpoints of steps that `keep_every` divides are never removed (0: none).
 
     `save_extra(path)` runs on rank 0 inside the folder being written. Raises CheckpointError on every rank if any of them
     could not write; the half-written folder is then gone and earlier checkpoints are untouched.
@@ -60,7 +63,7 @@ def save_checkpoint(
             _on_main(engine, lambda: shutil.rmtree(aside, ignore_errors=True))
             why = problem or "another rank failed"
             raise CheckpointError(f"Checkpoint {target} could not be written ({why}); earlier checkpoints are whole.")
-    _on_main(engine, lambda: _prune(folder, keep_last))
+    _on_main(engine, lambda: _prune(folder, keep_last, keep_every))
     return target
 
 
@@ -173,9 +176,12 @@ def _publish(aside: Path, target: Path) -> None:
     fsync_folder(target.parent)
 
 
-def _prune(folder: Path, keep_last: int) -> None:
+def _prune(folder: Path, keep_last: int, keep_every: int) -> None:
     """Removes the oldest checkpoints; each is renamed first, so that a half-removed one is never taken for whole."""
-    for old in sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))[:-keep_last]:
+    steps = sorted((int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*"))
+    for step, old in steps[:-keep_last]:
+        if keep_every and step % keep_every == 0:
+            continue
         doomed = folder / f".writing-{old.name}"
         os.rename(old, doomed)
         shutil.rmtree(doomed)

@@ -38,6 +38,8 @@ CHANGEABLE = (
     "trainer.save_every",
     "trainer.eval_every",
     "trainer.keep_last",
+    "trainer.keep_every",
+    "trainer.max_hours",
     "trainer.worst_batch_first",
     "trainer.hang_timeout",
 )

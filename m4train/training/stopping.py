@@ -1,9 +1,10 @@
-"""Requests to stop: signals and a stop file, noticed by one rank and agreed by all at a step border."""
+"""Requests to stop: signals, a stop file and a time limit, noticed by one rank and agreed by all at a step border."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,8 +18,9 @@ class StopRequests:
     A second SIGINT is not caught, so that a user can always leave. Handlers are put back on exit.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, max_hours: float | None = None) -> None:
         self.file = run_dir / "stop"
+        self._deadline = None if max_hours is None else time.monotonic() + 3600.0 * max_hours
         self._received: str | None = None
         self._before: dict[int, Any] = {}
 
@@ -43,6 +45,10 @@ class StopRequests:
     def file_present(self) -> bool:
         """Whether the stop file exists."""
         return self.file.exists()
+
+    def out_of_time(self) -> bool:
+        """Whether this process has trained for its `max_hours`."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     def clear(self) -> None:
         """Removes the stop file once it was obeyed, so that the next run does not stop at once."""

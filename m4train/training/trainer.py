@@ -25,15 +25,16 @@ from m4train.training.resume import FOLDER, Checkpoint, config_dict
 from m4train.training.schedule import rate_factor
 from m4train.training.step import SkipCounter, reseed, run_micro_batches
 from m4train.training.stopping import StopRequests
+from m4train.training.throughput import Throughput
 from m4train.training.worst_batch import worst_batch
 
-_AGREED = ("end_of_data", "signal", "stop_file")  # why ranks may stop that only one of them may know
+_AGREED = ("end_of_data", "signal", "stop_file", "time_limit")  # why ranks may stop that only one of them may know
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """How a run ended: its last step, the metrics last logged, and `stopped_by`: max_steps, stop_after, signal,
-    stop_file or end_of_data."""
+    stop_file, time_limit or end_of_data."""
 
     step: int
     metrics: dict[str, Any]
@@ -79,12 +80,12 @@ class Trainer:
         self.metrics: dict[str, Any] = {}
         self._first_step = self.step + 1
         self._plan: dict[str, Any] = resume.plan if resume else {}
-        self._stops = StopRequests(self.run_dir)
+        self._stops = StopRequests(self.run_dir, config.trainer.max_hours)
         self.heart = Heartbeat(self.run_dir, engine.rank, engine.world_size, config.trainer.hang_timeout)
         self._noise: EmbeddingNoise | None = None
 
     def train(self) -> TrainResult:
-        """Runs until the first of max_steps, stop_after, a signal, the stop file, or the end of the data.
+        """Runs until the first of max_steps, stop_after, a signal, the stop file, max_hours, or the end of the data.
 
         Raises TrainingError for a parameter without gradient or persistent non-finite steps, CheckpointError where a
         checkpoint cannot be written or read.
@@ -115,14 +116,16 @@ class Trainer:
             "skipped": self._check_skips(),
             "versions": versions(),
         }
-        folder, keep = self.run_dir / FOLDER, self.config.trainer.keep_last
-        save_checkpoint(folder, self.engine, state, keep, self.save_extra)
+        trainer = self.config.trainer
+        folder = self.run_dir / FOLDER
+        save_checkpoint(folder, self.engine, state, trainer.keep_last, trainer.keep_every, self.save_extra)
         self.saved_step = self.step
 
     def _start(self) -> None:
         self.heart.start()
         if self.config.trainer.neftune_alpha:
             self._noise = EmbeddingNoise(self.model, self.config.trainer.neftune_alpha, self.config.seed)
+        self._throughput = Throughput(self.model)
         self.engine.prepare(self.model)
         saved = self.resume.state if self.resume else {}
         self._skips = SkipCounter(self.engine.device, saved.get("skipped", 0))
@@ -170,7 +173,7 @@ class Trainer:
         """Loss tokens of the whole step, and the reason to stop where any rank has one, in one host-side reduction."""
         local = sum(micro.loss_tokens for micro in batch.micro_batches) if batch else 0
         micro_batches = len(batch.micro_batches) if batch else 0
-        flags = [batch is None, self._stops.signalled(), self._stops.file_present()]
+        flags = [batch is None, self._stops.signalled(), self._stops.file_present(), self._stops.out_of_time()]
         loss_tokens, total, *raised = self.engine.agree([local, micro_batches, *flags])
         reason = next((name for name, flag in zip(_AGREED, raised, strict=True) if flag), None)
         if reason is None and total != micro_batches * self.engine.world_size:
@@ -195,7 +198,9 @@ class Trainer:
         update = self.engine.update(factor, self.config.trainer.max_grad_norm)
         self._skips.update(update.skipped)
         self.step, self._plan = step, batch.state
-        window.tokens += sum(real_tokens(micro) for micro in batch.micro_batches)
+        for micro in batch.micro_batches:
+            window.tokens += real_tokens(micro)
+            self._throughput.add(micro)
         if sums is None:
             return None
         self.metrics = self._measure(sums, update, factor, window)
@@ -269,6 +274,7 @@ class Trainer:
             **{f"grad_norm/{part}": norm for part, norm in zip(update.parts, by_part, strict=True)},
             "tokens_per_second": tokens / elapsed,
             "data_wait_fraction": waited / self.engine.world_size,
+            **self._throughput.rates(elapsed, self.engine.device),
             "skipped_steps": self._check_skips(),
             "quarantined": int(dropped),
         }

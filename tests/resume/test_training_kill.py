@@ -15,7 +15,7 @@ from m4train.training.resume import find_checkpoint
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
 ROOT = Path(__file__).parents[2]
-CLOCK = {"tokens_per_second", "data_wait_fraction"}
+CLOCK = {"tokens_per_second", "data_wait_fraction", "tflops", "tflops/text", "tflops/vision"}
 
 # Trains the tiny run in a process of its own. `point` names a function of the checkpoint module that kills the process
 # before or after its call number `count`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -30,13 +31,18 @@ class Jsonl(Callback):
 
     def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(metrics) + "\n")
+            self._file.write(json.dumps({key: _finite(value) for key, value in metrics.items()}) + "\n")
             self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _finite(value: Any) -> Any:
+    """The value, or null where JSON has no word for it, as for the gradient norm of a skipped step."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
 def truncate(path: Path, step: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +119,41 @@ class DeepSpeedEngine(DistributedEngine):
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def update(self, factor: float, max_norm: float) -> Update:
-        """DeepSpeed itself skips an update whose norm is not finite, after all ranks have agreed on the norm."""
+        """DeepSpeed skips an update whose norm is not finite; for one that the guard refuses, it is told so by that means.
+
+        All ranks see the same norm, so that they decide alike; the decision waits for the device.
+        """
         optim.set_rates(self.optimizer, factor)
-        self._engine.step()
-        norm = torch.as_tensor(self._zero._global_grad_norm, dtype=torch.float32, device=self.device)
+        norm, refused = None, False
+        if self.guard.deviations:
+            norm = self._norm()
+            refused = bool(self.guard.judge(norm).item())
+        with self._overflowing() if refused else nullcontext():
+            self._engine.step()
+        if norm is None:
+            norm = torch.as_tensor(self._zero._global_grad_norm, dtype=torch.float32, device=self.device)
         skipped = torch.tensor(float(self._zero.overflow), device=self.device)
         return Update(norm, norm.new_zeros(0), (), skipped)
+
+    def _norm(self) -> Tensor:
+        """The global gradient norm before the update; not finite where DeepSpeed marks it as -1."""
+        if self.stage < 3:
+            norm = torch.as_tensor(self._zero.scaled_global_norm(), device=self.device)
+        else:
+            groups = [torch.as_tensor(group, device=self.device) for group in self._zero._get_norm_groups()]
+            norm = torch.stack(groups).norm() if min(groups) >= 0 else torch.tensor(-1.0, device=self.device)
+        return torch.where(norm < 0, torch.inf, norm).float()
+
+    @contextmanager
+    def _overflowing(self) -> Iterator[None]:
+        """Within it, DeepSpeed finds a norm that is not finite, and skips the update in its own orderly way."""
+        name = "scaled_global_norm" if self.stage < 3 else "_get_norm_groups"
+        infinite = torch.tensor(torch.inf, device=self.device)
+        setattr(self._zero, name, lambda: infinite if self.stage < 3 else [infinite])
+        try:
+            yield
+        finally:
+            delattr(self._zero, name)
 
     def tensors(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -138,8 +167,8 @@ class DeepSpeedEngine(DistributedEngine):
             for kind, value in self._state_of(name).items():
                 full = safe_get_full_optimizer_state(parameter, kind) if value.ndim else value.detach()
                 tensors[f"optimizer/{kind}/{name}"] = self._kept(full)
-        for name, buffer in self._buffers().items():
-            tensors[name] = self._kept(buffer)
+        for key, live in {**self._buffers(), **self.guard.tensors()}.items():
+            tensors[key] = self._kept(live)
         return tensors if self.rank == 0 else {}
 
     def _kept(self, full: Tensor) -> Tensor:
@@ -176,8 +205,8 @@ class DeepSpeedEngine(DistributedEngine):
                     full[f"optimizer/{kind}/{name}"] = torch.empty(shape if value.ndim else (), dtype=value.dtype)
             read(full)
             self._set(name, parameter, full)
-        if buffers := self._buffers():
-            read(buffers)
+        if live := {**self._buffers(), **self.guard.tensors()}:
+            read(live)
 
     def _buffers(self) -> dict[str, Tensor]:
         kept = {**persistent_buffers(self.model), **quantization_tensors(self.model)}

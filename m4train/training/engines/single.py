@@ -14,6 +14,7 @@ from m4train.config import Config
 from m4train.training import optim
 from m4train.training.engines.base import Update
 from m4train.training.gradient_checkpointing import checkpoint_blocks
+from m4train.training.guard import StepGuard
 from m4train.training.naming import canonical_parameters, part_of, persistent_buffers
 from m4train.training.quantization import quantization_tensors
 
@@ -31,6 +32,7 @@ class SingleEngine:
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
         self.trainable: dict[str, nn.Parameter] = {}
+        self.guard = StepGuard(config.trainer.skip_outliers, self.device)
 
     def prepare(self, model: nn.Module) -> None:
         """Places the model, stores what trains in fp32, and builds the optimizer."""
@@ -77,7 +79,7 @@ class SingleEngine:
             squares.append(torch.stack(norms).square().sum())
         by_part = self.sum_squares(torch.stack(squares))
         total = by_part.sum().sqrt()
-        skipped = (~torch.isfinite(total)).float()
+        skipped = self.guard.judge(total)
         coefficient = (max_norm / (total + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_([p.grad for p in self.trainable.values() if p.grad is not None], coefficient)
         optim.set_rates(self.optimizer, factor)
@@ -108,7 +110,7 @@ class SingleEngine:
         parameters = {f"parameter/{name}": p.detach() for name, p in canonical_parameters(self.model).items()}
         kept = {**persistent_buffers(self.model), **quantization_tensors(self.model)}
         buffers = {f"buffer/{name}": buffer for name, buffer in kept.items()}
-        return {**parameters, **buffers, **optim.optimizer_tensors(self.optimizer)}
+        return {**parameters, **buffers, **optim.optimizer_tensors(self.optimizer), **self.guard.tensors()}
 
     def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
         tensors = self.tensors()

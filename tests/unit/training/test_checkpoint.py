@@ -23,6 +23,11 @@ def test_only_the_last_are_kept(tmp_path):
     assert _names(tmp_path) == ["step-000008", "step-000010", "step-000012"]
 
 
+def test_some_are_kept_for_good(tmp_path):
+    _train(make_config(tmp_path, save_every=1, keep_last=2, keep_every=5))
+    assert _names(tmp_path) == ["step-000005", "step-000010", "step-000011", "step-000012"]
+
+
 @pytest.mark.parametrize("file", ["tensors/__0_0.distcp", "tensors/.metadata", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(file, damage, tmp_path):

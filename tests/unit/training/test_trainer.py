@@ -8,7 +8,7 @@ from m4train.errors import TrainingError
 from m4train.training.callbacks.base import Callback
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
-CLOCK = {"tokens_per_second", "data_wait_fraction"}
+CLOCK = {"tokens_per_second", "data_wait_fraction", "tflops", "tflops/text", "tflops/vision"}
 
 
 def _without_clock(metrics):
@@ -146,3 +146,36 @@ def test_quarantined_samples_are_shown(tmp_path):
 def test_extra_files_are_put_into_every_checkpoint(tmp_path):
     _run(make_config(tmp_path), save_extra=lambda folder: (folder / "config.json").write_text("{}"))
     assert all((path / "config.json").exists() for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_the_time_limit_ends_in_a_checkpoint(tmp_path):
+    result = _run(make_config(tmp_path, max_hours=1e-9))
+    assert (result.step, result.stopped_by) == (0, "time_limit")
+    assert _steps(tmp_path) == [0]
+    assert _run(make_config(tmp_path, max_hours=1.0)).stopped_by == "max_steps"
+
+
+def test_skipped_steps_leave_readable_json(tmp_path):
+    model = TinyModel()
+    trainer = make_trainer(make_config(tmp_path, max_steps=3), model)
+    model.lm_head.weight.register_hook(lambda g: g * float("nan") if trainer.step == 1 else g)
+    trainer.train()
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert [line["grad_norm"] is None for line in read_metrics(tmp_path)] == [False, True, False]
+
+
+def test_outliers_are_skipped_and_the_guard_survives_a_resume(tmp_path, monkeypatch):
+    from m4train.training import guard
+
+    monkeypatch.setattr(guard, "WINDOW", 4)
+    for name, pieces in (("whole", (None,)), ("broken", (5, None))):
+        for stop_after in pieces:
+            model = TinyModel()
+            config = make_config(tmp_path / name, stop_after=stop_after, skip_outliers=6.0)
+            trainer = make_trainer(config, model)
+            model.lm_head.weight.register_hook(lambda g, t=trainer: g * 1e3 if t.step + 1 in (3, 8) else g)
+            trainer.train()
+    whole, broken = (read_metrics(tmp_path / name) for name in ("whole", "broken"))
+    assert whole[7]["skipped_steps"] == whole[6]["skipped_steps"] + 1
+    assert whole[2]["skipped_steps"] == 0, "four norms must be known before one can be an outlier"
+    assert _without_clock(whole) == _without_clock(broken)

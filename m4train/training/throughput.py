@@ -1,0 +1,76 @@
+"""Floating-point operations of training, per part of the model, and the share of the hardware's peak they use."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import nn
+
+from m4train.batch import PackedBatch
+from m4train.training.naming import canonical_parameters, is_adapter, part_of
+
+# Dense bf16 products a second, from the vendors' data sheets; the first name found in the device's name counts.
+_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+    "V100": 125e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak bf16 operations a second of a device, where it is known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in _PEAKS.items() if known in name), None)
+
+
+class Throughput:
+    """Counts the operations of forward and backward passes of this rank; recomputation is not counted as work.
+
+    The backward pass of a part costs one forward for the gradients of its inputs, where something before it trains, and
+    one for those of its parameters, where some of them train.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._factors = pass_factors(model)
+        self._counted: Counter[str] = Counter()
+
+    def add(self, batch: PackedBatch) -> None:
+        """Counts one micro-batch."""
+        for part, flops in self._model.flops(batch).items():
+            self._counted[part] += flops * self._factors[part]
+
+    def rates(self, seconds: float, device: torch.device) -> dict[str, float]:
+        """`tflops` of this rank as a whole and per part since the last call, and `mfu` where the peak is known."""
+        rates = {f"tflops/{part}": flops / seconds / 1e12 for part, flops in self._counted.items()}
+        total = sum(self._counted.values()) / seconds
+        self._counted.clear()
+        peak = peak_flops(device)
+        return {"tflops": total / 1e12, **rates, **({"mfu": total / peak} if peak else {})}
+
+
+def pass_factors(model: nn.Module) -> dict[str, float]:
+    """How many forward passes' worth of operations a step does in each part, in the order of the model's parts."""
+    parts = model.parts()
+    trained = [name for name, p in canonical_parameters(model).items() if p.requires_grad]
+    trains = {part_of(name, parts) for name in trained}
+    weighty = {
+        part_of(name, parts) for name in trained if not is_adapter(name)
+    }  # adapters themselves cost next to nothing
+    order = [*model.blocks(), *(part for part in parts if part not in model.blocks())]
+    order = [part for part in order if part not in ("embeddings", "lm_head")]
+    factors, upstream = {"embeddings": 1.0}, False
+    for part in [*order, "lm_head"]:
+        upstream = upstream or part in trains or (part == "text" and "embeddings" in trains)
+        factors[part] = 1.0 + float(part in weighty) + float(upstream)
+    return factors
