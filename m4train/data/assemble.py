@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from m4train.batch import DocumentRecord, PackedBatch, PackedImages, Segments
+from m4train.data.layout import Frames
 from m4train.data.rendering import Rendered
 
 
@@ -26,16 +27,17 @@ class Document:
 
 
 class Assembler:
-    """Lays documents into batches, for one processor and set of sources."""
+    """Lays documents into batches, for one processor, set of sources and layout of images."""
 
-    def __init__(self, processor: Any, source_names: Sequence[str]) -> None:
+    def __init__(self, processor: Any, source_names: Sequence[str], layout: Frames) -> None:
+        self._layout = layout
         self._processor = processor
         self._source_names = tuple(source_names)
 
     @cached_property
     def _spare_frame(self) -> np.ndarray:
-        """(1, 3, S, S): what the vision modules run on where a batch has no image."""
-        return self._processor.encode_image(Image.new("RGB", (32, 32), (127, 127, 127))).frames[:1]
+        """(3, H, W): what the vision modules run on where a batch has no image."""
+        return self._processor.encode_image(Image.new("RGB", (32, 32), (127, 127, 127))).frames[0]
 
     def batch(self, documents: Sequence[Document], data_hash: int, plan_hash: int, capacity: int) -> PackedBatch:
         """The documents in order; where there are none, one token that predicts nothing."""
@@ -56,6 +58,7 @@ class Assembler:
             image_positions=torch.from_numpy(np.flatnonzero(np.concatenate(masks))),
             target_sources=torch.from_numpy(of_source[targets].astype(np.int64)),
             source_names=self._source_names,
+            cross=self._layout.cross(ids),
             documents=tuple(document.record for document in documents),
             data_hash=data_hash,
             plan_hash=plan_hash,
@@ -63,9 +66,5 @@ class Assembler:
         )
 
     def _images(self, documents: Sequence[Document]) -> PackedImages:
-        frames = [frame for document in documents for frame in document.rendered.frames]
-        return PackedImages(
-            pixels=torch.from_numpy(np.concatenate(frames or [self._spare_frame])),
-            count=sum(len(frame) for frame in frames),
-            pixel_table=torch.from_numpy(self._processor.pixel_table()),
-        )
+        frames = [frame for document in documents for frames in document.rendered.frames for frame in frames]
+        return self._layout.images(frames or [self._spare_frame], len(frames), self._processor.pixel_table())

@@ -12,6 +12,7 @@ from m4train.data.assemble import Assembler, Document
 from m4train.data.augment import augment, draw_key
 from m4train.data.index import Pieces
 from m4train.data.labels import trained_tokens
+from m4train.data.layout import FRAMES, Frames
 from m4train.data.packing import Unit
 from m4train.data.plan import PlannedPack
 from m4train.data.quarantine import QuarantineEntry
@@ -26,12 +27,14 @@ _MODULUS = 1 << 64
 class Collator:
     """Turns planned packs into batches; holds what worker processes need and is pickled to them."""
 
-    def __init__(self, sources: Sequence[Source], processor: Any, data: DataConfig, seed: int) -> None:
+    def __init__(
+        self, sources: Sequence[Source], processor: Any, data: DataConfig, seed: int, layout: Frames = FRAMES
+    ) -> None:
         self.sources = list(sources)
         self.processor = processor
         self.data = data
         self.seed = seed
-        self._assembler = Assembler(processor, [source.name for source in sources])
+        self._assembler = Assembler(processor, [source.name for source in sources], layout)
 
     def batch(self, packs: Sequence[PlannedPack], step: int) -> tuple[PackedBatch, list[QuarantineEntry]]:
         """The micro-batch of `packs` and the samples that had to be left out of it.

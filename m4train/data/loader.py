@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from m4train.batch import PackedBatch
 from m4train.config import AugmentConfig, DataConfig, MixtureConfig
 from m4train.data.collate import Collator
+from m4train.data.layout import FRAMES, Frames
 from m4train.data.plan import Plan, PlannedPack
 from m4train.data.planner import RankPlan, RankStep, planned_aside
 from m4train.data.processes import lifeline, live_with_the_trainer, worker_context
@@ -86,7 +87,7 @@ class _Builder(Dataset):
 class Loader:
     """Iterates over the optimizer steps of one rank, as `StepBatch`es.
 
-    Continues after `state` where one is given; otherwise begins with step `start_step` + 1. Ends after `stop_step`, or
+    `layout` says how the model takes images. Continues after `state` where one is given; otherwise begins with step `start_step` + 1. Ends after `stop_step`, or
     with the plan. Every rank gets the same number of micro-batches in each step. Iterating raises DataError when a worker dies,
     naming the step and the samples it may have been at.
     """
@@ -104,11 +105,12 @@ class Loader:
         state: dict[str, Any] | None = None,
         start_step: int = 0,
         stop_step: int | None = None,
+        layout: Frames = FRAMES,
     ) -> None:
         self.plan = plan
         self.data = data
         self._ahead = data.prefetch_steps * -(-plan.global_batch_size // (world_size * micro_batch_size))
-        self._collator = Collator(plan.sources, processor, data, seed)
+        self._collator = Collator(plan.sources, processor, data, seed, layout)
         start = state["step"] if state is not None else start_step
         self._rank_plan = RankPlan(plan, rank, world_size, micro_batch_size, state, start, stop_step)
         self._in_flight: deque[_Task] = deque()
@@ -210,6 +212,7 @@ def validation_steps(
     micro_batch_size: int,
     rank: int = 0,
     world_size: int = 1,
+    layout: Frames = FRAMES,
 ) -> Loader:
     """One pass over held-out sources in stored order, without augmentation.
 
@@ -218,7 +221,8 @@ def validation_steps(
     """
     once = replace(data, shuffle=False, epochs=1, augment=AugmentConfig(), mixture=MixtureConfig())
     plan = Plan(sources, once, seed=0, global_batch_size=micro_batch_size * world_size)
-    return Loader(plan, processor, once, seed=0, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+    place: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro_batch_size": micro_batch_size}
+    return Loader(plan, processor, once, seed=0, layout=layout, **place)
 
 
 def _unchanged(value: Any) -> Any:

@@ -21,14 +21,14 @@ class Rendered:
 
     `ids` (T,) int64; `kinds` (T,) uint8, the `PIECE_KINDS` number of the piece each id belongs to; `turns` (T,) int32, the
     message each id belongs to (-1 for none); `feature_mask` (T,) True where an image feature goes; `frames` (F, 3, S, S)
-    uint8 of each image, in order.
+    uint8 of each image, in order (or lists of frames of different sizes).
     """
 
     ids: np.ndarray
     kinds: np.ndarray
     turns: np.ndarray
     feature_mask: np.ndarray
-    frames: list[np.ndarray]
+    frames: list[Any]
 
 
 def render(sample: Sample, processor: Any) -> list[Any]:

@@ -20,6 +20,7 @@ from m4train.config import DataConfig, SourceConfig
 from m4train.data.assemble import Assembler, Document
 from m4train.data.augment import augment, draw_key
 from m4train.data.labels import trained_tokens
+from m4train.data.layout import FRAMES, Frames
 from m4train.data.loader import StartWorker, StepBatch
 from m4train.data.mixture import Shares
 from m4train.data.packing import Packer, Unit
@@ -58,6 +59,7 @@ class StreamLoader:
         world_size: int = 1,
         state: dict[str, Any] | None = None,
         stop_step: int | None = None,
+        layout: Frames = FRAMES,
     ) -> None:
         self.micro_batches, odd = divmod(global_batch_size, world_size * micro_batch_size)
         if odd:
@@ -69,7 +71,9 @@ class StreamLoader:
         self._start = state["step"] if state is not None else 0
         self._stop = stop_step
         readers = world_size * max(1, data.num_workers)
-        self._stream = _Packs(sources, processor, data, f"{seed} {self._start}", micro_batch_size, rank, readers)
+        self._stream = _Packs(
+            sources, processor, data, f"{seed} {self._start}", micro_batch_size, rank, readers, layout
+        )
         if rank == 0:
             _LOG.warning(PROMISES)
 
@@ -108,6 +112,7 @@ class _Packs(IterableDataset):
         micro_batch_size: int,
         rank: int,
         readers: int,
+        layout: Frames,
     ) -> None:
         import webdataset.shardlists
 
@@ -120,7 +125,7 @@ class _Packs(IterableDataset):
                 )
         self._sources, self._processor, self._data = dict(sources), processor, data
         self._seed, self._micro, self._rank, self._readers = seed, micro_batch_size, rank, readers
-        self._assembler = Assembler(processor, list(sources))
+        self._assembler = Assembler(processor, list(sources), layout)
 
     def __iter__(self) -> Iterator[tuple[PackedBatch, list[QuarantineEntry]]]:
         worker = get_worker_info()
