@@ -46,7 +46,7 @@ class Connector(nn.Module):
         self.modality_projection = Projection(size, config.text_config.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.modality_projection(pixel_shuffle(features, self.scale_factor)).flatten(0, 1)
+        return self.modality_projection(pixel_shuffle(features, self.scale_factor).flatten(0, 1))
 
 
 def pixel_shuffle(features: Tensor, factor: int) -> Tensor:
