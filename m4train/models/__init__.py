@@ -7,6 +7,7 @@ from typing import Any
 
 _PUBLIC = {
     "AutoModelForImageTextToText": "auto",
+    "AutoModelForVision2Seq": "auto",
     "IdeficsConfig": "model_configs",
     "IdeficsForVisionText2Text": "idefics",
     "IdeficsModel": "idefics",

@@ -34,6 +34,10 @@ class AutoModelForImageTextToText:
         return model_class_of(folder).from_pretrained(folder, **options)
 
 
+class AutoModelForVision2Seq(AutoModelForImageTextToText):
+    """The same, under the name older documentation gives it."""
+
+
 def model_class_of(folder: Path) -> Any:
     """The class for the model_type in `folder`/config.json."""
     path = folder / "config.json"
