@@ -190,6 +190,7 @@ class Trainer:
         sums = StepSums(list(self.config.data.sources), self.engine.device) if self._logged(step) else None
         if step == self._first_step and self.config.trainer.worst_batch_first:
             self._rehearse(batch)
+            window.started = time.perf_counter()
         z_loss = self.config.model.z_loss
         run_micro_batches(self.engine, batch.micro_batches, loss_tokens, z_loss, sums, self._entering)
         if step == self._first_step and not self.config.trainer.worst_batch_first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import tempfile
 from dataclasses import dataclass, replace
@@ -96,6 +97,8 @@ def build(case: Case, run_dir: str) -> tuple[Config, nn.Module, Shape]:
 
 def run_case(case: Case, run_dir: str | None = None) -> list[dict[str, Any]]:
     """Trains and returns the metrics of every step; to be called on every rank."""
+    if case.nodes:  # four processes act as two nodes of two
+        os.environ["LOCAL_WORLD_SIZE"] = "2"
     with tempfile.TemporaryDirectory() as scratch:
         config, model, shape = build(case, run_dir or scratch)
         engine = make_engine(config)

@@ -25,7 +25,7 @@ def _reference(case: Case):
 def _chunk(world: int, start: int):
     """Metrics of `PER_START` cases by name, from one start of `world` processes."""
     cases = [case for size, case in SELECTED if size == world][start : start + PER_START]
-    return run_distributed(run_cases, world, cases, timeout=60.0 + 30.0 * len(cases))[0]
+    return run_distributed(run_cases, world, cases, timeout=60.0 + 120.0 * len(cases))[0]
 
 
 def _metrics(world: int, case: Case):
@@ -75,6 +75,17 @@ def test_the_steps_hold_a_rank_without_images():
 def test_two_processes_equal_one_quickly():
     """The short form of the matrix, for every run of the tests."""
     cases = [Case(engine, "idefics3", packs=7, steps=4) for engine in ("ddp", "fsdp2", "zero2", "zero3")]
-    results = run_distributed(run_cases, 2, cases, timeout=180)[0]
+    results = run_distributed(run_cases, 2, cases, timeout=400)[0]
+    for case in cases:
+        _compare(_reference(case.reference), results[case.name])
+
+
+@pytest.mark.slow
+def test_sharding_within_nodes_and_replicating_over_them():
+    cases = [
+        Case("fsdp2", "idefics3", packs=7, steps=6, nodes=True),
+        Case("fsdp2", "tiny", tied=True, packs=7, steps=6, nodes=True, frozen=True, recompute=True),
+    ]
+    results = run_distributed(run_cases, 4, cases, timeout=400)[0]
     for case in cases:
         _compare(_reference(case.reference), results[case.name])

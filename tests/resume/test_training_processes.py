@@ -1,0 +1,126 @@
+"""Runs of two processes under torchrun: they end with code 0, stop together on a signal to one, and survive kills."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from m4train.training.resume import find_checkpoint
+from tests.helpers.distributed import free_port
+from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+    import os, sys, time
+    import torch
+    torch.set_num_threads(1)
+    from m4train.training.callbacks.base import Callback
+    from m4train.training.engines import make_engine
+    from tests.helpers.training import TinyModel, make_config, make_trainer
+
+    class Slow(Callback):
+        def on_step_end(self, trainer):
+            (trainer.run_dir / f"pid-{trainer.engine.rank}").write_text(str(os.getpid()))
+            time.sleep(float(sys.argv[3]))
+
+    config = make_config(sys.argv[1], save_every=2)
+    config.engine.name = sys.argv[2]
+    engine = make_engine(config)
+    trainer = make_trainer(config, TinyModel(), engine)
+    trainer.callbacks.append(Slow())
+    print("stopped by", trainer.train().stopped_by)
+    engine.shutdown()
+"""
+
+
+def _start(run_dir, engine="ddp", pause=0.0):
+    script = run_dir / "script.py"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    script.write_text(textwrap.dedent(SCRIPT))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*command, str(script), str(run_dir), engine, str(pause)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _wait_for(path, seconds=90.0):
+    deadline = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert path.exists(), f"{path} did not appear"
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("single")
+    make_trainer(make_config(run_dir), TinyModel()).train()
+    return [line["loss"] for line in read_metrics(run_dir)]
+
+
+def _assert_losses(run_dir, expected):
+    lines = read_metrics(run_dir)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["loss"] for line in lines] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2"])
+def test_torchrun_ends_with_code_zero(engine, expected, tmp_path):
+    run = _start(tmp_path, engine)
+    output, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors
+    assert output.count("stopped by max_steps") == 2
+    assert "Traceback" not in errors
+    _assert_losses(tmp_path, expected)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(expected, tmp_path):
+    run = _start(tmp_path, pause=0.3)
+    _wait_for(tmp_path / "pid-1")
+    os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGUSR1)
+    output, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors
+    assert output.count("stopped by signal") == 2
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert find_checkpoint(make_config(tmp_path)).step == last < 12
+    assert _start(tmp_path).wait(timeout=240) == 0
+    _assert_losses(tmp_path, expected)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(expected, tmp_path):
+    """SIGKILL for one of two processes, the other and the launcher follow; the next start continues."""
+    generator, kills = random.Random(1), 0
+    while kills < 6:
+        for old in tmp_path.glob("pid-*"):
+            old.unlink()
+        run = _start(tmp_path, pause=0.15)
+        _wait_for(tmp_path / "pid-1")
+        time.sleep(generator.uniform(0.0, 0.8))
+        with contextlib.suppress(ProcessLookupError, ValueError):  # it may have just ended, or be writing its file
+            os.kill(int((tmp_path / f"pid-{generator.randrange(2)}").read_text()), signal.SIGKILL)
+            kills += 1
+        run.communicate(timeout=240)
+        checkpoint = find_checkpoint(make_config(tmp_path), lambda sentence: pytest.fail(sentence))
+        if checkpoint is not None and checkpoint.step == 12:
+            break
+    assert kills > 1
+    run = _start(tmp_path)
+    _, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors
+    _assert_losses(tmp_path, expected)
