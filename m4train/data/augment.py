@@ -25,27 +25,24 @@ def augment(image: Image.Image, config: AugmentConfig, draws: bytes, number: int
         return image
     raw = hashlib.blake2b(draws + number.to_bytes(4, "little"), digest_size=24).digest()
     right, down, turn = (int.from_bytes(raw[start : start + 8], "little") for start in (0, 8, 16))
-    if config.rotate_degrees:
-        image = rotate(image, config.rotate_degrees * (2 * turn / 2**64 - 1))
-    if config.shift_pixels:
-        span = 2 * config.shift_pixels + 1
-        image = shift(image, right % span - config.shift_pixels, down % span - config.shift_pixels)
-    return image
+    span = 2 * config.shift_pixels + 1
+    degrees = config.rotate_degrees * (2 * turn / 2**64 - 1)
+    return moved(image, degrees, right % span - config.shift_pixels, down % span - config.shift_pixels)
 
 
-def rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """The image turned counter-clockwise about its centre; what comes in from outside repeats the edge."""
+def moved(image: Image.Image, degrees: float, right: int, down: int) -> Image.Image:
+    """The image turned counter-clockwise about its centre, then shifted; what comes in from outside repeats the edge."""
     width, height = image.size
-    border = math.ceil((math.hypot(width, height) - min(width, height)) / 2)
+    border = math.ceil((math.hypot(width, height) - min(width, height)) / 2) if degrees else 0
+    border += max(abs(right), abs(down)) + 1
     pixels = np.asarray(image)
     padded = np.pad(pixels, [(border, border)] * 2 + [(0, 0)] * (pixels.ndim - 2), mode="edge")
-    turned = Image.fromarray(padded).rotate(degrees, Image.Resampling.BILINEAR)
-    return turned.crop((border, border, border + width, border + height))
-
-
-def shift(image: Image.Image, right: int, down: int) -> Image.Image:
-    """The image moved by whole pixels; what comes in from outside repeats the edge."""
-    pixels = np.asarray(image)
-    rows = np.clip(np.arange(pixels.shape[0]) - down, 0, pixels.shape[0] - 1)
-    columns = np.clip(np.arange(pixels.shape[1]) - right, 0, pixels.shape[1] - 1)
-    return Image.fromarray(pixels[rows][:, columns])
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = width / 2, height / 2
+    inverse = (
+        *(cos, -sin, x + border - cos * (x + right) + sin * (y + down)),
+        *(sin, cos, y + border - sin * (x + right) - cos * (y + down)),
+    )
+    return Image.fromarray(padded).transform(
+        (width, height), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
+    )

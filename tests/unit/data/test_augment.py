@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from m4train.config import AugmentConfig
-from m4train.data.augment import augment, draw_key, rotate, shift
+from m4train.data.augment import augment, draw_key, moved
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 
@@ -26,12 +26,12 @@ def test_draws_depend_on_seed_epoch_sample_and_image_alone():
 
 
 def test_a_shift_stays_within_its_bound_and_repeats_the_edge():
-    moved = np.asarray(shift(PICTURE, 2, -3))
+    result = np.asarray(moved(PICTURE, 0.0, 2, -3))
     original = np.asarray(PICTURE)
-    assert np.array_equal(moved[:-3, 2:], original[3:, :-2])
-    assert np.array_equal(moved[:, 0], moved[:, 2])
+    assert np.array_equal(result[:-3, 2:], original[3:, :-2])
+    assert np.array_equal(result[:, 0], result[:, 2])
     config = AugmentConfig(shift_pixels=1)
-    shifts = [np.asarray(shift(PICTURE, right, down)) for right in (-1, 0, 1) for down in (-1, 0, 1)]
+    shifts = [np.asarray(moved(PICTURE, 0.0, right, down)) for right in (-1, 0, 1) for down in (-1, 0, 1)]
     seen = set()
     for number in range(60):
         found = [i for i, each in enumerate(shifts) if np.array_equal(each, _augmented(config, number=number))]
@@ -42,10 +42,10 @@ def test_a_shift_stays_within_its_bound_and_repeats_the_edge():
 
 def test_a_turn_keeps_size_and_centre_and_invents_no_corners():
     white = Image.new("L", (31, 21), 200)
-    assert np.array_equal(np.asarray(rotate(white, 17.0)), np.asarray(white))
-    assert np.array_equal(np.asarray(rotate(PICTURE, 0.0)), np.asarray(PICTURE))
+    assert np.array_equal(np.asarray(moved(white, 17.0, 0, 0)), np.asarray(white))
+    assert np.array_equal(np.asarray(moved(PICTURE, 0.0, 0, 0)), np.asarray(PICTURE))
     dot = np.zeros((21, 21), np.uint8)
     dot[10, 16] = 255
-    turned = np.asarray(rotate(Image.fromarray(dot), 90.0))
+    turned = np.asarray(moved(Image.fromarray(dot), 90.0, 0, 0))
     assert np.unravel_index(turned.argmax(), turned.shape) == (4, 10)
     assert _augmented(AugmentConfig(rotate_degrees=20)).shape == np.asarray(PICTURE).shape

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from m4train.config import AugmentConfig, DataConfig, SourceConfig
-from m4train.data.augment import shift
+from m4train.data.augment import moved
 from m4train.data.collate import Collator
 from m4train.data.plan import Plan, PlannedPack
 from m4train.data.source import Source, build_sources
@@ -165,7 +165,7 @@ def test_augmentation_depends_on_the_epoch_and_sample_alone_and_enters_the_hash(
 def test_shift_repeats_edges() -> None:
     picture, _ = digit_pictures()
     pixels = np.asarray(picture[0])
-    moved = np.asarray(shift(picture[0], 2, -1))
-    assert np.array_equal(moved[:-1, 2:], pixels[1:, :-2])
-    assert np.array_equal(moved[:-1, 0], pixels[1:, 0])
-    assert np.array_equal(moved[-1, 2:], pixels[-1, :-2])
+    result = np.asarray(moved(picture[0], 0.0, 2, -1))
+    assert np.array_equal(result[:-1, 2:], pixels[1:, :-2])
+    assert np.array_equal(result[:-1, 0], pixels[1:, 0])
+    assert np.array_equal(result[-1, 2:], pixels[-1, :-2])
