@@ -50,6 +50,21 @@ def test_logits_loss_and_gradients(name: str, side: str, tmp_path: Path) -> None
     assert_same_gradients(gradients(ours, actual.loss), gradients(theirs, expected.loss))
 
 
+@pytest.mark.parametrize("window", [None, 4])
+def test_attention_weights(window: int | None, tmp_path: Path) -> None:
+    config = tiny_idefics2(text_config={"sliding_window": window})
+    theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)
+    theirs.set_attn_implementation("eager")
+    inputs = idefics2_inputs(config, "left")
+    expected = theirs(**inputs, output_attentions=True).attentions
+    actual = ours(**inputs, output_attentions=True)
+    real = inputs["attention_mask"].bool()
+    closest(actual.logits[real], theirs(**inputs).logits[real], 1e-5)
+    assert len(actual.attentions) == len(expected)
+    for mine, other in zip(actual.attentions, expected):
+        closest(mine.transpose(1, 2)[real], other.transpose(1, 2)[real], 1e-5)
+
+
 def test_images_without_mask(tmp_path: Path) -> None:
     config = tiny_idefics2()
     theirs, ours = reference_pair("Idefics2", config, Idefics2ForConditionalGeneration, tmp_path)

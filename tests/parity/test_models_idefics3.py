@@ -34,6 +34,8 @@ CASES: dict[str, dict[str, Any]] = {
     "shuffle3": {"scale_factor": 3, "vision_config": {"image_size": 26}},
     "shuffle4": {"scale_factor": 4, "vision_config": {"image_size": 32}},
     "llama3_rope": {"text_config": {"rope_theta": 500.0, "rope_scaling": LLAMA3}},
+    "linear_rope": {"text_config": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}},
+    "other_activations": {"text_config": {"hidden_act": "gelu"}, "vision_config": {"hidden_act": "quick_gelu"}},
     "tied": {"tie_word_embeddings": True},
     "odd_heads": {"text_config": {"hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3}},
     "head_dim": {"text_config": {"head_dim": 16}},
@@ -64,6 +66,18 @@ def test_smolvlm(tmp_path: Path) -> None:
     inputs = idefics3_inputs(config)
     real = inputs["attention_mask"].bool()
     closest(ours(**inputs).logits[real], theirs(**inputs).logits[real], 1e-5)
+
+
+def test_smolvlm_with_nothing_but_padding_images(tmp_path: Path) -> None:
+    config = tiny_idefics3(model_type="smolvlm")
+    config["vision_config"]["model_type"] = "smolvlm_vision"
+    theirs, ours = reference_pair("SmolVLM", config, SmolVLMForConditionalGeneration, tmp_path)
+    ids = torch.tensor([[5, 6, 7]])
+    pixels = torch.zeros(1, 2, 3, 16, 16)
+    calls = []
+    ours.model.vision_model.register_forward_hook(lambda *_: calls.append(1))
+    closest(ours(ids, pixel_values=pixels).logits, theirs(input_ids=ids).logits, 1e-5)
+    assert calls == [1]
 
 
 def test_one_optimizer_step(tmp_path: Path) -> None:
