@@ -103,6 +103,7 @@ class FreezeRule:
 @dataclass
 class FreezeConfig:
     rules: list[FreezeRule] = field(default_factory=list)
+    frozen_dtype: str | None = None  # bf16: store what does not train in half the memory; null: as it was loaded
 
 
 @dataclass
@@ -305,6 +306,14 @@ def _check_combinations(config: Config) -> None:
         adapter != "qlora" or engine not in ("zero3", "fsdp2"),
         f"adapter.kind=qlora cannot work with engine.name={engine}: 4-bit weights are packed and cannot be cut into "
         "shards; choose engine=single, ddp, zero1 or zero2.",
+    )
+    _require(
+        config.freeze.frozen_dtype in (None, "bf16"),
+        f"freeze.frozen_dtype is {config.freeze.frozen_dtype!r}, but must be bf16 or null.",
+    )
+    _require(
+        config.freeze.frozen_dtype is None or config.trainer.precision == "bf16",
+        "freeze.frozen_dtype is bf16, but trainer.precision is fp32: set trainer.precision=bf16, or frozen_dtype to null.",
     )
     _require(
         adapter != "qlora" or bool(config.adapter.quantize),

@@ -23,10 +23,11 @@ class StepGuard:
         """1.0 where the update of a step with this norm () must be skipped, else 0.0; accepted norms are remembered."""
         bad = ~torch.isfinite(norm)
         if self.deviations:
+            norm, bad = norm.to(self._norms), bad.to(self._norms.device)
             limit = self._norms.mean() + self.deviations * self._norms.std()
             bad = bad | ((self._count >= WINDOW) & (norm > limit))
             place = (self._count % WINDOW).reshape(1)
-            kept = torch.where(bad, self._norms[place], norm.to(self._norms).reshape(1))
+            kept = torch.where(bad, self._norms[place], norm.reshape(1))
             self._norms.index_copy_(0, place, kept)
             self._count += (~bad).long()
         return bad.float()

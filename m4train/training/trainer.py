@@ -263,7 +263,7 @@ class Trainer:
         dropped = self.quarantined() if self.quarantined else 0
         vector = sums.vector()
         mine = torch.tensor([window.tokens, window.waited / elapsed, dropped], dtype=vector.dtype, device=vector.device)
-        shared = torch.stack([update.total, *update.by_part]).to(vector.dtype)
+        shared = torch.stack([update.total, *update.by_part]).to(vector)
         reduced: Tensor = self.engine.reduce(torch.cat([vector, mine]))
         values = torch.cat([reduced, shared]).tolist()
         tokens, waited, dropped, total, *by_part = values[len(vector) :]

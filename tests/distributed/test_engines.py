@@ -40,7 +40,7 @@ def _stored_dtypes(run_dir, name):
 
 
 def test_what_trains_is_stored_in_fp32_with_fp32_moments_and_computed_in_bf16():
-    results = run_distributed(_in_folder, 2, _stored_dtypes, timeout=240)[0]
+    results = run_distributed(_in_folder, 2, _stored_dtypes, timeout=400)[0]
     losses = []
     for engine, (dtypes, computed, loss) in results.items():
         assert computed == torch.bfloat16, engine
@@ -49,6 +49,27 @@ def test_what_trains_is_stored_in_fp32_with_fp32_moments_and_computed_in_bf16():
             assert dtype == (torch.bfloat16 if frozen else torch.float32), (engine, key)
         losses.append(loss)
     assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-2)
+
+
+def _half_base(run_dir, name):
+    config, model, shape = build(Case(name, "idefics3", packs=7, steps=4, adapter="lora", recompute=True), str(run_dir))
+    config.trainer.precision, config.freeze.frozen_dtype = "bf16", "bf16"
+    engine = make_engine(config)
+    make_trainer(config, model, engine, packs=7, shape=shape).train()
+    dtypes = {key: t.dtype for key, t in engine.tensors().items() if key.startswith("parameter/")}
+    return dtypes, [line["loss"] for line in read_metrics(run_dir)]
+
+
+def test_fp32_adapters_inside_frozen_bf16_layers(tmp_path):
+    """Two dtypes in one sharded unit."""
+    from m4train.training.naming import is_adapter
+
+    expected = _half_base(tmp_path, "single")[1]
+    for engine, (dtypes, losses) in run_distributed(_in_folder, 2, _half_base, timeout=400)[0].items():
+        assert losses == pytest.approx(expected, rel=2e-2), engine
+        for key, dtype in dtypes.items():
+            trained = is_adapter(key) or ".connector." in key
+            assert dtype == (torch.float32 if trained else torch.bfloat16), (engine, key)
 
 
 def _adapter_files(run_dir, name):
@@ -72,7 +93,7 @@ def _adapter_files(run_dir, name):
 
 
 def test_adapters_are_saved_whole_by_every_engine():
-    results = run_distributed(_in_folder, 2, _adapter_files, timeout=240)[0]
+    results = run_distributed(_in_folder, 2, _adapter_files, timeout=400)[0]
     reference = results["ddp"]
     for engine, tensors in results.items():
         assert any(t.abs().max() > 0 for n, t in tensors.items() if "lora_B" in n), engine
@@ -93,7 +114,7 @@ def test_held_out_loss_is_the_same_under_every_engine(tmp_path):
     config = make_config(tmp_path, max_steps=4, eval_every=2)
     make_trainer(config, TinyModel()).train()
     expected = [line["eval/loss"] for line in read_metrics(tmp_path) if "eval/loss" in line]
-    for engine, losses in run_distributed(_in_folder, 4, _held_out, timeout=300)[0].items():
+    for engine, losses in run_distributed(_in_folder, 4, _held_out, timeout=400)[0].items():
         assert losses == pytest.approx(expected, rel=1e-5), engine
 
 
@@ -111,7 +132,7 @@ def _bad_step(run_dir, name):
 
 
 def test_a_bad_step_of_one_rank_is_skipped_by_all():
-    results = run_distributed(_in_folder, 2, _bad_step, timeout=240)[0]
+    results = run_distributed(_in_folder, 2, _bad_step, timeout=400)[0]
     for engine, (skipped, loss) in results.items():
         assert skipped == [0, 1, 1, 1], engine
         assert loss == pytest.approx(results["ddp"][1], rel=1e-5), engine
@@ -127,7 +148,7 @@ def _missing(run_dir, name):
 
 
 def test_a_parameter_without_gradient_is_named_under_every_engine():
-    for engine, message in run_distributed(_in_folder, 2, _missing, timeout=240)[0].items():
+    for engine, message in run_distributed(_in_folder, 2, _missing, timeout=400)[0].items():
         assert "connector.forgotten got no gradient" in message, engine
 
 
@@ -143,6 +164,6 @@ def test_qlora_trains_under_the_engines_that_take_it(tmp_path):
     config, model, shape = build(Case("single", "idefics3", packs=7, steps=4, adapter="qlora"), str(tmp_path))
     make_trainer(config, model, packs=7, shape=shape).train()
     expected = [line["loss"] for line in read_metrics(tmp_path)]
-    for engine, losses in run_distributed(_in_folder, 2, _quantised, timeout=240)[0].items():
+    for engine, losses in run_distributed(_in_folder, 2, _quantised, timeout=400)[0].items():
         if losses is not None:
             assert losses == pytest.approx(expected, rel=2e-3), engine

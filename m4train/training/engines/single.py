@@ -43,10 +43,13 @@ class SingleEngine:
         self.optimise({name: p for name, p in canonical_parameters(model).items() if p.requires_grad})
 
     def store(self, model: nn.Module) -> None:
-        """Sets the dtype parameters are stored in."""
+        """Sets the dtype parameters are stored in: fp32 for what trains; for the rest what freeze.frozen_dtype asks."""
+        frozen = torch.bfloat16 if self.config.freeze.frozen_dtype == "bf16" else None
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+            elif frozen is not None and parameter.is_floating_point():
+                parameter.data = parameter.data.to(frozen)
 
     def optimise(self, trainable: dict[str, nn.Parameter]) -> None:
         """Builds the optimizer over what trains, given by canonical name."""
