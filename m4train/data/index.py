@@ -21,7 +21,7 @@ from m4train.data.arrays import read_arrays
 from m4train.data.sources.base import Member
 from m4train.errors import StaleIndexError
 
-VERSION = 2
+VERSION = 3
 PIECE_KINDS = ("template", "document", "user", "system", "assistant", "image")
 IMAGE_KIND = PIECE_KINDS.index("image")
 
@@ -78,14 +78,15 @@ class ShardIndex:
     def members(self, sample: int) -> tuple[Member, ...]:
         begin, end = _bounds(self._parts["member_ends"], sample)
         columns = (
-            self._parts[name][begin:end].tolist() for name in ("offsets", "sizes", "crcs", "widths", "heights", "parts")
+            self._parts[name][begin:end].tolist()
+            for name in ("offsets", "sizes", "hashes", "widths", "heights", "parts")
         )
         return tuple(Member(*row) for row in zip(*columns))
 
     def content_hash(self, sample: int) -> bytes:
         """A digest of every stored byte of the sample."""
         begin, end = _bounds(self._parts["member_ends"], sample)
-        return hashlib.blake2b(self._parts["crcs"][begin:end].tobytes(), digest_size=8).digest()
+        return hashlib.blake2b(self._parts["hashes"][begin:end].tobytes(), digest_size=8).digest()
 
     def image_count(self, sample: int) -> int:
         """Images of one sample."""

@@ -23,7 +23,7 @@ from m4train.errors import BadSample, DataError, StaleIndexError
 
 _LOG = logging.getLogger(__name__)
 _INLINE_BYTES = 256 << 20  # fewer bytes are indexed sooner here than in new processes
-_STRUCTURE_TYPES = {"offsets": np.int64, "sizes": np.int64, "crcs": np.uint32}
+_STRUCTURE_TYPES: dict[str, Any] = {"offsets": np.int64, "sizes": np.int64, "hashes": np.uint64}
 _STRUCTURE_TYPES |= dict.fromkeys(("widths", "heights", "parts"), np.int32)
 
 
@@ -147,7 +147,7 @@ def _scan(shard: str, shard_format: ShardFormat) -> tuple[dict[str, Any], dict[s
     for number, sample in enumerate(shard_format.scan(shard)):
         keys += sample.key.encode("utf-8")
         key_ends.append(len(keys))
-        rows.extend((m.offset, m.size, m.crc, m.width, m.height, m.part) for m in sample.members)
+        rows.extend((m.offset, m.size, m.hash, m.width, m.height, m.part) for m in sample.members)
         member_ends.append(len(rows))
         if sample.bad is not None:
             bad[str(number)] = sample.bad

@@ -190,7 +190,7 @@ def _synthetic_index(shard: Path, samples: int, rng: np.random.Generator, finger
     structure = {
         "offsets": np.arange(count, dtype=np.int64) * 1024 + 512,
         "sizes": np.full(count, 500, np.int64),
-        "crcs": rng.integers(0, 2**32, count, dtype=np.uint32),
+        "hashes": rng.integers(0, 2**64, count, dtype=np.uint64),
         "widths": np.full(count, 640, np.int32),
         "heights": np.full(count, 480, np.int32),
         "parts": np.zeros(count, np.int32),

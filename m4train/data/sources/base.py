@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import xxhash
 from PIL import Image
 
 from m4train.data.sample import Sample
@@ -31,7 +32,7 @@ class Member:
 
     offset: int
     size: int
-    crc: int
+    hash: int  # of its bytes, see content_hash
     width: int = 0
     height: int = 0
     part: int = 0
@@ -48,6 +49,11 @@ class ScannedSample:
     key: str
     members: tuple[Member, ...] = ()
     bad: tuple[str, str] | None = None  # reason, detail
+
+
+def content_hash(data: bytes) -> int:
+    """64 bits that tell stored bytes from changed ones; XXH3 costs less than copying them."""
+    return xxhash.xxh3_64_intdigest(data)
 
 
 class ShardFormat(Protocol):

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
 
 from m4train.data.sample import Sample
-from m4train.data.sources.base import FileReader, Member, ScannedSample
+from m4train.data.sources.base import FileReader, Member, ScannedSample, content_hash
 from m4train.data.sources.dialogues import dialogue
 from m4train.data.sources.tar_layouts import from_base64
 from m4train.errors import BadSample, DataError
@@ -35,7 +34,7 @@ class JsonRecords:
             try:
                 sample = dialogue(_parse(raw))
                 images = [self._image(path, name) for name in sample.images]
-                yield ScannedSample(key, (Member(offset, len(raw), zlib.crc32(raw)), *images))
+                yield ScannedSample(key, (Member(offset, len(raw), content_hash(raw)), *images))
             except BadSample as error:
                 yield ScannedSample(key, bad=(error.reason, error.detail))
 
@@ -50,7 +49,7 @@ class JsonRecords:
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
         text = members[0]
         raw = files.read(path, text.offset, text.size)
-        if zlib.crc32(raw) != text.crc:
+        if content_hash(raw) != text.hash:
             raise BadSample(
                 "damaged", f"the record at byte {text.offset} has other bytes than when the file was indexed"
             )
@@ -64,7 +63,7 @@ class JsonRecords:
         for number in wanted:
             member, name = members[1 + number], names[number]
             data = from_base64(name) if _embedded(name) else files.read(_beside(path, name), 0, member.size)
-            if zlib.crc32(data) != member.crc:
+            if content_hash(data) != member.hash:
                 raise BadSample("damaged", f"image {number} ({name[:80]}) has other bytes than when it was indexed")
             found[number] = decode_image(data)
         return found
@@ -84,7 +83,7 @@ class JsonRecords:
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 raise BadSample("missing_image", f"no file {_beside(path, name)}") from None
         info = read_image_info(data)
-        return Member(0, len(data), zlib.crc32(data), info.width, info.height)
+        return Member(0, len(data), content_hash(data), info.width, info.height)
 
 
 def _embedded(name: str) -> bool:

@@ -7,7 +7,6 @@ Parquet is read by row group, so the plan orders samples within windows of row g
 from __future__ import annotations
 
 import json
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from m4train.data.sample import Sample
-from m4train.data.sources.base import FileReader, Member, ScannedSample
+from m4train.data.sources.base import FileReader, Member, ScannedSample, content_hash
 from m4train.data.sources.dialogues import dialogue, question_answer_pairs
 from m4train.data.sources.tar_layouts import interleaved
 from m4train.errors import BadSample, ConfigError, DataError
@@ -54,7 +53,7 @@ class ParquetRows:
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
         text = members[0]
         record = self._group(path, text.offset)[text.size]
-        if _text_crc(record) != text.crc:
+        if _text_hash(record) != text.hash:
             raise BadSample(
                 "damaged", f"row {text.size} of row group {text.offset} has other text than when it was indexed"
             )
@@ -67,7 +66,7 @@ class ParquetRows:
         for number in wanted:
             member = members[1 + number]
             data = _stored_images(self._group(path, member.offset)[member.size])[number]
-            if zlib.crc32(data) != member.crc:
+            if content_hash(data) != member.hash:
                 raise BadSample("damaged", f"image {number} has other bytes than when it was indexed")
             found[number] = decode_image(data)
         return found
@@ -80,10 +79,10 @@ class ParquetRows:
     def _scan_row(self, key: str, group: int, row: int, record: dict[str, Any]) -> ScannedSample:
         try:
             _compose(record)
-            members = [Member(group, row, _text_crc(record))]
+            members = [Member(group, row, _text_hash(record))]
             for part, data in enumerate(_stored_images(record)):
                 info = read_image_info(data)
-                members.append(Member(group, row, zlib.crc32(data), info.width, info.height, part))
+                members.append(Member(group, row, content_hash(data), info.width, info.height, part))
             return ScannedSample(key, tuple(members))
         except BadSample as error:
             return ScannedSample(key, bad=(error.reason, error.detail))
@@ -146,6 +145,6 @@ def _compose(record: dict[str, Any]) -> Sample:
     return interleaved({"images": places, "texts": texts, "url": record.get("url")})
 
 
-def _text_crc(record: dict[str, Any]) -> int:
+def _text_hash(record: dict[str, Any]) -> int:
     text = {name: record[name] for name in _TEXT_COLUMNS if record.get(name) is not None}
-    return zlib.crc32(json.dumps(text, default=str, sort_keys=True).encode())
+    return content_hash(json.dumps(text, default=str, sort_keys=True).encode())

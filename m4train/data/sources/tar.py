@@ -17,7 +17,7 @@ from itertools import groupby
 from PIL import Image
 
 from m4train.data.sample import Sample, parse_sample
-from m4train.data.sources.base import FileReader, Member, ScannedSample
+from m4train.data.sources.base import FileReader, Member, ScannedSample, content_hash
 from m4train.data.sources.tarfiles import TarDamage, TarMember, walk_tar
 from m4train.errors import BadSample
 from m4train.processing.images import decode_image, read_image_info
@@ -32,7 +32,7 @@ class Ref:
 
     suffix: str
     part: int = 0
-    crc: int | None = None
+    crc32: int | None = None
 
 
 class TarLayout:
@@ -60,7 +60,7 @@ class TarLayout:
         return decode_image(data)
 
     def scan(self, path: str) -> Iterator[ScannedSample]:
-        """Every sample, with the crc of each member and the size of each image; one pass over the shard."""
+        """Every sample, with the hash of each member and the size of each image; one pass over the shard."""
         seen: set[str] = set()
         with open(path, "rb") as file:
             for key, group in groupby(walk_tar(path), key=_group):
@@ -96,11 +96,21 @@ class TarLayout:
     def images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> dict[int, Image.Image]:
-        """One read for all where they lie together, which is how shards are written."""
+        pictures = [member for member in members if member.is_image]
+        stored = self.stored_images(files, path, members, wanted)
+        return {number: self.picture(data, pictures[number].part) for number, data in zip(wanted, stored)}
+
+    def stored_images(
+        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
+    ) -> list[bytes]:
+        """The bytes of the members that hold the images numbered `wanted`. Raises BadSample.
+
+        One read for all where they lie together, which is how shards are written.
+        """
         pictures = [member for member in members if member.is_image]
         chosen = [pictures[number] for number in wanted]
         if not chosen:
-            return {}
+            return []
         first = min(member.offset for member in chosen)
         span = max(member.offset + member.size for member in chosen) - first
         if span <= sum(member.size for member in chosen) + _MAX_GAP:
@@ -108,10 +118,7 @@ class TarLayout:
             parts = [bytes(data[m.offset - first : m.offset - first + m.size]) for m in chosen]
         else:
             parts = [files.read(path, m.offset, m.size) for m in chosen]
-        return {
-            number: self.picture(_checked(part, member, f"image {number}"), member.part)
-            for number, member, part in zip(wanted, chosen, parts)
-        }
+        return [_checked(part, member, f"image {number}") for number, member, part in zip(wanted, chosen, parts)]
 
     def blocks(self, path: str) -> None:
         return None
@@ -139,15 +146,14 @@ class TarLayout:
             return ScannedSample(key, bad=(error.reason, error.detail))
 
     def _image(self, member: TarMember, ref: Ref, data: bytes) -> Member:
-        crc = zlib.crc32(data)
-        if ref.crc is not None and ref.crc != crc:
+        if ref.crc32 not in (None, zlib.crc32(data)):
             detail = f"image {ref.suffix!r} does not fit the checksum in the JSON: bytes were changed or moved"
             raise BadSample("damaged", detail)
         try:
             width, height = self.picture_size(data, ref.part)
         except BadSample as error:
             raise BadSample(error.reason, f"image {ref.suffix!r}: {error.detail}") from None
-        return Member(member.offset, member.size, crc, width, height, ref.part)
+        return Member(member.offset, member.size, content_hash(data), width, height, ref.part)
 
 
 class CanonicalTar(TarLayout):
@@ -166,7 +172,7 @@ class CanonicalTar(TarLayout):
                 )
             raise BadSample("no_json", f"members {sorted(named)} but no {key}.json")
         items = parse_sample(read("json"), key).image_items()
-        return [Ref("json")], [Ref(item["image"], crc=item.get("crc32")) for item in items]
+        return [Ref("json")], [Ref(item["image"], crc32=item.get("crc32")) for item in items]
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
         return parse_sample(texts[0][1])
@@ -184,7 +190,7 @@ def _stray(entry: TarMember | TarDamage) -> ScannedSample:
 
 
 def _text(member: TarMember, ref: Ref, data: bytes) -> Member:
-    return Member(member.offset, member.size, zlib.crc32(data), part=ref.part)
+    return Member(member.offset, member.size, content_hash(data), part=ref.part)
 
 
 def _checked(data: bytes, member: Member, what: str) -> bytes:
@@ -192,6 +198,6 @@ def _checked(data: bytes, member: Member, what: str) -> bytes:
         raise BadSample(
             "truncated", f"{what} ends after {len(data)} of {member.size} bytes: the shard was cut after indexing"
         )
-    if zlib.crc32(data) != member.crc:
+    if content_hash(data) != member.hash:
         raise BadSample("damaged", f"{what} has other bytes than when the shard was indexed")
     return data
