@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -16,6 +17,12 @@ from m4train.config import Config
 from m4train.training.engines.processes import Processes
 from m4train.training.engines.single import SingleEngine
 
+# torch 2.13 renamed the option; buffers are constants here, equal on every rank.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 _FOREVER = 7 * 24 * 3600.0
 
 
@@ -54,7 +61,7 @@ class DDPEngine(DistributedEngine):
 
     def prepare(self, model: nn.Module) -> None:
         super().prepare(model)
-        self._wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
         module = self._wrapped if torch.is_grad_enabled() else self.model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -47,6 +48,7 @@ class DeepSpeedEngine(DistributedEngine):
 
         deepspeed.logger.setLevel("WARNING")
         deepspeed.logger.addFilter(_worth_saying)
+        warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)  # how it calls torch
         self.stage = STAGES[self.config.engine.name]
         self.store(model)
         self.model = model.to(self.device)
