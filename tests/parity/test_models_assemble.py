@@ -14,7 +14,7 @@ from m4train.models import (
     Idefics3ForConditionalGeneration,
     IdeficsForVisionText2Text,
 )
-from m4train.models.assemble import assemble
+from m4train.models.assemble import _stretched, assemble
 from tests.helpers.models import perturb
 from tests.parity.models_reference import closest, transformers
 
@@ -128,6 +128,14 @@ def test_another_image_size(family: str, tmp_path: Path) -> None:
     closest(new[first:], wanted, 1e-3)
     closest(new[:first], positions[:first], 0)
     assert expected.shape[1] == 16 + first
+
+
+def test_every_grid_can_become_every_other() -> None:
+    for old in (1, 7, 14, 27):
+        for new in range(1, 80):
+            for first in (False, True):
+                stretched = _stretched(torch.rand(old * old + first, 1), new, first)
+                assert stretched.shape == (new * new + first, 1), (old, new)
 
 
 def test_what_cannot_be_assembled(tmp_path: Path) -> None:

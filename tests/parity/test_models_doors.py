@@ -57,6 +57,20 @@ def test_position_ids(family: str, tmp_path: Path) -> None:
     closest(ours(**inputs, position_ids=positions).logits[real], expected, 1e-5)
 
 
+def test_holes_in_the_attention_mask(tmp_path: Path) -> None:
+    theirs, ours, inputs, _ = make("idefics3", tmp_path)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    hidden = (ids != 90) & (torch.arange(ids.shape[1]) % 5 == 4) & mask.bool()
+    inputs["attention_mask"] = mask.masked_fill(hidden, 0)
+    real = inputs["attention_mask"].bool()
+    expected = theirs(**inputs).logits
+    closest(ours(**inputs).logits[real], expected[real], 1e-5)
+    # A label counts where it and the token before it are real.
+    pairs = real[:, :-1] & real[:, 1:] & (ids[:, 1:] != 90)
+    wanted = torch.nn.functional.cross_entropy(expected[:, :-1][pairs], ids[:, 1:][pairs])
+    closest(ours(**inputs, labels=ids).loss, wanted, 1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_last_columns_only(family: str, tmp_path: Path) -> None:
     _, ours, inputs, _ = make(family, tmp_path)

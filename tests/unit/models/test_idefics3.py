@@ -64,6 +64,20 @@ def test_image_counts_are_checked_per_sample() -> None:
         model(ids, pixel_values=pixels)
 
 
+def test_image_tokens_and_padding_never_count_as_labels() -> None:
+    model = model_of(torch.float32)
+    ids = torch.tensor([[5, 90, 90, 90, 90, 6, 7, 8, 0, 0]])
+    mask = (ids != 0).long()
+    pixels = torch.randn(1, 1, 3, 16, 16)
+    everything = model(ids, mask, pixel_values=pixels, labels=ids).loss
+    counted = ids.masked_fill((ids == 90) | (mask == 0), -100)
+    assert torch.equal(everything, model(ids, mask, pixel_values=pixels, labels=counted).loss)
+    assert everything > 0
+    nothing = model(ids, mask, pixel_values=pixels, labels=torch.full_like(ids, -100)).loss
+    assert nothing == 0
+    nothing.backward()
+
+
 def test_ids_beyond_the_embedding_are_refused() -> None:
     with pytest.raises(DataError, match="holds the id 97, but the embedding has 97 rows"):
         model_of(torch.float32)(torch.tensor([[1, 97]]))
