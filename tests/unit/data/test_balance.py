@@ -2,7 +2,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m4train.config import CostConfig
 from m4train.data.balance import assign, imbalance
+from m4train.data.packing import Packer
+from m4train.data.plan import PlannedPack
+from tests.unit.data.test_packing import _units, obelics_lengths
 
 
 @given(st.lists(st.floats(0, 1000), min_size=1, max_size=70), st.integers(1, 9), st.integers(1, 5))
@@ -14,6 +18,13 @@ def test_every_pack_once_and_the_same_number_of_micro_batches(costs: list[float]
     assert all(len(group) <= size for groups in assignment for group in groups)
 
 
-def test_ranks_are_balanced() -> None:
-    costs = (4096 + np.random.default_rng(0).normal(0, 400, 64)).tolist()
-    assert imbalance(costs, assign(costs, 8, 2)) < 0.03
+def test_64_packs_of_web_documents_are_balanced_over_8_ranks() -> None:
+    packer = Packer(4096, 64, 64)
+    packs = [pack for unit in _units(obelics_lengths(6_000)) if unit.tokens <= 4096 for pack in packer.add(unit)]
+    costs = [PlannedPack(0, tuple(units)).cost(CostConfig()) for units in packs]
+    steps = [costs[start : start + 64] for start in range(0, len(costs) - 63, 64)]
+    assert len(steps) > 15
+    by_cost = [imbalance(step, assign(step, 8, 2)) for step in steps]
+    in_order = [[[list(range(rank * 8, rank * 8 + 8))] for rank in range(8)] for _ in steps]
+    unbalanced = [imbalance(step, groups) for step, groups in zip(steps, in_order)]
+    assert max(by_cost) < 0.03 < np.mean(unbalanced)
