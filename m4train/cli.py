@@ -6,16 +6,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from m4train.errors import M4Error
+from m4train.errors import ConfigError, M4Error
 
 USAGE_EXIT = 2
+OVERRIDES = "[group=choice ...] [key=value ...]"
 
 
 @dataclass(frozen=True)
 class Command:
     summary: str
     run: Callable[[list[str]], int]
-    usage: str = "[group=choice ...] [key=value ...]"
+    usage: str = OVERRIDES
 
 
 def _train(arguments: list[str]) -> int:
@@ -62,10 +63,17 @@ def _generate(arguments: list[str]) -> int:
 
 
 def _data(arguments: list[str]) -> int:
-    from m4train.data.commands import main as data_main
+    if not arguments or arguments[0] not in DATA_ACTIONS:
+        raise ConfigError(f"data needs one of {', '.join(DATA_ACTIONS)}: m4train data ACTION [overrides].")
+    from m4train.compose import load_config
 
-    return data_main(arguments)
+    config = load_config(arguments[1:])
+    from m4train import run
 
+    return getattr(run, f"{arguments[0]}_data")(config)
+
+
+DATA_ACTIONS = ("index", "stats")
 
 COMMANDS = {
     "train": Command("train a model; continues by itself where run_dir holds a checkpoint", _train),
@@ -75,7 +83,7 @@ COMMANDS = {
     ),
     "export": Command("write the newest checkpoint as a Hugging Face folder, adapters merged", _export),
     "report": Command("write report.html into the run directory", _report),
-    "data": Command("build and describe the index of shards", _data, "index|stats SHARDS ..."),
+    "data": Command("index the shards of a configuration, or say what they hold", _data, f"index|stats {OVERRIDES}"),
 }
 
 
@@ -95,8 +103,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return command.run(rest)
     except M4Error as error:
-        from m4train.errors import ConfigError
-
         if isinstance(error, ConfigError):
             return _refuse(str(error))
         print(f"m4train {name}: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from PIL import Image
 import m4train
 from m4train import build
 from m4train.compose import save_config
-from m4train.config import Config
-from m4train.data.source import conversations
+from m4train.config import Config, SourceConfig
+from m4train.data.source import build_sources, conversations, index_sources, source_stats
 from m4train.errors import CheckpointError, ConfigError
 from m4train.evaluation.generation import Answer, answer_conversations, score
 from m4train.inspection.run_files import LINEAGE_FILE
@@ -28,6 +29,8 @@ from m4train.training.engines import make_engine
 from m4train.training.freezing import parameter_table
 from m4train.training.resume import Checkpoint, find_checkpoint
 from m4train.training.trainer import Trainer
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional CPU kernels whenever peft is imported
 
 EXPORT_TOLERANCE = 1e-4  # largest difference of fp32 logits between the live model and the exported one
 PICTURED_ANSWERS = 120  # per source: answers kept with their images
@@ -75,7 +78,7 @@ def evaluate(config: Config) -> int:
         raise ConfigError("data.validation is empty: name held-out sources of conversations to evaluate on.")
     _set_threads(config)
     model, processor, checkpoint = _trained(config)
-    sources = build.build_sources(config.data.validation, config.data, processor)
+    sources = build_sources(config.data.validation, config.data, processor)
     scores: dict[str, Any] = {}
     lines: list[str] = []
     for source in sources:
@@ -129,6 +132,38 @@ def export(config: Config) -> int:
     unfinished.rename(target)
     print(f"exported {checkpoint.folder.name} to {target} (largest logit difference after reloading {drift:.1e})")
     return 0
+
+
+def index_data(config: Config) -> int:
+    """Builds what is missing or stale of the indexes of all sources, with a progress bar; an interrupted build goes on."""
+    from rich.progress import Progress
+
+    build.prepare_data(config.data)
+    processor = build.build_processor(config)
+    with Progress() as progress:
+        for name, source in _all_sources(config).items():
+            task = progress.add_task(name)
+            index_sources(
+                {name: source},
+                config.data,
+                processor,
+                lambda done, total, task=task: progress.update(task, completed=done, total=total),
+            )
+    return 0
+
+
+def stats_data(config: Config) -> int:
+    """Prints what every source holds, as JSON, from the indexes alone."""
+    build.prepare_data(config.data)
+    processor = build.build_processor(config)
+    sources = build_sources(_all_sources(config), config.data, processor)
+    print(json.dumps({source.name: source_stats(source) for source in sources}, indent=1))
+    return 0
+
+
+def _all_sources(config: Config) -> dict[str, SourceConfig]:
+    held_out = {f"validation/{name}": source for name, source in config.data.validation.items()}
+    return {**config.data.sources, **held_out}
 
 
 def _trained(config: Config) -> tuple[Any, Any, Checkpoint]:

@@ -44,14 +44,14 @@ def answer_conversations(
     iterator = iter(conversations if config.max_samples is None else islice(conversations, config.max_samples))
     device = next(model.parameters()).device
     while batch := list(islice(iterator, config.batch_size)):
-        prompts = [
-            processor.apply_chat_template(_question(conversation), add_generation_prompt=True) for conversation in batch
-        ]
-        inputs = processor(
-            text=prompts,
+        inputs = processor.apply_chat_template(
+            [_question(conversation) for conversation in batch],
             images=[images for _, _, images in batch],
-            padding=True,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
             return_tensors="pt",
+            padding=True,
             padding_side="left",
         )
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}

@@ -52,7 +52,10 @@ def _one_line(run: RunFiles) -> str:
 def _tiles(runs: list[RunFiles]) -> list[dict[str, str]]:
     run = runs[-1]
     tiles = [
-        {"value": f"{100 * result['exact_match']:.1f} %", "name": f"{name}: exact match on {result['count']:,} held-out"}
+        {
+            "value": f"{100 * result['exact_match']:.1f} %",
+            "name": f"{name}: exact match on {result['count']:,} held-out",
+        }
         for name, result in run.evaluation.items()
     ]
     if run.parameters:
@@ -65,21 +68,25 @@ def _tiles(runs: list[RunFiles]) -> list[dict[str, str]]:
 def _stage(run: RunFiles) -> dict[str, Any]:
     trained = run.parameters[-1] if run.parameters else None
     loss = [Line("training", _smooth(run.series("loss")))]
-    loss += [Line(f"held out: {name}", run.series(f"eval/loss/{name}"), dots=True) for name in run.config.data.validation]
+    loss += [
+        Line(f"held out: {name}", run.series(f"eval/loss/{name}"), dots=True) for name in run.config.data.validation
+    ]
     return {
         "name": run.name,
         "run_dir": str(run.folder),
         "loss_chart": Markup(line_chart(loss, "optimizer step", "loss per token", log=True)),
-        "speed_chart": Markup(line_chart([Line("tokens/s", run.series("tokens_per_second"))], "optimizer step", "tokens/s")),
+        "speed_chart": Markup(
+            line_chart([Line("tokens/s", run.series("tokens_per_second"))], "optimizer step", "tokens/s")
+        ),
         "trained_note": f"{trained['trainable']:,} of {trained['parameters']:,} parameters train" if trained else "",
         "parts": [_part(row) for row in run.parameters],
         "steps": f"{run.metrics[-1]['step']:,}" if run.metrics else "0",
-        "tokens": f"{_total(run, 'tokens'):,}",
-        "images": f"{_total(run, 'images'):,}",
+        "tokens": f"about {_short(_total(run, 'tokens'))}",
+        "images": f"about {_short(_total(run, 'images'))}",
         "speed": _median(run, "tokens_per_second", "{:,.0f}"),
         "wait": _median(run, "data_wait_fraction", "{:.1%}"),
         "padding": _median(run, "padding_fraction", "{:.2%}"),
-        "skipped": f"{_total(run, 'skipped'):,}",
+        "skipped": f"{_last(run, 'skipped_steps'):,}",
         "dropped": f"{run.quarantined:,}",
     }
 
@@ -113,8 +120,13 @@ def _answers_note(run: RunFiles, shown: list[dict[str, Any]]) -> str:
 
 
 def _total(run: RunFiles, key: str) -> int:
-    """The sum over all steps of a count that is logged as the mean of the steps since the line before."""
-    return int(sum(row.get(f"total/{key}", 0) for row in run.metrics[-1:]))
+    """What a run took in of a count that is logged for single steps: the mean of the logged ones times all steps."""
+    values = [value for _, value in run.series(key)]
+    return round(statistics.fmean(values) * run.metrics[-1]["step"]) if values else 0
+
+
+def _last(run: RunFiles, key: str) -> int:
+    return int(run.metrics[-1].get(key, 0)) if run.metrics else 0
 
 
 def _median(run: RunFiles, key: str, form: str) -> str:
