@@ -56,6 +56,13 @@ class Source:
                 raise BadSample("unreadable_image", detail)
         return images
 
+    def stored_images(self, sample: int) -> list[bytes]:
+        """All images of a sample as image files, in reading order. Raises BadSample."""
+        shard, number = self.index.locate(sample)
+        members = shard.members(number)
+        wanted = range(sum(member.is_image for member in members))
+        return self.shard_format.stored_images(self.files, shard.shard, members, wanted)
+
 
 def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any) -> list[Source]:
     """Opens every source, in the order given, indexing small ones on first use.

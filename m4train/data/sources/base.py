@@ -75,6 +75,12 @@ class ShardFormat(Protocol):
     ) -> dict[int, Image.Image]:
         """The decoded images numbered `wanted`, upright RGB. Raises BadSample."""
 
+    def stored_images(
+        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
+    ) -> list[bytes]:
+        """The images numbered `wanted` as image files, with their stored bytes wherever they are stored as files.
+        Raises BadSample."""
+
     def blocks(self, path: str) -> list[int] | None:
         """Samples in each stretch that is read whole, where single samples cannot be read; None where they can."""
 

@@ -58,14 +58,20 @@ class JsonRecords:
     def images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> dict[int, Image.Image]:
+        stored = self.stored_images(files, path, members, wanted)
+        return {number: decode_image(data) for number, data in zip(wanted, stored)}
+
+    def stored_images(
+        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
+    ) -> list[bytes]:
         names = self.sample(files, path, members).images if wanted else []
-        found = {}
+        found = []
         for number in wanted:
             member, name = members[1 + number], names[number]
             data = from_base64(name) if _embedded(name) else files.read(_beside(path, name), 0, member.size)
             if content_hash(data) != member.hash:
                 raise BadSample("damaged", f"image {number} ({name[:80]}) has other bytes than when it was indexed")
-            found[number] = decode_image(data)
+            found.append(data)
         return found
 
     def blocks(self, path: str) -> None:

@@ -62,13 +62,19 @@ class ParquetRows:
     def images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> dict[int, Image.Image]:
-        found = {}
+        stored = self.stored_images(files, path, members, wanted)
+        return {number: decode_image(data) for number, data in zip(wanted, stored)}
+
+    def stored_images(
+        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
+    ) -> list[bytes]:
+        found = []
         for number in wanted:
             member = members[1 + number]
             data = _stored_images(self._group(path, member.offset)[member.size])[number]
             if content_hash(data) != member.hash:
                 raise BadSample("damaged", f"image {number} has other bytes than when it was indexed")
-            found[number] = decode_image(data)
+            found.append(data)
         return found
 
     def blocks(self, path: str) -> list[int]:

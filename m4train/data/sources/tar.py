@@ -59,6 +59,10 @@ class TarLayout:
         """Image `part` of a member's bytes, decoded. Raises BadSample."""
         return decode_image(data)
 
+    def file_of(self, data: bytes, part: int) -> bytes:
+        """Image `part` of a member's bytes, as an image file. Raises BadSample."""
+        return data
+
     def scan(self, path: str) -> Iterator[ScannedSample]:
         """Every sample, with the hash of each member and the size of each image; one pass over the shard."""
         seen: set[str] = set()
@@ -97,16 +101,18 @@ class TarLayout:
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> dict[int, Image.Image]:
         pictures = [member for member in members if member.is_image]
-        stored = self.stored_images(files, path, members, wanted)
+        stored = self._holders(files, path, members, wanted)
         return {number: self.picture(data, pictures[number].part) for number, data in zip(wanted, stored)}
 
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> list[bytes]:
-        """The bytes of the members that hold the images numbered `wanted`. Raises BadSample.
+        pictures = [member for member in members if member.is_image]
+        stored = self._holders(files, path, members, wanted)
+        return [self.file_of(data, pictures[number].part) for number, data in zip(wanted, stored)]
 
-        One read for all where they lie together, which is how shards are written.
-        """
+    def _holders(self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[bytes]:
+        """The members that hold the images numbered `wanted`: one read where they lie together, as they are written."""
         pictures = [member for member in members if member.is_image]
         chosen = [pictures[number] for number in wanted]
         if not chosen:

@@ -161,6 +161,12 @@ class Mint1T(TarLayout):
     def picture(self, data: bytes, part: int) -> Image.Image:
         return self._frame(data, part, lambda image: to_rgb(image.copy()))
 
+    def file_of(self, data: bytes, part: int) -> bytes:
+        """A frame is no file of its own: without loss, as PNG."""
+        buffer = io.BytesIO()
+        self._frame(data, part, lambda image: image.copy()).save(buffer, "png")
+        return buffer.getvalue()
+
     def _frame(self, data: bytes, part: int, use: Callable[[Image.Image], Any]) -> Any:
         try:
             with Image.open(io.BytesIO(data)) as image:
@@ -197,12 +203,12 @@ class Mmc4(TarLayout):
         return sample_from_dict({"items": items, "source": {"url": record.get("url")}})
 
     def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
-        return super().picture_size(self._bytes(data, part), part)
+        return super().picture_size(self.file_of(data, part), part)
 
     def picture(self, data: bytes, part: int) -> Image.Image:
-        return decode_image(self._bytes(data, part))
+        return decode_image(self.file_of(data, part))
 
-    def _bytes(self, data: bytes, part: int) -> bytes:
+    def file_of(self, data: bytes, part: int) -> bytes:
         return from_base64(_json(data)["image_info"][part]["image_base64"])
 
 

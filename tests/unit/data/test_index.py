@@ -156,3 +156,14 @@ def test_stats(tmp_path: Path) -> None:
     assert stats["images"] == sum(len(images) for _, _, images in documents(5))
     assert stats["bad"] == {}
     assert not (tmp_path / "shard-000000.tar.index").exists()
+
+
+@pytest.mark.slow
+def test_many_shards_are_indexed_by_several_processes_at_once(tmp_path: Path, monkeypatch) -> None:
+    paths = [str(path) for path in write_shards(tmp_path, documents(12), max_samples=3)]
+    monkeypatch.setattr(index_build, "_INLINE_BYTES", 0)
+    done: list[tuple[int, int]] = []
+    build_index(paths, CanonicalTar(), PROCESSOR, workers=2, progress=lambda *counts: done.append(counts))
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    index = SourceIndex(open_index(paths, CanonicalTar(), PROCESSOR, None, 0))
+    assert [index.locate(n)[0].key(index.locate(n)[1]) for n in range(12)] == [f"doc{n:05d}" for n in range(12)]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from m4train.config import SourceConfig
+from m4train.data.convert import convert
 from m4train.data.plan import Plan
 from m4train.data.source import Source, build_sources
 from m4train.errors import DataError
@@ -221,6 +222,40 @@ def parquet(path: Path, rows: list[dict], group: int = 2) -> str:
 
 def stored(image: Image.Image | None) -> dict | None:
     return image and {"bytes": png(image), "path": "a.png"}
+
+
+@pytest.mark.parametrize("form", ["mmc4", "mint1t", "pairs", "json", "parquet"])
+def test_conversion_keeps_texts_pixels_and_stored_bytes(tmp_path: Path, form: str) -> None:
+    tiff = io.BytesIO()
+    RED.copy().save(tiff, "tiff", save_all=True, append_images=[PAGE.copy()])
+    coded = base64.b64encode(png(BLUE)).decode()
+    record = {"text_list": ["One."], "image_info": [{"image_base64": coded, "matched_text_index": 0}]}
+    parallel = {"texts": ["One.", None, None], "images": [None, "a", "b"]}
+    if form == "json":
+        path = str(tmp_path / "a.v1.json")
+        Path(path).write_text(json.dumps([OPENAI]))
+    elif form == "parquet":
+        path = parquet(
+            tmp_path / "a.v1.parquet", [{"images": [stored(RED)], "texts": [{"user": "Q", "assistant": "A"}]}]
+        )
+    else:
+        members = {
+            "mmc4": {"k.json": record},
+            "mint1t": {"k.json": parallel, "k.tiff": tiff.getvalue()},
+            "pairs": {"k.jpg": png(RED), "k.txt": "Red.", "l.txt": "alone"},
+        }
+        path = tar(tmp_path / "a.v1.tar", members[form])
+    before = source(path, form)
+    counts = convert(before, tmp_path / "out")
+    assert counts == ({"written": 1, "missing_image": 1} if form == "pairs" else {"written": 1})
+    after = source(str(tmp_path / "out" / "*.tar"), "canonical")
+    assert after.key(0).startswith("a_v1-")
+    texts = [[item.get("text") for item in built.read(0).all_items()] for built in (before, after)]
+    assert texts[0] == texts[1]
+    images = [built.images(0) for built in (before, after)]
+    assert all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in zip(*(i.values() for i in images)))
+    if form != "mint1t":
+        assert before.stored_images(0) == after.stored_images(0)
 
 
 def test_parquet_of_images_and_turns(tmp_path: Path) -> None:
