@@ -36,7 +36,7 @@ def padded_images(model: Any, inputs: PaddedInputs) -> tuple[Tensor | None, Cros
         return None, CrossContext(_runs(mask, inputs.tokens, cache.images), per_image, cache), None
     if mask is None:
         raise DataError(f"{given[0]} is given without image_attention_mask (B, T, N): say which token sees which image")
-    images, numbers = inputs.images[given[0]], None
+    images = inputs.images[given[0]]
     if mask.shape[2] != images.shape[1]:
         raise DataError(
             f"image_attention_mask has shape {tuple(mask.shape)}, but {given[0]} holds {images.shape[1]} images a sample: "
