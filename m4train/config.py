@@ -298,14 +298,9 @@ def _check_combinations(config: Config) -> None:
         "whole tensors, not to shards; choose engine=single or ddp, or optimizer=adamw.",
     )
     _require(
-        adapter != "dora" or engine != "zero3",
-        "adapter.kind=dora cannot work with engine.name=zero3: its norms read base weights outside of the layers that "
-        "gather them; choose engine=zero2 or fsdp2, or adapter=lora.",
-    )
-    _require(
-        adapter != "qlora" or engine not in ("zero3", "fsdp2"),
-        f"adapter.kind=qlora cannot work with engine.name={engine}: 4-bit weights are packed and cannot be cut into "
-        "shards; choose engine=single, ddp, zero1 or zero2.",
+        adapter != "qlora" or engine != "fsdp2",
+        "adapter.kind=qlora cannot work with engine.name=fsdp2: it replaces packed 4-bit weights by shards that lose "
+        "their scales; choose engine=zero2 or zero3, or adapter=lora.",
     )
     _require(
         config.freeze.frozen_dtype in (None, "bf16"),

@@ -141,8 +141,6 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 
 def _make(values: dict[str, Any]) -> tuple[int, Case]:
     train = values["train"]
-    if (values["engine"], train) == ("zero3", "dora"):  # refused by the configuration
-        train = "lora"
     case = Case(
         engine=values["engine"],
         model=values["model"],
