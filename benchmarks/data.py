@@ -1,6 +1,7 @@
 """Samples per second of reading and of the whole data path, side by side with webdataset on the same shards and one core.
 
-    python benchmarks/data.py [--samples 400] [--seconds 8] [--processor FOLDER]
+    python benchmarks/data.py [--samples 400] [--seconds 8]
+    python benchmarks/data.py --index 10000000
 
 "read": the bytes of every sample, in a shuffled order; webdataset's order is sequential, which favours it. "whole path":
 read, decode, tokenise, cut into tiles, pack; the other side is webdataset, Pillow, the Pillow processor of transformers, and
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 import webdataset
 from PIL import Image
@@ -128,11 +131,37 @@ def planning(folder: Path) -> float:
     return (time.process_time() - begun) / 3 * 10_000 / documents
 
 
+def large_index(folder: Path, samples: int) -> None:
+    """What an index of so many samples costs: on disk, in memory, and in time to continue in its middle."""
+    stored = pickle.dumps(synthetic_source(folder, samples, max(1, samples // 10_000)))
+    size = sum(path.stat().st_size for path in folder.iterdir()) / samples
+    data = DataConfig(sequence_length=TOKENS)
+    state = next(Plan([pickle.loads(stored)], data, 0, 64).steps()).state
+    state["streams"]["web"]["position"] = samples // 2
+    before, begun = psutil.Process().memory_full_info().uss, time.perf_counter()
+    source = pickle.loads(stored)
+    steps = Plan([source], data, 0, 64).steps(state)
+    next(steps)
+    first = time.perf_counter() - begun
+    begun = time.perf_counter()
+    for _ in range(50):
+        next(steps)
+    each = (time.perf_counter() - begun) / 50
+    grown = (psutil.Process().memory_full_info().uss - before) / 2**20
+    print(f"index of {samples}: {size:.0f} bytes a sample, {grown:.0f} MiB resident (mapped files), ", end="")
+    print(f"first step after {first:.2f} s, then {1000 * each:.1f} ms a step of 64 packs", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--seconds", type=float, default=8.0, help="per measurement")
+    parser.add_argument("--index", type=int, help="only measure an index of this many samples, such as 10000000")
     options = parser.parse_args()
+    if options.index:
+        with tempfile.TemporaryDirectory() as folder:
+            large_index(Path(folder), options.index)
+        return
     torch.set_num_threads(1)
     from transformers import AutoProcessor
 

@@ -16,6 +16,7 @@ from m4train.errors import BadSample, DataError
 
 _GLOB_CHARACTERS = frozenset("*?[")
 _BLOCK = 512
+_SIDECARS = (".index", ".tokens")  # the index lies beside its shard and is none
 
 
 def expand_shards(pattern: str) -> list[str]:
@@ -28,7 +29,9 @@ def expand_shards(pattern: str) -> list[str]:
     shards: list[str] = []
     for name in braceexpand.braceexpand(pattern):
         name = os.path.expanduser(name)
-        found = sorted(glob.glob(name, recursive=True)) if _GLOB_CHARACTERS & set(name) else [name]
+        found = [name]
+        if _GLOB_CHARACTERS & set(name):
+            found = sorted(path for path in glob.glob(name, recursive=True) if not path.endswith(_SIDECARS))
         if not found or not all(os.path.isfile(path) for path in found):
             raise DataError(
                 f"No shard matches {name!r} (from {pattern!r}): write it first or correct the source's path."

@@ -26,7 +26,8 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Draw:
-    """The next sample that can be packed, as its units; `dropped` are those passed over on the way to it."""
+    """The next sample that can be packed, as its units; `images` is counted where the mixture counts images; `dropped` are the
+    samples passed over on the way."""
 
     units: list[Unit]
     images: int
@@ -104,7 +105,7 @@ class SampleStream:
         data = self._data
         shard, number = self._source.index.locate(sample)
         tokens, frames = int(shard.lengths[number]), int(shard.frames[number])
-        images = shard.image_count(number)
+        images = shard.image_count(number) if data.mixture.by == "images" else 0  # else not worth the look-up
         if tokens == 0:
             dropped.append(Dropped(self._number, sample, *shard.bad[number]))
             return [], 0

@@ -67,6 +67,8 @@ def test_repeated_key_is_refused_and_an_exception_leaves_no_half_shard(tmp_path:
 def test_patterns(tmp_path: Path) -> None:
     paths = [str(path) for path in write_shards(tmp_path, documents(3), max_samples=1)]
     assert expand_shards(str(tmp_path / "*.tar")) == paths
+    Path(paths[0] + ".index").write_text("")
+    assert expand_shards(str(tmp_path / "*")) == paths
     assert expand_shards(str(tmp_path / "shard-{000000..000002}.tar")) == paths
     with pytest.raises(DataError, match="000003"):
         expand_shards(str(tmp_path / "shard-{000000..000003}.tar"))
