@@ -14,6 +14,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "m4train.models": (
         "AutoModelForImageTextToText",
+        "AutoModelForVision2Seq",
+        "IdeficsConfig",
+        "IdeficsModel",
+        "IdeficsForVisionText2Text",
+        "Idefics2Config",
+        "Idefics2Model",
+        "Idefics2ForConditionalGeneration",
         "Idefics3Config",
         "Idefics3Model",
         "Idefics3ForConditionalGeneration",
