@@ -40,5 +40,8 @@ class TrainableModel(Protocol):
 class Step(Protocol):
     """What one optimizer step of this rank consumes: its micro-batches, and the state of the plan after it."""
 
-    micro_batches: list[PackedBatch]
-    state: dict[str, Any]
+    @property
+    def micro_batches(self) -> list[PackedBatch]: ...
+
+    @property
+    def state(self) -> dict[str, Any]: ...
