@@ -23,13 +23,13 @@ class Console(Callback):
         self._console = console or RichConsole(highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._main = False
-        self._started, self._first = 0.0, 0
+        self._since: tuple[float, int] | None = None  # when the first step ended, which alone has start-up costs
 
     def on_start(self, trainer: Trainer) -> None:
         self._main = trainer.engine.rank == 0
         if not self._main:
             return
-        self._started, self._first = time.perf_counter(), trainer.step
+        self._since = None
         self._console.print(format_table(parameter_table(trainer.model)), markup=False)
         if trainer.step:
             self._console.print(f"continuing from step {trainer.step}")
@@ -40,6 +40,8 @@ class Console(Callback):
             self._progress.start()
 
     def on_step_end(self, trainer: Trainer) -> None:
+        if self._since is None:
+            self._since = time.perf_counter(), trainer.step
         if self._progress is not None:
             self._progress.update(self._task, completed=trainer.step)
 
@@ -54,10 +56,16 @@ class Console(Callback):
         if self._progress is not None:
             self._progress.update(self._task, description=text, completed=trainer.step)
             return
-        total = trainer.config.trainer.max_steps
-        pace = (time.perf_counter() - self._started) / max(1, trainer.step - self._first)
-        left = timedelta(seconds=round(pace * (total - trainer.step)))
-        self._console.print(f"step {trainer.step}/{total}  {text}  left {left}", markup=False)
+        self._console.print(
+            f"step {trainer.step}/{trainer.config.trainer.max_steps}  {text}{self._left(trainer)}", markup=False
+        )
+
+    def _left(self, trainer: Trainer) -> str:
+        if self._since is None:
+            return ""
+        started, first = self._since
+        pace = (time.perf_counter() - started) / max(1, trainer.step - first)
+        return f"  left {timedelta(seconds=round(pace * (trainer.config.trainer.max_steps - trainer.step)))}"
 
     def on_end(self, trainer: Trainer, result: TrainResult) -> None:
         if self._main:
