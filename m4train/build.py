@@ -4,44 +4,69 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from m4train.config import Config, DataConfig
+from m4train.data.layout import FRAMES, CrossFrames, Frames, Patches
 from m4train.data.loader import Loader, StepBatch, validation_steps
 from m4train.data.plan import Plan
 from m4train.data.quarantine import Quarantine
 from m4train.data.source import Source, build_sources
 from m4train.errors import ConfigError
+from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.tokenizer import Tokenizer
 from m4train.training.adapters import apply_adapters
 from m4train.training.freezing import apply_freezing
 from m4train.training.resume import Checkpoint
 
 
+def _frames(architecture: Any, processor: Any) -> Frames:
+    return FRAMES
+
+
+def _patches(architecture: Any, processor: Any) -> Frames:
+    return Patches(architecture.vision_config.patch_size, architecture.vision_config.grid)
+
+
+def _cross_frames(architecture: Any, processor: Any) -> Frames:
+    return CrossFrames(processor.image_token_id, processor.eos_id)
+
+
+def _tokens_per_image(architecture: Any) -> dict[str, int]:
+    return {"image_seq_len": architecture.tokens_per_image}
+
+
+def _image_size(architecture: Any) -> dict[str, int]:
+    return {"image_size": architecture.vision_config.image_size}
+
+
 @dataclass(frozen=True)
 class Family:
-    """The classes of one model family, by name: `build` loads the modules that hold them."""
+    """One model family. Its classes are public names that start with `name`: `build` loads the modules that hold them."""
 
-    config: str
-    model: str
-    processor: str
-    image_processor: str
+    name: str
+    head: str  # how the name of the class with the language-model head ends
+    layout: Callable[[Any, Any], Frames] = _frames  # of the model's configuration and the processor
+    processor_settings: Callable[[Any], dict[str, int]] = _tokens_per_image  # of the model's configuration
+
+    def public(self, kind: str) -> Any:
+        return getattr(importlib.import_module("m4train"), f"{self.name}{kind}")
+
+    @property
+    def model(self) -> Any:
+        return self.public(self.head)
 
 
 FAMILIES = {
-    "idefics3": Family(
-        "Idefics3Config", "Idefics3ForConditionalGeneration", "Idefics3Processor", "Idefics3ImageProcessor"
-    ),
-    "smolvlm": Family("SmolVLMConfig", "SmolVLMForConditionalGeneration", "SmolVLMProcessor", "SmolVLMImageProcessor"),
+    "idefics": Family("Idefics", "ForVisionText2Text", _cross_frames, _image_size),
+    "idefics2": Family("Idefics2", "ForConditionalGeneration", _patches),
+    "idefics3": Family("Idefics3", "ForConditionalGeneration"),
+    "smolvlm": Family("SmolVLM", "ForConditionalGeneration"),
 }
-
-
-def _public(name: str) -> Any:
-    return getattr(importlib.import_module("m4train"), name)
 
 
 def prepare_data(data: DataConfig) -> None:
@@ -59,19 +84,35 @@ def prepare_data(data: DataConfig) -> None:
 
 def build_processor(config: Config) -> Any:
     """The processor of model.pretrained, or one made of model.tokenizer and model.processor."""
-    family = FAMILIES[config.model.family]
+    family, model = FAMILIES[config.model.family], config.model
+    if model.pretrained is not None:
+        return family.public("Processor").from_pretrained(model.pretrained)
+    assert model.tokenizer is not None  # checked with the configuration
+    image_processor = family.public("ImageProcessor")(**model.processor)
+    settings = family.processor_settings(family.public("Config").from_dict(model.architecture))
+    return family.public("Processor")(image_processor, Tokenizer.from_pretrained(model.tokenizer), **settings)
+
+
+def build_architecture(config: Config, processor: Any) -> Any:
+    """The model's configuration: that of model.pretrained, or model.architecture with the ids of the processor.
+
+    Where the architecture gives no vocab_size, the model gets an embedding for every entry of the tokenizer, of which
+    the last additional_vocab_size (Idefics) are in a table of their own.
+    """
+    kind = FAMILIES[config.model.family].public("Config")
     if config.model.pretrained is not None:
-        return _public(family.processor).from_pretrained(config.model.pretrained)
-    assert config.model.tokenizer is not None  # checked with the configuration
-    image_processor = _public(family.image_processor)(**config.model.processor)
-    tokenizer = Tokenizer.from_pretrained(config.model.tokenizer)
-    return _public(family.processor)(image_processor, tokenizer, image_seq_len=_tokens_per_frame(config))
+        return kind.from_pretrained(model_folder(config.model.pretrained, PROCESSOR_FILES))
+    given, names = config.model.architecture, {field.name for field in fields(kind)}
+    rows = {"vocab_size": len(processor.tokenizer) - given.get("additional_vocab_size", 0)}
+    if "text_config" not in names:
+        return kind.from_dict({**rows, **_special_ids(processor), **given})
+    text = {**rows, **_special_ids(processor), **given.get("text_config", {})}
+    own = {"image_token_id": processor.image_token_id, **_special_ids(processor)}
+    return kind.from_dict({**given, **own, "text_config": text})
 
 
-def _tokens_per_frame(config: Config) -> int:
-    architecture = config.model.architecture
-    vision = architecture["vision_config"]
-    return (vision["image_size"] // vision["patch_size"] // architecture.get("scale_factor", 2)) ** 2
+def _special_ids(processor: Any) -> dict[str, int | None]:
+    return {"pad_token_id": processor.pad_id, "bos_token_id": processor.bos_id, "eos_token_id": processor.eos_id}
 
 
 def build_model(config: Config, processor: Any) -> torch.nn.Module:
@@ -79,8 +120,10 @@ def build_model(config: Config, processor: Any) -> torch.nn.Module:
 
     Raises ConfigError where the tokenizer has more entries than the model has embeddings, or a rule matches nothing.
     """
-    model = _pretrained_model(config) if config.model.pretrained is not None else _fresh_model(config, processor)
-    rows = model.config.text_config.vocab_size
+    kind = FAMILIES[config.model.family].model
+    fresh = config.model.pretrained is None
+    model = _fresh_model(kind, config, processor) if fresh else kind.from_pretrained(config.model.pretrained)
+    rows = model.config.token_rows
     if len(processor.tokenizer) > rows:
         raise ConfigError(
             f"The tokenizer has {len(processor.tokenizer)} entries but the model {rows} embeddings: "
@@ -92,20 +135,11 @@ def build_model(config: Config, processor: Any) -> torch.nn.Module:
     return model
 
 
-def _pretrained_model(config: Config) -> Any:
-    return _public(FAMILIES[config.model.family].model).from_pretrained(config.model.pretrained)
-
-
-def _fresh_model(config: Config, processor: Any) -> Any:
-    family = FAMILIES[config.model.family]
-    tokenizer = processor.tokenizer
-    ids = {"pad_token_id": processor.pad_id, "bos_token_id": processor.bos_id, "eos_token_id": processor.eos_id}
-    architecture = {**config.model.architecture, "image_token_id": processor.image_token_id, **ids}
-    architecture["text_config"] = {"vocab_size": len(tokenizer), **ids, **architecture.get("text_config", {})}
-    model = _public(family.model)(_public(family.config).from_dict(architecture))
+def _fresh_model(kind: Any, config: Config, processor: Any) -> Any:
+    model = kind(build_architecture(config, processor))
     model.init_weights(torch.Generator().manual_seed(config.seed))
     stops = [token for token in (processor.eos_id, processor.end_of_utterance_id) if token is not None]
-    model.generation_config = {**ids, "eos_token_id": stops}
+    model.generation_config = {**_special_ids(processor), "eos_token_id": stops}
     return model
 
 
@@ -127,7 +161,8 @@ def build_data(config: Config, processor: Any, rank: int, world_size: int) -> Ru
     validation = build_sources(data.validation, data, processor)
     plan = Plan(sources, data, config.seed, config.trainer.global_batch_size)
     quarantine = Quarantine(Path(config.run_dir) / "quarantine.jsonl", data.max_bad_fraction)
-    place = {"rank": rank, "world_size": world_size, "micro_batch_size": micro}
+    layout = FAMILIES[config.model.family].layout(build_architecture(config, processor), processor)
+    place: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro_batch_size": micro, "layout": layout}
 
     def steps(resume: Checkpoint | None) -> Iterator[StepBatch]:
         state = resume.plan if resume else None
@@ -137,6 +172,6 @@ def build_data(config: Config, processor: Any, rank: int, world_size: int) -> Ru
             yield step
 
     def held_out() -> Iterator[StepBatch]:
-        return validation_steps(validation, processor, data, **place)
+        return iter(validation_steps(validation, processor, data, **place))
 
     return RunData(plan, validation, quarantine, steps, held_out)

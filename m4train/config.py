@@ -10,7 +10,7 @@ from typing import Any
 
 from m4train.errors import ConfigError
 
-MODEL_FAMILIES = ("idefics3", "smolvlm")
+MODEL_FAMILIES = ("idefics", "idefics2", "idefics3", "smolvlm")
 ENGINES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 OPTIMIZERS = ("adamw", "adamw_8bit")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
@@ -21,7 +21,7 @@ ADAPTERS = ("none", "lora", "dora", "qlora")
 class ModelConfig:
     """What is trained. Either `pretrained` (a Hugging Face folder) or `architecture` (fields of config.json)."""
 
-    family: str = "idefics3"  # idefics3, smolvlm
+    family: str = "idefics3"  # idefics, idefics2, idefics3, smolvlm
     pretrained: str | None = None  # folder or hub id to start from; null: random weights
     architecture: dict[str, Any] = field(default_factory=dict)  # config.json of a model made from scratch
     processor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a model made from scratch

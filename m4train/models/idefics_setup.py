@@ -35,9 +35,10 @@ def init_idefics(model: Any, generator: torch.Generator | None = None) -> None:
     init_modules(model, config.initializer_range, generator)
     size, depth = config.hidden_size, 2 * config.num_hidden_layers
     fill_normal(model.embed_tokens.weight, size**-0.5, generator)
-    if config.pad_token_id is not None and not model.embed_tokens.weight.is_meta:
+    padding = config.pad_token_id
+    if padding is not None and padding < config.vocab_size and not model.embed_tokens.weight.is_meta:
         with torch.no_grad():
-            model.embed_tokens.weight[config.pad_token_id] = 0.0
+            model.embed_tokens.weight[padding] = 0.0
     if model.embed_tokens.additional_embedding is not None:
         fill_normal(model.embed_tokens.additional_embedding.weight, size**-0.5, generator)
     fill_normal(model.vision_model.embeddings.class_embedding, 1.0, generator)
