@@ -1,0 +1,10 @@
+"""What holds for all tests, and for the processes they start."""
+
+import os
+import sys
+from pathlib import Path
+
+# DeepSpeed compiles a small extension for the CPU on first use; each environment keeps its own, or two would take turns.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_SILENT", "true")
