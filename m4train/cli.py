@@ -73,6 +73,30 @@ def _data(arguments: list[str]) -> int:
     return getattr(run, f"{arguments[0]}_data")(config)
 
 
+def _plan(arguments: list[str]) -> int:
+    ranks, arguments = _number("ranks", arguments, 1)
+    as_json, arguments = _flag("--json", arguments)
+    from m4train.compose import load_config
+
+    config = load_config(arguments)
+    from m4train.inspect_run import plan
+
+    return plan(config, ranks, as_json)
+
+
+def _number(name: str, arguments: list[str], default: int) -> tuple[int, list[str]]:
+    """The value of `name=N`, which belongs to a command and not to the configuration, and the arguments without it."""
+    rest = [argument for argument in arguments if not argument.startswith(f"{name}=")]
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{name}=")]
+    if not all(value.isdigit() and int(value) for value in given):
+        raise ConfigError(f"{name}={given[-1]} is no number of at least 1.")
+    return int(given[-1]) if given else default, rest
+
+
+def _flag(name: str, arguments: list[str]) -> tuple[bool, list[str]]:
+    return name in arguments, [argument for argument in arguments if argument != name]
+
+
 DATA_ACTIONS = ("index", "stats")
 
 COMMANDS = {
@@ -83,6 +107,11 @@ COMMANDS = {
     ),
     "export": Command("write the newest checkpoint as a Hugging Face folder, adapters merged", _export),
     "report": Command("write report.html into the run directory", _report),
+    "plan": Command(
+        "say what a run would see, from the indexes alone: epochs, mixture, padding, balance",
+        _plan,
+        f"[ranks=N] [--json] {OVERRIDES}",
+    ),
     "data": Command("index the shards of a configuration, or say what they hold", _data, f"index|stats {OVERRIDES}"),
 }
 
