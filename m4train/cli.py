@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from m4train.errors import ConfigError, M4Error
 
@@ -84,6 +85,31 @@ def _plan(arguments: list[str]) -> int:
     return plan(config, ranks, as_json)
 
 
+def _preview(arguments: list[str]) -> int:
+    packs, arguments = _number("packs", arguments, 4)
+    from m4train.compose import load_config
+
+    config = load_config(arguments)
+    from m4train.inspect_run import preview
+
+    return preview(config, packs)
+
+
+def _replay(arguments: list[str]) -> int:
+    step, arguments = _number("step", arguments, 0)
+    as_json, arguments = _flag("--json", arguments)
+    if not step:
+        raise ConfigError("replay needs step=N, the optimizer step to show: m4train replay step=N run_dir=RUN.")
+    from m4train.compose import load_config
+
+    named = [argument for argument in arguments if not argument.startswith("run_dir=")]
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("run_dir=")]
+    run_dir = given[-1] if given and not named else load_config(arguments).run_dir
+    from m4train.inspect_run import replay
+
+    return replay(Path(run_dir), step, as_json)
+
+
 def _number(name: str, arguments: list[str], default: int) -> tuple[int, list[str]]:
     """The value of `name=N`, which belongs to a command and not to the configuration, and the arguments without it."""
     rest = [argument for argument in arguments if not argument.startswith(f"{name}=")]
@@ -111,6 +137,14 @@ COMMANDS = {
         "say what a run would see, from the indexes alone: epochs, mixture, padding, balance",
         _plan,
         f"[ranks=N] [--json] {OVERRIDES}",
+    ),
+    "preview": Command(
+        "write run_dir/preview.html, the first packs as the model sees them", _preview, f"[packs=N] {OVERRIDES}"
+    ),
+    "replay": Command(
+        "show every sample of one step of a run, with the configuration it was started with",
+        _replay,
+        f"step=N [--json] run_dir=RUN | {OVERRIDES}",
     ),
     "data": Command("index the shards of a configuration, or say what they hold", _data, f"index|stats {OVERRIDES}"),
 }

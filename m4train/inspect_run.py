@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from m4train import build
 from m4train.config import Config
+from m4train.data.collate import Collator
 from m4train.data.plan import Plan
 from m4train.data.source import build_sources
 from m4train.inspection.plan_report import plan_report, plan_tables
+from m4train.inspection.preview import view_pack, write_page
+from m4train.inspection.replay import (
+    logged_hash,
+    planned_step,
+    replay_table,
+    replayed_samples,
+    step_hash,
+    stored_config,
+)
+from m4train.inspection.run_files import read_run
 
 
 def plan(config: Config, ranks: int, as_json: bool) -> int:
@@ -21,6 +34,40 @@ def plan(config: Config, ranks: int, as_json: bool) -> int:
     report = plan_report(_plan(config, _processor(config)), trainer.max_steps, ranks, trainer.micro_batch_size)
     _show(dataclasses.asdict(report), plan_tables(report), as_json)
     return 0
+
+
+def preview(config: Config, packs: int) -> int:
+    """Writes run_dir/preview.html, the first `packs` packs of the run as the model sees them; returns 0."""
+    processor = _processor(config)
+    plan = _plan(config, processor)
+    collator = Collator(plan.sources, processor, config.data, config.seed)
+    first = islice((pack for step in plan.steps() for pack in step.packs), packs)
+    path = Path(config.run_dir) / "preview.html"
+    views = [view_pack(collator, pack) for pack in first]
+    write_page(path, f"{config.name}: the first packs", f"{len(views)} packs of seed {config.seed}", views)
+    print(f"preview: {path}")
+    return 0
+
+
+def replay(run_dir: Path, step: int, as_json: bool) -> int:
+    """Prints every sample of one step of a run and writes it as run_dir/replay-step-N.html.
+
+    Returns 1 where the step was logged with another data_hash, which means that the data is no longer what it was.
+    """
+    config = stored_config(run_dir)
+    processor = _processor(config)
+    plan = _plan(config, processor)
+    collator = Collator(plan.sources, processor, config.data, config.seed)
+    packs = [view_pack(collator, pack) for pack in planned_step(plan, step, run_dir).packs]
+    samples = replayed_samples(collator, packs)
+    found, logged = step_hash(collator, packs), logged_hash(read_run(run_dir).metrics, step)
+    verdict = "not logged" if logged is None else "same" if found == logged else f"differs from the logged {logged}"
+    path = run_dir / f"replay-step-{step}.html"
+    write_page(path, f"{config.name}: step {step}", f"{len(samples)} documents, data_hash {found} ({verdict})", packs)
+    report = {"step": step, "data_hash": found, "logged_data_hash": logged, "page": str(path)}
+    report["samples"] = [dataclasses.asdict(sample) for sample in samples]
+    _show(report, [replay_table(step, samples), f"data_hash {found}: {verdict}", f"page: {path}"], as_json)
+    return 0 if logged in (None, found) else 1
 
 
 def _processor(config: Config) -> Any:

@@ -49,12 +49,12 @@ class Collator:
             for unit in pack.units:
                 outcome = b"used"
                 try:
-                    documents.append(self._document(unit, pack.number))
+                    documents.append(self.document(unit, pack.number))
                 except BadSample as error:
                     outcome = b"dropped"
                     bad.append(self._entry(unit, pack.number, step, error))
-                plan_hash = (plan_hash + self._hash(unit, pack.number, b"")) % _MODULUS
-                data_hash = (data_hash + self._hash(unit, pack.number, outcome)) % _MODULUS
+                plan_hash = (plan_hash + self.document_hash(unit, pack.number, b"")) % _MODULUS
+                data_hash = (data_hash + self.document_hash(unit, pack.number, outcome)) % _MODULUS
         return self._assembler.batch(documents, data_hash, plan_hash, len(packs) * self.data.sequence_length), bad
 
     def _entry(self, unit: Unit, pack: int, step: int, error: BadSample) -> QuarantineEntry:
@@ -62,7 +62,8 @@ class Collator:
         shard, number = source.index.locate(unit.sample)
         return QuarantineEntry(step, pack, source.name, shard.key(number), shard.shard, error.reason, error.detail)
 
-    def _document(self, unit: Unit, pack: int) -> Document:
+    def document(self, unit: Unit, pack: int) -> Document:
+        """One planned segment of pack number `pack`, read, decoded and labelled. Raises BadSample, and as `batch` does."""
         source = self.sources[unit.source]
         shard, number = source.index.locate(unit.sample)
         key = shard.key(number)
@@ -93,7 +94,7 @@ class Collator:
         part = Pieces(*(column[unit.first : last] for column in (planned.tokens, planned.kinds, planned.frames)))
         return expand(run, images, part, self.processor), len(images)
 
-    def _hash(self, unit: Unit, pack: int, outcome: bytes) -> int:
+    def document_hash(self, unit: Unit, pack: int, outcome: bytes) -> int:
         """One document's part of `data_hash` (with its outcome) or of `plan_hash` (without)."""
         source = self.sources[unit.source]
         shard, number = source.index.locate(unit.sample)

@@ -1,0 +1,128 @@
+"""`m4train replay`: every sample of one optimizer step of a run, from its directory alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from m4train.config import Config
+from m4train.data.collate import Collator
+from m4train.data.plan import Plan, StepPlan
+from m4train.errors import BadSample, ConfigError, DataError
+from m4train.inspection.preview import PackView, SegmentView
+
+_MODULUS = 1 << 64
+
+
+@dataclass(frozen=True)
+class ReplayedSample:
+    """One segment of the step. `byte_ranges` are [offset, size] of its texts and then of its images in `shard`, in the
+    units of the source's format; `pieces` is [first, last) where a longer document was cut; `span` is [begin, end) in the
+    tokens of its pack."""
+
+    pack: int
+    source: str
+    key: str
+    shard: str
+    byte_ranges: list[list[int]]
+    url: str
+    epoch: int
+    pieces: list[int] | None
+    span: list[int]
+    loss_tokens: int
+    images: int
+    dropped: str
+
+
+def stored_config(run_dir: Path) -> Config:
+    """The configuration a run was started with. Raises DataError where the directory holds none, or one that cannot be read."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise DataError(f"{run_dir} holds no config.yaml: set run_dir to the directory of a run.")
+    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    return config
+
+
+def planned_step(plan: Plan, step: int, run_dir: Path) -> StepPlan:
+    """Step `step`, planned from the nearest checkpoint before it, or from the beginning. Raises ConfigError where the plan
+    ends earlier."""
+    for planned in plan.steps(nearest_state(run_dir, step)):
+        if planned.step == step:
+            return planned
+    raise ConfigError(f"step={step} is beyond the end of the data of {run_dir}: choose an earlier one.")
+
+
+def nearest_state(run_dir: Path, step: int) -> dict[str, Any] | None:
+    """The plan's state of the latest checkpoint before `step`; None where there is none."""
+    best = None
+    for path in sorted((run_dir / "checkpoints").glob("step-*/state.json")):
+        state = json.loads(path.read_text())["plan"]
+        if state and state["step"] < step and (best is None or state["step"] > best["step"]):
+            best = state
+    return best
+
+
+def step_hash(collator: Collator, packs: Sequence[PackView]) -> str:
+    """The `data_hash` of a step with these packs, as metrics.jsonl has it."""
+    total = sum(
+        collator.document_hash(segment.unit, pack.number, b"dropped" if segment.problem else b"used")
+        for pack in packs
+        for segment in pack.segments
+    )
+    return f"{total % _MODULUS:016x}"
+
+
+def logged_hash(metrics: Sequence[dict[str, Any]], step: int) -> str | None:
+    """The data_hash last logged for `step`; None where it was not logged."""
+    found = [row["data_hash"] for row in metrics if row.get("step") == step and "data_hash" in row]
+    return found[-1] if found else None
+
+
+def replayed_samples(collator: Collator, packs: Sequence[PackView]) -> list[ReplayedSample]:
+    """Where every segment of the packs came from."""
+    return [_sample(collator, pack, segment) for pack in packs for segment in pack.segments]
+
+
+def _sample(collator: Collator, pack: PackView, segment: SegmentView) -> ReplayedSample:
+    unit, source = segment.unit, collator.sources[segment.unit.source]
+    shard, number = source.index.locate(unit.sample)
+    try:
+        url = str(source.read(unit.sample).source.get("url", ""))
+    except BadSample:
+        url = ""
+    return ReplayedSample(
+        pack=pack.number,
+        source=segment.source,
+        key=segment.key,
+        shard=segment.shard,
+        byte_ranges=[[member.offset, member.size] for member in shard.members(number)],
+        url=url,
+        epoch=unit.epoch,
+        pieces=None if unit.last < 0 else [unit.first, unit.last],
+        span=[segment.begin, segment.end],
+        loss_tokens=segment.loss_tokens,
+        images=segment.images,
+        dropped=segment.problem,
+    )
+
+
+def replay_table(step: int, samples: Sequence[ReplayedSample]) -> Any:
+    """The samples as a table for a terminal."""
+    from rich.table import Table
+
+    table = Table("pack", "source", "key", "shard", "bytes", "span", "trained", "images", title=f"step {step}")
+    for sample in samples:
+        begin = min((offset for offset, _ in sample.byte_ranges), default=0)
+        end = max((offset + size for offset, size in sample.byte_ranges), default=0)
+        span = "dropped" if sample.dropped else f"{sample.span[0]}-{sample.span[1]}"
+        shard = sample.shard.rsplit("/", 1)[-1]
+        counts = (str(sample.loss_tokens), str(sample.images))
+        table.add_row(str(sample.pack), sample.source, sample.key, shard, f"{begin}-{end}", span, *counts)
+    return table

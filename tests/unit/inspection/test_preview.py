@@ -1,0 +1,108 @@
+import base64
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m4train.data.collate import Collator
+from m4train.data.plan import Plan
+from m4train.inspection.preview import PackView, frame_uri, view_pack, write_page
+from tests.helpers.data import FakeProcessor, document, make_sources, write_shards
+
+
+@pytest.fixture
+def collator_and_packs(tmp_path: Path) -> tuple[Collator, list]:
+    sources, data = make_sources(tmp_path)
+    step = next(Plan(sources, data, 0, 6).steps())
+    return Collator(sources, FakeProcessor(), data, 0), list(step.packs)
+
+
+def views(collator: Collator, packs: list) -> list[PackView]:
+    return [view_pack(collator, pack) for pack in packs]
+
+
+def test_what_is_coloured_trained_is_what_the_batch_trains(collator_and_packs: tuple[Collator, list]) -> None:
+    collator, packs = collator_and_packs
+    for pack, view in zip(packs, views(collator, packs)):
+        batch, _ = collator.batch([pack], 1)
+        assert (view.tokens, view.loss_tokens) == (batch.tokens, batch.loss_tokens)
+        runs = [run for segment in view.segments for run in segment.runs]
+        assert sum(run.tokens for run in runs if run.kind == "trained") == batch.loss_tokens
+        shown = "".join(run.text for run in runs if run.kind == "trained")
+        assert shown == collator.processor.decode(batch.targets.numpy())
+        assert sum(len(run.frames) for run in runs) == batch.images.count
+        borders = np.cumsum([segment.tokens for segment in view.segments])
+        assert [segment.end for segment in view.segments] == borders.tolist()
+
+
+def test_kinds_of_a_conversation(collator_and_packs: tuple[Collator, list]) -> None:
+    collator, packs = collator_and_packs
+    segments = [segment for view in views(collator, packs) for segment in view.segments]
+    chat = next(segment for segment in segments if segment.source == "digits")
+    kinds = [run.kind for run in chat.runs]
+    assert kinds == ["structural", "image", "masked", "structural", "trained"]
+    assert chat.runs[2].text == "Which digit is this?"
+    assert chat.runs[4].text.startswith("It is ")
+
+
+def test_frames_are_shown_as_they_are(collator_and_packs: tuple[Collator, list]) -> None:
+    collator, packs = collator_and_packs
+    batch, _ = collator.batch(packs[:1], 1)
+    runs = [run for segment in view_pack(collator, packs[0]).segments for run in segment.runs]
+    uris = [frame for run in runs for frame in run.frames]
+    for uri, frame in zip(uris, batch.images.values.numpy(), strict=True):
+        image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+        assert (np.asarray(image).transpose(2, 0, 1) == frame).all()
+
+
+def test_large_frames_are_compressed() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (3, 128, 128), dtype=np.uint8)
+    assert frame_uri(noise).startswith("data:image/jpeg")
+    assert frame_uri(noise[:, :64, :64]).startswith("data:image/png")
+
+
+def test_a_split_document_shows_its_own_part(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path)
+    data = replace(data, sequence_length=90)
+    collator = Collator(sources, FakeProcessor(), data, 0)
+    packs = [pack for step, _ in zip(Plan(sources, data, 0, 6).steps(), range(4)) for pack in step.packs]
+    parts = [segment for view in views(collator, packs) for segment in view.segments if segment.unit.last >= 0]
+    assert parts
+    for part in parts:
+        assert sum(run.tokens for run in part.runs) == part.tokens == part.unit.tokens
+
+
+def test_a_bad_sample_is_named_and_takes_no_tokens(tmp_path: Path) -> None:
+    key, sample, images = document(3)
+    damaged = bytearray(images["0.png"])
+    damaged[60:] = bytes(len(damaged) - 60)
+    write_shards(tmp_path / "pages", [(key, sample, images | {"0.png": bytes(damaged)}), *map(document, range(4, 9))])
+    write_shards(tmp_path / "digits", [document(20)])
+    sources, data = make_sources(tmp_path, write=False)
+    collator = Collator(sources, FakeProcessor(), data, 0)
+    packs = [pack for step, _ in zip(Plan(sources, data, 0, 2).steps(), range(5)) for pack in step.packs]
+    segments = [segment for view in views(collator, packs) for segment in view.segments]
+    dropped = [segment for segment in segments if segment.problem]
+    assert {segment.key for segment in dropped} == {key}
+    assert dropped[0].problem.startswith("unreadable_image")
+    assert dropped[0].tokens == 0
+
+
+def test_the_page_needs_nothing_else_and_escapes_text(tmp_path: Path) -> None:
+    name, sample, images = document(1)
+    sample["items"].append({"text": "<script>alert('x')</script>"})
+    write_shards(tmp_path / "pages", [(name, sample, images)])
+    write_shards(tmp_path / "digits", [document(20)])
+    sources, data = make_sources(tmp_path, write=False)
+    collator = Collator(sources, FakeProcessor(), data, 0)
+    step = next(Plan(sources, data, 0, 2).steps())
+    page = tmp_path / "new" / "preview.html"
+    write_page(page, "title", "subtitle", views(collator, list(step.packs)))
+    html = page.read_text()
+    assert "&lt;script&gt;alert" in html
+    assert "<script" not in html
+    assert "http" not in html
+    assert f"pages / {name}" in html
