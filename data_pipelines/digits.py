@@ -22,7 +22,7 @@ from data_pipelines.once import build_once
 from m4train.data.shards import ShardWriter
 from m4train.processing.tokenizer_training import train_bpe_tokenizer
 
-RECIPE = {"recipe": "digits", "version": 1, "seed": 20}
+RECIPE: dict[str, Any] = {"recipe": "digits", "version": 1, "seed": 20}
 HELD_OUT = 0.2
 MARGIN = 2  # black pixels around the scan: a small shift cuts next to nothing
 SIDE = 32
