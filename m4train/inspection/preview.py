@@ -121,8 +121,10 @@ def document_runs(document: Document, pieces: Pieces, processor: Any) -> list[Ru
 
 
 def _text_runs(ids: np.ndarray, classes: np.ndarray, begin: int, end: int, processor: Any) -> Iterator[Run]:
+    if begin == end:
+        return
     changes = np.flatnonzero(classes[begin + 1 : end] != classes[begin : end - 1]) + begin + 1
-    borders = [begin, *changes.tolist(), end] if end > begin else []
+    borders = [begin, *changes.tolist(), end]
     for first, last in pairwise(borders):
         yield Run(str(classes[first]), last - first, processor.decode(ids[first:last]))
 

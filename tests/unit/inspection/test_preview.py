@@ -53,7 +53,7 @@ def test_frames_are_shown_as_they_are(collator_and_packs: tuple[Collator, list])
     batch, _ = collator.batch(packs[:1], 1)
     runs = [run for segment in view_pack(collator, packs[0]).segments for run in segment.runs]
     uris = [frame for run in runs for frame in run.frames]
-    for uri, frame in zip(uris, batch.images.values.numpy(), strict=True):
+    for uri, frame in zip(uris, batch.images.pixels.numpy(), strict=True):
         image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
         assert (np.asarray(image).transpose(2, 0, 1) == frame).all()
 
