@@ -26,8 +26,9 @@ from m4train.training.adapters import merge_adapters
 from m4train.training.callbacks import default_callbacks
 from m4train.training.checkpoint import load_checkpoint
 from m4train.training.engines import make_engine
+from m4train.training.engines.single import SingleEngine
 from m4train.training.freezing import parameter_table
-from m4train.training.resume import Checkpoint, find_checkpoint
+from m4train.training.resume import Checkpoint, agreed_checkpoint, find_checkpoint
 from m4train.training.trainer import Trainer
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional CPU kernels whenever peft is imported
@@ -41,7 +42,7 @@ def train(config: Config) -> int:
     _set_threads(config)
     engine = make_engine(config)
     run_dir = Path(config.run_dir)
-    resume = engine.broadcast(find_checkpoint(config) if engine.rank == 0 else None)
+    resume = agreed_checkpoint(config, engine)
     if resume is not None and resume.step >= config.trainer.max_steps:
         print(f"{run_dir} is trained already: {resume.folder.name} is its last step.")
         return 0
@@ -174,7 +175,7 @@ def _trained(config: Config) -> tuple[Any, Any, Checkpoint]:
     build.prepare_data(config.data)
     processor = build.build_processor(config)
     model = build.build_model(config, processor)
-    engine = make_engine(config)
+    engine = SingleEngine(config)
     engine.prepare(model)
     load_checkpoint(checkpoint, engine)
     return model.eval(), processor, checkpoint

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from m4train.config import Config
 from m4train.data.collate import Collator
@@ -44,8 +45,10 @@ def stored_config(run_dir: Path) -> Config:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise DataError(f"{run_dir} holds no config.yaml: set run_dir to the directory of a run.")
-    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
-    config = OmegaConf.to_object(merged)
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    except OmegaConfBaseException as error:
+        raise DataError(f"{path} was written by another version of m4train ({str(error).splitlines()[0]}).") from error
     assert isinstance(config, Config)
     return config
 
