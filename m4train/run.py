@@ -83,12 +83,17 @@ def evaluate(config: Config) -> int:
     scores: dict[str, Any] = {}
     lines: list[str] = []
     for source in sources:
-        answers = list(answer_conversations(model, processor, conversations(source), config.evaluation))
+        unreadable: list[str] = []
+        asked = conversations(source, unreadable)
+        answers = list(answer_conversations(model, processor, asked, config.evaluation))
         if not answers:
             raise ConfigError(f"data.validation.{source.name} holds no conversation: evaluation asks questions.")
         scores[source.name] = score(answers)
         lines += [json.dumps(_answer_line(source.name, answer, n)) for n, answer in enumerate(answers)]
         result = scores[source.name]
+        if unreadable:
+            result["unreadable"] = len(unreadable)
+            print(f"{source.name}: {len(unreadable)} samples could not be read: {', '.join(unreadable[:5])}")
         print(f"{source.name}: exact match {result['exact_match']:.1%} of {result['count']} ({checkpoint.folder.name})")
     run_dir = Path(config.run_dir)
     (run_dir / "answers.jsonl").write_text("\n".join(lines) + "\n")

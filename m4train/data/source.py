@@ -114,12 +114,17 @@ def source_stats(source: Source) -> dict[str, Any]:
     return counts | {"longest": longest, "bad": reasons}
 
 
-def conversations(source: Source) -> Iterator[tuple[str, list[dict[str, Any]], list[Image.Image]]]:
-    """Key, messages and images of every conversation of a source, in stored order; documents and bad samples are left out."""
+def conversations(
+    source: Source, unreadable: list[str]
+) -> Iterator[tuple[str, list[dict[str, Any]], list[Image.Image]]]:
+    """Key, messages and images of every conversation of a source, in stored order.
+
+    Documents are left out; a bad sample too, its key and what is wrong with it being added to `unreadable`.
+    """
     for number in range(len(source)):
         try:
             sample = source.read(number)
             if sample.messages is not None:
                 yield source.key(number), sample.messages, list(source.images(number).values())
-        except BadSample:
-            continue
+        except BadSample as error:
+            unreadable.append(f"{source.key(number)} ({error.detail})")

@@ -99,7 +99,9 @@ def test_validation_is_one_pass_that_is_the_same_on_any_number_of_ranks(tmp_path
 
 def test_conversations_for_generation(tmp_path: Path) -> None:
     sources, _ = make_sources(tmp_path, pages=3, chats=4)
-    found = [talk for source in sources for talk in conversations(source)]
+    unreadable: list[str] = []
+    found = [talk for source in sources for talk in conversations(source, unreadable)]
+    assert unreadable == []
     assert [key for key, _, _ in found] == [f"chat{n:05d}" for n in range(4)]
     assert found[0][1][1]["role"] == "assistant"
     assert found[0][2][0].size == (16, 16)
