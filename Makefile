@@ -21,11 +21,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/digits.sh
 
+# One thread a process: tests start processes of their own, and threads that wait for a busy core only spin.
 test: setup
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
 
 test-fast: setup
-	@$(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -rs
 
 lint: setup
 	@$(BIN)/ruff check .
