@@ -1,4 +1,4 @@
-"""What the commands do that look at a run without training: plan, preview, replay, validate."""
+"""What the commands do that look at a run without training: plan, preview, replay."""
 
 from __future__ import annotations
 
