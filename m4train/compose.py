@@ -16,7 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from m4train.config import Config, check
+from m4train.config import Config
+from m4train.config_checks import check
 from m4train.errors import ConfigError
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from m4train.config import Config, SourceConfig, check
+from m4train.config import Config, SourceConfig
+from m4train.config_checks import check
 from m4train.errors import ConfigError
 
 
