@@ -1,0 +1,183 @@
+"""The checks of a configuration that need more than one key: what cannot work is refused before torch is loaded."""
+
+from __future__ import annotations
+
+from m4train.config import (
+    ADAPTERS,
+    ENGINES,
+    MODEL_FAMILIES,
+    OPTIMIZERS,
+    SCHEDULES,
+    Config,
+    DataConfig,
+    EngineConfig,
+)
+from m4train.errors import ConfigError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{key} is {value!r}, but must be one of {', '.join(choices)}.")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    _require(value >= least, f"{key} is {value}, but must be at least {least}.")
+
+
+def check(config: Config) -> None:
+    """Refuses combinations that cannot work. Raises ConfigError with one sentence that names the key and the way out."""
+    _check_model(config)
+    _check_data(config.data)
+    _check_training(config)
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    _one_of("model.family", model.family, MODEL_FAMILIES)
+    _require(
+        model.pretrained is not None or bool(model.architecture),
+        "model.architecture is empty and model.pretrained is null: set model.pretrained to a Hugging Face folder, "
+        "or choose a model=... that gives an architecture.",
+    )
+    _require(
+        model.pretrained is not None or model.tokenizer is not None,
+        "model.tokenizer is null and model.pretrained is null: set model.tokenizer to a folder that holds tokenizer.json.",
+    )
+    _at_least("model.z_loss", model.z_loss, 0)
+
+
+def _check_data(data: DataConfig) -> None:
+    for key in ("sequence_length", "images_per_pack", "packing_pool", "prefetch_steps", "shuffle_window"):
+        _at_least(f"data.{key}", getattr(data, key), 1)
+    for key in ("num_workers", "auto_index_limit"):
+        _at_least(f"data.{key}", getattr(data, key), 0)
+    _at_least("data.augment.shift_pixels", data.augment.shift_pixels, 0)
+    _at_least("data.augment.rotate_degrees", data.augment.rotate_degrees, 0)
+    _one_of("data.mixture.by", data.mixture.by, ("samples", "tokens", "images"))
+    _require(
+        data.mixture.temperature is None or data.mixture.temperature > 0,
+        f"data.mixture.temperature is {data.mixture.temperature}, but must be positive, or null to take weights as they are.",
+    )
+    _one_of("data.long_documents", data.long_documents, ("split", "drop"))
+    _require(
+        0 <= data.max_bad_fraction <= 1, f"data.max_bad_fraction is {data.max_bad_fraction}: give a share from 0 to 1."
+    )
+    _require(bool(data.sources), "data.sources is empty: choose a data=... or add data.sources.NAME.path=SHARDS.")
+    for group, sources in (("sources", data.sources), ("validation", data.validation)):
+        for name, source in sources.items():
+            key = f"data.{group}.{name}"
+            _require(
+                bool(source.path),
+                f"{key}.path is empty: give the shards of this source, such as data/train-{{000..099}}.tar.",
+            )
+            _one_of(f"{key}.loss", source.loss, ("auto", "all", "last_turn"))
+            _require(
+                source.weight > 0,
+                f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
+            )
+
+
+def _check_engine(engine: EngineConfig) -> None:
+    _one_of("engine.name", engine.name, ENGINES)
+    zero = engine.name.startswith("zero")
+    _require(
+        not engine.offload or zero or engine.name == "fsdp2",
+        f"engine.offload is true, but engine.name={engine.name} shards nothing: choose fsdp2 or zero1 to zero3.",
+    )
+    _require(
+        not engine.shard_within_node or engine.name == "fsdp2",
+        f"engine.shard_within_node is true, but engine.name is {engine.name}: it is a setting of fsdp2.",
+    )
+    _require(
+        engine.deepspeed is None or zero,
+        f"engine.deepspeed is {engine.deepspeed}, but engine.name is {engine.name}: choose zero1, zero2 or zero3.",
+    )
+
+
+def _check_combinations(config: Config) -> None:
+    """What one engine, optimizer or adapter cannot do with another, each with its reason."""
+    engine, optimizer, adapter = config.engine.name, config.optimizer.name, config.adapter.kind
+    _require(
+        optimizer != "adamw_8bit" or engine in ("single", "ddp"),
+        f"optimizer.name=adamw_8bit cannot work with engine.name={engine}: its block-wise quantised state belongs to "
+        "whole tensors, not to shards; choose engine=single or ddp, or optimizer=adamw.",
+    )
+    _require(
+        adapter != "qlora" or engine != "fsdp2",
+        "adapter.kind=qlora cannot work with engine.name=fsdp2: it replaces packed 4-bit weights by shards that lose "
+        "their scales; choose engine=zero2 or zero3, or adapter=lora.",
+    )
+    _require(
+        config.freeze.frozen_dtype in (None, "bf16"),
+        f"freeze.frozen_dtype is {config.freeze.frozen_dtype!r}, but must be bf16 or null.",
+    )
+    _require(
+        config.freeze.frozen_dtype is None or config.trainer.precision == "bf16",
+        "freeze.frozen_dtype is bf16, but trainer.precision is fp32: set trainer.precision=bf16, or frozen_dtype to null.",
+    )
+    _require(
+        adapter != "qlora" or bool(config.adapter.quantize),
+        "adapter.quantize is empty, but adapter.kind is qlora: name the parts to store in 4 bits, such as [text].",
+    )
+
+
+def _check_training(config: Config) -> None:
+    trainer, optimizer = config.trainer, config.optimizer
+    for key in (
+        "max_steps",
+        "global_batch_size",
+        "micro_batch_size",
+        "save_every",
+        "keep_last",
+        "log_every",
+        "max_skipped_in_a_row",
+    ):
+        _at_least(f"trainer.{key}", getattr(trainer, key), 1)
+    _at_least("trainer.eval_every", trainer.eval_every, 0)
+    if trainer.stop_after is not None:
+        _at_least("trainer.stop_after", trainer.stop_after, 1)
+    _require(trainer.max_grad_norm > 0, f"trainer.max_grad_norm is {trainer.max_grad_norm}, but must be above 0.")
+    _require(
+        trainer.eval_every == 0 or bool(config.data.validation),
+        f"trainer.eval_every is {trainer.eval_every} but data.validation is empty: add a held-out source or set trainer.eval_every=0.",
+    )
+    _one_of("trainer.precision", trainer.precision, ("fp32", "bf16"))
+    _check_engine(config.engine)
+    _check_combinations(config)
+    _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
+    _require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
+    _require(len(optimizer.betas) == 2, f"optimizer.betas is {optimizer.betas}, but must hold two numbers.")
+    _one_of("schedule.name", config.schedule.name, SCHEDULES)
+    _require(
+        0 <= config.schedule.warmup_steps <= trainer.max_steps,
+        f"schedule.warmup_steps is {config.schedule.warmup_steps}, but must lie between 0 and trainer.max_steps ({trainer.max_steps}).",
+    )
+    _require(
+        config.schedule.name == "wsd" or config.schedule.decay_steps == 0,
+        f"schedule.decay_steps is {config.schedule.decay_steps}, but schedule.name={config.schedule.name} has no decay "
+        "of its own: choose schedule=wsd.",
+    )
+    _require(
+        config.schedule.name != "wsd"
+        or 1 <= config.schedule.decay_steps <= trainer.max_steps - config.schedule.warmup_steps,
+        f"schedule.decay_steps is {config.schedule.decay_steps}, but with schedule=wsd it must be at least 1 and fit "
+        f"between schedule.warmup_steps and trainer.max_steps ({trainer.max_steps}).",
+    )
+    for key in ("neftune_alpha", "skip_outliers", "keep_every"):
+        _at_least(f"trainer.{key}", getattr(trainer, key), 0)
+    _require(
+        trainer.max_hours is None or trainer.max_hours > 0,
+        f"trainer.max_hours is {trainer.max_hours}, but must be above 0; null sets no limit.",
+    )
+    _at_least("trainer.hang_timeout", trainer.hang_timeout, 0)
+    _one_of("adapter.kind", config.adapter.kind, ADAPTERS)
+    _require(
+        config.adapter.kind == "none" or bool(config.adapter.targets),
+        f"adapter.kind is {config.adapter.kind} but adapter.targets is empty: name the modules per part, such as "
+        "adapter.targets.text=[q_proj,v_proj].",
+    )
+    _one_of("logging.wandb", config.logging.wandb, ("offline", "online", "disabled"))
