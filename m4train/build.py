@@ -123,12 +123,15 @@ def build_model(config: Config, processor: Any) -> torch.nn.Module:
     kind = FAMILIES[config.model.family].model
     fresh = config.model.pretrained is None
     model = _fresh_model(kind, config, processor) if fresh else kind.from_pretrained(config.model.pretrained)
+    model.loss_kind = config.model.loss
     rows = model.config.token_rows
     if len(processor.tokenizer) > rows:
         raise ConfigError(
             f"The tokenizer has {len(processor.tokenizer)} entries but the model {rows} embeddings: "
             "use the tokenizer that belongs to the model."
         )
+    if config.freeze.new_rows_from is not None:
+        model.split_token_rows(config.freeze.new_rows_from)
     torch.manual_seed(config.seed)  # adapters draw their first weights from the global generator
     apply_adapters(model, config.adapter)
     apply_freezing(model, config.freeze)

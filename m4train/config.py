@@ -12,6 +12,7 @@ MODEL_FAMILIES = ("idefics", "idefics2", "idefics3", "smolvlm")
 ENGINES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 OPTIMIZERS = ("adamw", "adamw_8bit")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
+LOSSES = ("auto", "chunked", "torch", "liger")
 ADAPTERS = ("none", "lora", "dora", "qlora")
 
 
@@ -25,6 +26,39 @@ class ModelConfig:
     processor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a model made from scratch
     tokenizer: str | None = None  # folder holding tokenizer.json; null: the one in `pretrained`
     z_loss: float = 0.0
+    loss: str = "auto"  # who computes it: chunked (m4train), torch, liger; auto: liger on CUDA where it can, else chunked
+
+
+@dataclass
+class DocumentOptions:
+    """What is made of the documents of a source. What these options leave out is counted as `skipped`."""
+
+    end_marker: str | None = None  # text that ends a document within a sample, such as that of OBELICS
+    max_images: int | None = None  # images of a document past this number are left out
+    max_images_in_a_row: int | None = None  # documents with more images between two texts are left out
+    ending_images: str = "keep"  # keep; strip: leave out images no text follows; skip: documents ending in two, or in their only one
+    require_image: bool = False  # leave out documents without an image
+
+
+@dataclass
+class ConversationOptions:
+    """How the conversations of a source vary."""
+
+    shuffle_turns: bool = False  # questions with their answers in random order
+    newline_probability: float = 0.0  # of a line break before what a user says
+    system_prompt: str | None = None  # said before conversations that have no system message
+
+
+@dataclass
+class ImageOptions:
+    """How large the images of a source are made. An image gets fewer tiles, never a part of them, to fit a budget."""
+
+    enlarge: bool = True  # false: never to more tiles than its own pixels fill
+    max_tokens: int | None = None  # tokens of one image
+    max_tokens_per_sample: int | None = None  # tokens of all images of a sample
+    upscale_max: float = 1.0  # enlarge by a random factor up to this one before splitting
+    upscale_probability: float = 1.0
+    scaled_decode: bool = False  # decode JPEG at 1/2, 1/4 or 1/8 where that is large enough; pixels differ a little
 
 
 @dataclass
@@ -35,6 +69,11 @@ class SourceConfig:
     format: str = "canonical"  # how they are laid out, see m4train.data.sources.registry
     weight: float = 1.0  # share of the samples drawn from this source
     loss: str = "auto"  # auto: every text token of documents, assistant answers of conversations; or: all, last_turn
+    epochs: int | None = None  # passes before the source leaves the mixture; null: data.epochs
+    documents: DocumentOptions = field(default_factory=DocumentOptions)
+    conversations: ConversationOptions = field(default_factory=ConversationOptions)
+    images: ImageOptions = field(default_factory=ImageOptions)
+    variants: int = 8  # of each sample, to draw from where turns, line breaks or sizes of images are random
 
 
 @dataclass
@@ -43,6 +82,8 @@ class AugmentConfig:
 
     shift_pixels: int = 0  # translate by up to this many pixels of the source image, edges repeated
     rotate_degrees: float = 0.0  # turn about the centre by up to this angle either way, edges repeated
+    crop_scale: list[float] = field(default_factory=list)  # keep a random part with this share of the area: [0.9, 1.0]
+    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])  # width / height of that part
 
 
 @dataclass
@@ -92,15 +133,16 @@ class DataConfig:
 class FreezeRule:
     """Sets `trainable` for the parameters it matches; later rules win. A rule that matches nothing is an error."""
 
-    part: str | None = None  # vision, connector, text, embeddings, lm_head; null: any
+    part: str | None = None  # vision, connector, cross_attention, text, embeddings, new_tokens, lm_head; null: any
     names: list[str] = field(default_factory=list)  # glob patterns of canonical parameter names; empty: any
-    module_types: list[str] = field(default_factory=list)  # class names such as Linear, LayerNorm, RMSNorm; empty: any
+    module_types: list[str] = field(default_factory=list)  # patterns of class names: Linear, "*Norm"; empty: any
     trainable: bool = False
 
 
 @dataclass
 class FreezeConfig:
     rules: list[FreezeRule] = field(default_factory=list)
+    new_rows_from: int | None = None  # token ids from here on get rows of their own, the part new_tokens; null: none
     frozen_dtype: str | None = None  # bf16: store what does not train in half the memory; null: as it was loaded
 
 
@@ -170,6 +212,13 @@ class TrainerConfig:
 
 
 @dataclass
+class LaunchConfig:
+    """Processes of this machine; where torchrun or SLURM starts them, they say how many there are."""
+
+    processes: int | None = None  # started by m4train itself, one per GPU; null: one
+
+
+@dataclass
 class LoggingConfig:
     console: bool = True
     wandb: str = "offline"  # offline, online, disabled
@@ -178,11 +227,28 @@ class LoggingConfig:
 
 @dataclass
 class EvaluationConfig:
-    """`m4train evaluate`: answers generated for held-out conversations."""
+    """`m4train evaluate`: held-out loss, and answers generated for held-out conversations."""
 
+    model: str | None = None  # what is evaluated: a Hugging Face folder; null: the newest checkpoint, or that of `resume`
+    metric: str = "exact_match"  # exact_match, vqa_accuracy, anls, or "package.module:function"
+    metrics: dict[str, str] = field(default_factory=dict)  # sources of data.validation scored by another metric
     max_new_tokens: int = 32
     batch_size: int = 64
     max_samples: int | None = None  # per source; null: all
+    shown: int = 4  # answers per source to W&B and the report whenever trainer.eval_every measures; 0: none
+
+
+@dataclass
+class ExportConfig:
+    """`m4train export`: a checkpoint as a Hugging Face folder."""
+
+    folder: str | None = None  # null: run_dir/export
+    dtype: str | None = None  # fp32, bf16; null: that of model.pretrained, or fp32 for a model made from scratch
+    max_shard_size: str = "5GB"  # of one safetensors file; also about the memory that writing takes
+    adapters: str = "merge"  # merge: into the weights; apart: a peft folder without them
+    base: str = "trained"  # what adapters are merged into: trained (dequantised under qlora), or original (model.pretrained)
+    verify: bool = True  # reload it and compare logits with those of the checkpoint, in as much memory as the model takes
+    model_card: bool = False  # write README.md
 
 
 @dataclass
@@ -200,5 +266,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from m4train.config import (
     ADAPTERS,
     ENGINES,
+    LOSSES,
     MODEL_FAMILIES,
     OPTIMIZERS,
     SCHEDULES,
@@ -48,6 +49,16 @@ def _check_model(config: Config) -> None:
         "model.tokenizer is null and model.pretrained is null: set model.tokenizer to a folder that holds tokenizer.json.",
     )
     _at_least("model.z_loss", model.z_loss, 0)
+    _one_of("model.loss", model.loss, LOSSES)
+    _require(
+        model.loss in ("auto", "chunked") or model.z_loss == 0,
+        f"model.loss is {model.loss}, which has no z-loss, but model.z_loss is {model.z_loss}: choose model.loss=chunked.",
+    )
+    _require(
+        model.loss in ("auto", "chunked") or "lm_head" not in config.adapter.targets,
+        f"model.loss is {model.loss}, which needs the plain head, but adapter.targets names lm_head: choose "
+        "model.loss=auto.",
+    )
 
 
 def _check_data(data: DataConfig) -> None:
@@ -98,6 +109,17 @@ def _check_engine(engine: EngineConfig) -> None:
     )
 
 
+def _check_launch(processes: int | None, engine: str) -> None:
+    if processes is None:
+        return
+    _at_least("launch.processes", processes, 1)
+    _require(
+        processes == 1 or engine != "single",
+        f"launch.processes is {processes}, but engine.name is single, which runs on one: choose engine=ddp, fsdp2 or "
+        "zero1 to zero3.",
+    )
+
+
 def _check_combinations(config: Config) -> None:
     """What one engine, optimizer or adapter cannot do with another, each with its reason."""
     engine, optimizer, adapter = config.engine.name, config.optimizer.name, config.adapter.kind
@@ -111,6 +133,8 @@ def _check_combinations(config: Config) -> None:
         "adapter.kind=qlora cannot work with engine.name=fsdp2: it replaces packed 4-bit weights by shards that lose "
         "their scales; choose engine=zero2 or zero3, or adapter=lora.",
     )
+    if config.freeze.new_rows_from is not None:
+        _at_least("freeze.new_rows_from", config.freeze.new_rows_from, 1)
     _require(
         config.freeze.frozen_dtype in (None, "bf16"),
         f"freeze.frozen_dtype is {config.freeze.frozen_dtype!r}, but must be bf16 or null.",
@@ -147,6 +171,7 @@ def _check_training(config: Config) -> None:
     )
     _one_of("trainer.precision", trainer.precision, ("fp32", "bf16"))
     _check_engine(config.engine)
+    _check_launch(config.launch.processes, config.engine.name)
     _check_combinations(config)
     _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
     _require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m4train.batch import CrossSegments, PackedBatch, PackedImages
@@ -25,24 +24,8 @@ from m4train.models.model_configs import IdeficsConfig
 from m4train.models.multimodal import MultimodalLM
 from m4train.models.pretrained import PretrainedModel
 from m4train.models.resampler import IdeficsResampler, resampler_flops
+from m4train.models.token_rows import DecoupledEmbedding
 from m4train.models.vision import normalise, uniform_segments
-
-
-class DecoupledEmbedding(nn.Embedding):
-    """Token embedding whose rows beyond the vocabulary are a table of their own, so that the others can be frozen."""
-
-    additional_embedding: nn.Embedding | None
-
-    def __init__(self, vocab: int, additional: int, size: int) -> None:
-        super().__init__(vocab, size)
-        self.additional_embedding = nn.Embedding(additional, size) if additional else None
-
-    def forward(self, ids: Tensor) -> Tensor:
-        if self.additional_embedding is None:
-            return F.embedding(ids, self.weight)
-        base = F.embedding(ids.clamp(max=self.num_embeddings - 1), self.weight)
-        more = self.additional_embedding((ids - self.num_embeddings).clamp(min=0))
-        return torch.where((ids < self.num_embeddings)[..., None], base, more)
 
 
 class CrossAttention(nn.Module):
@@ -212,6 +195,7 @@ class IdeficsForVisionText2Text(MultimodalLM):
     """The model with its language-model head; see `MultimodalLM`."""
 
     config_class: ClassVar[type[ModelConfig]] = IdeficsConfig
+    embedding_name = "model.embed_tokens"
 
     def __init__(self, config: IdeficsConfig) -> None:
         PretrainedModel.__init__(self, config)
@@ -222,40 +206,36 @@ class IdeficsForVisionText2Text(MultimodalLM):
         if config.freeze_lm_head:
             self.lm_head.weight.requires_grad_(False)
 
-    def tied_names(self) -> dict[str, str]:
-        if not self.config.tie_word_embeddings:
-            return {}
-        tied = {"lm_head.weight": "model.embed_tokens.weight"}
-        if self.config.additional_vocab_size:
-            tied["lm_head.additional_fc.weight"] = "model.embed_tokens.additional_embedding.weight"
-        return tied
-
-    def parts(self) -> dict[str, tuple[str, ...]]:
-        parts = {
+    def backbone_parts(self) -> dict[str, tuple[str, ...]]:
+        resampler = {"connector": ("model.perceiver_resampler.",)} if self.config.use_resampler else {}
+        return {
             "vision": ("model.vision_model.",),
-            "connector": ("model.perceiver_resampler.", "model.gated_cross_attn_layers."),
-            "embeddings": ("model.embed_tokens.",),
+            **resampler,
+            "cross_attention": ("model.gated_cross_attn_layers.",),
             "text": ("model.layers.", "model.norm."),
-            "lm_head": ("lm_head.",),
         }
-        if self.config.tie_word_embeddings:
-            del parts["lm_head"]
-        return parts
 
     def blocks(self) -> dict[str, list[nn.Module]]:
-        resampler = [self.model.perceiver_resampler] if self.config.use_resampler else []
+        resampler = {"connector": [self.model.perceiver_resampler]} if self.config.use_resampler else {}
         return {
             "vision": list(self.model.vision_model.encoder.layers),
-            "connector": [*resampler, *self.model.gated_cross_attn_layers],
+            **resampler,
+            "cross_attention": list(self.model.gated_cross_attn_layers),
             "text": list(self.model.layers),
         }
 
     def flops(self, batch: PackedBatch) -> dict[str, float]:
         config = self.config
         frames = 0 if batch.images is None else batch.images.pixels.shape[0]
+        resampler = {}
+        if config.use_resampler:
+            lengths = (config.vision_config.grid**2 + 1,) * frames
+            flops = resampler_flops(config.perceiver_config, config.vision_config.embed_dim, lengths)
+            resampler = {"connector": flops}
         return {
             "vision": clip_flops(config.vision_config, frames),
-            "connector": connector_flops(config, batch, frames),
+            **resampler,
+            "cross_attention": cross_attention_flops(config, batch, frames),
             "embeddings": 0.0,
             "text": decoder_flops(config.text_config, batch.segments.lengths),
             "lm_head": 2.0 * batch.loss_tokens * config.hidden_size * config.token_rows,
@@ -274,11 +254,9 @@ class IdeficsForVisionText2Text(MultimodalLM):
         return {} if mask is None else {"image_attention_mask": mask[:, -1:]}
 
 
-def connector_flops(config: IdeficsConfig, batch: PackedBatch, frames: int) -> float:
-    """Forward FLOPs of resampler and gated cross-attention."""
+def cross_attention_flops(config: IdeficsConfig, batch: PackedBatch, frames: int) -> float:
+    """Forward FLOPs of the gated cross-attention layers."""
     size, vision = config.hidden_size, config.vision_config
-    lengths = (vision.grid**2 + 1,) * frames
-    resampler = resampler_flops(config.perceiver_config, vision.embed_dim, lengths) if config.use_resampler else 0.0
     queries, pairs = 0, 0
     if batch.cross is not None:
         queries = batch.cross.runs.total
@@ -286,4 +264,4 @@ def connector_flops(config: IdeficsConfig, batch: PackedBatch, frames: int) -> f
     weights = batch.tokens * 3 * size * config.intermediate_size + queries * 2 * size * size
     weights += frames * config.tokens_per_image * 2 * vision.embed_dim * size
     layers = config.num_hidden_layers // config.cross_layer_interval
-    return resampler + layers * (2.0 * weights + 4.0 * pairs * size)
+    return layers * (2.0 * weights + 4.0 * pairs * size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from m4train.models.layers import Rotary
 from m4train.models.loss import LMHead, token_loss
 from m4train.models.padded import check_image_counts
 from m4train.models.pretrained import PretrainedModel
+from m4train.models.token_rows import has_own_rows, joined_rows, split_rows
 
 
 class MultimodalModel(ModelDoors, PretrainedModel):
@@ -118,6 +120,8 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
     """
 
     model_class: ClassVar[type[MultimodalModel]]
+    loss_kind = "auto"  # who computes the loss of a PackedBatch, see `token_loss`
+    embedding_name: ClassVar[str] = "model.text_model.embed_tokens"
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -129,23 +133,42 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
     def forward_packed(self, batch: PackedBatch, z_loss: float = 0.0, return_logits: bool = False) -> PackedOutput:
         hidden = self.model(batch)
         predicting = hidden.index_select(0, batch.loss_positions)
-        loss, losses = token_loss(self.lm_head, predicting, batch.targets, batch.target_weights, z_loss)
+        loss, losses = token_loss(self.lm_head, predicting, batch.targets, batch.target_weights, z_loss, self.loss_kind)
         return PackedOutput(loss, losses, self.lm_head(hidden) if return_logits else None)
 
     def tied_names(self) -> dict[str, str]:
         """Parameters that are another one: name -> the name it is stored under."""
-        tied = self.config.tie_word_embeddings
-        return {"lm_head.weight": "model.text_model.embed_tokens.weight"} if tied else {}
+        if not self.config.tie_word_embeddings:
+            return {}
+        tied = {"lm_head.weight": f"{self.embedding_name}.weight"}
+        if self._has_own_rows():
+            tied["lm_head.additional_fc.weight"] = f"{self.embedding_name}.additional_embedding.weight"
+        return tied
 
-    def parts(self) -> dict[str, tuple[str, ...]]:
-        """Part name -> prefixes of the names of its parameters; every parameter is in exactly one part."""
-        parts = {
+    def _has_own_rows(self) -> bool:
+        return has_own_rows(self.get_submodule(self.embedding_name))
+
+    def split_token_rows(self, first: int) -> None:
+        """Gives the token ids from `first` on rows of their own, which are the part new_tokens; see `split_rows`."""
+        split_rows(self, first)
+
+    def hub_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters by name as a published folder holds them: tied ones once, split rows joined."""
+        return joined_rows(self.config, {name: t for name, t in tensors.items() if name not in self.tied_names()})
+
+    def backbone_parts(self) -> dict[str, tuple[str, ...]]:
+        """The parts but for what belongs to token ids."""
+        return {
             "vision": ("model.vision_model.",),
             "connector": ("model.connector.",),
-            "embeddings": ("model.text_model.embed_tokens.",),
             "text": ("model.text_model.layers.", "model.text_model.norm."),
-            "lm_head": ("lm_head.",),
         }
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Part name -> prefixes of the names of its parameters; every parameter is in exactly one part (the longest prefix)."""
+        parts = {**self.backbone_parts(), "embeddings": (f"{self.embedding_name}.",), "lm_head": ("lm_head.",)}
+        if self._has_own_rows():
+            parts["new_tokens"] = (f"{self.embedding_name}.additional_embedding.", "lm_head.additional_fc.")
         if self.config.tie_word_embeddings:
             del parts["lm_head"]
         return parts

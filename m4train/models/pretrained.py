@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -80,6 +81,10 @@ class PretrainedModel(nn.Module):
 
     def tied_names(self) -> dict[str, str]:
         return {}
+
+    def hub_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`tensors`, by name, as a published folder holds them."""
+        return {name: tensor for name, tensor in tensors.items() if name not in self.tied_names()}
 
     def tie_weights(self) -> None:
         """Makes the parameters of `tied_names` one again, after they were replaced."""
@@ -188,7 +193,7 @@ class PretrainedModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
         """Writes config.json, generation_config.json (where there is one) and the weights."""
-        tensors = {name: p.detach() for name, p in self.named_parameters() if name not in self.tied_names()}
+        tensors = self.hub_tensors({name: p.detach() for name, p in self.named_parameters()})
         self.config.dtype = str(self.dtype).removeprefix("torch.")
         self.config.extra["architectures"] = [type(self).__name__]
         save_folder(folder, self.config, tensors, self.generation_config, max_shard_bytes=max_shard_bytes)

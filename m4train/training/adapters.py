@@ -46,6 +46,12 @@ def resolve_targets(model: nn.Module, targets: Mapping[str, list[str]]) -> list[
                     f"adapter.targets.{part} names {target!r}, which matches no module there; it has {', '.join(known)}."
                 )
             found.extend(matched)
+    split = [name for name in found if list(model.get_submodule(name).children())]
+    if split:
+        raise ConfigError(
+            f"adapter.targets names {', '.join(split)}, where new tokens have rows of their own, which an adapter cannot "
+            "span: take it out of adapter.targets (the new rows train as the part new_tokens)."
+        )
     return list(dict.fromkeys(found))
 
 

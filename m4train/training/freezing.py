@@ -68,7 +68,8 @@ def apply_freezing(model: nn.Module, config: FreezeConfig) -> None:
 
 def _check_part(rule: FreezeRule, number: int, parts: dict[str, tuple[str, ...]]) -> None:
     if rule.part is not None and rule.part not in parts:
-        raise ConfigError(f"freeze.rules[{number}].part is {rule.part!r}, but this model has {', '.join(parts)}.")
+        hint = "; freeze.new_rows_from makes new_tokens" if rule.part == "new_tokens" else ""
+        raise ConfigError(f"freeze.rules[{number}].part is {rule.part!r}, but this model has {', '.join(parts)}{hint}.")
 
 
 def _matches(rule: FreezeRule, name: str, module_type: str, part: str) -> bool:
@@ -76,7 +77,7 @@ def _matches(rule: FreezeRule, name: str, module_type: str, part: str) -> bool:
         return False
     if rule.names and not any(fnmatchcase(name, pattern) for pattern in rule.names):
         return False
-    return not rule.module_types or module_type in rule.module_types
+    return not rule.module_types or any(fnmatchcase(module_type, pattern) for pattern in rule.module_types)
 
 
 def _text(rule: FreezeRule) -> str:

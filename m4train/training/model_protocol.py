@@ -13,7 +13,8 @@ from m4train.batch import PackedBatch, PackedOutput
 class TrainableModel(Protocol):
     """A `torch.nn.Module` that can be trained.
 
-    `parts()` names its parts and the prefixes of the parameter names in each; every parameter belongs to exactly one.
+    `parts()` names its parts and the prefixes of the parameter names in each; the longest prefix decides for a parameter.
+    Rows of new tokens that are parameters of their own are the part `new_tokens`.
     `blocks()` lists, per part and in execution order, the modules that are sharded and checkpointed as units.
     `flops(batch)` counts the floating-point operations of one forward pass, per part.
     """

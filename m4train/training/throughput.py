@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 
 import torch
@@ -23,6 +24,9 @@ _PEAKS = {
     "A10": 125e12,
     "V100": 125e12,
 }
+
+_TABLES = ("embeddings", "new_tokens")  # looked up, not multiplied
+_DECODER = ("text", "cross_attention")  # layers that take turns
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -51,12 +55,22 @@ class Throughput:
             self._counted[part] += flops * self._factors[part]
 
     def rates(self, seconds: float, device: torch.device) -> dict[str, float]:
-        """`tflops` of this rank as a whole and per part since the last call, and `mfu` where the peak is known."""
-        rates = {f"tflops/{part}": flops / seconds / 1e12 for part, flops in self._counted.items()}
-        total = sum(self._counted.values()) / seconds
+        """`tflops` of this rank as a whole and per part since the last call, and `mfu` likewise where the peak is known."""
+        counts = {"": float(sum(self._counted.values())), **{f"/{part}": n for part, n in self._counted.items()}}
         self._counted.clear()
+        rates = {f"tflops{part}": count / seconds / 1e12 for part, count in counts.items()}
         peak = peak_flops(device)
-        return {"tflops": total / 1e12, **rates, **({"mfu": total / peak} if peak else {})}
+        shares = {f"mfu{part}": count / seconds / peak for part, count in counts.items()} if peak else {}
+        return {**rates, **shares}
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most memory this rank has held at once since the last call: on the device, or, on the CPU, ever resident."""
+    if device.type != "cuda":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak / 2**30
 
 
 def pass_factors(model: nn.Module) -> dict[str, float]:
@@ -68,9 +82,10 @@ def pass_factors(model: nn.Module) -> dict[str, float]:
         part_of(name, parts) for name in trained if not is_adapter(name)
     }  # adapters themselves cost next to nothing
     order = [*model.blocks(), *(part for part in parts if part not in model.blocks())]
-    order = [part for part in order if part not in ("embeddings", "lm_head")]
-    factors, upstream = {"embeddings": 1.0}, False
+    order = [part for part in order if part not in (*_TABLES, "lm_head")]
+    factors, upstream = {part: 1.0 for part in _TABLES if part in parts}, False
     for part in [*order, "lm_head"]:
-        upstream = upstream or part in trains or (part == "text" and "embeddings" in trains)
-        factors[part] = 1.0 + float(part in weighty) + float(upstream)
+        upstream = upstream or part in trains or (part in _DECODER and bool(trains & {*_TABLES, *_DECODER}))
+        tied = part == "lm_head" and part not in parts and "embeddings" in weighty
+        factors[part] = 1.0 + float(part in weighty or tied) + float(upstream)
     return factors

@@ -25,7 +25,7 @@ from m4train.training.resume import FOLDER, Checkpoint, config_dict
 from m4train.training.schedule import rate_factor
 from m4train.training.step import SkipCounter, reseed, run_micro_batches
 from m4train.training.stopping import StopRequests
-from m4train.training.throughput import Throughput
+from m4train.training.throughput import Throughput, memory_gib
 from m4train.training.worst_batch import worst_batch
 
 _AGREED = ("end_of_data", "signal", "stop_file", "time_limit")  # why ranks may stop that only one of them may know
@@ -76,7 +76,7 @@ class Trainer:
         self.save_extra, self.quarantined = save_extra, quarantined
         self.run_dir = Path(config.run_dir)
         self.step = resume.step if resume else 0
-        self.saved_step = self.step if resume else -1
+        self.saved_step = self.step  # before the first step there is nothing that a fresh start would not make again
         self.metrics: dict[str, Any] = {}
         self._first_step = self.step + 1
         self._plan: dict[str, Any] = resume.plan if resume else {}
@@ -276,6 +276,7 @@ class Trainer:
             "tokens_per_second": tokens / elapsed,
             "data_wait_fraction": waited / self.engine.world_size,
             **self._throughput.rates(elapsed, self.engine.device),
+            "memory_gib": memory_gib(self.engine.device),
             "skipped_steps": self._check_skips(),
             "quarantined": int(dropped),
         }

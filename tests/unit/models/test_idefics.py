@@ -11,7 +11,7 @@ import torch
 from m4train.batch import CrossSegments
 from m4train.errors import ConfigError, DataError
 from m4train.models import IdeficsConfig, IdeficsForVisionText2Text
-from m4train.models.idefics import DecoupledEmbedding
+from m4train.models.token_rows import DecoupledEmbedding
 from tests.helpers.models import packed_batch, perturb, tiny_idefics
 
 

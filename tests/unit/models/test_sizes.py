@@ -50,7 +50,7 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any], float, dict[str, float]]] = {
         IdeficsConfig,
         IDEFICS,
         8.93,
-        {"text": 6.48, "vision": 0.63, "connector": 1.43 + 0.126},
+        {"text": 6.48, "vision": 0.63, "connector": 0.126, "cross_attention": 1.43},
     ),
     "idefics-80b": (
         IdeficsForVisionText2Text,
@@ -64,7 +64,7 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any], float, dict[str, float]]] = {
             "rms_norm_eps": 1e-5,
         },
         79.97,
-        {"text": 64.8, "vision": 0.63, "connector": 13.9 + 0.126},
+        {"text": 64.8, "vision": 0.63, "connector": 0.126, "cross_attention": 13.9},
     ),
     "idefics2-8b": (
         Idefics2ForConditionalGeneration,

@@ -8,7 +8,7 @@ from m4train.errors import TrainingError
 from m4train.training.callbacks.base import Callback
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
-CLOCK = {"tokens_per_second", "data_wait_fraction", "tflops", "tflops/text", "tflops/vision"}
+CLOCK = {"tokens_per_second", "data_wait_fraction", "tflops", "tflops/text", "tflops/vision", "memory_gib"}
 
 
 def _without_clock(metrics):

@@ -1,0 +1,96 @@
+"""Rows of new tokens set apart: the same function, the same folder, and frozen rows that nothing moves."""
+
+import pytest
+import torch
+
+from m4train import models
+from m4train.config import AdapterConfig, FreezeConfig, FreezeRule
+from m4train.errors import ConfigError
+from m4train.models.pretrained import TensorFolder
+from m4train.training.adapters import apply_adapters, merge_adapters
+from m4train.training.freezing import apply_freezing
+from tests.helpers.models import perturb, tiny_idefics, tiny_idefics2, tiny_idefics3
+from tests.helpers.training import IDEFICS2, IDEFICS3, join, make_config, make_pack, make_trainer
+
+FIRST = 90
+FAMILIES = {
+    "idefics2": (models.Idefics2ForConditionalGeneration, models.Idefics2Config, tiny_idefics2, IDEFICS2),
+    "idefics3": (models.Idefics3ForConditionalGeneration, models.Idefics3Config, tiny_idefics3, IDEFICS3),
+}
+
+
+def _model(family, tied, **changes):
+    kind, config, values, shape = FAMILIES[family]
+    model = kind(config.from_dict(values(tie_word_embeddings=tied, **changes)))
+    perturb(model)
+    return model, join([make_pack(n, 0, shape)[0] for n in range(3)], shape), shape
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_split_model_computes_the_same_and_is_saved_as_it_was(family, tied, tmp_path):
+    plain, batch, _ = _model(family, tied)
+    split = _model(family, tied)[0]
+    split.split_token_rows(FIRST)
+    plain_out, split_out = (model(batch, return_logits=True) for model in (plain, split))
+    torch.testing.assert_close(split_out.logits, plain_out.logits, rtol=1e-5, atol=1e-5)
+    assert split_out.loss.item() == pytest.approx(plain_out.loss.item(), rel=1e-6)
+    ids = torch.tensor([[5, 94, 7, FIRST]])
+    torch.testing.assert_close(split(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
+    assert torch.equal(split.generate(ids, max_new_tokens=3), plain.generate(ids, max_new_tokens=3))
+    for name, model in (("plain", plain), ("split", split)):
+        model.save_pretrained(tmp_path / name)
+    files = [TensorFolder(tmp_path / name) for name in ("plain", "split")]
+    assert files[0].files.keys() == files[1].files.keys()
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0].files)
+
+
+def test_gradients_of_the_rows_are_those_of_the_whole_table():
+    for tied in (False, True):
+        plain, batch, _ = _model("idefics3", tied)
+        split = _model("idefics3", tied)[0]
+        split.split_token_rows(FIRST)
+        for model in (plain, split):
+            model(batch).loss.backward()
+        expected = {name: p.grad for name, p in plain.named_parameters()}
+        got = split.hub_tensors({name: p.grad for name, p in split.named_parameters()})
+        assert got.keys() == expected.keys()
+        for name, gradient in got.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_only_the_new_rows_move_under_weight_decay(tied, adapter, tmp_path):
+    model, _, shape = _model("idefics3", tied)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = make_config(tmp_path, max_steps=4)
+    config.optimizer.weight_decay = 0.5
+    config.freeze = FreezeConfig([FreezeRule(), FreezeRule(part="new_tokens", trainable=True)])
+    config.adapter = AdapterConfig(kind=adapter, rank=2, targets={"text": ["q_proj"]})
+    model.split_token_rows(FIRST)
+    apply_adapters(model, config.adapter)
+    apply_freezing(model, config.freeze)
+    make_trainer(config, model, shape=shape).train()
+    merge_adapters(model)
+    after = model.hub_tensors({name: p.detach() for name, p in model.named_parameters()})
+    tables = {"model.text_model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
+    for name in tables:
+        assert torch.equal(after[name][:FIRST], before[name][:FIRST])
+        assert not torch.equal(after[name][FIRST:], before[name][FIRST:])
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved - tables == {name for name in after if adapter == "lora" and "text_model" in name and "q_proj" in name}
+
+
+@pytest.mark.parametrize("first", [0, 97, 200])
+def test_rows_that_do_not_exist_are_refused(first):
+    with pytest.raises(ConfigError, match="new_rows_from"):
+        _model("idefics3", False)[0].split_token_rows(first)
+
+
+def test_rows_of_their_own_cannot_be_split_or_adapted():
+    model = models.IdeficsForVisionText2Text(models.IdeficsConfig.from_dict(tiny_idefics()))
+    with pytest.raises(ConfigError, match="additional_vocab_size 2"):
+        model.split_token_rows(90)
+    with pytest.raises(ConfigError, match="rows of their own"):
+        apply_adapters(model, AdapterConfig(kind="lora", targets={"lm_head": ["lm_head"]}))
