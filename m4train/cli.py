@@ -24,6 +24,11 @@ def _train(arguments: list[str]) -> int:
     from m4train.compose import load_config
 
     config = load_config(arguments)
+    from m4train import launching
+
+    launching.check_launched(config)
+    if launching.starts_processes(config):
+        return launching.launch(["train", *arguments], config.launch.processes or 1)
     from m4train.run import train
 
     return train(config)

@@ -44,7 +44,9 @@ def train(config: Config) -> int:
     run_dir = Path(config.run_dir)
     resume = agreed_checkpoint(config, engine)
     if resume is not None and resume.step >= config.trainer.max_steps:
-        print(f"{run_dir} is trained already: {resume.folder.name} is its last step.")
+        if engine.rank == 0:
+            print(f"{run_dir} is trained already: {resume.folder.name} is its last step.")
+        engine.shutdown()
         return 0
     if engine.rank == 0:
         build.prepare_data(config.data)

@@ -7,15 +7,27 @@ import os
 import signal
 import threading
 from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
+
+_STOPS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)}
 
 
 def worker_context() -> Any:
     """Processes forked from a clean server that has already imported what they need: no threads of the trainer are copied,
-    and they start at once."""
+    and they start at once.
+
+    The server and its processes never see the signals that ask a run to stop, which terminals, launchers and SLURM send to
+    everything at once: the trainer still needs its data until the ranks have agreed.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["m4train.data.collate"])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

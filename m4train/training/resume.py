@@ -26,6 +26,7 @@ CHANGEABLE = (
     "threads",
     "logging.*",
     "engine.*",
+    "launch.*",
     "evaluation.*",
     "data.root",
     "data.prepare",

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from m4train.launching import check_devices
+
 
 class Processes:
     """The process group of a run, over gloo on CPUs and NCCL on GPUs, from the environment torchrun or SLURM sets.
@@ -23,6 +25,7 @@ class Processes:
     def __init__(self, timeout: timedelta) -> None:
         _complete_environment()
         local_rank = int(os.environ["LOCAL_RANK"])
+        check_devices(int(os.environ["LOCAL_WORLD_SIZE"]))
         if torch.cuda.is_available():
             self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)

@@ -1,0 +1,117 @@
+"""Several processes for one command: `launch.processes=N` starts them here; torchrun and SLURM start them from outside.
+
+Nothing heavy is imported before processes are started: a configuration that cannot work is answered first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from m4train.config import Config
+from m4train.errors import ConfigError, TrainingError
+
+_FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+def launched() -> bool:
+    """Whether this process was started as one of a group, by this module, torchrun or a SLURM script."""
+    return "WORLD_SIZE" in os.environ
+
+
+def starts_processes(config: Config) -> bool:
+    """Whether this process has to start those of launch.processes; one that was launched itself is one of them."""
+    return not launched() and (config.launch.processes or 1) > 1
+
+
+def check_launched(config: Config) -> None:
+    """Refuses, in every process that was launched, what does not fit the group it belongs to.
+
+    Raises ConfigError for several processes under engine=single, and for another number of them than launch.processes.
+    """
+    if not launched():
+        return
+    world_size = int(os.environ["WORLD_SIZE"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if world_size > 1 and config.engine.name == "single":
+        raise ConfigError(
+            f"engine.name is single, but {world_size} processes were started, each of which would train the whole run: "
+            "choose engine=ddp, fsdp2 or zero1 to zero3, or start one process."
+        )
+    if config.launch.processes not in (None, here):
+        raise ConfigError(
+            f"launch.processes is {config.launch.processes}, but {here} processes were started on this machine: "
+            "leave launch.processes out where torchrun or SLURM starts them."
+        )
+
+
+def check_devices(processes: int) -> None:
+    """Raises ConfigError where this machine has GPUs, but fewer than `processes`."""
+    import torch
+
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise ConfigError(
+            f"{processes} processes on this machine, but it has {torch.cuda.device_count()} GPUs, and every process needs "
+            "one of its own: lower launch.processes (or --nproc_per_node), or set CUDA_VISIBLE_DEVICES= to train on the CPU."
+        )
+
+
+def launch(arguments: list[str], processes: int) -> int:
+    """Runs `m4train ARGUMENTS` on `processes` processes of this machine through torch's elastic launcher; returns 0.
+
+    SIGINT, SIGTERM and SIGUSR1 are passed on, and the processes decide what they mean. Where one fails, the others are
+    ended. Raises TrainingError that names the first to fail, or ConfigError where it refused the configuration.
+    """
+    check_devices(processes)
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the error below says it once
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        run_id=f"m4train-{os.getpid()}",
+        max_restarts=0,
+        signals_to_handle="SIGHUP,SIGQUIT",  # the others are passed on, so that the run ends with a checkpoint
+    )
+    with _signals_passed_on():
+        try:
+            elastic_launch(settings, sys.executable)("-m", "m4train", *arguments)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            raise _explain(rank, failure.exitcode) from error
+    return 0
+
+
+def _explain(rank: int, code: int) -> ConfigError | TrainingError:
+    if code == 2:
+        return ConfigError(f"process {rank} refused to start; the reason is above.")
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return TrainingError(f"process {rank} {how} and the others were stopped; the same command continues the run.")
+
+
+@contextmanager
+def _signals_passed_on() -> Iterator[None]:
+    """Sends what this process is asked to the processes it started, which are in sessions of their own."""
+    import psutil
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

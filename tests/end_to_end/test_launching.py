@@ -1,0 +1,76 @@
+"""Two processes, started by `launch.processes` and by torchrun, train what one process trains."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.end_to_end.conftest import small_run
+
+pytestmark = pytest.mark.slow
+STEPS = 4
+TRAIN = ["-m", "m4train", "train"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+
+
+def _start(digits_root, folder, command, *overrides):
+    arguments = [*small_run(digits_root, folder), f"trainer.max_steps={STEPS}", *overrides]
+    return subprocess.Popen(
+        [*command, *TRAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
+    )
+
+
+def _losses(folder):
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["loss"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def expected(digits_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    run = _start(digits_root, folder, [sys.executable])
+    assert run.wait(timeout=240) == 0, run.stderr.read()
+    return _losses(folder)
+
+
+def _clean(run):
+    output, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "terminate called" not in errors
+    return output
+
+
+def test_torchrun(digits_root, expected, tmp_path):
+    _clean(_start(digits_root, tmp_path, TORCHRUN, "engine=ddp"))
+    assert _losses(tmp_path) == pytest.approx(expected, rel=1e-5)
+
+
+def test_launch_processes_stops_on_a_signal_and_continues(digits_root, expected, tmp_path):
+    """The signal reaches the launcher alone; the run ends with a checkpoint, and the same command finishes it."""
+    two = ("engine=ddp", "launch.processes=2")
+    run = _start(digits_root, tmp_path, [sys.executable], *two)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and metrics.stat().st_size) and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGTERM)
+    _clean(run)
+    stopped = len(_losses(tmp_path))
+    assert (tmp_path / "run" / "checkpoints" / f"step-{stopped:06d}").is_dir()
+    _clean(_start(digits_root, tmp_path, [sys.executable], *two))
+    assert _losses(tmp_path) == pytest.approx(expected, rel=1e-5)
+    assert _clean(_start(digits_root, tmp_path, [sys.executable], *two)).count("trained already") == 1
+
+
+def test_what_cannot_work_is_said_in_a_sentence(digits_root, tmp_path):
+    run = _start(digits_root, tmp_path, TORCHRUN)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode != 0
+    assert "engine.name is single, but 2 processes were started" in errors
+    run = _start(digits_root, tmp_path, [sys.executable], "engine=ddp", "launch.processes=2", "optimizer.lr=-1")
+    assert run.wait(timeout=60) == 2

@@ -1,0 +1,45 @@
+"""What is refused before processes are started, or in each of them."""
+
+import pytest
+import torch
+
+from m4train.compose import load_config
+from m4train.errors import ConfigError
+from m4train.launching import check_devices, check_launched, starts_processes
+
+DIGITS = "experiment=digits_pretrain"
+
+
+@pytest.fixture(autouse=True)
+def _not_launched(monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_several_processes_need_an_engine_for_them():
+    with pytest.raises(ConfigError, match=r"launch\.processes is 2, but engine\.name is single.*engine=ddp"):
+        load_config([DIGITS, "launch.processes=2"])
+    with pytest.raises(ConfigError, match=r"launch\.processes is 0"):
+        load_config([DIGITS, "engine=ddp", "launch.processes=0"])
+    assert starts_processes(load_config([DIGITS, "engine=ddp", "launch.processes=2"]))
+    assert not starts_processes(load_config([DIGITS, "launch.processes=1"]))
+
+
+def test_processes_started_from_outside_must_fit_the_configuration(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"engine\.name is single, but 4 processes were started"):
+        check_launched(load_config([DIGITS]))
+    with pytest.raises(ConfigError, match=r"launch\.processes is 4, but 2 processes were started on this machine"):
+        check_launched(load_config([DIGITS, "engine=ddp", "launch.processes=4"]))
+    here = load_config([DIGITS, "engine=ddp", "launch.processes=2"])
+    check_launched(here)
+    assert not starts_processes(here)
+
+
+def test_every_process_needs_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_devices(1)
+    with pytest.raises(ConfigError, match=r"2 processes on this machine, but it has 1 GPUs.*launch\.processes"):
+        check_devices(2)
