@@ -130,20 +130,34 @@ def build_model(config: Config, processor: Any) -> torch.nn.Module:
             f"The tokenizer has {len(processor.tokenizer)} entries but the model {rows} embeddings: "
             "use the tokenizer that belongs to the model."
         )
+    model.generation_config = generation_config(model, processor)
+    equip(model, config)
+    return model
+
+
+def equip(model: Any, config: Config) -> None:
+    """Gives a plain model what training adds to it: rows of new tokens apart, adapters, and what is frozen."""
     if config.freeze.new_rows_from is not None:
         model.split_token_rows(config.freeze.new_rows_from)
     torch.manual_seed(config.seed)  # adapters draw their first weights from the global generator
     apply_adapters(model, config.adapter)
     apply_freezing(model, config.freeze)
-    return model
 
 
 def _fresh_model(kind: Any, config: Config, processor: Any) -> Any:
     model = kind(build_architecture(config, processor))
     model.init_weights(torch.Generator().manual_seed(config.seed))
-    stops = [token for token in (processor.eos_id, processor.end_of_utterance_id) if token is not None]
-    model.generation_config = {**_special_ids(processor), "eos_token_id": stops}
     return model
+
+
+def generation_config(model: Any, processor: Any) -> dict[str, Any]:
+    """What generation_config.json says: that of the model it started from, ended by a turn's end as well as a text's."""
+    stated = model.generation_config.get("eos_token_id")
+    stated = stated if isinstance(stated, list) else [stated]
+    turn_end = processor.end_of_utterance_id
+    own = [processor.eos_id, None if turn_end == processor.tokenizer.unk_token_id else turn_end]
+    stops = [id for id in (*stated, *own) if id is not None]
+    return {**_special_ids(processor), **model.generation_config, "eos_token_id": list(dict.fromkeys(stops))}
 
 
 @dataclass(frozen=True)
@@ -162,7 +176,7 @@ def build_data(config: Config, processor: Any, rank: int, world_size: int) -> Ru
     data, micro = config.data, config.trainer.micro_batch_size
     sources = build_sources(data.sources, data, processor)
     validation = build_sources(data.validation, data, processor)
-    plan = Plan(sources, data, config.seed, config.trainer.global_batch_size)
+    plan = Plan(sources, data, config.seed, config.trainer.global_batch_size, config.trainer.batch_ramp)
     quarantine = Quarantine(Path(config.run_dir) / "quarantine.jsonl", data.max_bad_fraction)
     layout = FAMILIES[config.model.family].layout(build_architecture(config, processor), processor)
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro_batch_size": micro, "layout": layout}

@@ -68,6 +68,7 @@ class SourceConfig:
     path: str = ""  # shards: a path, a glob, or a brace pattern
     format: str = "canonical"  # how they are laid out, see m4train.data.sources.registry
     weight: float = 1.0  # share of the samples drawn from this source
+    loss_weight: float = 1.0  # of each of its loss tokens against those of other sources
     loss: str = "auto"  # auto: every text token of documents, assistant answers of conversations; or: all, last_turn
     epochs: int | None = None  # passes before the source leaves the mixture; null: data.epochs
     documents: DocumentOptions = field(default_factory=DocumentOptions)
@@ -190,10 +191,20 @@ class ScheduleConfig:
 
 
 @dataclass
+class BatchRampConfig:
+    """Fewer packs per optimizer step at the start, up to trainer.global_batch_size."""
+
+    start: int | None = None  # packs of step 1; null: global_batch_size from the start
+    increment: int = 0  # packs added ...
+    steps: int = 0  # ... every so many steps
+
+
+@dataclass
 class TrainerConfig:
     max_steps: int = 1000
     global_batch_size: int = 8  # packs per optimizer step, over all ranks
     micro_batch_size: int = 8  # packs per forward pass of one rank
+    batch_ramp: BatchRampConfig = field(default_factory=BatchRampConfig)
     precision: str = "bf16"  # fp32, bf16
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from m4train.config import (
     ADAPTERS,
     ENGINES,
@@ -9,9 +11,11 @@ from m4train.config import (
     MODEL_FAMILIES,
     OPTIMIZERS,
     SCHEDULES,
+    BatchRampConfig,
     Config,
     DataConfig,
     EngineConfig,
+    ExportConfig,
 )
 from m4train.errors import ConfigError
 
@@ -87,9 +91,33 @@ def _check_data(data: DataConfig) -> None:
             )
             _one_of(f"{key}.loss", source.loss, ("auto", "all", "last_turn"))
             _require(
+                source.loss_weight > 0,
+                f"{key}.loss_weight is {source.loss_weight}, but must be above 0; remove the source to leave it out.",
+            )
+            _require(
+                group == "sources" or source.loss_weight == 1,
+                f"{key}.loss_weight is {source.loss_weight}, but held-out losses are not weighted: remove it.",
+            )
+            _require(
                 source.weight > 0,
                 f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
             )
+
+
+def _check_batch_ramp(ramp: BatchRampConfig, size: int) -> None:
+    key = "trainer.batch_ramp"
+    if ramp.start is None:
+        _require(
+            ramp.increment == ramp.steps == 0,
+            f"{key}.start is null, but increment is {ramp.increment} and steps is {ramp.steps}: set {key}.start to the packs of step 1.",
+        )
+        return
+    for name, value in (("start", ramp.start), ("increment", ramp.increment), ("steps", ramp.steps)):
+        _at_least(f"{key}.{name}", value, 1)
+    _require(
+        ramp.start < size,
+        f"{key}.start is {ramp.start}, but must be below trainer.global_batch_size ({size}), where the ramp ends.",
+    )
 
 
 def _check_engine(engine: EngineConfig) -> None:
@@ -161,6 +189,7 @@ def _check_training(config: Config) -> None:
         "max_skipped_in_a_row",
     ):
         _at_least(f"trainer.{key}", getattr(trainer, key), 1)
+    _check_batch_ramp(trainer.batch_ramp, trainer.global_batch_size)
     _at_least("trainer.eval_every", trainer.eval_every, 0)
     if trainer.stop_after is not None:
         _at_least("trainer.stop_after", trainer.stop_after, 1)
@@ -206,3 +235,25 @@ def _check_training(config: Config) -> None:
         "adapter.targets.text=[q_proj,v_proj].",
     )
     _one_of("logging.wandb", config.logging.wandb, ("offline", "online", "disabled"))
+    _check_export(config.export)
+
+
+def _check_export(export: ExportConfig) -> None:
+    _require(
+        export.dtype in (None, "fp32", "bf16"), f"export.dtype is {export.dtype!r}, but must be fp32, bf16 or null."
+    )
+    _one_of("export.adapters", export.adapters, ("merge", "apart"))
+    _one_of("export.base", export.base, ("trained", "original"))
+    _require(
+        export.adapters == "merge" or export.base == "trained",
+        "export.base is original, but export.adapters is apart: nothing is merged; leave export.base out.",
+    )
+    size_in_bytes("export.max_shard_size", export.max_shard_size)
+
+
+def size_in_bytes(key: str, text: str) -> int:
+    """Bytes of a size such as 5GB or 300MB. Raises ConfigError naming `key`."""
+    match = re.fullmatch(r"([1-9]\d*) ?([KMGT]?)B", text.strip().upper())
+    if match is None:
+        raise ConfigError(f"{key} is {text!r}, but must be a size such as 5GB or 300MB.")
+    return int(match[1]) * 1000 ** "KMGT".index(match[2]) * 1000 if match[2] else int(match[1])

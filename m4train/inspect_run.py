@@ -77,7 +77,8 @@ def _processor(config: Config) -> Any:
 
 def _plan(config: Config, processor: Any) -> Plan:
     sources = build_sources(config.data.sources, config.data, processor)
-    return Plan(sources, config.data, config.seed, config.trainer.global_batch_size)
+    trainer = config.trainer
+    return Plan(sources, config.data, config.seed, trainer.global_batch_size, trainer.batch_ramp)
 
 
 def _show(report: dict[str, Any], tables: list[Any], as_json: bool) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from m4train.config import CostConfig, DataConfig
+from m4train.config import BatchRampConfig, CostConfig, DataConfig
 from m4train.data.mixture import Shares, check_mixture, weights_at
 from m4train.data.packing import Packer, Unit
 from m4train.data.source import Source
@@ -52,13 +52,29 @@ class StepPlan:
     state: dict[str, Any]
 
 
+def packs_at(step: int, global_batch_size: int, ramp: BatchRampConfig) -> int:
+    """Packs of optimizer step `step`, counted from 1: a function of the step alone, so that a resumed run goes on alike."""
+    if ramp.start is None:
+        return global_batch_size
+    return min(global_batch_size, ramp.start + ramp.increment * ((step - 1) // ramp.steps))
+
+
 class Plan:
-    """The steps of a run, each of `global_batch_size` packs. Picklable; computes nothing before `steps` is iterated.
+    """The steps of a run, each of `global_batch_size` packs, or fewer while `batch_ramp` lasts.
+
+    Picklable; computes nothing before `steps` is iterated.
 
     Raises ConfigError for a mixture that cannot work.
     """
 
-    def __init__(self, sources: Sequence[Source], data: DataConfig, seed: int, global_batch_size: int) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        data: DataConfig,
+        seed: int,
+        global_batch_size: int,
+        batch_ramp: BatchRampConfig = BatchRampConfig(),
+    ) -> None:
         if not sources:
             raise ConfigError("data.sources is empty: name at least one source with a path.")
         check_mixture(sources, data.mixture)
@@ -66,13 +82,20 @@ class Plan:
         self.data = data
         self.seed = seed
         self.global_batch_size = global_batch_size
+        self.batch_ramp = batch_ramp
 
     def fingerprint(self) -> str:
         """Names everything the sequence of packs depends on; a state is only good for the plan that made it."""
         data = self.data
         settings: list[Any] = [data.sequence_length, data.images_per_pack, data.packing_pool]
         settings += [data.long_documents, data.shuffle, data.shuffle_window, data.epochs, asdict(data.mixture)]
-        sources = [[source.name, source.config.weight, source.index.digest()] for source in self.sources]
+        if self.batch_ramp.start is not None:
+            settings.append(asdict(self.batch_ramp))
+        sources = [
+            [source.name, source.config.weight, source.config.epochs, source.config.images.scaled_decode]
+            + [source.index.digest()]
+            for source in self.sources
+        ]
         described = json.dumps([self.seed, self.global_batch_size, settings, sources])
         return hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
 
@@ -108,7 +131,7 @@ class _Cursor:
 
     def next_step(self) -> StepPlan | None:
         """The next step; the last one of a finite plan may have fewer packs."""
-        size = self._plan.global_batch_size
+        size = packs_at(self._step + 1, self._plan.global_batch_size, self._plan.batch_ramp)
         if self._step and self._step + 1 in self._changes:
             self._shares.restart(weights_at(self._step + 1, self._plan.sources, self._plan.data.mixture))
         dropped: list[Dropped] = []

@@ -44,27 +44,27 @@ def reseed(seed: int, step: int, rank: int) -> None:
 def run_micro_batches(
     engine: Engine,
     micro_batches: Sequence[PackedBatch],
-    loss_tokens: int,
+    total: float,
     z_loss: float,
     sums: StepSums | None,
+    weigh: Callable[[PackedBatch], PackedBatch] = lambda batch: batch,
     entering: Callable[[str, PackedBatch], None] = lambda stage, batch: None,
 ) -> None:
     """Forward and backward of all micro-batches of this rank.
 
-    The gradient is that of (sum of losses) / `loss_tokens`, the number of loss tokens of the whole optimizer step over
-    all ranks. `entering("forward" or "backward", batch)` is called before each. Raises TrainingError for a step without micro-batches: ranks must run the same number of them.
+    The gradient is that of (sum of losses) / `total`, the number (or the weight) of the loss tokens of the whole optimizer
+    step over all ranks. `entering("forward" or "backward", batch)` is called before each. Raises TrainingError for a step without micro-batches: ranks must run the same number of them.
     """
     if not micro_batches:
         raise TrainingError(
             "An optimizer step has no micro-batch on this rank; a short rank must get one of weight zero."
         )
-    scale = 1.0 / max(1, loss_tokens)
     for number, batch in enumerate(on_device(micro_batches, engine.device)):
         last = number == len(micro_batches) - 1
         with engine.accumulation(last):
             entering("forward", batch)
-            output = engine.forward(batch, z_loss)
+            output = engine.forward(weigh(batch), z_loss)
             entering("backward", batch)
-            engine.backward(output.loss * scale, last)
+            engine.backward(output.loss / total, last)
         if sums is not None:
             sums.add(batch, output.token_losses)

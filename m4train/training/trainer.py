@@ -18,6 +18,7 @@ from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoint import load_checkpoint, save_checkpoint, versions
 from m4train.training.engines.base import Engine, Update
 from m4train.training.heartbeat import Heartbeat
+from m4train.training.loss_weights import LossWeights
 from m4train.training.metrics import StepSums, real_tokens
 from m4train.training.model_protocol import Step
 from m4train.training.neftune import EmbeddingNoise
@@ -83,6 +84,7 @@ class Trainer:
         self._stops = StopRequests(self.run_dir, config.trainer.max_hours)
         self.heart = Heartbeat(self.run_dir, engine.rank, engine.world_size, config.trainer.hang_timeout)
         self._noise: EmbeddingNoise | None = None
+        self._weights = LossWeights({name: source.loss_weight for name, source in config.data.sources.items()})
 
     def train(self) -> TrainResult:
         """Runs until the first of max_steps, stop_after, a signal, the stop file, max_hours, or the end of the data.
@@ -140,11 +142,11 @@ class Trainer:
         window, batches = _Window(), iter(self.loader)
         while (reason := self._limit()) is None:
             batch = self._fetch(batches, window)
-            loss_tokens, reason = self._agree(batch)
+            total, reason = self._agree(batch)
             if reason is not None:
                 break
             assert batch is not None  # end_of_data was agreed otherwise
-            metrics = self._run(batch, loss_tokens, window)
+            metrics = self._run(batch, total, window)
             if metrics is not None:
                 window = _Window()
             for callback in self.callbacks:
@@ -169,20 +171,22 @@ class Trainer:
         window.waited += time.perf_counter() - before
         return batch
 
-    def _agree(self, batch: Step | None) -> tuple[int, str | None]:
-        """Loss tokens of the whole step, and the reason to stop where any rank has one, in one host-side reduction."""
-        local = sum(micro.loss_tokens for micro in batch.micro_batches) if batch else 0
+    def _agree(self, batch: Step | None) -> tuple[float, str | None]:
+        """What the losses of the whole step are divided by, and the reason to stop where any rank has one, in one
+        host-side reduction."""
+        mine = self._weights.counts(batch.micro_batches if batch else [])
         micro_batches = len(batch.micro_batches) if batch else 0
         flags = [batch is None, self._stops.signalled(), self._stops.file_present(), self._stops.out_of_time()]
-        loss_tokens, total, *raised = self.engine.agree([local, micro_batches, *flags])
+        total, *agreed = self.engine.agree([micro_batches, *flags, *mine])
+        raised, counts = agreed[: len(flags)], agreed[len(flags) :]
         reason = next((name for name, flag in zip(_AGREED, raised, strict=True) if flag), None)
         if reason is None and total != micro_batches * self.engine.world_size:
             raise TrainingError(
                 f"Rank {self.engine.rank} has {micro_batches} micro-batches in step {self.step + 1}, others not."
             )
-        return loss_tokens, reason
+        return self._weights.total(counts), reason
 
-    def _run(self, batch: Step, loss_tokens: int, window: _Window) -> dict[str, Any] | None:
+    def _run(self, batch: Step, total: float, window: _Window) -> dict[str, Any] | None:
         """One optimizer step; returns its metrics where it is logged."""
         step = self.step + 1
         reseed(self.config.seed, step, self.engine.rank)
@@ -192,7 +196,8 @@ class Trainer:
             self._rehearse(batch)
             window.started = time.perf_counter()
         z_loss = self.config.model.z_loss
-        run_micro_batches(self.engine, batch.micro_batches, loss_tokens, z_loss, sums, self._entering)
+        weigh = self._weights.weighted
+        run_micro_batches(self.engine, batch.micro_batches, total, z_loss, sums, weigh, self._entering)
         if step == self._first_step and not self.config.trainer.worst_batch_first:
             self._check_gradients()
         self.heart.beat("update", step)
@@ -225,7 +230,7 @@ class Trainer:
         data, packs = self.config.data, self.config.trainer.micro_batch_size
         worst = worst_batch(batch.micro_batches[0], data.sequence_length * packs, data.images_per_pack * packs)
         self.heart.beat("worst batch", self.step + 1, worst)
-        worst = worst.to(self.engine.device)
+        worst = self._weights.weighted(worst.to(self.engine.device))
         with self.engine.accumulation(True):
             loss = self.engine.forward(worst, self.config.model.z_loss).loss
             self.engine.backward(loss * float("nan"), True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from m4train.config import AdapterConfig, Config, FreezeConfig, FreezeRule
+from m4train.config import AdapterConfig, BatchRampConfig, Config, FreezeConfig, FreezeRule
 from m4train.training.adapters import apply_adapters
 from m4train.training.engines import make_engine
 from m4train.training.freezing import apply_freezing
@@ -26,6 +26,9 @@ from tests.helpers.training import (
     make_trainer,
     read_metrics,
 )
+
+
+FLAGS = ("tied", "recompute", "frozen", "rows", "offload", "nodes", "weighted", "ramp")
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,14 @@ class Case:
     adapter: str = "none"
     offload: bool = False
     nodes: bool = False
+    rows: bool = False  # the rows of new tokens train, beside what the adapter or `frozen` leave
+    weighted: bool = False  # loss weights per source
+    ramp: bool = False  # two packs at first, three more every four steps
     steps: int = 20
 
     @property
     def name(self) -> str:
-        flags = [key for key in ("tied", "recompute", "frozen", "offload", "nodes") if getattr(self, key)]
+        flags = [key for key in FLAGS if getattr(self, key)]
         adapter = [] if self.adapter == "none" else [self.adapter]
         return "-".join([self.engine, self.model, f"p{self.packs}", f"m{self.micro}", *flags, *adapter])
 
@@ -82,9 +88,18 @@ def build(case: Case, run_dir: str) -> tuple[Config, nn.Module, Shape]:
     # Some gradients are zero but for rounding (the bias of attention keys); Adam would make full steps of that noise.
     config.optimizer.lr, config.optimizer.eps = 3e-3, 1e-6
     model, shape = _model(case)
+    if case.weighted:
+        config.data.sources["web"].loss_weight, config.data.sources["chat"].loss_weight = 0.5, 3.0
+    if case.ramp:
+        config.trainer.batch_ramp = BatchRampConfig(start=2, increment=3, steps=4)
+    joins = [FreezeRule(part=part, trainable=True) for part in ("connector", *(["new_tokens"] if case.rows else []))]
+    if case.rows and case.model != "idefics":  # Idefics has rows of their own
+        model.split_token_rows(60)
     if case.adapter != "none":
         config.adapter = AdapterConfig(kind=case.adapter, rank=4, targets={"text": ["q_proj"], "vision": ["q_proj"]})
-        config.freeze = FreezeConfig([FreezeRule(part="connector", trainable=True)])
+        config.freeze = FreezeConfig(joins)
+    elif case.rows:
+        config.freeze = FreezeConfig([FreezeRule(), *joins])
     elif case.frozen:
         config.freeze = FreezeConfig([FreezeRule(part="vision"), FreezeRule(names=["*layers.0.*"], part="text")])
     else:
@@ -134,8 +149,9 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "packs": (6, 7),  # 7 does not divide by 2, neither by 4
     "micro": (1, 2, 8),
     "recompute": (False, True),
-    "train": ("all", "frozen", "lora", "dora"),
+    "train": ("all", "frozen", "lora", "dora", "rows"),
     "offload": (False, True),
+    "extra": ("", "weighted", "ramp"),
 }
 
 
@@ -149,7 +165,10 @@ def _make(values: dict[str, Any]) -> tuple[int, Case]:
         micro=values["micro"],
         recompute=values["recompute"],
         frozen=train == "frozen",
-        adapter=train if train in ("lora", "dora") else "none",
+        rows=train == "rows" and values["model"] != "tiny",
+        adapter={"dora": "dora", "lora": "lora", "rows": "lora"}.get(train, "none"),
+        weighted=values["extra"] == "weighted",
+        ramp=values["extra"] == "ramp",
         offload=values["offload"] and values["engine"] != "ddp",
     )
     return values["world"], case
@@ -175,7 +194,7 @@ def pairwise() -> list[tuple[int, Case]]:
     missing = {((a, x), (b, y)) for a, b in itertools.combinations(keys, 2) for x in FACTORS[a] for y in FACTORS[b]}
     generator, chosen = random.Random(0), []
     while missing:
-        candidates = [{key: generator.choice(values) for key, values in FACTORS.items()} for _ in range(200)]
+        candidates = [{key: generator.choice(values) for key, values in FACTORS.items()} for _ in range(1000)]
         best = max(candidates, key=lambda row: len(_pairs(row) & missing))
         missing -= _pairs(best)
         chosen.append(_make(best))

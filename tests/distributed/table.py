@@ -10,7 +10,7 @@ import sys
 from functools import cache
 from typing import Any
 
-from tests.distributed.cases import Case, full, pairwise, run_case, run_cases
+from tests.distributed.cases import FLAGS, Case, full, pairwise, run_case, run_cases
 from tests.helpers.distributed import run_distributed
 
 PER_START = 16
@@ -41,7 +41,7 @@ def main() -> None:
 
 def _row(world: int, case: Case, got: list[dict[str, Any]]) -> str:
     expected = _reference(case.reference)
-    flags = [name for name in ("tied", "recompute", "frozen", "offload") if getattr(case, name)]
+    flags = [name for name in FLAGS if getattr(case, name)]
     flags += [] if case.adapter == "none" else [case.adapter]
     loss, norm = (_largest(expected, got, key) for key in ("loss", "grad_norm"))
     return (

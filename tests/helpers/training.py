@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m4train.batch import CrossSegments, DocumentRecord, PackedBatch, PackedImages, PackedOutput, Segments
-from m4train.config import Config, SourceConfig
+from m4train.config import BatchRampConfig, Config, SourceConfig
+from m4train.data.plan import packs_at
 from m4train.positions import patch_position_ids
 from m4train.training.callbacks import default_callbacks
 from m4train.training.engines import make_engine
@@ -255,17 +256,19 @@ class FakeLoader:
         steps: int | None = None,
         seed: int = 0,
         shape: Shape = Shape(),
+        ramp: BatchRampConfig = BatchRampConfig(),
     ) -> None:
-        self.shape = shape
+        self.shape, self.ramp = shape, ramp
         self.packs, self.micro, self.rank, self.world_size, self.seed = packs, micro, rank, world_size, seed
         self.done = state["steps"] if state else 0
         self.steps = steps
 
     def __iter__(self) -> Iterator[FakeStep]:
         while self.steps is None or self.done < self.steps:
-            numbers = range(self.done * self.packs, (self.done + 1) * self.packs)
+            sizes = [packs_at(step, self.packs, self.ramp) for step in range(1, self.done + 2)]
+            numbers = range(sum(sizes[:-1]), sum(sizes))
             mine = [make_pack(n, self.seed, self.shape)[0] for n in list(numbers)[self.rank :: self.world_size]]
-            most = -(-self.packs // self.world_size)
+            most = -(-sizes[-1] // self.world_size)
             chunks = [mine[i : i + self.micro] for i in range(0, most, self.micro)]
             self.done += 1
             yield FakeStep(self.done, [join(chunk, self.shape) for chunk in chunks], {"steps": self.done})
@@ -306,6 +309,7 @@ def make_trainer(
         state=point.plan if point else None,
         steps=options.pop("steps", None),
         shape=shape,
+        ramp=config.trainer.batch_ramp,
     )
     validation = options.pop(
         "validation", lambda: FakeLoader(6, 2, engine.rank, engine.world_size, steps=1, seed=7, shape=shape)
