@@ -19,7 +19,8 @@ import numpy as np
 
 from m4train.data.arrays import read_arrays
 from m4train.data.sources.base import Member
-from m4train.errors import StaleIndexError
+from m4train.data.storage import is_remote
+from m4train.errors import ConfigError, StaleIndexError
 
 VERSION = 3
 PIECE_KINDS = ("template", "document", "user", "system", "assistant", "image")
@@ -29,8 +30,13 @@ IMAGE_KIND = PIECE_KINDS.index("image")
 def index_path(shard: str, index_dir: str | None) -> Path:
     """Where the index of a shard lies: beside it, or in `index_dir` under a name that is unique to its full path."""
     if index_dir is None:
+        if is_remote(shard):
+            raise ConfigError(
+                f"data.index_dir is null, but {shard} lies in an object store: name a folder for its index."
+            )
         return Path(f"{shard}.index")
-    unique = hashlib.blake2b(os.path.abspath(shard).encode(), digest_size=6).hexdigest()
+    full = shard if is_remote(shard) else os.path.abspath(shard)
+    unique = hashlib.blake2b(full.encode(), digest_size=6).hexdigest()
     return Path(index_dir) / f"{os.path.basename(shard)}-{unique}.index"
 
 

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +18,14 @@ import numpy as np
 from m4train.data.arrays import read_arrays, write_arrays
 from m4train.data.index import PIECE_KINDS, VERSION, Pieces, ShardIndex, index_path, tokens_path
 from m4train.data.rendering import image_size_pieces, render
-from m4train.data.sources.base import FileReader, Member, ShardFormat
+from m4train.data.sources.base import Member, ShardFormat
+from m4train.data.storage import FileReader, is_remote, stamp, stamps
 from m4train.errors import BadSample, DataError, StaleIndexError
 
 _LOG = logging.getLogger(__name__)
 _INLINE_BYTES = 256 << 20  # fewer bytes are indexed sooner here than in new processes
+_REMOTE_BYTES = 256 << 20  # more bytes in an object store are not fetched for an index without being asked to
+_READ_AHEAD = 8 << 20
 _STRUCTURE_TYPES: dict[str, Any] = {"offsets": np.int64, "sizes": np.int64, "hashes": np.uint64}
 _STRUCTURE_TYPES |= dict.fromkeys(("widths", "heights", "parts"), np.int32)
 
@@ -42,7 +45,7 @@ def build_index(
     """
     jobs = [(shard, shard_format, processor, index_dir) for shard in shards]
     workers = min(workers or os.cpu_count() or 1, len(jobs))
-    if workers < 2 or sum(os.path.getsize(shard) for shard in shards) < _INLINE_BYTES:
+    if workers < 2 or sum(size for size, _ in stamps(shards).values()) < _INLINE_BYTES:
         for done, job in enumerate(jobs, 1):
             _build_shard(*job)
             if progress is not None:
@@ -63,16 +66,15 @@ def open_index(
     Raises StaleIndexError above that: many processes of a job should not each wait for a long build.
     """
     fingerprint = processor.fingerprint()
-    stale = {shard: why for shard in shards if (why := _staleness(shard, shard_format, index_dir, fingerprint))}
+    found = stamps(shards)
+    stale = {s: why for s in shards if (why := _staleness(s, found[s], shard_format, index_dir, fingerprint))}
     if stale:
-        samples = 0
-        for shard in stale:
-            samples += shard_format.count(shard, auto_limit - samples)
-            if samples > auto_limit:
-                raise StaleIndexError(
-                    f"{len(stale)} of {len(shards)} shards need indexing (first: {next(iter(stale))}, {next(iter(stale.values()))}) "
-                    f"and hold more than data.auto_index_limit={auto_limit} samples: run `m4train data index` with the same settings first."
-                )
+        above = _too_large({shard: found[shard][0] for shard in stale}, shard_format, auto_limit)
+        if above is not None:
+            raise StaleIndexError(
+                f"{len(stale)} of {len(shards)} shards need indexing (first: {next(iter(stale))}, {next(iter(stale.values()))}) "
+                f"and hold more than {above}: run `m4train data index` with the same settings first."
+            )
         build_index(list(stale), shard_format, processor, index_dir)
     opened = [ShardIndex(shard, index_dir, fingerprint) for shard in shards]
     for index in opened:
@@ -84,11 +86,25 @@ def open_index(
     return opened
 
 
-def _staleness(shard: str, shard_format: ShardFormat, index_dir: str | None, fingerprint: str) -> str | None:
-    """Why a shard must be indexed, or None."""
+def _too_large(shards: Mapping[str, int], shard_format: ShardFormat, auto_limit: int) -> str | None:
+    """What shards of these sizes in bytes hold more of than is indexed on first use; None where they do not."""
+    if sum(size for shard, size in shards.items() if is_remote(shard)) > _REMOTE_BYTES:
+        return f"{_REMOTE_BYTES >> 20} MiB in an object store"
+    samples, files = 0, FileReader()
+    for shard in shards:
+        samples += 0 if is_remote(shard) else shard_format.count(files, shard, auto_limit - samples)
+        if samples > auto_limit:
+            return f"data.auto_index_limit={auto_limit} samples"
+    return None
+
+
+def _staleness(
+    shard: str, found: list[Any], shard_format: ShardFormat, index_dir: str | None, fingerprint: str
+) -> str | None:
+    """Why a shard with the stamp `found` must be indexed, or None."""
     try:
         meta, _ = read_arrays(index_path(shard, index_dir))
-        if meta.get("version") != VERSION or _stamp(shard) != meta["stamp"]:
+        if meta.get("version") != VERSION or found != meta["stamp"]:
             return "the shard has changed since it was indexed"
         if meta["format"] != shard_format.name:
             return f"it was indexed as {meta['format']}"
@@ -102,56 +118,61 @@ def _staleness(shard: str, shard_format: ShardFormat, index_dir: str | None, fin
     return None
 
 
-def _stamp(shard: str) -> list[int]:
-    status = os.stat(shard)
-    return [status.st_size, status.st_mtime_ns]
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One builder at a time per shard; the others wait and then find it done."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 (closed below, after the lock)
-    except OSError as error:
-        raise DataError(
-            f"The index cannot be written to {path.parent} ({error}): set data.index_dir to a folder that can."
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    """One builder at a time per shard; the others wait and then find it done. The lock file goes with the lock."""
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "w")  # noqa: SIM115 (closed below, after the lock)
+        except OSError as error:
+            raise DataError(
+                f"The index cannot be written to {path.parent} ({error}): set data.index_dir to a folder that can."
+            ) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not lock.exists() or lock.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue  # whoever held it has removed it
+            try:
+                yield
+            finally:
+                lock.unlink()
+            return
 
 
 def _build_shard(shard: str, shard_format: ShardFormat, processor: Any, index_dir: str | None) -> None:
     path, fingerprint = index_path(shard, index_dir), processor.fingerprint()
     with _locked(path):
-        if _staleness(shard, shard_format, index_dir, fingerprint) is None:
+        found = stamp(shard)
+        if _staleness(shard, found, shard_format, index_dir, fingerprint) is None:
             return
+        files = FileReader(read_ahead=_READ_AHEAD)
         try:
             meta, parts = read_arrays(path)
             fresh = (meta.get("version"), meta.get("format")) == (VERSION, shard_format.name)
-            fresh = fresh and meta["stamp"] == _stamp(shard)
+            fresh = fresh and meta["stamp"] == found
         except (FileNotFoundError, StaleIndexError):
             fresh = False
         if not fresh:
-            meta, parts = _scan(shard, shard_format)
+            meta, parts = _scan(files, shard, shard_format)
             write_arrays(path, meta, parts)
-        token_meta, tokens = _count_tokens(shard, shard_format, processor, meta, parts)
+        token_meta, tokens = _count_tokens(files, shard, shard_format, processor, meta, parts)
         write_arrays(tokens_path(shard, index_dir, fingerprint), token_meta, tokens)
 
 
-def _scan(shard: str, shard_format: ShardFormat) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    stamp = _stamp(shard)
+def _scan(files: FileReader, shard: str, shard_format: ShardFormat) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    found = stamp(shard)
     keys, key_ends, member_ends, bad = bytearray(), [], [], {}
     rows: list[tuple[int, ...]] = []
-    for number, sample in enumerate(shard_format.scan(shard)):
+    for number, sample in enumerate(shard_format.scan(files, shard)):
         keys += sample.key.encode("utf-8")
         key_ends.append(len(keys))
         rows.extend((m.offset, m.size, m.hash, m.width, m.height, m.part) for m in sample.members)
         member_ends.append(len(rows))
         if sample.bad is not None:
             bad[str(number)] = sample.bad
-    if _stamp(shard) != stamp:
+    if stamp(shard) != found:
         raise DataError(f"{shard} changed while it was indexed: wait until it is written, then start again.")
     columns = list(zip(*rows)) or [()] * len(_STRUCTURE_TYPES)
     arrays = {name: np.array(column, kind) for (name, kind), column in zip(_STRUCTURE_TYPES.items(), columns)}
@@ -160,15 +181,19 @@ def _scan(shard: str, shard_format: ShardFormat) -> tuple[dict[str, Any], dict[s
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
         digest.update(arrays[name].tobytes())
-    meta = {"version": VERSION, "format": shard_format.name, "stamp": stamp, "bad": bad, "digest": digest.hexdigest()}
-    meta["blocks"] = shard_format.blocks(shard)
+    meta = {"version": VERSION, "format": shard_format.name, "stamp": found, "bad": bad, "digest": digest.hexdigest()}
+    meta["blocks"] = shard_format.blocks(files, shard)
     return meta, arrays
 
 
 def _count_tokens(
-    shard: str, shard_format: ShardFormat, processor: Any, meta: dict[str, Any], parts: dict[str, np.ndarray]
+    files: FileReader,
+    shard: str,
+    shard_format: ShardFormat,
+    processor: Any,
+    meta: dict[str, Any],
+    parts: dict[str, np.ndarray],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    files = FileReader()
     columns = [parts[name].tolist() for name in _STRUCTURE_TYPES]
     ends = parts["member_ends"].tolist()
     lengths, frames, piece_ends, pieces, bad = [], [], [], [], {}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import glob
 import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from tarfile import RECORDSIZE
 from types import TracebackType
 from typing import IO, Any
 
 from m4train.data.sample import dump_sample, sample_from_dict
+from m4train.data.storage import find_files
 from m4train.errors import BadSample, DataError
 
-_GLOB_CHARACTERS = frozenset("*?[")
 _BLOCK = 512
 _SIDECARS = (".index", ".tokens")  # the index lies beside its shard and is none
 
@@ -28,11 +28,8 @@ def expand_shards(pattern: str) -> list[str]:
 
     shards: list[str] = []
     for name in braceexpand.braceexpand(pattern):
-        name = os.path.expanduser(name)
-        found = [name]
-        if _GLOB_CHARACTERS & set(name):
-            found = sorted(path for path in glob.glob(name, recursive=True) if not path.endswith(_SIDECARS))
-        if not found or not all(os.path.isfile(path) for path in found):
+        found = [path for path in find_files(name) if not path.endswith(_SIDECARS)]
+        if not found:
             raise DataError(
                 f"No shard matches {name!r} (from {pattern!r}): write it first or correct the source's path."
             )
@@ -111,7 +108,11 @@ class ShardWriter:
 
     def _finish(self) -> None:
         assert self._stream is not None
+        end = self._tar.tarstream.offset
         self._tar.close()
+        # Not filled up to a multiple of the record size as other tools do, so that missing samples show: see tarfiles.
+        end += _BLOCK * (2 if (end + 2 * _BLOCK) % RECORDSIZE else 3)
+        self._stream.truncate(end)
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()

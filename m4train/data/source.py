@@ -13,8 +13,9 @@ from m4train.data.index import SourceIndex
 from m4train.data.index_build import build_index, open_index
 from m4train.data.sample import Sample
 from m4train.data.shards import expand_shards
-from m4train.data.sources.base import FileReader, ShardFormat
+from m4train.data.sources.base import ShardFormat
 from m4train.data.sources.registry import shard_format
+from m4train.data.storage import FileReader
 from m4train.errors import BadSample, ConfigError
 
 

@@ -16,8 +16,8 @@ from m4train.data.arrays import write_arrays
 from m4train.data.index import VERSION, ShardIndex, SourceIndex, index_path, tokens_path
 from m4train.data.shards import ShardWriter
 from m4train.data.source import Source, build_sources
-from m4train.data.sources.base import FileReader
 from m4train.data.sources.tar import CanonicalTar
+from m4train.data.storage import FileReader
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 
 SIDE = 16

@@ -17,10 +17,10 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "ass
 _PLACEHOLDER = re.compile(r"\n?<image>\n?")
 
 
-def question_answer_pairs(turns: Any, images: int) -> Sample:
-    """The Cauldron, FineVision, Docmatix, m4: `[{"user":, "assistant":, "source":}]`, all images before the first turn.
+def question_answer_pairs(turns: Any, images: Sequence[str]) -> Sample:
+    """The Cauldron, FineVision, Docmatix, m4: `[{"user":, "assistant":, "source":}]`, the images of these names before the first turn.
 
-    Images are named "0", "1" ... Raises BadSample.
+    Raises BadSample.
     """
     if not isinstance(turns, Sequence) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise BadSample("bad_json", "the turns must be a list of objects with `user` and `assistant`")
@@ -30,7 +30,7 @@ def question_answer_pairs(turns: Any, images: int) -> Sample:
             if not isinstance(turn.get(role), str):
                 raise BadSample("bad_json", f"a turn has no text for {role!r}")
             messages.append({"role": role, "content": [{"text": turn[role]}]})
-    messages[0]["content"] = [*({"image": str(number)} for number in range(images)), *messages[0]["content"]]
+    messages[0]["content"] = [*({"image": name} for name in images), *messages[0]["content"]]
     source = turns[0].get("source")
     return sample_from_dict({"messages": messages, "source": {"dataset": source} if source else {}})
 

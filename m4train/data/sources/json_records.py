@@ -1,4 +1,5 @@
-"""Conversations in JSON and JSONL files: LLaVA, ShareGPT and OpenAI messages, with images in files or as base64.
+"""Records in JSON and JSONL files: LLaVA, ShareGPT and OpenAI messages, and what parquet rows hold, with images in files or
+as base64.
 
 An image is a path relative to the JSON file's folder, or a data URL. Remote images are refused: fetch them first.
 """
@@ -9,16 +10,18 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from PIL import Image
 
 from m4train.data.sample import Sample
-from m4train.data.sources.base import FileReader, Member, ScannedSample, content_hash
-from m4train.data.sources.dialogues import dialogue
+from m4train.data.sources.base import Member, ScannedSample, content_hash
+from m4train.data.sources.records import image_member, record_sample, unchanged
 from m4train.data.sources.tar_layouts import from_base64
+from m4train.data.storage import FileReader, Range
 from m4train.errors import BadSample, DataError
-from m4train.processing.images import decode_image, read_image_info
+from m4train.processing.images import decode_image
 
 _SPACE = re.compile(r"[\s,]*")
 
@@ -28,32 +31,23 @@ class JsonRecords:
 
     name = "json"
 
-    def scan(self, path: str) -> Iterator[ScannedSample]:
-        for number, (offset, raw) in enumerate(_records(path)):
+    def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
+        for number, (offset, raw) in enumerate(_records(files, path)):
             key = str(number)
             try:
-                sample = dialogue(_parse(raw))
-                images = [self._image(path, name) for name in sample.images]
+                names = record_sample(_parse(raw)).images
+                images = [self._image(files, path, name, place) for place, name in enumerate(names)]
                 yield ScannedSample(key, (Member(offset, len(raw), content_hash(raw)), *images))
             except BadSample as error:
                 yield ScannedSample(key, bad=(error.reason, error.detail))
 
-    def count(self, path: str, limit: int) -> int:
-        total = 0
-        for _ in _records(path):
-            total += 1
-            if total > limit:
-                break
-        return total
+    def count(self, files: FileReader, path: str, limit: int) -> int:
+        return sum(1 for _ in islice(_records(files, path), limit + 1))
 
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
         text = members[0]
         raw = files.read(path, text.offset, text.size)
-        if content_hash(raw) != text.hash:
-            raise BadSample(
-                "damaged", f"the record at byte {text.offset} has other bytes than when the file was indexed"
-            )
-        return dialogue(_parse(raw))
+        return record_sample(_parse(unchanged(raw, text, f"the record at byte {text.offset}")))
 
     def images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
@@ -69,27 +63,27 @@ class JsonRecords:
         for number in wanted:
             member, name = members[1 + number], names[number]
             data = from_base64(name) if _embedded(name) else files.read(_beside(path, name), 0, member.size)
-            if content_hash(data) != member.hash:
-                raise BadSample("damaged", f"image {number} ({name[:80]}) has other bytes than when it was indexed")
-            found.append(data)
+            found.append(unchanged(data, member, f"image {number} ({name[:80]})"))
         return found
 
-    def blocks(self, path: str) -> None:
+    def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
+        """The records: where their images lie is said by them."""
+        return [(path, members[0].offset, members[0].size)]
+
+    def blocks(self, files: FileReader, path: str) -> None:
         return None
 
-    def _image(self, path: str, name: str) -> Member:
+    def _image(self, files: FileReader, path: str, name: str, number: int) -> Member:
         if re.match(r"[a-z0-9]+://", name):
-            raise BadSample("remote_image", f"{name[:80]} is not a local file: fetch the images before training")
+            raise BadSample("remote_image", f"image {number}, {name[:80]}, is a URL: fetch the images before training")
         if _embedded(name):
             data = from_base64(name)
         else:
             try:
-                with open(_beside(path, name), "rb") as file:
-                    data = file.read()
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                raise BadSample("missing_image", f"no file {_beside(path, name)}") from None
-        info = read_image_info(data)
-        return Member(0, len(data), content_hash(data), info.width, info.height)
+                data = files.read(_beside(path, name), 0, files.size(_beside(path, name)))
+            except (FileNotFoundError, NotADirectoryError):
+                raise BadSample("missing_image", f"image {number}: no file {_beside(path, name)}") from None
+        return image_member(data, number, size=len(data))
 
 
 def _embedded(name: str) -> bool:
@@ -107,9 +101,9 @@ def _parse(raw: bytes) -> Any:
         raise BadSample("bad_json", f"not JSON in UTF-8: {error}") from None
 
 
-def _records(path: str) -> Iterator[tuple[int, bytes]]:
+def _records(files: FileReader, path: str) -> Iterator[tuple[int, bytes]]:
     """Byte offset and bytes of every record."""
-    with open(path, "rb") as file:
+    with files.open(path) as file:
         start = file.read(64).lstrip()
         file.seek(0)
         if start.startswith(b"["):

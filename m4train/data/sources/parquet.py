@@ -6,22 +6,28 @@ Parquet is read by row group, so the plan orders samples within windows of row g
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 from PIL import Image
 
 from m4train.data.sample import Sample
-from m4train.data.sources.base import FileReader, Member, ScannedSample, content_hash
-from m4train.data.sources.dialogues import dialogue, question_answer_pairs
-from m4train.data.sources.tar_layouts import interleaved
+from m4train.data.sources.base import Member, ScannedSample
+from m4train.data.sources.records import (
+    IMAGE_COLUMNS,
+    TEXT_COLUMNS,
+    image_column,
+    image_member,
+    record_sample,
+    text_hash,
+    unchanged,
+)
+from m4train.data.storage import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError, DataError
-from m4train.processing.images import decode_image, read_image_info
+from m4train.processing.images import decode_image
 
-_IMAGE_COLUMNS = ("images", "image")
-_TEXT_COLUMNS = ("texts", "messages", "conversations")
 _KEPT = 4  # row groups per process
 
 
@@ -40,23 +46,22 @@ class ParquetRows:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
 
-    def scan(self, path: str) -> Iterator[ScannedSample]:
+    def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         number = 0
-        for group in range(len(self.blocks(path))):
-            for row, record in enumerate(self._group(path, group)):
+        for group in range(len(self.blocks(files, path))):
+            for row, record in enumerate(self._group(files, path, group)):
                 yield self._scan_row(str(number), group, row, record)
                 number += 1
 
-    def count(self, path: str, limit: int) -> int:
-        return sum(self.blocks(path))
+    def count(self, files: FileReader, path: str, limit: int) -> int:
+        return sum(self.blocks(files, path))
 
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
         text = members[0]
-        record = self._group(path, text.offset)[text.size]
-        if _text_hash(record) != text.hash:
-            raise BadSample(
-                "damaged", f"row {text.size} of row group {text.offset} has other text than when it was indexed"
-            )
+        record = self._group(files, path, text.offset)[text.size]
+        if text_hash(record) != text.hash:
+            detail = f"row {text.size} of row group {text.offset} has other text than when it was indexed"
+            raise BadSample("damaged", detail)
         return _compose(record)
 
     def images(
@@ -68,40 +73,35 @@ class ParquetRows:
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> list[bytes]:
-        found = []
-        for number in wanted:
-            member = members[1 + number]
-            data = _stored_images(self._group(path, member.offset)[member.size])[number]
-            if content_hash(data) != member.hash:
-                raise BadSample("damaged", f"image {number} has other bytes than when it was indexed")
-            found.append(data)
-        return found
+        chosen = [(number, members[1 + number]) for number in wanted]
+        images = [_stored_images(self._group(files, path, m.offset)[m.size])[number] for number, m in chosen]
+        return [unchanged(data, member, f"image {number}") for data, (number, member) in zip(images, chosen)]
 
-    def blocks(self, path: str) -> list[int]:
-        with _open(path) as file:
+    def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
+        return []
+
+    def blocks(self, files: FileReader, path: str) -> list[int]:
+        with _open(files, path) as file:
             metadata = file.metadata
             return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
     def _scan_row(self, key: str, group: int, row: int, record: dict[str, Any]) -> ScannedSample:
         try:
             _compose(record)
-            members = [Member(group, row, _text_hash(record))]
-            for part, data in enumerate(_stored_images(record)):
-                info = read_image_info(data)
-                members.append(Member(group, row, content_hash(data), info.width, info.height, part))
-            return ScannedSample(key, tuple(members))
+            images = [image_member(data, n, group, row) for n, data in enumerate(_stored_images(record))]
+            return ScannedSample(key, (Member(group, row, text_hash(record)), *images))
         except BadSample as error:
             return ScannedSample(key, bad=(error.reason, error.detail))
 
-    def _group(self, path: str, group: int) -> list[dict[str, Any]]:
+    def _group(self, files: FileReader, path: str, group: int) -> list[dict[str, Any]]:
         """The rows of a row group, from the few that are kept or from the file."""
         rows = self._groups.get((path, group))
         if rows is None:
-            with _open(path) as file:
-                columns = [name for name in file.schema_arrow.names if name in (*_IMAGE_COLUMNS, *_TEXT_COLUMNS, "url")]
-                if not set(columns) & set(_TEXT_COLUMNS):
+            with _open(files, path) as file:
+                columns = [name for name in file.schema_arrow.names if name in (*IMAGE_COLUMNS, *TEXT_COLUMNS, "url")]
+                if not set(columns) & set(TEXT_COLUMNS):
                     raise DataError(
-                        f"{path} has columns {file.schema_arrow.names} but none of {', '.join(_TEXT_COLUMNS)}."
+                        f"{path} has columns {file.schema_arrow.names} but none of {', '.join(TEXT_COLUMNS)}."
                     )
                 rows = file.read_row_group(group, columns=columns).to_pylist()
             self.groups_read += 1
@@ -112,45 +112,31 @@ class ParquetRows:
         return rows
 
 
-def _open(path: str) -> Any:
+def _open(files: FileReader, path: str) -> Any:
     try:
         import pyarrow.parquet
     except ImportError:
         raise ConfigError("Reading parquet needs pyarrow: install it, or convert the source to shards.") from None
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(files.open(path) if is_remote(path) else path)
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path} is no readable parquet file: {error}.") from None
 
 
-def _image_column(record: dict[str, Any]) -> list[Any]:
-    value: Any = next((record[name] for name in _IMAGE_COLUMNS if record.get(name) is not None), [])
-    return value if isinstance(value, list) else [value]
-
-
 def _stored_images(record: dict[str, Any]) -> list[bytes]:
     images = []
-    for image in _image_column(record):
+    for number, image in enumerate(image_column(record)):
         data = image.get("bytes") if isinstance(image, dict) else image
         if isinstance(data, bytes):
             images.append(data)
         elif image is not None:
             shown = image.get("path") if isinstance(image, dict) else image
-            raise BadSample("remote_image", f"{str(shown)[:80]} is not stored in the row: fetch the images first")
+            detail = f"image {number}, {str(shown)[:80]}, is not stored in the row: fetch the images first"
+            raise BadSample("remote_image", detail)
     return images
 
 
 def _compose(record: dict[str, Any]) -> Sample:
-    images = _stored_images(record)
-    texts = record.get("texts")
-    if not texts:
-        return dialogue(record, [str(number) for number in range(len(images))])
-    if any(isinstance(text, dict) for text in texts):
-        return question_answer_pairs(texts, len(images))
-    places = [None if image is None else str(place) for place, image in enumerate(_image_column(record))]
-    return interleaved({"images": places, "texts": texts, "url": record.get("url")})
-
-
-def _text_hash(record: dict[str, Any]) -> int:
-    text = {name: record[name] for name in _TEXT_COLUMNS if record.get(name) is not None}
-    return content_hash(json.dumps(text, default=str, sort_keys=True).encode())
+    _stored_images(record)
+    numbers = count()
+    return record_sample(record, [None if image is None else str(next(numbers)) for image in image_column(record)])

@@ -6,8 +6,6 @@ canonical sample. Scanning, byte ranges, checksums and damage are the same for a
 
 from __future__ import annotations
 
-import io
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +15,9 @@ from itertools import groupby
 from PIL import Image
 
 from m4train.data.sample import Sample, parse_sample
-from m4train.data.sources.base import FileReader, Member, ScannedSample, content_hash
+from m4train.data.sources.base import Member, ScannedSample, content_hash
 from m4train.data.sources.tarfiles import TarDamage, TarMember, walk_tar
+from m4train.data.storage import FileReader, Range
 from m4train.errors import BadSample
 from m4train.processing.images import decode_image, read_image_info
 
@@ -63,24 +62,23 @@ class TarLayout:
         """Image `part` of a member's bytes, as an image file. Raises BadSample."""
         return data
 
-    def scan(self, path: str) -> Iterator[ScannedSample]:
+    def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         """Every sample, with the hash of each member and the size of each image; one pass over the shard."""
         seen: set[str] = set()
-        with open(path, "rb") as file:
-            for key, group in groupby(walk_tar(path), key=_group):
-                if key is None:
-                    yield from (_stray(entry) for entry in group)
-                    continue
-                found = self._scan_sample(file, key, [entry for entry in group if isinstance(entry, TarMember)])
-                if key in seen:
-                    found = ScannedSample(key, bad=("duplicate_key", f"key {key!r} occurs earlier in the same shard"))
-                seen.add(key)
-                yield found
+        for key, group in groupby(walk_tar(files, path), key=_group):
+            if key is None:
+                yield from (_stray(entry) for entry in group)
+                continue
+            found = self._scan_sample(files, path, key, [entry for entry in group if isinstance(entry, TarMember)])
+            if key in seen:
+                found = ScannedSample(key, bad=("duplicate_key", f"key {key!r} occurs earlier in the same shard"))
+            seen.add(key)
+            yield found
 
-    def count(self, path: str, limit: int) -> int:
+    def count(self, files: FileReader, path: str, limit: int) -> int:
         """Keys in the headers; stops soon after `limit`."""
         total = 0
-        for _ in groupby(walk_tar(path), key=_group):
+        for _ in groupby(walk_tar(files, path), key=_group):
             total += 1
             if total > limit:
                 break
@@ -126,10 +124,15 @@ class TarLayout:
             parts = [files.read(path, m.offset, m.size) for m in chosen]
         return [_checked(part, member, f"image {number}") for number, member, part in zip(wanted, chosen, parts)]
 
-    def blocks(self, path: str) -> None:
+    def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
+        pictures = [member for member in members if member.is_image]
+        read = [member for member in members if not member.is_image] + [pictures[number] for number in wanted]
+        return [(path, member.offset, member.size) for member in read]
+
+    def blocks(self, files: FileReader, path: str) -> None:
         return None
 
-    def _scan_sample(self, file: io.BufferedReader, key: str, members: list[TarMember]) -> ScannedSample:
+    def _scan_sample(self, files: FileReader, path: str, key: str, members: list[TarMember]) -> ScannedSample:
         named: dict[str, TarMember] = {}
         for member in members:
             suffix = member.name[len(key) + 1 :]
@@ -138,7 +141,7 @@ class TarLayout:
             named[suffix] = member
 
         def read(suffix: str) -> bytes:
-            return os.pread(file.fileno(), named[suffix].size, named[suffix].offset)
+            return files.read(path, named[suffix].offset, named[suffix].size)
 
         try:
             texts, images = self.find(key, named, read)

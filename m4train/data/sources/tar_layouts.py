@@ -89,7 +89,7 @@ class M4Conversations(_Numbered):
     name = "m4_conversations"
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
-        return question_answer_pairs(_json(texts[0][1]), len(images))
+        return question_answer_pairs(_json(texts[0][1]), [str(part) for part in images])
 
 
 class Pairs(TarLayout):
@@ -116,7 +116,7 @@ class Pairs(TarLayout):
         found = dict(texts)
         if self._QUESTION in found:
             turn = {"user": _text(found[self._QUESTION]), "assistant": _text(found[self._ANSWER])}
-            return question_answer_pairs([turn], 1)
+            return question_answer_pairs([turn], ["0"])
         caption: Any
         if self._CAPTION in found:
             caption = _text(found[self._CAPTION])

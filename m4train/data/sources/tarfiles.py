@@ -6,14 +6,19 @@ fault once, with its place. Formats: ustar, GNU long names, pax.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+
+from m4train.data.storage import FileReader
 
 BLOCK = 512
 _ZERO = bytes(BLOCK)
 _FILE_TYPES = b"0\x007"
 _SEARCH = 1 << 20
+_RECORD = 20 * BLOCK  # archives of other tools are filled up with zeros to a multiple of this
+_END = 2 * BLOCK  # zeros that end an archive
+
+Read = Callable[[int, int], bytes]  # offset and size -> bytes
 
 
 @dataclass(frozen=True)
@@ -33,52 +38,64 @@ class TarDamage:
     detail: str
 
 
-def walk_tar(path: str) -> Iterator[TarMember | TarDamage]:
+def walk_tar(files: FileReader, path: str) -> Iterator[TarMember | TarDamage]:
     """Every regular member and every damaged stretch of a tar file, in stored order; reads headers only."""
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        position, long_name = 0, None
-        while True:
-            file.seek(position)
-            block = file.read(BLOCK)
-            if block == _ZERO:
-                end = _next_header(file, position + BLOCK, size)
-                if end is not None or _has_data(file, position):
-                    yield TarDamage(position, f"zeros at byte {position} and then more data")
-                if end is None:
-                    return
-                position, long_name = end, None
-                continue
-            if not block:
-                yield TarDamage(position, f"the file ends at byte {position} without the end-of-archive mark")
+    size = files.size(path)
+
+    def read(offset: int, length: int) -> bytes:
+        return files.read(path, offset, length)
+
+    position, long_name = 0, None
+    while True:
+        block = read(position, BLOCK)
+        if block == _ZERO or not block:
+            following = _next_header(read, position + BLOCK, size)
+            detail = _wrong_end(read, position, size) if following is None else "zeros and then more data"
+            if detail is not None:
+                yield TarDamage(position, f"{detail} at byte {position} of {size}")
+            if following is None:
                 return
-            header = _parse_header(block)
-            if header is None:
-                yield TarDamage(position, f"no valid tar header at byte {position} of {size}")
-                following = _next_header(file, position + BLOCK, size)
-                if following is None:
-                    return
-                position, long_name = following, None
-                continue
-            name, length, kind = header
-            data = position + BLOCK
-            if data + length > size:
-                yield TarDamage(
-                    position, f"member {long_name or name!r} needs {data + length} bytes but the file has {size}"
-                )
-                following = _next_header(file, data, size)
-                if following is None:
-                    return
-                position, long_name = following, None
-                continue
-            if kind in b"Lx":
-                file.seek(data)
-                long_name = _long_name(file.read(length), kind) or long_name
-            else:
-                if kind in _FILE_TYPES:
-                    yield TarMember(long_name or name, data, length)
-                long_name = None if kind != b"g" else long_name
-            position = data + -(-length // BLOCK) * BLOCK
+            position, long_name = following, None
+            continue
+        header = _parse_header(block)
+        if header is None:
+            yield TarDamage(position, f"no valid tar header at byte {position} of {size}")
+            following = _next_header(read, position + BLOCK, size)
+            if following is None:
+                return
+            position, long_name = following, None
+            continue
+        name, length, kind = header
+        data = position + BLOCK
+        if data + length > size:
+            needs = f"member {long_name or name!r} needs {data + length} bytes but the file has {size}"
+            yield TarDamage(position, needs)
+            following = _next_header(read, data, size)
+            if following is None:
+                return
+            position, long_name = following, None
+            continue
+        if kind in b"Lx":
+            long_name = _long_name(read(data, length), kind) or long_name
+        else:
+            if kind in _FILE_TYPES:
+                yield TarMember(long_name or name, data, length)
+            long_name = None if kind != b"g" else long_name
+        position = data + -(-length // BLOCK) * BLOCK
+
+
+def _wrong_end(read: Read, position: int, size: int) -> str | None:
+    """What is wrong with the zeros from `position` on, with which an archive ends; None where they are as they should be.
+
+    Zeros over the last samples would look like the end of a shorter shard, but leave too many of them: `ShardWriter` ends
+    shards with two blocks and never on a multiple of the record size, other tools fill up to that multiple.
+    """
+    if position >= size:
+        return "the file ends without the end-of-archive mark"
+    if _has_data(read, position, size):
+        return "zeros and then more data"
+    allowed = _END + (_RECORD - BLOCK if size % _RECORD == 0 else BLOCK)
+    return f"{size - position} zeros, more than end an archive," if size - position > allowed else None
 
 
 def _parse_header(block: bytes) -> tuple[str, int, bytes] | None:
@@ -112,11 +129,10 @@ def _long_name(data: bytes, kind: bytes) -> str | None:
     return None
 
 
-def _next_header(file: BinaryIO, position: int, size: int) -> int | None:
+def _next_header(read: Read, position: int, size: int) -> int | None:
     """The first place on the 512-byte grid from `position` on that holds a valid ustar header."""
     while position < size:
-        file.seek(position)
-        chunk = file.read(_SEARCH)
+        chunk = read(position, _SEARCH)
         found = chunk.find(b"ustar")
         while found >= 0:
             start = found - 257
@@ -127,9 +143,10 @@ def _next_header(file: BinaryIO, position: int, size: int) -> int | None:
     return None
 
 
-def _has_data(file: BinaryIO, position: int) -> bool:
-    file.seek(position)
-    while chunk := file.read(_SEARCH):
+def _has_data(read: Read, position: int, size: int) -> bool:
+    while position < size:
+        chunk = read(position, _SEARCH)
         if chunk.count(0) != len(chunk):
             return True
+        position += len(chunk)
     return False

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from m4train.config import AugmentConfig, DataConfig, SourceConfig
+from m4train.data import storage
 from m4train.data.augment import moved
 from m4train.data.collate import Collator
 from m4train.data.plan import Plan, PlannedPack
 from m4train.data.source import Source, build_sources
-from m4train.data.sources import base
 from m4train.errors import DataError, StaleIndexError
 from tests.helpers.data import FakeProcessor, digit_pictures, documents, make_sources, write_shards
 
@@ -101,7 +101,7 @@ def test_a_bad_sample_is_left_out_named_and_changes_only_the_data_hash(tmp_path:
 
 def build_again(sources: list[Source]) -> list[Source]:
     """The same sources over the same index, with no open files."""
-    return [Source(s.name, s.config, s.index, s.shard_format, base.FileReader()) for s in sources]
+    return [Source(s.name, s.config, s.index, s.shard_format, storage.FileReader()) for s in sources]
 
 
 def test_an_image_that_only_decoding_finds_broken_is_left_out(tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_an_image_that_only_decoding_finds_broken_is_left_out(tmp_path: Path) ->
 def test_transient_read_errors_are_tried_again_and_lasting_ones_end_the_run(tmp_path: Path, monkeypatch) -> None:
     sources, data = make_sources(tmp_path)
     packs = first_packs(sources, data)
-    monkeypatch.setattr(base, "FIRST_PAUSE", 0.001)
-    failures, read = [], base.os.pread
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
+    failures, read = [], storage.os.pread
 
     def flaky(*arguments):
         if len(failures) % 3 < 2:
@@ -128,12 +128,12 @@ def test_transient_read_errors_are_tried_again_and_lasting_ones_end_the_run(tmp_
         failures.append(0)
         return read(*arguments)
 
-    monkeypatch.setattr(base.os, "pread", flaky)
+    monkeypatch.setattr(storage.os, "pread", flaky)
     batch, bad = Collator(build_again(sources), PROCESSOR, data, 0).batch(packs, 1)
     assert not bad
     assert len(batch.documents) == sum(len(pack.units) for pack in packs)
-    monkeypatch.setattr(base.os, "pread", lambda *_: (_ for _ in ()).throw(OSError("gone")))
-    with pytest.raises(DataError, match="failed 4 times"):
+    monkeypatch.setattr(storage.os, "pread", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    with pytest.raises(DataError, match="failed 5 times"):
         Collator(build_again(sources), PROCESSOR, data, 0).batch(packs, 1)
 
 

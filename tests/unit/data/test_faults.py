@@ -47,9 +47,9 @@ def flip(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def zero(data: bytearray, rng: random.Random) -> bytearray:
-    """Not at the very end: a last sample that is all zeros is a shorter shard, to any reader of tar files."""
-    start = rng.randrange(len(data) * 3 // 4)
-    size = min(rng.choice([1, 16, 512, 4096]), len(data) - start)
+    """Also over whole samples at the end: the shard must not look like a shorter one."""
+    start = rng.randrange(len(data))
+    size = min(rng.choice([1, 16, 512, 4096, 1 << 20]), len(data) - start)
     data[start : start + size] = bytes(size)
     return data
 
