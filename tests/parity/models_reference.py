@@ -46,12 +46,19 @@ def closest(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
 
 
 @torch.no_grad()
-def assert_half_precision(theirs: nn.Module, ours: nn.Module, inputs: dict[str, Tensor]) -> None:
-    """In bf16 ours is near the reference's bf16, and no further from fp32 than that is."""
+def assert_half_precision(
+    theirs: nn.Module, ours: nn.Module, inputs: dict[str, Tensor], mean: float | None = 1e-2
+) -> None:
+    """In bf16 ours is near the reference's bf16, and no further from fp32 than that is.
+
+    `mean` bounds the mean difference between the two; None takes the mean error of the reference's bf16 itself, for a model
+    whose rounding alone reaches the bound (the reference's own attention kernels then differ by as much).
+    """
     real = inputs["attention_mask"].bool()
     exact = theirs(**inputs).logits[real]
     reference = theirs.bfloat16()(**inputs).logits[real].float()
     actual = ours.bfloat16()(**inputs).logits[real].float()
+    error = (reference - exact).abs().mean()
     assert (actual - reference).abs().max() < 0.15
-    assert (actual - reference).abs().mean() < 1.5e-2
-    assert (actual - exact).abs().mean() < 1.1 * (reference - exact).abs().mean()
+    assert (actual - reference).abs().mean() < (error if mean is None else mean)
+    assert (actual - exact).abs().mean() < 1.1 * error
