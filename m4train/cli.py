@@ -11,6 +11,7 @@ from m4train.errors import ConfigError, M4Error
 
 USAGE_EXIT = 2
 OVERRIDES = "[group=choice ...] [key=value ...]"
+OF_RUN = f"run_dir=RUN | resume=CHECKPOINT | {OVERRIDES}"
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,18 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    from m4train.compose import load_config
+    from m4train.compose import load_run_config
 
-    config = load_config(arguments)
-    from m4train.run import export
+    config = load_run_config(arguments)
+    from m4train.export_run import export
 
     return export(config)
 
 
 def _report(arguments: list[str]) -> int:
-    from m4train.compose import load_config
+    from m4train.compose import load_run_config
 
-    config = load_config(arguments)
+    config = load_run_config(arguments)
     from m4train.inspection.report import write_report
 
     print(f"report: {write_report(config)}")
@@ -115,6 +116,15 @@ def _replay(arguments: list[str]) -> int:
     return replay(Path(run_dir), step, as_json)
 
 
+def _launch(arguments: list[str]) -> int:
+    if arguments[:1] != ["slurm"]:
+        raise ConfigError("launch needs slurm: m4train launch slurm nodes=N [--SBATCH_OPTION ...] [overrides].")
+    nodes, arguments = _number("nodes", arguments[1:], 1)
+    from m4train.slurm import submit
+
+    return submit(nodes, arguments)
+
+
 def _number(name: str, arguments: list[str], default: int) -> tuple[int, list[str]]:
     """The value of `name=N`, which belongs to a command and not to the configuration, and the arguments without it."""
     rest = [argument for argument in arguments if not argument.startswith(f"{name}=")]
@@ -136,8 +146,8 @@ COMMANDS = {
     "generate": Command(
         "answer one question about images with an exported model", _generate, "MODEL QUESTION [IMAGE ...]"
     ),
-    "export": Command("write the newest checkpoint as a Hugging Face folder, adapters merged", _export),
-    "report": Command("write report.html into the run directory", _report),
+    "export": Command("write a checkpoint as a Hugging Face folder, adapters merged or apart", _export, OF_RUN),
+    "report": Command("write report.html into the run directory", _report, OF_RUN),
     "plan": Command(
         "say what a run would see, from the indexes alone: epochs, mixture, padding, balance",
         _plan,
@@ -150,6 +160,11 @@ COMMANDS = {
         "show every sample of one step of a run, with the configuration it was started with",
         _replay,
         f"step=N [--json] run_dir=RUN | {OVERRIDES}",
+    ),
+    "launch": Command(
+        "submit the run that train would start to SLURM",
+        _launch,
+        f"slurm nodes=N [--SBATCH_OPTION ...] {OVERRIDES}",
     ),
     "data": Command("index the shards of a configuration, or say what they hold", _data, f"index|stats {OVERRIDES}"),
 }

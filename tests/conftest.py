@@ -4,7 +4,19 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 # DeepSpeed compiles a small extension for the CPU on first use; each environment keeps its own, or two would take turns.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_SILENT", "true")
+
+
+@pytest.fixture(scope="session")
+def digits_root(tmp_path_factory):
+    """The digits dataset, built once for all tests that only read it."""
+    from data_pipelines import digits
+
+    root = tmp_path_factory.mktemp("digits") / "set"
+    digits.prepare(root)
+    return root

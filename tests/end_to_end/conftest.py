@@ -3,16 +3,6 @@ import sys
 
 import pytest
 
-from data_pipelines import digits
-
-
-@pytest.fixture(scope="session")
-def digits_root(tmp_path_factory):
-    """The digits dataset, built once for all tests that only read it."""
-    root = tmp_path_factory.mktemp("digits") / "set"
-    digits.prepare(root)
-    return root
-
 
 @pytest.fixture
 def m4train(digits_root, tmp_path):

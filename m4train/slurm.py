@@ -1,0 +1,48 @@
+"""`m4train launch slurm`: submits launch/slurm/train.sbatch for the run that `m4train train` would start here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from m4train.compose import load_config, resource_folder
+from m4train.errors import ConfigError
+
+
+def submit(nodes: int, arguments: list[str]) -> int:
+    """Checks the configuration here, submits it, and prints what sbatch answers; returns 0.
+
+    `arguments` are overrides, and options of sbatch, which begin with `--` and go before the script: they win over its own
+    lines. launch.processes is the number of processes, and of GPUs, of each node. Raises ConfigError for a configuration
+    that cannot work, where sbatch is missing, or where it refuses.
+    """
+    options = [argument for argument in arguments if argument.startswith("--")]
+    overrides = [argument for argument in arguments if not argument.startswith("--")]
+    config = load_config(overrides)
+    if config.engine.name == "single" and (nodes, config.launch.processes) != (1, 1):
+        raise ConfigError(
+            "engine.name is single, but the job starts several processes: choose engine=ddp, fsdp2 or zero1 to zero3, or "
+            "nodes=1 launch.processes=1."
+        )
+    if shutil.which("sbatch") is None:
+        raise ConfigError("sbatch is not on the PATH: `m4train launch slurm` works where jobs are submitted.")
+    command = ["sbatch", *_sizes(nodes, config.launch.processes), *options, str(_script()), *overrides]
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"sbatch refused the job: {' '.join((done.stderr or done.stdout).split())}.")
+    print(done.stdout.strip())
+    return 0
+
+
+def _sizes(nodes: int, processes: int | None) -> list[str]:
+    """Of the job; without launch.processes the script's own number of processes per node stands."""
+    per_node = [f"--ntasks-per-node={processes}", f"--gpus-per-node={processes}"] if processes else []
+    return [f"--nodes={nodes}", *per_node]
+
+
+def _script() -> Path:
+    return resource_folder("launch") / "slurm" / "train.sbatch"

@@ -1,0 +1,76 @@
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "launch" / "slurm" / "virtual_cluster.sh"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """A SLURM of two virtual nodes; the environment in which srun, sbatch and squeue reach it."""
+    missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not _find(name)]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed (apt-get install slurm-wlm munge)")
+    if os.getuid() != 0:
+        pytest.skip("slurmd has to be started as root")
+    folder = tmp_path_factory.mktemp("slurm")
+    done = subprocess.run([CLUSTER, "start", folder], capture_output=True, text=True, timeout=120)
+    if "belongs to a SLURM already" in done.stderr or "uses a SLURM already" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    try:
+        yield {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    finally:
+        subprocess.run([CLUSTER, "stop", folder], capture_output=True, timeout=120)
+
+
+def _find(program):
+    return shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+
+
+class Jobs:
+    """Jobs of one cluster, submitted from one folder."""
+
+    def __init__(self, environment, folder):
+        self.environment, self.folder = environment, folder
+
+    def run(self, *command, check=True):
+        done = subprocess.run(
+            [str(word) for word in command],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=self.folder,
+            env=self.environment,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def state(self, job):
+        shown = dict(
+            word.split("=", 1) for word in self.run("scontrol", "show", "job", job).stdout.split() if "=" in word
+        )
+        return shown["JobState"], int(shown["Restarts"])
+
+    def wait(self, job, until=("COMPLETED",), seconds=400):
+        """Until the job is in one of the states; a job that failed fails the test with what it and its ranks said."""
+        deadline = time.monotonic() + seconds
+        while (state := self.state(job)[0]) not in until:
+            ended = state in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+            assert not ended, f"{state}\n{self.said(job)}"
+            assert time.monotonic() < deadline, f"still {state}\n{self.said(job)}"
+            time.sleep(0.2)
+
+    def said(self, job):
+        logs = [*self.folder.glob(f"*-{job}.log"), *sorted(self.folder.glob(f"m4train-logs/{job}/*.log"))]
+        return "\n".join(f"== {path.name}\n{path.read_text()}" for path in logs)
+
+
+@pytest.fixture
+def jobs(cluster, tmp_path):
+    return Jobs(cluster, tmp_path)
