@@ -16,6 +16,7 @@ from m4train.config import (
     DataConfig,
     EngineConfig,
     ExportConfig,
+    SourceConfig,
 )
 from m4train.errors import ConfigError
 
@@ -72,6 +73,13 @@ def _check_data(data: DataConfig) -> None:
         _at_least(f"data.{key}", getattr(data, key), 0)
     _at_least("data.augment.shift_pixels", data.augment.shift_pixels, 0)
     _at_least("data.augment.rotate_degrees", data.augment.rotate_degrees, 0)
+    for name, highest in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
+        given = getattr(data.augment, name)
+        _require(
+            (name == "crop_scale" and not given) or (len(given) == 2 and 0 < given[0] <= given[1] <= highest),
+            f"data.augment.{name} is {list(given)}, but must be two numbers, the smaller first, such as "
+            f"{[0.9, 1.0] if name == 'crop_scale' else [0.75, 1.33]}.",
+        )
     _one_of("data.mixture.by", data.mixture.by, ("samples", "tokens", "images"))
     _require(
         data.mixture.temperature is None or data.mixture.temperature > 0,
@@ -102,6 +110,33 @@ def _check_data(data: DataConfig) -> None:
                 source.weight > 0,
                 f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
             )
+            _check_options(key, source)
+
+
+def _check_options(key: str, source: SourceConfig) -> None:
+    """The options of one source, named `key`."""
+    documents, talks, images = source.documents, source.conversations, source.images
+    _one_of(f"{key}.documents.ending_images", documents.ending_images, ("keep", "strip", "skip"))
+    limits: dict[str, int | None] = {
+        "epochs": source.epochs,
+        "variants": source.variants,
+        "documents.max_images": documents.max_images,
+        "documents.max_images_in_a_row": documents.max_images_in_a_row,
+        "images.max_tokens": images.max_tokens,
+        "images.max_tokens_per_sample": images.max_tokens_per_sample,
+    }
+    for name, value in limits.items():
+        _require(
+            value is None or value >= (0 if name == "documents.max_images" else 1),
+            f"{key}.{name} is {value}, but must be at least 1; null sets no limit.",
+        )
+    _require(documents.end_marker != "", f"{key}.documents.end_marker is empty: give the text, or null.")
+    for name, share in (
+        ("conversations.newline_probability", talks.newline_probability),
+        ("images.upscale_probability", images.upscale_probability),
+    ):
+        _require(0 <= share <= 1, f"{key}.{name} is {share}: give a probability from 0 to 1.")
+    _at_least(f"{key}.images.upscale_max", images.upscale_max, 1)
 
 
 def _check_batch_ramp(ramp: BatchRampConfig, size: int) -> None:

@@ -10,16 +10,18 @@ from m4train.batch import DocumentRecord, PackedBatch
 from m4train.config import DataConfig
 from m4train.data.assemble import Assembler, Document
 from m4train.data.augment import augment, draw_key
-from m4train.data.index import Pieces
+from m4train.data.index import Pieces, ShardIndex
 from m4train.data.labels import trained_tokens
 from m4train.data.layout import FRAMES, Frames
 from m4train.data.packing import Unit
 from m4train.data.plan import PlannedPack
 from m4train.data.quarantine import QuarantineEntry
-from m4train.data.rendering import Rendered, expand, render
+from m4train.data.rendering import Rendered, Renderer, as_planned, encode_view, expand, needed_sizes
 from m4train.data.source import Source
+from m4train.data.splitting import run_of
+from m4train.data.variants import View, variant_drawn
 from m4train.errors import BadSample, M4Error, StaleIndexError
-from m4train.processing.pieces import ImagePiece
+from m4train.processing.pieces import EncodedImage, ImagePiece
 
 _MODULUS = 1 << 64
 
@@ -34,6 +36,7 @@ class Collator:
         self.processor = processor
         self.data = data
         self.seed = seed
+        self._renderers = [Renderer(processor, source.config) for source in sources]
         self._assembler = Assembler(processor, [source.name for source in sources], layout)
 
     def batch(self, packs: Sequence[PlannedPack], step: int) -> tuple[PackedBatch, list[QuarantineEntry]]:
@@ -68,7 +71,7 @@ class Collator:
         shard, number = source.index.locate(unit.sample)
         key = shard.key(number)
         try:
-            rendered, images = self._render(source, unit, shard.pieces(number), key)
+            rendered, images = self._render(source, unit, shard, number)
             trained = trained_tokens(rendered, source.config.loss)
         except StaleIndexError as error:
             raise StaleIndexError(f"Sample {key!r} of source {source.name!r} in {shard.shard}: {error}.") from error
@@ -80,19 +83,51 @@ class Collator:
         record = DocumentRecord(pack, source.name, key, shard.shard, len(rendered.ids), images, int(trained.sum()))
         return Document(record, unit.source, rendered, trained)
 
-    def _render(self, source: Source, unit: Unit, planned: Pieces, key: str) -> tuple[Rendered, int]:
+    def variant(self, unit: Unit) -> int:
+        """Which variant of its sample a planned segment is cut from."""
+        source = self.sources[unit.source]
+        shard, _ = source.index.locate(unit.sample)
+        return variant_drawn(shard.variants, self.seed, unit.epoch, source.name, unit.sample)
+
+    def planned(self, unit: Unit) -> Pieces:
+        """The pieces of a planned segment, from the index."""
+        shard, number = self.sources[unit.source].index.locate(unit.sample)
+        pieces = shard.pieces(number, self.variant(unit))
+        last = len(pieces.tokens) if unit.last < 0 else unit.last
+        return run_of(pieces, unit.first, last)
+
+    def _render(self, source: Source, unit: Unit, shard: ShardIndex, number: int) -> tuple[Rendered, int]:
         """The rendered run of pieces, and its number of images."""
-        pieces = render(source.read(unit.sample), self.processor)
-        if len(pieces) != len(planned.tokens):
-            raise StaleIndexError(f"renders to {len(pieces)} pieces where the index has {len(planned.tokens)}")
-        last = len(pieces) if unit.last < 0 else unit.last
-        run = pieces[unit.first : last]
-        numbers = [piece.image for piece in run if isinstance(piece, ImagePiece)]
-        images = source.images(unit.sample, range(numbers[0], numbers[-1] + 1)) if numbers else {}
+        key, variant = shard.key(number), self.variant(unit)
+        sizes = [(member.width, member.height) for member in shard.members(number) if member.is_image]
+        prepared = self._renderers[unit.source].prepare(source.read(unit.sample), key, sizes, variant)
+        pieces, planned = prepared.pieces, len(shard.pieces(number, variant).tokens)
+        if len(pieces) != planned:
+            raise StaleIndexError(f"renders to {len(pieces)} pieces where the index has {planned}")
+        run = pieces[unit.first : planned if unit.last < 0 else unit.last]
+        wanted = sorted({piece.image for piece in run if isinstance(piece, ImagePiece)})
+        views = {image: prepared.views[image] for image in wanted}
         draws = draw_key(self.data.augment, self.seed, unit.epoch, source.name, key)
-        images = {n: augment(image, self.data.augment, draws, n) for n, image in images.items()}
-        part = Pieces(*(column[unit.first : last] for column in (planned.tokens, planned.kinds, planned.frames)))
-        return expand(run, images, part, self.processor), len(images)
+        encoded = self._encoded(source, unit.sample, views, [sizes[image] for image in wanted], draws)
+        return expand(run, encoded, self.planned(unit)), len(wanted)
+
+    def _encoded(
+        self, source: Source, sample: int, views: dict[int, View], sizes: list[tuple[int, int]], draws: bytes
+    ) -> dict[int, EncodedImage]:
+        """The images of a sample that `views` names, read, decoded, augmented and cut into frames."""
+        least = {}
+        if source.config.images.scaled_decode and not draws:  # augmentations count in pixels of the whole image
+            least = needed_sizes(views, dict(zip(views, sizes)), self.processor)
+        encoded = {}
+        for size, (number, image) in zip(sizes, source.images(sample, list(views), least).items()):
+            image = augment(image, self.data.augment, draws, number)
+            if number in least:
+                encoded[number] = encode_view(image, views[number], self.processor, size)
+            else:
+                encoded[number] = encode_view(
+                    as_planned(image, size, views[number], self.processor), views[number], self.processor
+                )
+        return encoded
 
     def document_hash(self, unit: Unit, pack: int, outcome: bytes) -> int:
         """One document's part of `data_hash` (with its outcome) or of `plan_hash` (without)."""
@@ -100,6 +135,8 @@ class Collator:
         shard, number = source.index.locate(unit.sample)
         key = shard.key(number)
         draws = draw_key(self.data.augment, self.seed, unit.epoch, source.name, key)
+        draws += b"variant %d" % self.variant(unit) if shard.variants > 1 else b""
+        draws += b"scaled decode" if source.config.images.scaled_decode else b""
         described = f"{pack}\0{source.name}\0{key}\0{unit.first}\0{unit.last}\0{unit.tokens}\0".encode()
         digest = hashlib.blake2b(described + shard.content_hash(number) + draws + b"\0" + outcome, digest_size=8)
         return int.from_bytes(digest.digest(), "little")

@@ -23,17 +23,16 @@ from m4train.data.storage import is_remote
 from m4train.errors import ConfigError, StaleIndexError
 
 VERSION = 3
-PIECE_KINDS = ("template", "document", "user", "system", "assistant", "image")
+PIECE_KINDS = ("template", "document", "user", "system", "assistant", "image", "border")
 IMAGE_KIND = PIECE_KINDS.index("image")
+BORDER_KIND = PIECE_KINDS.index("border")
 
 
 def index_path(shard: str, index_dir: str | None) -> Path:
     """Where the index of a shard lies: beside it, or in `index_dir` under a name that is unique to its full path."""
     if index_dir is None:
         if is_remote(shard):
-            raise ConfigError(
-                f"data.index_dir is null, but {shard} lies in an object store: name a folder for its index."
-            )
+            raise ConfigError(f"data.index_dir is null, but {shard} lies in an object store: name a folder for its index.")
         return Path(f"{shard}.index")
     full = shard if is_remote(shard) else os.path.abspath(shard)
     unique = hashlib.blake2b(full.encode(), digest_size=6).hexdigest()
@@ -47,7 +46,10 @@ def tokens_path(shard: str, index_dir: str | None, fingerprint: str) -> Path:
 
 @dataclass(frozen=True)
 class Pieces:
-    """The rendered pieces of one sample: token count, `PIECE_KINDS` number and frames (0 for text) of each."""
+    """The rendered pieces of one sample: token count, `PIECE_KINDS` number and frames (0 for text) of each.
+
+    A piece of kind "border" takes nothing: what follows it is another document.
+    """
 
     tokens: np.ndarray
     kinds: np.ndarray
@@ -68,8 +70,10 @@ class ShardIndex:
         if self.token_meta["fingerprint"] != fingerprint or self.token_meta["digest"] != self.meta["digest"]:
             raise StaleIndexError(f"The token counts of {shard} are for other content: run `m4train data index`.")
         self.bad = {int(n): tuple(why) for n, why in [*self.meta["bad"].items(), *self.token_meta["bad"].items()]}
-        self.lengths = self._tokens["lengths"]  # (N,) int32, 0 for a bad sample
-        self.frames = self._tokens["frames"]  # (N,) int32
+        lengths, frames = self._tokens["lengths"], self._tokens["frames"]
+        self.variant_lengths = lengths.reshape(len(lengths), -1)  # (N, variants) int32, 0 for a bad sample
+        self.variant_frames = frames.reshape(len(frames), -1)  # (N, variants) int32
+        self.lengths, self.frames = self.variant_lengths[:, 0], self.variant_frames[:, 0]  # of the first variant
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -95,17 +99,21 @@ class ShardIndex:
         return hashlib.blake2b(self._parts["hashes"][begin:end].tobytes(), digest_size=8).digest()
 
     def image_count(self, sample: int) -> int:
-        """Images of one sample."""
-        begin, end = _bounds(self._parts["member_ends"], sample)
-        return int((self._parts["widths"][begin:end] > 0).sum())
+        """Images of one sample that are used."""
+        return int((self.pieces(sample).kinds == IMAGE_KIND).sum())
 
     @property
     def images_total(self) -> int:
-        """Images of all samples."""
-        return int((self._parts["widths"] > 0).sum())
+        """Images of all samples that are used."""
+        return int((self._tokens["piece_kinds"] == IMAGE_KIND).sum()) // self.variants
 
-    def pieces(self, sample: int) -> Pieces:
-        begin, end = _bounds(self._tokens["piece_ends"], sample)
+    @property
+    def variants(self) -> int:
+        """How many variants of each sample there are to draw from."""
+        return self.variant_lengths.shape[1]
+
+    def pieces(self, sample: int, variant: int = 0) -> Pieces:
+        begin, end = _bounds(self._tokens["piece_ends"], sample * self.variants + variant)
         return Pieces(*(self._tokens[name][begin:end] for name in ("piece_tokens", "piece_kinds", "piece_frames")))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from m4train.data.arrays import read_arrays, write_arrays
 from m4train.data.index import PIECE_KINDS, VERSION, Pieces, ShardIndex, index_path, tokens_path
-from m4train.data.rendering import image_size_pieces, render
+from m4train.data.rendering import Renderer
 from m4train.data.sources.base import Member, ShardFormat
 from m4train.data.storage import FileReader, is_remote, stamp, stamps
 from m4train.errors import BadSample, DataError, StaleIndexError
@@ -33,7 +33,7 @@ _STRUCTURE_TYPES |= dict.fromkeys(("widths", "heights", "parts"), np.int32)
 def build_index(
     shards: Sequence[str],
     shard_format: ShardFormat,
-    processor: Any,
+    renderer: Renderer,
     index_dir: str | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -43,7 +43,7 @@ def build_index(
     What is already fresh is left alone, so an interrupted build goes on where it stopped. `progress(done, total)` is called
     after each shard.
     """
-    jobs = [(shard, shard_format, processor, index_dir) for shard in shards]
+    jobs = [(shard, shard_format, renderer, index_dir) for shard in shards]
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers < 2 or sum(size for size, _ in stamps(shards).values()) < _INLINE_BYTES:
         for done, job in enumerate(jobs, 1):
@@ -59,13 +59,13 @@ def build_index(
 
 
 def open_index(
-    shards: Sequence[str], shard_format: ShardFormat, processor: Any, index_dir: str | None, auto_limit: int
+    shards: Sequence[str], shard_format: ShardFormat, renderer: Renderer, index_dir: str | None, auto_limit: int
 ) -> list[ShardIndex]:
     """The indexes of all shards, built now where they are missing or stale and hold at most `auto_limit` samples together.
 
     Raises StaleIndexError above that: many processes of a job should not each wait for a long build.
     """
-    fingerprint = processor.fingerprint()
+    fingerprint = renderer.fingerprint()
     found = stamps(shards)
     stale = {s: why for s in shards if (why := _staleness(s, found[s], shard_format, index_dir, fingerprint))}
     if stale:
@@ -75,7 +75,7 @@ def open_index(
                 f"{len(stale)} of {len(shards)} shards need indexing (first: {next(iter(stale))}, {next(iter(stale.values()))}) "
                 f"and hold more than {above}: run `m4train data index` with the same settings first."
             )
-        build_index(list(stale), shard_format, processor, index_dir)
+        build_index(list(stale), shard_format, renderer, index_dir)
     opened = [ShardIndex(shard, index_dir, fingerprint) for shard in shards]
     for index in opened:
         if index.bad:
@@ -141,8 +141,8 @@ def _locked(path: Path) -> Iterator[None]:
             return
 
 
-def _build_shard(shard: str, shard_format: ShardFormat, processor: Any, index_dir: str | None) -> None:
-    path, fingerprint = index_path(shard, index_dir), processor.fingerprint()
+def _build_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, index_dir: str | None) -> None:
+    path, fingerprint = index_path(shard, index_dir), renderer.fingerprint()
     with _locked(path):
         found = stamp(shard)
         if _staleness(shard, found, shard_format, index_dir, fingerprint) is None:
@@ -157,7 +157,7 @@ def _build_shard(shard: str, shard_format: ShardFormat, processor: Any, index_di
         if not fresh:
             meta, parts = _scan(files, shard, shard_format)
             write_arrays(path, meta, parts)
-        token_meta, tokens = _count_tokens(files, shard, shard_format, processor, meta, parts)
+        token_meta, tokens = _count_tokens(files, shard, shard_format, renderer, meta, parts)
         write_arrays(tokens_path(shard, index_dir, fingerprint), token_meta, tokens)
 
 
@@ -190,40 +190,40 @@ def _count_tokens(
     files: FileReader,
     shard: str,
     shard_format: ShardFormat,
-    processor: Any,
+    renderer: Renderer,
     meta: dict[str, Any],
     parts: dict[str, np.ndarray],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     columns = [parts[name].tolist() for name in _STRUCTURE_TYPES]
     ends = parts["member_ends"].tolist()
-    lengths, frames, piece_ends, pieces, bad = [], [], [], [], {}
-    total = 0
+    keys, key_ends = parts["keys"].tobytes(), parts["key_ends"].tolist()
+    pieces: list[Pieces] = []  # of every variant of every sample
+    bad = {}
     for number, end in enumerate(ends):
-        found = Pieces(*(np.empty(0, np.int32) for _ in range(3)))
+        found = [Pieces(*(np.empty(0, np.int32) for _ in range(3)))] * renderer.variants
         if str(number) not in meta["bad"]:
             begin = ends[number - 1] if number else 0
             members = tuple(Member(*row) for row in zip(*(column[begin:end] for column in columns)))
             try:
-                rendered = render(shard_format.sample(files, shard, members), processor)
-                found = image_size_pieces(rendered, [(m.width, m.height) for m in members if m.is_image], processor)
+                sample = shard_format.sample(files, shard, members)
+                key = keys[key_ends[number - 1] if number else 0 : key_ends[number]].decode()
+                sizes = [(member.width, member.height) for member in members if member.is_image]
+                found = [renderer.prepare(sample, key, sizes, n).planned for n in range(renderer.variants)]
             except BadSample as error:
                 bad[str(number)] = (error.reason, error.detail)
-        lengths.append(int(found.tokens.sum()))
-        frames.append(int(found.frames.sum()))
-        pieces.append(found)
-        total += len(found.tokens)
-        piece_ends.append(total)
+        pieces += found
     types = {"tokens": np.int32, "kinds": np.uint8, "frames": np.int32}
     arrays = {
         f"piece_{name}": np.concatenate([getattr(p, name) for p in pieces] or [[]]).astype(kind)
         for name, kind in types.items()
     }
-    arrays |= {"lengths": np.array(lengths, np.int32), "frames": np.array(frames, np.int32)}
-    arrays |= {"piece_ends": np.array(piece_ends, np.int64)}
-    fingerprint = processor.fingerprint()
+    shape = (len(ends), renderer.variants)
+    arrays["lengths"] = np.array([p.tokens.sum() for p in pieces], np.int32).reshape(shape)
+    arrays["frames"] = np.array([p.frames.sum() for p in pieces], np.int32).reshape(shape)
+    arrays["piece_ends"] = np.cumsum([len(p.tokens) for p in pieces], dtype=np.int64)
     return {
         "version": VERSION,
-        "fingerprint": fingerprint,
+        "fingerprint": renderer.fingerprint(),
         "digest": meta["digest"],
         "kinds": PIECE_KINDS,
         "bad": bad,

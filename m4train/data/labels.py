@@ -12,7 +12,7 @@ from m4train.data.index import PIECE_KINDS
 from m4train.data.rendering import Rendered
 from m4train.errors import BadSample, ConfigError
 
-_TEMPLATE, _DOCUMENT, _USER, _SYSTEM, _ASSISTANT, _IMAGE = range(len(PIECE_KINDS))
+_TEMPLATE, _DOCUMENT, _USER, _SYSTEM, _ASSISTANT, _IMAGE, _BORDER = range(len(PIECE_KINDS))
 
 
 def trained_tokens(rendered: Rendered, loss: str) -> np.ndarray:

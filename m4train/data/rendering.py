@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from m4train.config import ConversationOptions, DocumentOptions, ImageOptions, SourceConfig
 from m4train.data.index import IMAGE_KIND, PIECE_KINDS, Pieces
 from m4train.data.sample import Sample
-from m4train.errors import BadSample, StaleIndexError
-from m4train.processing.pieces import ImagePiece, TextPiece
+from m4train.data.variants import (
+    Draws,
+    View,
+    conversation_variant,
+    document_parts,
+    image_numbers,
+    image_views,
+    viewed,
+)
+from m4train.errors import BadSample, ConfigError, StaleIndexError
+from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
+
+_BORDER = TextPiece(np.empty(0, np.int64), "border")
+_ADVICE = "run `m4train data index` again"
 
 
 @dataclass(frozen=True)
@@ -31,40 +46,106 @@ class Rendered:
     frames: list[Any]
 
 
-def render(sample: Sample, processor: Any) -> list[Any]:
-    """The pieces of a sample, in reading order. Raises BadSample when there are none or the images do not match."""
-    if sample.items is not None:
-        pieces = processor.encode_document(sample.items)
-    else:
-        pieces = processor.encode_messages(sample.messages)
-    images = [piece.image for piece in pieces if isinstance(piece, ImagePiece)]
-    if images != list(range(len(sample.images))):
-        raise BadSample(
-            "image_count", f"the text has places for images {images} but the sample names {len(sample.images)}"
-        )
-    if not pieces:
-        raise BadSample("empty", "the sample renders to no tokens")
-    return pieces
+@dataclass(frozen=True)
+class Prepared:
+    """One variant of a sample: its pieces, whose images have their stored numbers; how each image is encoded; and what
+    the pieces take."""
+
+    pieces: list[Piece]
+    views: dict[int, View]
+    planned: Pieces
 
 
-def image_size_pieces(pieces: Sequence[Any], sizes: Sequence[tuple[int, int]], processor: Any) -> Pieces:
-    """Token count, kind and frames of each piece, for images of (width, height) `sizes`."""
-    tokens, kinds, frames = [], [], []
-    for piece in pieces:
-        if isinstance(piece, ImagePiece):
-            width, height = sizes[piece.image]
-            tokens.append(processor.tokens_for(width, height))
-            kinds.append(IMAGE_KIND)
-            frames.append(processor.frames_for(width, height))
+class Renderer:
+    """Renders the samples of one source as its options say. Raises ConfigError for options the processor cannot follow."""
+
+    def __init__(self, processor: Any, config: SourceConfig) -> None:
+        self.processor = processor
+        self.documents, self.conversations, self.images = config.documents, config.conversations, config.images
+        random = self.conversations.shuffle_turns or self.conversations.newline_probability > 0
+        random = random or (self.images.upscale_max > 1 and self.images.upscale_probability > 0)
+        self.variants = config.variants if random else 1
+        if self._options() != [asdict(ImageOptions())]:
+            _check_images(processor, self.images)
+
+    def _options(self) -> list[dict[str, Any]]:
+        return [asdict(replace(self.images, scaled_decode=False))]
+
+    def fingerprint(self) -> str:
+        """Names everything that the pieces of a sample and their lengths depend on: the processor and the options."""
+        options = [asdict(self.documents), asdict(self.conversations), *self._options()]
+        plain = [asdict(DocumentOptions()), asdict(ConversationOptions()), asdict(ImageOptions())]
+        if options == plain:
+            return self.processor.fingerprint()
+        described = json.dumps([self.processor.fingerprint(), options, self.variants], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()
+
+    def prepare(self, sample: Sample, key: str, sizes: Sequence[tuple[int, int]], variant: int = 0) -> Prepared:
+        """One variant of a sample whose stored images have these (width, height). Raises BadSample."""
+        if len(sizes) != len(sample.images):
+            detail = f"the sample names {len(sample.images)} images but holds {len(sizes)}"
+            raise BadSample("image_count", detail)
+        pieces = self._pieces(sample, Draws(key, variant, "turns"))
+        used = {piece.image: sizes[piece.image] for piece in pieces if isinstance(piece, ImagePiece)}
+        views = image_views(used, self.images, self.processor, Draws(key, variant, "images"))
+        tokens, kinds, frames = [], [], []
+        for piece in pieces:
+            if isinstance(piece, ImagePiece):
+                view = views[piece.image]
+                encoder, size = viewed(self.processor, view), view.size(*sizes[piece.image])
+                tokens.append(encoder.tokens_for(*size))
+                frames.append(encoder.frames_for(*size))
+                kinds.append(IMAGE_KIND)
+            else:
+                tokens.append(len(piece.ids))
+                frames.append(0)
+                kinds.append(PIECE_KINDS.index(piece.origin))
+        planned = Pieces(np.array(tokens, np.int32), np.array(kinds, np.uint8), np.array(frames, np.int32))
+        return Prepared(pieces, views, planned)
+
+    def _pieces(self, sample: Sample, draws: Draws) -> list[Piece]:
+        """The pieces in reading order; parts that are documents of their own are divided by pieces of kind border."""
+        pieces: list[Piece] = []
+        if sample.items is None:
+            assert sample.messages is not None
+            messages = conversation_variant(sample.messages, self.conversations, draws)
+            items = [item for message in messages for item in message["content"]]
+            pieces = _stored_numbers(self.processor.encode_messages(messages), image_numbers(items))
         else:
-            tokens.append(len(piece.ids))
-            kinds.append(PIECE_KINDS.index(piece.origin))
-            frames.append(0)
-    return Pieces(np.array(tokens, np.int32), np.array(kinds, np.uint8), np.array(frames, np.int32))
+            for part in document_parts(sample.items, self.documents):
+                pieces += [_BORDER] if pieces else []
+                pieces += _stored_numbers(self.processor.encode_document(part), image_numbers(part))
+        if not pieces:
+            raise BadSample("empty", "the sample renders to no tokens")
+        return pieces
 
 
-def expand(pieces: Sequence[Any], images: Mapping[int, Image.Image], planned: Pieces, processor: Any) -> Rendered:
-    """The ids of a run of pieces with its images in place.
+def _stored_numbers(pieces: Sequence[Piece], numbers: Sequence[int]) -> list[Piece]:
+    """The pieces of some items, with the stored numbers of their images. Raises BadSample where they do not match."""
+    places = [piece.image for piece in pieces if isinstance(piece, ImagePiece)]
+    if places != list(range(len(numbers))):
+        raise BadSample("image_count", f"the text has places for images {places} but the sample names {len(numbers)}")
+    return [ImagePiece(numbers[piece.image]) if isinstance(piece, ImagePiece) else piece for piece in pieces]
+
+
+def _check_images(processor: Any, options: ImageOptions) -> None:
+    one = processor.most_detail == 1
+    if options.upscale_max > 1 and processor.fixed_size and (options.enlarge or one):
+        raise ConfigError(
+            f"images.upscale_max is {options.upscale_max}, but this processor resizes every image to the same size: "
+            "set images.enlarge=false, or upscale_max=1."
+        )
+    if not options.enlarge and one:
+        raise ConfigError("images.enlarge is false, but this processor knows only one number of frames: leave it true.")
+    least = processor.at_detail(1).tokens_for(1, 1)
+    for name in ("max_tokens", "max_tokens_per_sample"):
+        limit = getattr(options, name)
+        if limit is not None and limit < least:
+            raise ConfigError(f"images.{name} is {limit}, but an image takes {least} tokens at least: raise it.")
+
+
+def expand(pieces: Sequence[Piece], encoded: Mapping[int, EncodedImage], planned: Pieces) -> Rendered:
+    """The ids of a run of pieces, with each encoded image (by its number) in place.
 
     Raises StaleIndexError where a piece does not have the length the index promised: the plan was made for another
     processor, and going on would overflow packs or shift labels.
@@ -74,19 +155,15 @@ def expand(pieces: Sequence[Any], images: Mapping[int, Image.Image], planned: Pi
     ids, kinds, turns, masks, frames = [], [], [], [], []
     for number, piece in enumerate(pieces):
         if isinstance(piece, TextPiece):
-            piece_ids, mask, kind, turn = (
-                piece.ids,
-                np.zeros(len(piece.ids), bool),
-                PIECE_KINDS.index(piece.origin),
-                piece.turn,
-            )
+            piece_ids, mask = piece.ids, np.zeros(len(piece.ids), bool)
+            kind, turn = PIECE_KINDS.index(piece.origin), piece.turn
         else:
-            encoded = processor.encode_image(images[piece.image])
-            piece_ids, mask, kind, turn = encoded.ids, encoded.feature_mask, IMAGE_KIND, -1
-            frames.append(encoded.frames)
-            if len(encoded.frames) != planned.frames[number]:
+            image = encoded[piece.image]
+            piece_ids, mask, kind, turn = image.ids, image.feature_mask, IMAGE_KIND, -1
+            frames.append(image.frames)
+            if len(image.frames) != planned.frames[number]:
                 raise StaleIndexError(
-                    f"image {piece.image} has {len(encoded.frames)} frames where the index has {planned.frames[number]}: {_ADVICE}"
+                    f"image {piece.image} has {len(image.frames)} frames where the index has {planned.frames[number]}: {_ADVICE}"
                 )
         if len(piece_ids) != planned.tokens[number] or kind != planned.kinds[number]:
             raise StaleIndexError(
@@ -100,4 +177,30 @@ def expand(pieces: Sequence[Any], images: Mapping[int, Image.Image], planned: Pi
     return Rendered(np.concatenate(ids), np.concatenate(kinds), np.concatenate(turns), np.concatenate(masks), frames)
 
 
-_ADVICE = "run `m4train data index` again"
+def encode_view(image: Image.Image, view: View, processor: Any, stored: tuple[int, int] | None = None) -> EncodedImage:
+    """The image encoded as `view` says; `stored` is the (width, height) of its file where it was decoded smaller."""
+    encoder = viewed(processor, view)
+    if stored is not None:
+        return encoder.encode_image(image, stored)
+    if view.scale != 1.0:
+        image = image.resize(view.size(*image.size), Image.Resampling.BICUBIC)
+    return encoder.encode_image(image)
+
+
+def as_planned(image: Image.Image, planned: tuple[int, int], view: View, processor: Any) -> Image.Image:
+    """The image, stretched to its planned (width, height) where a crop has left it a size that takes other tokens."""
+    if image.size == planned:
+        return image
+    encoder = viewed(processor, view)
+    counts = [
+        (encoder.tokens_for(*size), encoder.frames_for(*size)) for size in (view.size(*image.size), view.size(*planned))
+    ]
+    return image if counts[0] == counts[1] else image.resize(planned, Image.Resampling.BICUBIC)
+
+
+def needed_sizes(
+    views: Mapping[int, View], sizes: Mapping[int, tuple[int, int]], processor: Any
+) -> dict[int, tuple[int, int]]:
+    """The smallest size each image may be decoded in; those whose every pixel is needed are left out."""
+    found = {n: viewed(processor, view).needed_size(*sizes[n]) for n, view in views.items() if view.scale == 1.0}
+    return {number: size for number, size in found.items() if size is not None}

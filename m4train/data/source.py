@@ -11,12 +11,14 @@ from PIL import Image
 from m4train.config import DataConfig, SourceConfig
 from m4train.data.index import SourceIndex
 from m4train.data.index_build import build_index, open_index
+from m4train.data.rendering import Renderer
 from m4train.data.sample import Sample
 from m4train.data.shards import expand_shards
 from m4train.data.sources.base import ShardFormat
 from m4train.data.sources.registry import shard_format
 from m4train.data.storage import FileReader
 from m4train.errors import BadSample, ConfigError
+from m4train.processing.images import decode_scaled
 
 
 @dataclass
@@ -43,17 +45,32 @@ class Source:
             raise BadSample(*shard.bad[number])
         return self.shard_format.sample(self.files, shard.shard, shard.members(number))
 
-    def images(self, sample: int, wanted: Sequence[int] | None = None) -> dict[int, Image.Image]:
-        """The decoded images numbered `wanted` (all, where not given). Raises BadSample."""
+    def images(
+        self,
+        sample: int,
+        wanted: Sequence[int] | None = None,
+        least: Mapping[int, tuple[int, int]] | None = None,
+    ) -> dict[int, Image.Image]:
+        """The decoded images numbered `wanted` (all, where not given). Raises BadSample.
+
+        Those with a `least` size (width, height) are decoded no larger than a JPEG decoder must to reach it.
+        """
         shard, number = self.index.locate(sample)
         members = shard.members(number)
         pictures = [member for member in members if member.is_image]
         wanted = range(len(pictures)) if wanted is None else wanted
-        images = self.shard_format.images(self.files, shard.shard, members, wanted)
-        for image, picture in images.items():
+        if least:
+            stored = self.shard_format.stored_images(self.files, shard.shard, members, wanted)
+            decoded = [decode_scaled(data, (least or {}).get(image)) for image, data in zip(wanted, stored)]
+            images = {image: found for image, (found, _) in zip(wanted, decoded)}
+            found_sizes = {image: size for image, (_, size) in zip(wanted, decoded)}
+        else:
+            images = self.shard_format.images(self.files, shard.shard, members, wanted)
+            found_sizes = {number: image.size for number, image in images.items()}
+        for image, size in found_sizes.items():
             planned = (pictures[image].width, pictures[image].height)
-            if picture.size != planned:
-                detail = f"image {image} is {picture.size} when decoded but {planned} by its header"
+            if size != planned:
+                detail = f"image {image} is {size} when decoded but {planned} by its header"
                 raise BadSample("unreadable_image", detail)
         return images
 
@@ -77,7 +94,7 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
             raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
         shards = expand_shards(config.path)
         form = shard_format(config)
-        opened = open_index(shards, form, processor, data.index_dir, data.auto_index_limit)
+        opened = open_index(shards, form, Renderer(processor, config), data.index_dir, data.auto_index_limit)
         source = Source(name, config, SourceIndex(opened), form, FileReader())
         if len(source) == source.index.bad_count:
             raise ConfigError(
@@ -90,7 +107,13 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
 def index_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any, progress: Any = None) -> None:
     """`m4train data index`: builds what is missing or stale, whatever its size."""
     for config in sources.values():
-        build_index(expand_shards(config.path), shard_format(config), processor, data.index_dir, progress=progress)
+        build_index(
+            expand_shards(config.path),
+            shard_format(config),
+            Renderer(processor, config),
+            data.index_dir,
+            progress=progress,
+        )
 
 
 def source_stats(source: Source) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from m4train.data.index import IMAGE_KIND, PIECE_KINDS, Pieces
+import numpy as np
+
+from m4train.data.index import BORDER_KIND, IMAGE_KIND, PIECE_KINDS, Pieces
 
 _DOCUMENT = PIECE_KINDS.index("document")
 
@@ -37,6 +39,17 @@ def split_pieces(pieces: Pieces, token_budget: int, frame_budget: int) -> list[t
             runs.append((first, last))
         first = last
     return runs
+
+
+def whole_parts(pieces: Pieces) -> list[tuple[int, int]]:
+    """Runs (first, last) of pieces between borders: the documents that a stored one consists of."""
+    borders = np.flatnonzero(pieces.kinds == BORDER_KIND).tolist()
+    return list(zip([0, *(border + 1 for border in borders)], [*borders, len(pieces.kinds)]))
+
+
+def run_of(pieces: Pieces, first: int, last: int) -> Pieces:
+    """Pieces `first` to `last`."""
+    return Pieces(*(column[first:last] for column in (pieces.tokens, pieces.kinds, pieces.frames)))
 
 
 def is_document(pieces: Pieces) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from m4train.config import DataConfig
+from m4train.data.index import Pieces
 from m4train.data.packing import Unit
 from m4train.data.permutation import Permutation, WindowOrder
 from m4train.data.source import Source
-from m4train.data.splitting import is_document, split_pieces
+from m4train.data.splitting import is_document, run_of, split_pieces, whole_parts
+from m4train.data.variants import variant_drawn
 from m4train.errors import DataError
 
 _CHUNK = 4096  # samples of the order computed at a time
@@ -45,6 +47,7 @@ class SampleStream:
     def __init__(self, source: Source, number: int, data: DataConfig, seed: int) -> None:
         self._source, self._number, self._data, self._seed = source, number, data, seed
         self.epoch = self.position = 0
+        self._epochs = data.epochs if source.config.epochs is None else source.config.epochs
         self._head: Draw | None = None
         self._chunk: list[int] = []
         self._chunk_start = self._chunk_epoch = 0
@@ -72,7 +75,7 @@ class SampleStream:
         while True:
             if position == len(self._source):
                 epoch, position = epoch + 1, 0
-            if self._data.epochs is not None and epoch >= self._data.epochs:
+            if self._epochs is not None and epoch >= self._epochs:
                 return Draw([], 0, dropped, (epoch, position))
             sample = self._sample(epoch, position)
             position += 1
@@ -102,25 +105,38 @@ class SampleStream:
 
     def _units(self, sample: int, epoch: int, dropped: list[Dropped]) -> tuple[list[Unit], int]:
         """The units of a sample and its number of images."""
-        data = self._data
-        shard, number = self._source.index.locate(sample)
-        tokens, frames = int(shard.lengths[number]), int(shard.frames[number])
+        data, source = self._data, self._source
+        shard, number = source.index.locate(sample)
+        variant = variant_drawn(shard.variants, self._seed, epoch, source.name, sample)
+        tokens, frames = int(shard.variant_lengths[number, variant]), int(shard.variant_frames[number, variant])
         images = shard.image_count(number) if data.mixture.by == "images" else 0  # else not worth the look-up
         if tokens == 0:
             dropped.append(Dropped(self._number, sample, *shard.bad[number]))
             return [], 0
-        if tokens <= data.sequence_length and frames <= data.images_per_pack:
+        fits = tokens <= data.sequence_length and frames <= data.images_per_pack
+        if fits and source.config.documents.end_marker is None:
             return [Unit(self._number, sample, epoch, 0, -1, tokens, frames)], images
-        pieces = shard.pieces(number)
-        runs = []
-        if data.long_documents == "split" and is_document(pieces):
-            runs = split_pieces(pieces, data.sequence_length, data.images_per_pack)
-        if not runs:
-            limits = f"data.sequence_length={data.sequence_length} and data.images_per_pack={data.images_per_pack}"
-            detail = f"{tokens} tokens and {frames} frames do not fit {limits}"
-            dropped.append(Dropped(self._number, sample, "too_long", detail))
-        sizes = [(int(pieces.tokens[a:b].sum()), int(pieces.frames[a:b].sum())) for a, b in runs]
-        return [Unit(self._number, sample, epoch, *run, *size) for run, size in zip(runs, sizes)], images
+        units = []
+        pieces = shard.pieces(number, variant)
+        for first, last in whole_parts(pieces):
+            runs = self._runs(pieces, first, last)
+            sizes = [(int(pieces.tokens[a:b].sum()), int(pieces.frames[a:b].sum())) for a, b in runs]
+            units += [Unit(self._number, sample, epoch, *run, *size) for run, size in zip(runs, sizes)]
+            if not runs:
+                tokens, frames = int(pieces.tokens[first:last].sum()), int(pieces.frames[first:last].sum())
+                limits = f"data.sequence_length={data.sequence_length} and data.images_per_pack={data.images_per_pack}"
+                detail = f"{tokens} tokens and {frames} frames do not fit {limits}"
+                dropped.append(Dropped(self._number, sample, "too_long", detail))
+        return units, images
+
+    def _runs(self, pieces: Pieces, first: int, last: int) -> list[tuple[int, int]]:
+        """The runs of pieces that a document, pieces `first` to `last`, is packed as; none where it cannot be."""
+        data, part = self._data, run_of(pieces, first, last)
+        if part.tokens.sum() <= data.sequence_length and part.frames.sum() <= data.images_per_pack:
+            return [(first, last)]
+        if data.long_documents != "split" or not is_document(part):
+            return []
+        return [(first + a, first + b) for a, b in split_pieces(part, data.sequence_length, data.images_per_pack)]
 
     def state(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}

@@ -19,6 +19,7 @@ from m4train.batch import DocumentRecord, PackedBatch
 from m4train.config import DataConfig, SourceConfig
 from m4train.data.assemble import Assembler, Document
 from m4train.data.augment import augment, draw_key
+from m4train.data.index import BORDER_KIND
 from m4train.data.labels import trained_tokens
 from m4train.data.layout import FRAMES, Frames
 from m4train.data.loader import StartWorker, StepBatch
@@ -26,8 +27,9 @@ from m4train.data.mixture import Shares
 from m4train.data.packing import Packer, Unit
 from m4train.data.processes import lifeline, worker_context
 from m4train.data.quarantine import QuarantineEntry
-from m4train.data.rendering import expand, image_size_pieces, render
+from m4train.data.rendering import Renderer, as_planned, encode_view, expand
 from m4train.data.sample import parse_sample
+from m4train.data.variants import variant_drawn
 from m4train.errors import BadSample, ConfigError
 from m4train.processing.images import decode_image
 
@@ -124,6 +126,7 @@ class _Packs(IterableDataset):
                     "use fewer workers, or write more shards."
                 )
         self._sources, self._processor, self._data = dict(sources), processor, data
+        self._renderers = {name: Renderer(processor, config) for name, config in sources.items()}
         self._seed, self._micro, self._rank, self._readers = seed, micro_batch_size, rank, readers
         self._assembler = Assembler(processor, list(sources), layout)
 
@@ -189,16 +192,24 @@ class _Packs(IterableDataset):
             if item.get("crc32") not in (None, zlib.crc32(stored[item["image"]])):
                 raise BadSample("damaged", f"image {item['image']!r} does not fit the checksum in the JSON")
         images = {place: decode_image(stored[image]) for place, image in enumerate(sample.images)}
-        pieces = render(sample, self._processor)
-        planned = image_size_pieces(pieces, [image.size for image in images.values()], self._processor)
+        renderer, sizes = self._renderers[name], [image.size for image in images.values()]
+        variant = variant_drawn(renderer.variants, 0, cycle, f"{self._seed} {name}", zlib.crc32(key.encode()))
+        prepared = renderer.prepare(sample, key, sizes, variant)
+        pieces, planned = prepared.pieces, prepared.planned
+        if (planned.kinds == BORDER_KIND).any():
+            raise BadSample("several_documents", "documents.end_marker divides it, which needs an index")
         tokens, frames = int(planned.tokens.sum()), int(planned.frames.sum())
         if tokens > self._data.sequence_length or frames > self._data.images_per_pack:
             raise BadSample("too_long", f"{tokens} tokens and {frames} frames do not fit a pack")
         draws = draw_key(self._data.augment, 0, cycle, f"{self._seed} {name}", key)
-        images = {place: augment(image, self._data.augment, draws, place) for place, image in images.items()}
-        rendered = expand(pieces, images, planned, self._processor)
+        encoded = {}
+        for place, view in prepared.views.items():
+            image = augment(images[place], self._data.augment, draws, place)
+            image = as_planned(image, sizes[place], view, self._processor)
+            encoded[place] = encode_view(image, view, self._processor)
+        rendered = expand(pieces, encoded, planned)
         trained = trained_tokens(rendered, self._sources[name].loss)
-        record = DocumentRecord(-1, name, key, stored["__url__"], tokens, len(images), int(trained.sum()))
+        record = DocumentRecord(-1, name, key, stored["__url__"], tokens, len(encoded), int(trained.sum()))
         return Document(record, number, rendered, trained)
 
 

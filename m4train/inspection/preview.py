@@ -93,15 +93,10 @@ def view_pack(collator: Collator, pack: PlannedPack) -> PackView:
         except BadSample as error:
             segments.append(SegmentView(*where, begin, problem=f"{error.reason}: {error.detail}"))
             continue
-        runs = document_runs(document, _part(shard.pieces(number), unit), collator.processor)
+        runs = document_runs(document, collator.planned(unit), collator.processor)
         record = document.record
         segments.append(SegmentView(*where, begin + record.tokens, runs, record.images, record.loss_tokens))
     return PackView(pack.number, segments, collator.data.sequence_length, pack.frames)
-
-
-def _part(pieces: Pieces, unit: Unit) -> Pieces:
-    last = len(pieces.tokens) if unit.last < 0 else unit.last
-    return Pieces(*(column[unit.first : last] for column in (pieces.tokens, pieces.kinds, pieces.frames)))
 
 
 def document_runs(document: Document, pieces: Pieces, processor: Any) -> list[Run]:

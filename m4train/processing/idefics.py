@@ -62,10 +62,10 @@ class IdeficsProcessor(Processor):
     def image_ids(self, width: int, height: int) -> np.ndarray:
         return np.asarray([self.image_token_id, *self.opening], np.int64)
 
-    def encode_image(self, image: Image.Image) -> EncodedImage:
+    def encode_image(self, image: Image.Image, size: tuple[int, int] | None = None) -> EncodedImage:
         """The frame (1, 3, S, S) and ids of an image. No feature goes into the text: tokens attend to it from their layers."""
         ids = self.image_ids(*image.size)
-        return EncodedImage(np.stack(self.image_processor.frames(image)), ids, np.zeros(len(ids), bool))
+        return EncodedImage(np.stack(self.image_processor.frames(image, size)), ids, np.zeros(len(ids), bool))
 
     def encode_document(self, items: list[dict]) -> list[Piece]:
         """As for every processor, with the spaces around each text dropped, as the model was trained."""

@@ -45,11 +45,28 @@ class Idefics2ImageProcessor(ImageProcessor):
         std = STD if image_std is None else image_std
         super().__init__(do_convert_rgb, resample, do_rescale, rescale_factor, do_normalize, mean, std, extra)
 
+    @property
+    def most_detail(self) -> int:
+        """2 where images are cut in four."""
+        return 2 if self.do_image_splitting else 1
+
+    def natural_detail(self, width: int, height: int) -> int:
+        quarter = min(width, height) // 2
+        return self.most_detail if quarter >= self.size.get("shortest_edge", 0) else 1
+
+    def detail_settings(self, detail: int) -> dict[str, Any]:
+        return {"do_image_splitting": False}
+
     def frame_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
         return [self._resized(right - left, lower - top) for left, top, right, lower in self._boxes(width, height)]
 
-    def frames(self, image: Image.Image) -> list[np.ndarray]:
+    def needed_size(self, width: int, height: int) -> tuple[int, int] | None:
+        return self._resized(width, height) if self.do_resize and not self.do_image_splitting else None
+
+    def frames(self, image: Image.Image, size: tuple[int, int] | None = None) -> list[np.ndarray]:
         image = to_rgb(self._rgb_only(image))
+        if size is not None:  # then there is one frame: see needed_size
+            return [self._frame(image, (0, 0, *image.size), size)]
         return [self._frame(image, box) for box in self._boxes(*image.size)]
 
     def _boxes(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
@@ -60,9 +77,11 @@ class Idefics2ImageProcessor(ImageProcessor):
         x, y = width // 2, height // 2
         return [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height), whole]
 
-    def _frame(self, image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
+    def _frame(
+        self, image: Image.Image, box: tuple[int, int, int, int], original: tuple[int, int] | None = None
+    ) -> np.ndarray:
         part = image if box == (0, 0, *image.size) else image.crop(box)
-        size = self._resized(*part.size)
+        size = self._resized(*(original or part.size))
         part = part if size == part.size else part.resize(size, Image.Resampling(self.resample))
         return np.ascontiguousarray(np.asarray(part).transpose(2, 0, 1))
 

@@ -60,16 +60,35 @@ class Idefics3ImageProcessor(ImageProcessor):
         width, height = self._tiled_size(*self._resized(width, height))
         return (height // side, width // side) if max(width, height) > side else (0, 0)
 
+    @property
+    def fixed_size(self) -> bool:
+        return self.do_resize
+
+    @property
+    def most_detail(self) -> int:
+        """Tiles along the longest side."""
+        longest = self.size.get("longest_edge") if self.do_resize and self.do_image_splitting else None
+        return 1 if longest is None else math.ceil(min(longest, MAX_SIDE) / self.frame_size)
+
+    def natural_detail(self, width: int, height: int) -> int:
+        return min(self.most_detail, math.ceil(max(width, height) / self.frame_size))
+
+    def detail_settings(self, detail: int) -> dict[str, Any]:
+        return {"size": {"longest_edge": detail * self.frame_size}}
+
     def frame_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
         rows, columns = self.grid(width, height)
         return [(self.frame_size, self.frame_size)] * (rows * columns + 1)
 
-    def frames(self, image: Image.Image) -> np.ndarray:
+    def needed_size(self, width: int, height: int) -> tuple[int, int] | None:
+        return self._resized(width, height) if self.do_resize else None
+
+    def frames(self, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
         """The frames (n, 3, S, S) uint8 of an image: tiles in reading order, and the whole image last."""
         image = to_rgb(self._rgb_only(image))
         side = self.frame_size
         if self.do_resize:
-            image = self._resize(image, self._resized(*image.size))
+            image = self._resize(image, self._resized(*(size or image.size)))
         if not self.do_image_splitting:
             return _tiles(self._resize(image, (side, side)), side, 1)
         image = self._resize(image, self._tiled_size(*image.size))

@@ -47,10 +47,17 @@ class IdeficsImageProcessor(ImageProcessor):
     def frame_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
         return [(self.image_size, self.image_size) if self.do_resize else (width, height)]
 
-    def frames(self, image: Image.Image) -> list[np.ndarray]:
+    @property
+    def fixed_size(self) -> bool:
+        return self.do_resize
+
+    def needed_size(self, width: int, height: int) -> tuple[int, int] | None:
+        return self.frame_sizes(width, height)[0] if self.do_resize else None
+
+    def frames(self, image: Image.Image, size: tuple[int, int] | None = None) -> list[np.ndarray]:
         image = to_rgb(self._rgb_only(image))
-        (size,) = self.frame_sizes(*image.size)
-        image = image if image.size == size else image.resize(size, Image.Resampling(self.resample))
+        (target,) = self.frame_sizes(*(size or image.size))
+        image = image if image.size == target else image.resize(target, Image.Resampling(self.resample))
         return [np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))]
 
     def preprocess(  # type: ignore[override]  # the reference returns the values alone

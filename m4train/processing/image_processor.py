@@ -93,9 +93,34 @@ class ImageProcessor:
 
     # Images to frames
 
-    def frames(self, image: Image.Image) -> Frames:
-        """The frames (3, H, W) uint8 of an image, in the order of their tokens."""
+    def frames(self, image: Image.Image, size: tuple[int, int] | None = None) -> Frames:
+        """The frames (3, H, W) uint8 of an image, in the order of their tokens.
+
+        `size` is the (width, height) of its file where the image was decoded smaller, see `needed_size`.
+        """
         raise NotImplementedError
+
+    def needed_size(self, width: int, height: int) -> tuple[int, int] | None:
+        """Width and height to which an image of this size is first resized; None where its own pixels are needed."""
+        return None
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether an image is resized to the same size however large it is."""
+        return False
+
+    @property
+    def most_detail(self) -> int:
+        """How many settings of detail there are: 1 gives the fewest frames, this number those of the settings."""
+        return 1
+
+    def natural_detail(self, width: int, height: int) -> int:
+        """The most detail for which an image of this size need not be enlarged, but for rounding up to whole frames."""
+        return 1
+
+    def detail_settings(self, detail: int) -> dict[str, Any]:
+        """The settings that give a detail below `most_detail`."""
+        return {}
 
     def frame_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
         """Width and height of each frame that an image of this size becomes."""

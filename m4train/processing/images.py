@@ -66,6 +66,23 @@ def decode_image(
             raise BadSample("unreadable_image", f"{_name(source)} cannot be decoded: {error}") from error
 
 
+def decode_scaled(
+    data: bytes, least: tuple[int, int] | None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
+    """An image as `decode_image` gives it, and its full size. A JPEG is decoded at 1/2, 1/4 or 1/8 of it where both sides stay
+    at least `least` (width, height); its pixels then differ a little from those of the whole image made smaller."""
+    with _open(data, max_pixels) as image:
+        try:
+            sideways = _may_be_rotated(image, data) and _orientation(image) in _SIDEWAYS
+            size = image.size[::-1] if sideways else image.size
+            if least is not None:
+                image.draft(None, least[::-1] if sideways else least)
+            image.load()
+            return to_rgb(upright(image)), size
+        except Exception as error:
+            raise BadSample("unreadable_image", f"{_name(data)} cannot be decoded: {error}") from error
+
+
 def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS, name: str = "an image") -> None:
     """Raises BadSample "image_too_large" for an image above the limit, which may not be decoded yet."""
     if image.width * image.height > max_pixels:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.chat import ChatTemplate
+from m4train.processing.detail import Detail
 from m4train.processing.features import Features
 from m4train.processing.files import ProcessorFiles, read_processor_files, write_processor_files
 from m4train.processing.image_processor import ImageProcessor
@@ -29,7 +30,7 @@ Span = tuple[list[int], bool]  # ids, and whether they are an image
 LAYOUT = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
 
 
-class Processor:
+class Processor(Detail):
     """Base of the processors: a tokenizer, an image processor and a chat template that agree on the image tokens."""
 
     image_processor_class: ClassVar[type[ImageProcessor]]
@@ -133,10 +134,13 @@ class Processor:
         """Pieces of a conversation, as the chat template renders it. Raises BadSample, or ConfigError for the template."""
         return encode_messages(self.tokenizer, self._chat(), messages, self._framing())
 
-    def encode_image(self, image: Image.Image) -> EncodedImage:
-        """Frames and ids of one image, without the ids that open a run of images (see `opening`)."""
-        ids = self.image_ids(*image.size)
-        return EncodedImage(self.image_processor.frames(image), ids, ids == self.image_token_id)
+    def encode_image(self, image: Image.Image, size: tuple[int, int] | None = None) -> EncodedImage:
+        """Frames and ids of one image, without the ids that open a run of images (see `opening`).
+
+        `size` is the (width, height) of its file where the image was decoded smaller, see `needed_size`.
+        """
+        ids = self.image_ids(*(size or image.size))
+        return EncodedImage(self.image_processor.frames(image, size), ids, ids == self.image_token_id)
 
     def tokens_for(self, width: int, height: int) -> int:
         """How many ids an image of this size takes in the text."""

@@ -10,16 +10,18 @@ from m4train.config import SourceConfig
 from m4train.data import index_build
 from m4train.data.index import SourceIndex, index_path
 from m4train.data.index_build import build_index, open_index
+from m4train.data.rendering import Renderer
 from m4train.data.source import build_sources, source_stats
 from m4train.data.sources.tar import CanonicalTar
 from m4train.errors import DataError, StaleIndexError
 from tests.helpers.data import FakeProcessor, data_config, document, documents, write_shards
 
 PROCESSOR = FakeProcessor()
+RENDERER = Renderer(PROCESSOR, SourceConfig())
 
 
 def opened(path: Path, limit: int = 1000) -> SourceIndex:
-    return SourceIndex(open_index([str(path)], CanonicalTar(), PROCESSOR, None, limit))
+    return SourceIndex(open_index([str(path)], CanonicalTar(), RENDERER, None, limit))
 
 
 def reasons(index: SourceIndex) -> dict[str, str]:
@@ -115,7 +117,7 @@ def test_a_changed_shard_or_processor_makes_the_index_stale(tmp_path: Path) -> N
     [path] = write_shards(tmp_path, documents(10))
     opened(path)
     with pytest.raises(StaleIndexError, match="auto_index_limit=5"):
-        open_index([str(path)], CanonicalTar(), FakeProcessor("other"), None, 5)
+        open_index([str(path)], CanonicalTar(), Renderer(FakeProcessor("other"), SourceConfig()), None, 5)
     write_shards(tmp_path, documents(11))
     with pytest.raises(StaleIndexError, match="has changed"):
         opened(path, limit=5)
@@ -124,11 +126,11 @@ def test_a_changed_shard_or_processor_makes_the_index_stale(tmp_path: Path) -> N
 
 def test_fresh_indexes_are_left_alone_and_token_counts_do_not_rescan(tmp_path: Path, monkeypatch) -> None:
     [path] = write_shards(tmp_path, documents(5))
-    build_index([str(path)], CanonicalTar(), PROCESSOR)
+    build_index([str(path)], CanonicalTar(), RENDERER)
     before = index_path(str(path), None).stat().st_mtime_ns
     monkeypatch.setattr(index_build, "_scan", lambda *_: pytest.fail("scanned again"))
-    build_index([str(path)], CanonicalTar(), PROCESSOR)
-    build_index([str(path)], CanonicalTar(), FakeProcessor("other"))
+    build_index([str(path)], CanonicalTar(), RENDERER)
+    build_index([str(path)], CanonicalTar(), Renderer(FakeProcessor("other"), SourceConfig()))
     assert index_path(str(path), None).stat().st_mtime_ns == before
 
 
@@ -144,7 +146,7 @@ def test_index_dir_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> Non
     [path] = write_shards(tmp_path, documents(1))
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="index_dir"):
-        open_index([str(path)], CanonicalTar(), PROCESSOR, str(tmp_path / "file"), 100)
+        open_index([str(path)], CanonicalTar(), RENDERER, str(tmp_path / "file"), 100)
 
 
 def test_stats(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_many_shards_are_indexed_by_several_processes_at_once(tmp_path: Path, mo
     paths = [str(path) for path in write_shards(tmp_path, documents(12), max_samples=3)]
     monkeypatch.setattr(index_build, "_INLINE_BYTES", 0)
     done: list[tuple[int, int]] = []
-    build_index(paths, CanonicalTar(), PROCESSOR, workers=2, progress=lambda *counts: done.append(counts))
+    build_index(paths, CanonicalTar(), RENDERER, workers=2, progress=lambda *counts: done.append(counts))
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    index = SourceIndex(open_index(paths, CanonicalTar(), PROCESSOR, None, 0))
+    index = SourceIndex(open_index(paths, CanonicalTar(), RENDERER, None, 0))
     assert [index.locate(n)[0].key(index.locate(n)[1]) for n in range(12)] == [f"doc{n:05d}" for n in range(12)]

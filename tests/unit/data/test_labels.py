@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from m4train.config import SourceConfig
 from m4train.data.labels import trained_tokens
-from m4train.data.rendering import Rendered, expand, image_size_pieces, render
+from m4train.data.rendering import Rendered, Renderer, encode_view, expand
 from m4train.data.sample import sample_from_dict
 from m4train.errors import BadSample
 from tests.helpers.data import FakeProcessor
@@ -19,10 +20,10 @@ messages = st.lists(st.fixed_dictionaries({"role": roles, "content": items}), mi
 
 def rendered(content: dict) -> Rendered:
     sample = sample_from_dict(content)
-    pieces = render(sample, PROCESSOR)
-    count = len(sample.images)
-    planned = image_size_pieces(pieces, [(20, 30)] * count, PROCESSOR)
-    return expand(pieces, {n: Image.new("RGB", (20, 30)) for n in range(count)}, planned, PROCESSOR)
+    prepared = Renderer(PROCESSOR, SourceConfig()).prepare(sample, "key", [(20, 30)] * len(sample.images))
+    image = Image.new("RGB", (20, 30))
+    encoded = {number: encode_view(image, view, PROCESSOR) for number, view in prepared.views.items()}
+    return expand(prepared.pieces, encoded, prepared.planned)
 
 
 def said(conversation: list[dict], role: str) -> list[str]:
