@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import typing
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,54 @@ def load_config(overrides: list[str]) -> Config:
     assert isinstance(config, Config)
     check(config)
     return config
+
+
+def load_run_config(overrides: list[str]) -> Config:
+    """The configuration for a command about a run that was trained: `overrides` on top of what the run was trained with.
+
+    The run is `run_dir`, or the one of the checkpoint that `resume` names; a checkpoint that was moved away from its run
+    brings its configuration itself. Overrides that choose an experiment or data compose anew, as for training. Raises
+    ConfigError as `load_config` does, and where no run is named.
+    """
+    given = dict(override.partition("=")[::2] for override in overrides)
+    if "experiment" in given or "data" in given or not given.keys() & {"run_dir", "resume"}:
+        return load_config(overrides)
+    overrides = [_checked(override) for override in overrides]
+    stored = _stored(Path(given["run_dir"]) if "run_dir" in given else None, Path(given.get("resume", "auto")))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), stored)
+        for override in overrides:
+            _apply(merged, override)
+        config = OmegaConf.to_object(merged)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from error
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
+    """What config.yaml of a run holds, or the state of a checkpoint."""
+    state = checkpoint / "state.json"
+    folder = run_dir or checkpoint.resolve().parent.parent
+    if (folder / "config.yaml").is_file():
+        return OmegaConf.load(folder / "config.yaml")
+    if state.is_file():
+        return {**json.loads(state.read_text(encoding="utf-8"))["config"], "run_dir": str(folder)}
+    raise ConfigError(
+        f"{folder} holds no config.yaml: train first, or set run_dir to a trained run, or resume to a checkpoint."
+    )
+
+
+def _apply(config: Any, override: str) -> None:
+    """Sets one key, or all keys of a group from the file of its choice."""
+    parsed = OverridesParser.create().parse_override(override)
+    key = parsed.key_or_group
+    value: Any = parsed.value()
+    if key in groups():
+        choice = OmegaConf.load(resource_folder("conf") / key / f"{value}.yaml")
+        value = OmegaConf.merge(OmegaConf.structured(getattr(Config(), key)), choice)
+    OmegaConf.update(config, key, value, merge=False, force_add=True)
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the commands do with a configuration: train, evaluate, export."""
+"""What the commands do with a configuration: train, evaluate, data."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ import dataclasses
 import io
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-import m4train
 from m4train import build
 from m4train.compose import save_config
 from m4train.config import Config, SourceConfig
 from m4train.data.source import build_sources, conversations, index_sources, source_stats
 from m4train.errors import CheckpointError, ConfigError
 from m4train.evaluation.generation import Answer, answer_conversations, score
-from m4train.inspection.run_files import LINEAGE_FILE
-from m4train.training.adapters import merge_adapters
 from m4train.training.callbacks import default_callbacks
 from m4train.training.checkpoint import load_checkpoint
 from m4train.training.engines import make_engine
@@ -33,7 +29,6 @@ from m4train.training.trainer import Trainer
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional CPU kernels whenever peft is imported
 
-EXPORT_TOLERANCE = 1e-4  # largest difference of fp32 logits between the live model and the exported one
 PICTURED_ANSWERS = 120  # per source: answers kept with their images
 
 
@@ -67,7 +62,7 @@ def train(config: Config) -> int:
         default_callbacks(config),
         validation=data.validation_steps if data.validation else None,
         resume=resume,
-        save_extra=lambda folder: _describe_model(folder, model, processor),
+        save_extra=lambda folder: describe_model(folder, model, processor),
         quarantined=lambda: data.quarantine.bad,
     )
     trainer.train()
@@ -113,33 +108,6 @@ def _data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def export(config: Config) -> int:
-    """Writes run_dir/export: a Hugging Face folder of the newest checkpoint, adapters merged, verified by reloading it."""
-    _set_threads(config)
-    target = Path(config.run_dir) / "export"
-    model, processor, checkpoint = _trained(config)
-    probe = _probe(processor)
-    live = _logits(model, probe)
-    merge_adapters(model)
-    unfinished = target.with_name(".export.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    _describe_model(unfinished, model, processor)
-    model.save_pretrained(unfinished)
-    reloaded = type(model).from_pretrained(unfinished)
-    drift = (_logits(reloaded, _probe(type(processor).from_pretrained(unfinished))) - live).abs().max().item()
-    if not drift <= EXPORT_TOLERANCE:
-        raise CheckpointError(
-            f"The exported model's logits differ from the trained one's by {drift:.1e}, more than {EXPORT_TOLERANCE:.0e}; "
-            f"{target} was not written."
-        )
-    origin = {"run_dir": str(config.run_dir), "step": checkpoint.step, "m4train": m4train.__version__, "drift": drift}
-    (unfinished / LINEAGE_FILE).write_text(json.dumps(origin, indent=1) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
-    print(f"exported {checkpoint.folder.name} to {target} (largest logit difference after reloading {drift:.1e})")
-    return 0
 
 
 def index_data(config: Config) -> int:
@@ -188,25 +156,12 @@ def _trained(config: Config) -> tuple[Any, Any, Checkpoint]:
     return model.eval(), processor, checkpoint
 
 
-def _describe_model(folder: Path, model: Any, processor: Any) -> None:
+def describe_model(folder: Path, model: Any, processor: Any) -> None:
     """Everything of a Hugging Face folder but the weights: configuration, tokenizer, processor, chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(model.generation_config, indent=2) + "\n")
     processor.save_pretrained(folder)
-
-
-def _probe(processor: Any) -> dict[str, torch.Tensor]:
-    """Inputs with an image and text, to compare two forms of a model with."""
-    gradient = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
-    question = [{"type": "image"}, {"type": "text", "text": "What does this image show?"}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
-    return processor(text=[prompt], images=[[gradient]], return_tensors="pt", add_special_tokens=False)
-
-
-@torch.inference_mode()
-def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    return model.eval()(**inputs).logits.float()
 
 
 def _set_threads(config: Config) -> None:

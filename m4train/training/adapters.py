@@ -156,6 +156,9 @@ def save_adapter(folder: Path, config: AdapterConfig, targets: list[str], tensor
     for name, tensor in state.items():
         if tensor.numel() == 0 or not torch.isfinite(tensor).all():
             raise CheckpointError(f"Adapter tensor {name} is empty or not finite; the adapter was not saved.")
+    second = [tensor for name, tensor in state.items() if "lora_B" in name or "lora_embedding_B" in name]
+    if not any(tensor.any() for tensor in second):
+        raise CheckpointError("The second matrices of the adapter are all zero: it would change nothing; train first.")
     folder.mkdir(parents=True, exist_ok=True)
     peft_config = _peft_config(config, targets)
     peft_config.inference_mode = True

@@ -73,7 +73,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine) -> None:
     Raises CheckpointError naming what the model has and the checkpoint lacks, or has in another shape.
     """
     try:
-        engine.load(lambda tensors: _read(checkpoint.folder / TENSORS, tensors))
+        engine.load(lambda tensors: read_tensors(checkpoint.folder / TENSORS, tensors))
     except (CheckpointException, RuntimeError, ValueError) as error:
         cause = str(error).strip().splitlines()[-1]
         raise CheckpointError(f"Checkpoint {checkpoint.folder} does not fit this model: {cause}") from error
@@ -115,10 +115,11 @@ def _write_tensors(folder: Path, tensors: dict[str, Tensor], engine: Engine) -> 
         )
 
 
-def _read(folder: Path, tensors: dict[str, Tensor]) -> None:
+def read_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fills the tensors from a checkpoint's folder of tensors, by name; each rank reads its own share, alone."""
     reader = dcp.FileSystemReader(folder)
     with _one_process_is_fine():
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)  # each rank reads its own share, alone
+        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
 
 
 @contextmanager
@@ -138,7 +139,7 @@ def _verify(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Reads every tensor back, frozen ones too, and compares its bits with the live one."""
     for chunk in _chunks(tensors):
         again = {name: torch.empty_like(tensor) for name, tensor in chunk.items()}
-        _read(folder, again)
+        read_tensors(folder, again)
         for name, tensor in chunk.items():
             if not torch.equal(_bits(tensor), _bits(again[name])):
                 raise CheckpointError(f"tensor {name} reads back with other values")

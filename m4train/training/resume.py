@@ -28,6 +28,7 @@ CHANGEABLE = (
     "engine.*",
     "launch.*",
     "evaluation.*",
+    "export.*",
     "data.root",
     "data.prepare",
     "data.num_workers",

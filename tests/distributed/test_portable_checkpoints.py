@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from m4train.config import AdapterConfig
+from m4train.training.weights import CheckpointWeights
 from tests.distributed.cases import Case, build, run_case
 from tests.helpers.distributed import run_distributed
 from tests.helpers.training import make_trainer, read_metrics
@@ -65,10 +67,19 @@ def test_the_same_layout_continues_to_the_last_bit(engine, tmp_path):
     case = Case(engine, "tiny", packs=6, micro=2, steps=6)
     for name, pieces in (("whole", [6]), ("broken", [2, 4])):
         for steps in pieces:
-            run_distributed(_segment, 2, case, str(tmp_path / name), steps, timeout=300)
+            final = run_distributed(_segment, 2, case, str(tmp_path / name), steps, timeout=300)[0]
     whole, broken = (read_metrics(tmp_path / name) for name in ("whole", "broken"))
     assert [line["loss"] for line in whole] == [line["loss"] for line in broken]
     assert [line["grad_norm"] for line in whole] == [line["grad_norm"] for line in broken]
+    _assert_stored(tmp_path / "broken", final)
+
+
+def _assert_stored(run_dir, parameters):
+    """One process reads whole parameters out of the checkpoint, equal to those that trained."""
+    weights = CheckpointWeights(run_dir / "checkpoints" / "step-000006", AdapterConfig())
+    stored = weights.stored(weights.names)
+    assert stored.keys() == parameters.keys()
+    assert all(torch.equal(stored[name], parameters[name]) for name in stored)
 
 
 def _refused(run_dir: str) -> str:

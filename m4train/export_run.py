@@ -1,0 +1,233 @@
+"""`m4train export`: a checkpoint of any engine as a Hugging Face folder, written file by file and verified."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import m4train
+from m4train import build
+from m4train.config import Config
+from m4train.config_checks import size_in_bytes
+from m4train.errors import CheckpointError, ConfigError
+from m4train.hub import WEIGHT_FILES, model_folder
+from m4train.inspection.run_files import LINEAGE_FILE
+from m4train.models.pretrained import TensorFolder
+from m4train.models.weight_files import write_weights
+from m4train.restore import plain_model, restore_model, restore_processor
+from m4train.training.adapters import load_adapter, save_adapter
+from m4train.training.resume import Checkpoint, find_checkpoint
+from m4train.training.weights import CheckpointWeights
+
+# Largest difference of logits between the checkpoint and what was exported, relative to the largest logit: what fp32
+# arithmetic in another order leaves, and what rounding every weight to bf16 (or a base stored in 4 bits) can leave.
+EXACT, ROUNDED = 1e-4, 0.1
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote: the step, the folder, and the drift of its logits (None where it was not verified)."""
+
+    step: int
+    folder: Path
+    drift: float | None
+
+
+def export(config: Config) -> int:
+    """Writes export.folder from the newest checkpoint of run_dir, or from the one `resume` names; returns 0."""
+    done = export_checkpoint(config)
+    checked = "not verified" if done.drift is None else f"largest logit difference after reloading {done.drift:.1e}"
+    print(f"exported step {done.step} to {done.folder} ({checked})")
+    return 0
+
+
+def export_checkpoint(config: Config) -> Exported:
+    """Writes the folder aside, verifies it and puts it in place of an earlier one.
+
+    Raises CheckpointError where there is no checkpoint, or where what was written does not answer as the checkpoint does.
+    """
+    checkpoint = find_checkpoint(config)
+    if checkpoint is None:
+        raise CheckpointError(f"{config.run_dir} holds no checkpoint: train first, or set run_dir to a trained run.")
+    target = Path(config.export.folder or Path(config.run_dir) / "export")
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    processor = restore_processor(config, checkpoint.folder)
+    processor.save_pretrained(unfinished)
+    if config.export.adapters == "apart":
+        _write_adapter(config, checkpoint, unfinished)
+    else:
+        _write_model(config, checkpoint, unfinished)
+    drift = _drift(config, checkpoint, unfinished, processor) if config.export.verify else None
+    _describe(config, checkpoint, unfinished, drift)
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+    return Exported(checkpoint.step, target, drift)
+
+
+def _write_model(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
+    """config.json, generation_config.json and the weights, adapters merged, rows of new tokens joined."""
+    model = plain_model(config, checkpoint.folder)
+    weights = CheckpointWeights(checkpoint.folder, config.adapter)
+    own = {name: p for name, p in model.named_parameters() if name not in model.tied_names()}
+    if set(own) != set(weights.names):
+        differing = sorted(set(own) ^ set(weights.names))
+        raise CheckpointError(f"{checkpoint.folder} does not hold the model its config.json names: {differing[:5]}.")
+    dtype = export_dtype(config)
+    model.config.dtype = str(dtype).removeprefix("torch.")
+    model.config.extra["architectures"] = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(model.generation_config, indent=2) + "\n")
+    original = _original(config)
+
+    def read(name: str) -> Tensor:
+        return weights.merged(name, own[name].shape, original).cpu()
+
+    hub = model.hub_tensors(own)
+    joined = {name: read(name) for name in own if name not in hub}  # a few rows, which belong at the end of others
+    write_weights(
+        folder,
+        {name: tensor.shape for name, tensor in hub.items()},
+        dtype,
+        size_in_bytes("export.max_shard_size", config.export.max_shard_size),
+        lambda name: model.hub_tensors({**joined, name: read(name)})[name],
+    )
+
+
+def _original(config: Config) -> Callable[[str], Tensor] | None:
+    """The weights adapters are merged into, where those are not the ones they were trained on."""
+    if config.export.base == "trained":
+        return None
+    if config.adapter.kind == "none" or config.model.pretrained is None:
+        raise ConfigError(
+            "export.base is original, but this run has no adapter on a model.pretrained; use export.base=trained."
+        )
+    stored = TensorFolder(model_folder(config.model.pretrained, WEIGHT_FILES))
+    return lambda name: stored[name]
+
+
+def export_dtype(config: Config) -> torch.dtype:
+    """The dtype weights are exported in: export.dtype, else that of the model training began with, else fp32."""
+    if config.export.dtype is not None:
+        return DTYPES[config.export.dtype]
+    if config.model.pretrained is None:
+        return torch.float32
+    try:
+        began = build.build_architecture(config, None).dtype
+    except ConfigError:  # the folder is gone; nothing else says what it was
+        began = None
+    return getattr(torch, began) if began else torch.float32
+
+
+def _write_adapter(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
+    """A peft folder: the adapter, and the name of the model it belongs to."""
+    if config.adapter.kind == "none":
+        raise ConfigError("export.adapters is apart, but this run trained no adapter: use export.adapters=merge.")
+    table = json.loads((Path(config.run_dir) / "parameters.json").read_text())
+    beside = [row["part"] for row in table[:-1] if row["trainable"] > row["adapted"]]
+    if beside:
+        raise ConfigError(
+            f"export.adapters is apart, but {', '.join(beside)} trained in full beside the adapter, which a folder of "
+            "adapters cannot hold: use export.adapters=merge."
+        )
+    weights = CheckpointWeights(checkpoint.folder, config.adapter)
+    stored = weights.stored(weights.adapter_names)
+    targets = sorted({name.split(".lora_")[0] for name in stored})
+    save_adapter(folder, config.adapter, targets, stored)
+    if config.model.pretrained is not None:
+        path = folder / "adapter_config.json"
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({**values, "base_model_name_or_path": config.model.pretrained}, indent=2) + "\n")
+
+
+def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any) -> float:
+    """How far the logits of what was written are from those of the checkpoint, on an image and a question.
+
+    One of the two models is in memory at a time. Raises CheckpointError where the drift is no rounding.
+    """
+    probe = _probe(processor)
+    live = _logits(restore_model(config, checkpoint.folder), probe)
+    if config.export.adapters == "apart":
+        again = restore_model(config, checkpoint.folder)
+        load_adapter(again, folder)
+    else:
+        again = build.FAMILIES[config.model.family].model.from_pretrained(folder, dtype=torch.float32)
+    logits = _logits(again, _probe(type(processor).from_pretrained(folder)))
+    drift = (logits - live).abs().max().item()
+    allowed = _tolerance(config) * max(1.0, live.abs().max().item())
+    if not drift <= allowed:
+        raise CheckpointError(
+            f"The exported model's logits differ from the checkpoint's by {drift:.1e}, more than {allowed:.0e}; "
+            "the folder was not put in place."
+        )
+    return drift
+
+
+def _tolerance(config: Config) -> float:
+    """How far exported logits may be from the checkpoint's, relative to the largest."""
+    if config.export.base == "original":
+        return sys.float_info.max  # another base than was trained on: reported, and only refused where it is no number
+    return EXACT if export_dtype(config) is torch.float32 and config.adapter.kind != "qlora" else ROUNDED
+
+
+def _probe(processor: Any) -> dict[str, Tensor]:
+    """Inputs with an image and text, to compare two forms of a model with."""
+    gradient = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
+    question = [{"type": "image"}, {"type": "text", "text": "What does this image show?"}]
+    return processor.apply_chat_template(
+        [[{"role": "user", "content": question}]],
+        images=[[gradient]],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+
+@torch.inference_mode()
+def _logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    return model.eval()(**inputs).logits.float()
+
+
+def _describe(config: Config, checkpoint: Checkpoint, folder: Path, drift: float | None) -> None:
+    """m4train.json: where the folder came from; and README.md, where one is asked for."""
+    origin = {
+        "run_dir": str(config.run_dir),
+        "step": checkpoint.step,
+        "base": config.model.pretrained,
+        "dtype": str(export_dtype(config)).removeprefix("torch."),
+        "adapters": config.export.adapters if config.adapter.kind != "none" else None,
+        "drift": drift,
+        "versions": checkpoint.state["versions"],
+        "m4train": m4train.__version__,
+    }
+    (folder / LINEAGE_FILE).write_text(json.dumps(origin, indent=1) + "\n")
+    if config.export.model_card:
+        (folder / "README.md").write_text(_card(config, checkpoint), encoding="utf-8")
+
+
+def _card(config: Config, checkpoint: Checkpoint) -> str:
+    """The model card: the facts the run knows, for a person to complete."""
+    base = f"base_model: {config.model.pretrained}\n" if config.model.pretrained else ""
+    sources = "\n".join(f"- {name} (weight {source.weight:g})" for name, source in config.data.sources.items())
+    trained = f"Trained for {checkpoint.step:,} optimizer steps of {config.trainer.global_batch_size} packs of up to"
+    scores = Path(config.run_dir) / "evaluation.json"
+    results = json.loads(scores.read_text()) if scores.is_file() else {}
+    lines = [f"- {name}: {key} {value}" for name, row in results.items() for key, value in row.items()]
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n{base}---\n\n# {config.name}\n\n"
+        f"{trained} {config.data.sequence_length:,} tokens with m4train {m4train.__version__}"
+        f"{'' if config.adapter.kind == 'none' else f', {config.adapter.kind} adapters'}.\n\n## Data\n\n{sources}\n"
+        + (f"\n## Held-out results\n\n{chr(10).join(lines)}\n" if lines else "")
+    )

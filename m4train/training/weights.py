@@ -1,0 +1,123 @@
+"""The weights of a checkpoint without the run around them: read one by one, adapters added to what they adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from m4train.config import AdapterConfig
+from m4train.errors import CheckpointError
+from m4train.training.adapters import apply_adapters, merge_adapters
+from m4train.training.checkpoint import TENSORS, read_tensors
+from m4train.training.naming import canonical_parameters, is_adapter, persistent_buffers
+from m4train.training.quantization import quantization_tensors, quantize_parts
+
+_PARAMETER, _BUFFER = "parameter/", "buffer/"
+
+
+def weight_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The live tensors of a model that a checkpoint holds: `parameter/NAME` and `buffer/NAME`, by canonical name."""
+    parameters = {f"{_PARAMETER}{name}": p.detach() for name, p in canonical_parameters(model).items()}
+    buffers = {**persistent_buffers(model), **quantization_tensors(model)}
+    return {**parameters, **{f"{_BUFFER}{name}": buffer for name, buffer in buffers.items()}}
+
+
+class CheckpointWeights:
+    """The parameters of a portable checkpoint by canonical name, read when they are asked for.
+
+    `names` are those of the model without adapters. Raises CheckpointError where the folder holds no tensors.
+    """
+
+    def __init__(self, folder: Path, adapter: AdapterConfig) -> None:
+        self.folder, self.adapter = folder / TENSORS, adapter
+        try:
+            stored = dcp.FileSystemReader(self.folder).read_metadata().state_dict_metadata
+        except OSError as error:
+            raise CheckpointError(f"{folder} holds no portable checkpoint: {error.strerror}.") from error
+        self._stored = {name: entry for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+        own = [name.removeprefix(_PARAMETER) for name in self._stored if name.startswith(_PARAMETER)]
+        self.names = [name for name in own if not is_adapter(name)]
+        self.adapter_names = [name for name in own if is_adapter(name)]
+
+    def stored(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Parameters exactly as they were stored, adapters' too."""
+        return dict(zip(names, self._read([_PARAMETER + name for name in names]), strict=True))
+
+    def merged(self, name: str, shape: Sequence[int], base: Callable[[str], Tensor] | None = None) -> Tensor:
+        """A parameter of the model without adapters, of shape `shape`: what its adapter learned is added to it.
+
+        Where it was stored in 4 bits, it is what they stand for. `base` gives another value to add the adapter to.
+        """
+        module = name.removesuffix(".weight")
+        quantized = f"{_BUFFER}{name}.absmax" in self._stored
+        adapter = [key for key in self.adapter_names if key.startswith(f"{module}.lora_")]
+        if not (adapter or quantized):
+            return self.stored([name])[name]
+        if base is not None:
+            holder = _Holder(_plain(base(name).float(), self._is_embedding(module)))
+        else:
+            holder = self._holder(name, shape, quantized)
+        if adapter:
+            self._adapt(holder, module)
+        merge_adapters(holder)
+        return holder.layer.weight.detach()
+
+    def _adapt(self, holder: nn.Module, module: str) -> None:
+        """Puts the stored adapter of `module` around the layer of a holder."""
+        kind = "lora" if self.adapter.kind == "qlora" else self.adapter.kind
+        apply_adapters(holder, replace(self.adapter, kind=kind, targets={"layer": ["layer"]}))
+        for name, parameter in canonical_parameters(holder).items():
+            if is_adapter(name):
+                stored = f"{module}.{name.removeprefix('layer.')}"
+                parameter.data = self.stored([stored])[stored]
+
+    def _holder(self, name: str, shape: Sequence[int], quantized: bool) -> nn.Module:
+        """A module whose one layer, `layer`, has the stored weight `name`."""
+        holder = _Holder(_plain(torch.zeros(*shape), self._is_embedding(name.removesuffix(".weight"))))
+        if not quantized:
+            holder.layer.weight.data = self.stored([name])[name].float()
+            return holder
+        quantize_parts(holder, ["layer"])
+        module = name.removesuffix(".weight")
+        live = {key: tensor for key, tensor in weight_tensors(holder).items() if "layer.weight" in key}
+        stored = self._read([key.replace("/layer.", f"/{module}.", 1) for key in live])
+        for tensor, value in zip(live.values(), stored, strict=True):
+            tensor.copy_(value)
+        return holder
+
+    def _is_embedding(self, module: str) -> bool:
+        return any(key.startswith(f"{module}.lora_embedding") for key in self.adapter_names)
+
+    def _read(self, keys: Sequence[str]) -> list[Tensor]:
+        missing = [key for key in keys if key not in self._stored]
+        if missing:
+            raise CheckpointError(f"Checkpoint {self.folder.parent} lacks {', '.join(missing)}.")
+        sizes = [(self._stored[key].size, self._stored[key].properties.dtype) for key in keys]
+        tensors = {key: torch.empty(size, dtype=dtype) for key, (size, dtype) in zip(keys, sizes, strict=True)}
+        read_tensors(self.folder, tensors)
+        return list(tensors.values())
+
+
+class _Holder(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        return {"layer": ("layer.",)}
+
+
+def _plain(weight: Tensor, embedding: bool) -> nn.Module:
+    layer = nn.Embedding(1, 1, device="meta") if embedding else nn.Linear(1, 1, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = weight.shape
+    else:
+        layer.num_embeddings, layer.embedding_dim = weight.shape
+    return layer
