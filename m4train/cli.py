@@ -12,7 +12,6 @@ from m4train.errors import ConfigError, M4Error
 USAGE_EXIT = 2
 OVERRIDES = "[group=choice ...] [key=value ...]"
 OF_RUN = f"run_dir=RUN | resume=CHECKPOINT | {OVERRIDES}"
-OF_RUN = f"run_dir=RUN | resume=CHECKPOINT | {OVERRIDES}"
 
 
 @dataclass(frozen=True)
