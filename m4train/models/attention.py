@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ def attention(
     *,
     causal: bool = False,
     window: int | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Softmax attention within each segment.
 
@@ -34,6 +35,8 @@ def attention(
         query_segments, key_segments: as many segments on both sides; query segment i attends to key segment i.
         causal: token i of a segment sees keys 0..i; the two sides then have equal lengths.
         window: with `causal`, see only this many last keys, the own one included.
+        dropout: probability with which a weight is dropped; the kernel for half precision on CUDA is then not used, as it
+            drops none.
 
     Returns:
         (Tq, heads, head_dim)
@@ -45,16 +48,18 @@ def attention(
         window = None
     if window is not None and window >= key_segments.longest:
         window = None
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and _fits_varlen(query.shape[-1]):
+    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    if half and not dropout and _fits_varlen(query.shape[-1]):
         return _varlen(query, key, value, query_segments, key_segments, causal, window)
+    dense = partial(_dense, causal=causal, window=window, dropout=dropout)
     if _uniform(query_segments) and _uniform(key_segments):
         count = len(query_segments)
         q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (query, key, value))
-        return _dense(q, k, v, causal=causal, window=window).transpose(1, 2).flatten(0, 1)
+        return dense(q, k, v).transpose(1, 2).flatten(0, 1)
     if max(query_segments.longest, key_segments.longest) <= _SHORT:
-        return _padded(query, key, value, query_segments, key_segments, causal, window)
+        return _padded(query, key, value, query_segments, key_segments, causal, window, dropout)
     outputs = [
-        _dense(*(x.transpose(0, 1)[None] for x in qkv), causal=causal, window=window)[0].transpose(0, 1)
+        dense(*(x.transpose(0, 1)[None] for x in qkv))[0].transpose(0, 1)
         for qkv in zip(
             query.split(query_segments.lengths), key.split(key_segments.lengths), value.split(key_segments.lengths)
         )
@@ -89,13 +94,13 @@ def _varlen(
     )
 
 
-def _dense(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int | None) -> Tensor:
+def _dense(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int | None, dropout: float) -> Tensor:
     """(N, heads, L, head_dim) each; rows are whole segments."""
     gqa = query.shape[1] != key.shape[1]
-    if window is None:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=gqa)
-    mask = causal_mask(query.shape[2], window, query.device)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=gqa)
+    mask = None if window is None else causal_mask(query.shape[2], window, query.device)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None, enable_gqa=gqa
+    )
 
 
 def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor:
@@ -105,7 +110,14 @@ def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor
 
 
 def _padded(
-    query: Tensor, key: Tensor, value: Tensor, q: Segments, k: Segments, causal: bool, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    q: Segments,
+    k: Segments,
+    causal: bool,
+    window: int | None,
+    dropout: float,
 ) -> Tensor:
     q_slots, k_slots = _slots(q.lengths, query.device), _slots(k.lengths, key.device)
     keys = torch.arange(k.longest, device=key.device)
@@ -120,6 +132,7 @@ def _padded(
         _to_rows(key, k_slots, len(k), k.longest),
         _to_rows(value, k_slots, len(k), k.longest),
         attn_mask=None if causal and window is None else mask,
+        dropout_p=dropout,
         is_causal=causal and window is None,
         enable_gqa=query.shape[1] != key.shape[1],
     )

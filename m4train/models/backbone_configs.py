@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from m4train.errors import ConfigError
-from m4train.models.configuration import ModelConfig, refuse
+from m4train.models.configuration import ModelConfig, check_dropout, refuse
 
 
 @dataclass(kw_only=True)
@@ -36,7 +36,8 @@ class SiglipVisionConfig(ModelConfig):
                         f"vision_config.{name} is {value}, but the tower takes square ones: give one number"
                     )
                 setattr(self, name, value[0])
-        refuse(self, num_channels=(3,), attention_dropout=(0.0,))
+        refuse(self, num_channels=(3,))
+        check_dropout(self, "attention_dropout")
 
     @property
     def grid(self) -> int:
@@ -81,12 +82,18 @@ class LlamaConfig(ModelConfig):
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_key_value_heads}: change one of them"
             )
-        refuse(self, attention_bias=(False,), mlp_bias=(False,), attention_dropout=(0.0,))
+        refuse(self, attention_bias=(False,), mlp_bias=(False,))
+        check_dropout(self, "attention_dropout")
 
     @property
     def window(self) -> int | None:
         """How many tokens, itself included, a token sees; None: all of its document."""
         return None
+
+    @property
+    def residual_dropout(self) -> float:
+        """Dropout of what attention and MLP add to the residual stream."""
+        return 0.0
 
     @classmethod
     def for_type(cls, model_type: str | None) -> type[ModelConfig]:

@@ -54,12 +54,17 @@ class ClipTower(nn.Module):
 
     def __init__(self, config: IdeficsVisionConfig) -> None:
         super().__init__()
-        size, eps = config.embed_dim, config.layer_norm_eps
+        size, eps, inner, heads = (
+            config.embed_dim,
+            config.layer_norm_eps,
+            config.intermediate_size,
+            config.num_attention_heads,
+        )
         self.embeddings = ClipEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(size, eps=eps)  # spelt so in the checkpoints
         self.encoder = VisionEncoder(
             [
-                VisionLayer(size, config.intermediate_size, config.num_attention_heads, config.hidden_act, eps)
+                VisionLayer(size, inner, heads, config.hidden_act, eps, config.attention_dropout)
                 for _ in range(config.num_hidden_layers)
             ]
         )

@@ -119,6 +119,16 @@ class ModelConfig:
         (Path(folder) / "config.json").write_text(text, encoding="utf-8")
 
 
+def check_dropout(config: ModelConfig, *names: str) -> None:
+    """Raises ConfigError for the first of these fields that is no probability below 1."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise ConfigError(
+                f"{type(config).__name__}.{name} is {value}, but must be at least 0 and below 1: change it"
+            )
+
+
 def refuse(config: ModelConfig, **allowed: tuple[Any, ...]) -> None:
     """Raises ConfigError for the first field whose value is not among those implemented."""
     for name, values in allowed.items():

@@ -119,12 +119,13 @@ class PackedContext:
         self.columns = columns
 
     @torch.compiler.disable
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         if self.cache is not None:
             assert self.rows is not None
             assert self.columns is not None
             self.cache.write(layer, self.rows, self.columns, key, value)
-        return attention(query, key, value, self.segments, self.segments, causal=True, window=self.window)
+        segments, window = self.segments, self.window
+        return attention(query, key, value, segments, segments, causal=True, window=window, dropout=dropout)
 
 
 class CachedContext:
@@ -154,7 +155,7 @@ class CachedContext:
         self.mask = (visible & (cache.mask[:, None] | own))[:, None]  # (B, 1, n, length)
 
     @torch.compiler.disable
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         self.cache.write(layer, self.rows, self.columns, key, value)
         keys, values = self.cache[layer]
         batch, kv_heads = keys.shape[:2]
@@ -162,7 +163,7 @@ class CachedContext:
         # The query heads that share a key head become further queries of it: no key is copied.
         query = query.view(batch, count, kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
         mask = self.mask if group == 1 or count == 1 else self.mask.repeat(1, 1, group, 1)
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, dropout_p=dropout)
         return mixed.unflatten(2, (group, count)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
 
 
@@ -192,7 +193,7 @@ class RecordingContext:
         return rows.transpose(1, 2)
 
     @torch.compiler.disable
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         group = query.shape[1] // key.shape[1]
         queries = self._spread(query)
         keys, values = (self._spread(x).repeat_interleave(group, dim=1) for x in (key, value))
@@ -201,6 +202,7 @@ class RecordingContext:
         hidden_from = ~self.mask[:, None]
         weights = scores.masked_fill(hidden_from, torch.finfo(scores.dtype).min).softmax(-1)
         weights = weights.masked_fill(hidden_from, 0.0).to(query.dtype)
+        weights = F.dropout(weights, dropout)
         self.weights.append(weights)
         return (weights @ values).transpose(1, 2)[self.rows, self.columns]
 
@@ -223,7 +225,7 @@ class CrossContext:
         self.cache = cache
 
     @torch.compiler.disable
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(Q, heads, head_dim) for the tokens of the runs; (images x per_image, heads, head_dim) twice."""
         if not self.queries.lengths:
             # Nothing sees an image: an empty result of all three, so that each gets a gradient of zeros.
@@ -231,4 +233,4 @@ class CrossContext:
         key, value = (
             x.unflatten(0, (-1, self.per_image)).index_select(0, self.images).flatten(0, 1) for x in (key, value)
         )
-        return attention(query, key, value, self.queries, self.keys)
+        return attention(query, key, value, self.queries, self.keys, dropout=dropout)

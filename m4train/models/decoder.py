@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m4train.models.backbone_configs import LlamaConfig
@@ -20,8 +21,8 @@ class AttentionContext(Protocol):
 
     tables: tuple[Tensor, Tensor]
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(T, heads, head_dim), (T, kv_heads, head_dim) twice -> (T, heads, head_dim)."""
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+        """(T, heads, head_dim), (T, kv_heads, head_dim) twice -> (T, heads, head_dim); weights drop out."""
         ...
 
 
@@ -34,6 +35,7 @@ class SelfAttention(nn.Module):
         assert config.num_key_value_heads is not None
         self.layer = layer
         self.head_dim = config.head_dim
+        self.dropout = config.attention_dropout
         query_size, key_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
@@ -45,7 +47,8 @@ class SelfAttention(nn.Module):
             projection(hidden).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = context(self.layer, rotate(query, context.tables), rotate(key, context.tables), value)
+        query, key = rotate(query, context.tables), rotate(key, context.tables)
+        mixed = context(self.layer, query, key, value, self.dropout if self.training else 0.0)
         return self.o_proj(mixed.flatten(1))
 
 
@@ -58,14 +61,18 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
+        self.dropout = config.residual_dropout
         self.self_attn = SelfAttention(config, layer)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, act=config.hidden_act)
         self.input_layernorm = text_norm(config)
         self.post_attention_layernorm = text_norm(config)
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), context)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        hidden = hidden + self._drop(self.self_attn(self.input_layernorm(hidden), context))
+        return hidden + self._drop(self.mlp(self.post_attention_layernorm(hidden)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
 
 
 class Decoder(nn.Module):

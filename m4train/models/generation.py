@@ -101,15 +101,19 @@ class GenerationMixin(nn.Module):
 
     def _settings(self, options: dict[str, Any]) -> GenerationSettings:
         names = {f.name for f in fields(GenerationSettings)}
-        stated = {"eos_token_id": self.config.extra.get("eos_token_id"), **self.generation_config}
+        ends = getattr(self.config, "eos_token_id", self.config.extra.get("eos_token_id"))
+        stated = {"eos_token_id": ends, **self.generation_config}
         stated = {name: value for name, value in stated.items() if name in names and value is not None}
         settings = GenerationSettings(**{**stated, **{name: options[name] for name in names if name in options}})
         settings.check()
         return settings
 
     def _pad(self, settings: GenerationSettings) -> int:
-        candidates = (settings.pad_token_id, self.config.text_config.pad_token_id, *settings.ends, 0)
-        return next(value for value in candidates if value is not None)
+        config = self.config
+        own = getattr(config, "pad_token_id", None)
+        candidates = (settings.pad_token_id, own, config.text_config.pad_token_id, *settings.ends, 0)
+        # The default of a class is made for its published model: it may lie beyond a smaller vocabulary.
+        return next(value for value in candidates if value is not None and value < config.token_rows)
 
 
 class DecodingSteps:

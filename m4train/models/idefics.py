@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m4train.batch import CrossSegments, PackedBatch, PackedImages
@@ -35,7 +36,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         size, image_size = config.hidden_size, config.vision_config.embed_dim
         self.layer = layer
-        self.head_dim = size // config.num_attention_heads
+        self.head_dim, self.dropout = size // config.num_attention_heads, config.dropout
         self.q_proj = nn.Linear(size, size, bias=False)
         self.k_proj = nn.Linear(image_size, size, bias=False)
         self.v_proj = nn.Linear(image_size, size, bias=False)
@@ -61,7 +62,8 @@ class CrossAttention(nn.Module):
             value = self.v_proj(features).unflatten(-1, (-1, self.head_dim))
             if cross.cache is not None:
                 cross.cache.cross[self.layer] = key, value
-        return self.o_proj(cross(query, key, value).flatten(1))
+        mixed = cross(query, key, value, self.dropout if self.training else 0.0)
+        return self.o_proj(mixed.flatten(1))
 
 
 class GatedCrossAttentionLayer(nn.Module):
@@ -69,6 +71,7 @@ class GatedCrossAttentionLayer(nn.Module):
 
     def __init__(self, config: IdeficsConfig, layer: int) -> None:
         super().__init__()
+        self.dropout = config.dropout
         shape = (1,) if config.alpha_type == "float" else (1, 1, config.hidden_size)
         self.cross_attn = CrossAttention(config, layer)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, act=config.hidden_act)
@@ -81,9 +84,13 @@ class GatedCrossAttentionLayer(nn.Module):
         """(T, H) -> (T, H); without `cross` no token sees an image; without `features` those of the cache are used."""
         if cross is not None:
             rows = self.input_layernorm(hidden).index_select(0, cross.tokens)
-            attended = self.alpha_cross_attn.flatten().tanh() * self.cross_attn(rows, features, cross)
+            attended = self.alpha_cross_attn.flatten().tanh() * self._drop(self.cross_attn(rows, features, cross))
             hidden = hidden.index_add(0, cross.tokens, attended.to(hidden.dtype))
-        return hidden + self.alpha_dense.flatten().tanh() * self.mlp(self.post_attention_layernorm(hidden))
+        mixed = self._drop(self.mlp(self.post_attention_layernorm(hidden)))
+        return hidden + self.alpha_dense.flatten().tanh() * mixed
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
 
 
 class IdeficsModel(ModelDoors, PretrainedModel):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from m4train.errors import ConfigError
 from m4train.models.backbone_configs import LlamaConfig, MistralConfig, SiglipVisionConfig
-from m4train.models.configuration import ModelConfig, refuse
+from m4train.models.configuration import ModelConfig, check_dropout, refuse
 
 
 @dataclass(kw_only=True)
@@ -92,7 +92,7 @@ class Idefics2PerceiverConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse(self, attention_dropout=(0.0,))
+        check_dropout(self, "attention_dropout")
         if self.resampler_n_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"resampler_n_heads {self.resampler_n_heads} is not a multiple of num_key_value_heads "
@@ -157,7 +157,8 @@ class IdeficsVisionConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse(self, num_channels=(3,), attention_dropout=(0.0,))
+        refuse(self, num_channels=(3,))
+        check_dropout(self, "attention_dropout")
 
     @property
     def grid(self) -> int:
@@ -184,6 +185,10 @@ class IdeficsTextConfig(LlamaConfig):
     """The decoder fields of an `IdeficsConfig`, as the decoder layers take them."""
 
     norm_weight_first: ClassVar[bool] = True
+
+    @property
+    def residual_dropout(self) -> float:
+        return self.attention_dropout
 
 
 # Keys that early releases wrote at the top level, and the sub-configuration they belong to.
@@ -222,6 +227,8 @@ class IdeficsConfig(ModelConfig):
     rms_norm_eps: float = 1e-6
     use_cache: bool = True
     pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = False
     cross_layer_interval: int = 1
     qk_layer_norms: bool = False
@@ -240,10 +247,10 @@ class IdeficsConfig(ModelConfig):
         super().__post_init__()
         refuse(
             self,
-            dropout=(0.0,),
             alpha_type=("float", "vector"),
             alpha_initializer=("zeros", "ones", "normal", "gaussian", "random"),
         )
+        check_dropout(self, "dropout")
         if self.num_hidden_layers % self.cross_layer_interval:
             raise ConfigError(
                 f"num_hidden_layers {self.num_hidden_layers} is not a multiple of cross_layer_interval "
@@ -255,6 +262,7 @@ class IdeficsConfig(ModelConfig):
         """The decoder, for code that serves all models."""
         names = "hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act rms_norm_eps rope_theta"
         values = {name: getattr(self, name) for name in names.split()}
+        values["attention_dropout"] = self.dropout
         return IdeficsTextConfig(vocab_size=self.vocab_size, pad_token_id=self.pad_token_id, **values)
 
     @property

@@ -40,9 +40,9 @@ class LatentContext:
         return out.index_copy(0, self.patch_slots, patches).index_copy(0, self.latent_slots, latents.to(out.dtype))
 
     @torch.compiler.disable
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(I * n, heads, head_dim) queries; (P + I * n, kv_heads, head_dim) keys and values."""
-        return attention(query, key, value, self.queries, self.keys)
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+        """(I * n, heads, head_dim) queries; (P + I * n, kv_heads, head_dim) keys and values; weights drop out."""
+        return attention(query, key, value, self.queries, self.keys, dropout=dropout)
 
 
 class GroupedLatentAttention(nn.Module):
@@ -50,7 +50,7 @@ class GroupedLatentAttention(nn.Module):
 
     def __init__(self, config: Idefics2PerceiverConfig) -> None:
         super().__init__()
-        size, self.head_dim = config.hidden_size, config.resampler_head_dim
+        size, self.head_dim, self.dropout = config.hidden_size, config.resampler_head_dim, config.attention_dropout
         query_size, key_size = config.resampler_n_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(size, query_size, bias=False)
         self.k_proj = nn.Linear(size, key_size, bias=False)
@@ -63,7 +63,8 @@ class GroupedLatentAttention(nn.Module):
             projection(x).unflatten(-1, (-1, self.head_dim))
             for projection, x in ((self.q_proj, latents), (self.k_proj, keys), (self.v_proj, keys))
         )
-        return self.o_proj(context(query, key, value).flatten(1))
+        mixed = context(query, key, value, self.dropout if self.training else 0.0)
+        return self.o_proj(mixed.flatten(1))
 
 
 class PerceiverLayer(nn.Module):

@@ -24,12 +24,12 @@ class PatchAttention:
         self.mask = mask
 
     @torch.compiler.disable
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(T, heads, head_dim) three times -> the same."""
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+        """(T, heads, head_dim) three times -> the same; weights drop out."""
         if self.mask is None:
-            return attention(query, key, value, self.segments, self.segments)
+            return attention(query, key, value, self.segments, self.segments, dropout=dropout)
         q, k, v = (x.unflatten(0, (len(self.segments), -1)).transpose(1, 2) for x in (query, key, value))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[:, None, None])
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[:, None, None], dropout_p=dropout)
         return mixed.transpose(1, 2).flatten(0, 1)
 
 
@@ -54,9 +54,9 @@ class VisionEmbeddings(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    def __init__(self, size: int, heads: int) -> None:
+    def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.q_proj = nn.Linear(size, size)
         self.k_proj = nn.Linear(size, size)
         self.v_proj = nn.Linear(size, size)
@@ -66,7 +66,8 @@ class VisionAttention(nn.Module):
         query, key, value = (
             projection(hidden).unflatten(-1, (self.heads, -1)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(attend(query, key, value).flatten(1))
+        mixed = attend(query, key, value, self.dropout if self.training else 0.0)
+        return self.out_proj(mixed.flatten(1))
 
 
 class VisionMLP(nn.Module):
@@ -81,12 +82,12 @@ class VisionMLP(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    """Pre-norm transformer block with biases."""
+    """Pre-norm transformer block with biases; `dropout` is that of attention weights."""
 
-    def __init__(self, size: int, inner: int, heads: int, act: str, eps: float) -> None:
+    def __init__(self, size: int, inner: int, heads: int, act: str, eps: float, dropout: float) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(size, eps=eps)
-        self.self_attn = VisionAttention(size, heads)
+        self.self_attn = VisionAttention(size, heads, dropout)
         self.layer_norm2 = nn.LayerNorm(size, eps=eps)
         self.mlp = VisionMLP(size, inner, act)
 
@@ -113,17 +114,20 @@ class VisionTower(nn.Module):
 
     def __init__(self, config: SiglipVisionConfig) -> None:
         super().__init__()
-        size = config.hidden_size
+        size, eps, inner, heads = (
+            config.hidden_size,
+            config.layer_norm_eps,
+            config.intermediate_size,
+            config.num_attention_heads,
+        )
         self.embeddings = VisionEmbeddings(config)
         self.encoder = VisionEncoder(
             [
-                VisionLayer(
-                    size, config.intermediate_size, config.num_attention_heads, config.hidden_act, config.layer_norm_eps
-                )
+                VisionLayer(size, inner, heads, config.hidden_act, eps, config.attention_dropout)
                 for _ in range(config.num_hidden_layers)
             ]
         )
-        self.post_layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.post_layernorm = nn.LayerNorm(size, eps=eps)
 
     def forward(self, patches: Tensor, position_ids: Tensor, attend: PatchAttention) -> Tensor:
         hidden = self.embeddings(patches.to(self.post_layernorm.weight.dtype), position_ids)

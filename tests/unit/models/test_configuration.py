@@ -56,8 +56,8 @@ def test_class_defaults_are_the_documented_ones() -> None:
 
 
 def test_impossible_values() -> None:
-    with pytest.raises(ConfigError, match=r"attention_dropout is 0.1, but only 0.0 is implemented"):
-        Idefics3Config.from_dict(tiny_idefics3(text_config={"attention_dropout": 0.1}))
+    with pytest.raises(ConfigError, match=r"attention_bias is True, but only False is implemented"):
+        Idefics3Config.from_dict(tiny_idefics3(text_config={"attention_bias": True}))
     with pytest.raises(ConfigError, match="num_attention_heads 4 is not a multiple of num_key_value_heads 3"):
         Idefics3Config.from_dict(tiny_idefics3(text_config={"num_key_value_heads": 3}))
 
