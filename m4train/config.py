@@ -26,7 +26,9 @@ class ModelConfig:
     processor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a model made from scratch
     tokenizer: str | None = None  # folder holding tokenizer.json; null: the one in `pretrained`
     z_loss: float = 0.0
-    loss: str = "auto"  # who computes it: chunked (m4train), torch, liger; auto: liger on CUDA where it can, else chunked
+    loss: str = (
+        "auto"  # who computes it: chunked (m4train), torch, liger; auto: liger on CUDA where it can, else chunked
+    )
 
 
 @dataclass
@@ -36,7 +38,9 @@ class DocumentOptions:
     end_marker: str | None = None  # text that ends a document within a sample, such as that of OBELICS
     max_images: int | None = None  # images of a document past this number are left out
     max_images_in_a_row: int | None = None  # documents with more images between two texts are left out
-    ending_images: str = "keep"  # keep; strip: leave out images no text follows; skip: documents ending in two, or in their only one
+    ending_images: str = (
+        "keep"  # keep; strip: leave out images no text follows; skip: documents ending in two, or in their only one
+    )
     require_image: bool = False  # leave out documents without an image
 
 
@@ -113,7 +117,9 @@ class DataConfig:
     prepare: str | None = None  # "package.module:function", called as function(root) when its output is missing
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     validation: dict[str, SourceConfig] = field(default_factory=dict)
-    index_dir: str | None = None  # null: beside each shard
+    index_dir: str | None = None  # null: beside each shard; needed for shards in an object store
+    cache_dir: str | None = None  # where blocks read from object stores are kept; null: nowhere
+    cache_size: float = 64.0  # GiB of them at most, those not used for longest removed
     auto_index_limit: int = 200_000  # samples; larger datasets need `m4train data index` first
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     sequence_length: int = 1024  # token budget of a pack
@@ -240,7 +246,9 @@ class LoggingConfig:
 class EvaluationConfig:
     """`m4train evaluate`: held-out loss, and answers generated for held-out conversations."""
 
-    model: str | None = None  # what is evaluated: a Hugging Face folder; null: the newest checkpoint, or that of `resume`
+    model: str | None = (
+        None  # what is evaluated: a Hugging Face folder; null: the newest checkpoint, or that of `resume`
+    )
     metric: str = "exact_match"  # exact_match, vqa_accuracy, anls, or "package.module:function"
     metrics: dict[str, str] = field(default_factory=dict)  # sources of data.validation scored by another metric
     max_new_tokens: int = 32
@@ -257,8 +265,12 @@ class ExportConfig:
     dtype: str | None = None  # fp32, bf16; null: that of model.pretrained, or fp32 for a model made from scratch
     max_shard_size: str = "5GB"  # of one safetensors file; also about the memory that writing takes
     adapters: str = "merge"  # merge: into the weights; apart: a peft folder without them
-    base: str = "trained"  # what adapters are merged into: trained (dequantised under qlora), or original (model.pretrained)
-    verify: bool = True  # reload it and compare logits with those of the checkpoint, in as much memory as the model takes
+    base: str = (
+        "trained"  # what adapters are merged into: trained (dequantised under qlora), or original (model.pretrained)
+    )
+    verify: bool = (
+        True  # reload it and compare logits with those of the checkpoint, in as much memory as the model takes
+    )
     model_card: bool = False  # write README.md
 
 

@@ -80,6 +80,9 @@ def _check_data(data: DataConfig) -> None:
             f"data.augment.{name} is {list(given)}, but must be two numbers, the smaller first, such as "
             f"{[0.9, 1.0] if name == 'crop_scale' else [0.75, 1.33]}.",
         )
+    _require(
+        data.cache_size > 0, f"data.cache_size is {data.cache_size} GiB: give more than 0, or set data.cache_dir=null."
+    )
     _one_of("data.mixture.by", data.mixture.by, ("samples", "tokens", "images"))
     _require(
         data.mixture.temperature is None or data.mixture.temperature > 0,

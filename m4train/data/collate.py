@@ -49,6 +49,7 @@ class Collator:
         bad: list[QuarantineEntry] = []
         data_hash = plan_hash = 0
         for pack in packs:
+            self._expect(pack)
             for unit in pack.units:
                 outcome = b"used"
                 try:
@@ -59,6 +60,10 @@ class Collator:
                 plan_hash = (plan_hash + self.document_hash(unit, pack.number, b"")) % _MODULUS
                 data_hash = (data_hash + self.document_hash(unit, pack.number, outcome)) % _MODULUS
         return self._assembler.batch(documents, data_hash, plan_hash, len(packs) * self.data.sequence_length), bad
+
+    def _expect(self, pack: PlannedPack) -> None:
+        for number, source in enumerate(self.sources):
+            source.expect([unit.sample for unit in pack.units if unit.source == number])
 
     def _entry(self, unit: Unit, pack: int, step: int, error: BadSample) -> QuarantineEntry:
         source = self.sources[unit.source]

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from m4train.config import DataConfig, SourceConfig
+from m4train.data.block_cache import BlockCache
 from m4train.data.index import SourceIndex
 from m4train.data.index_build import build_index, open_index
 from m4train.data.rendering import Renderer
@@ -16,7 +17,7 @@ from m4train.data.sample import Sample
 from m4train.data.shards import expand_shards
 from m4train.data.sources.base import ShardFormat
 from m4train.data.sources.registry import shard_format
-from m4train.data.storage import FileReader
+from m4train.data.storage import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError
 from m4train.processing.images import decode_scaled
 
@@ -37,6 +38,19 @@ class Source:
     def key(self, sample: int) -> str:
         shard, number = self.index.locate(sample)
         return shard.key(number)
+
+    def expect(self, samples: Sequence[int]) -> None:
+        """Says which samples are read next, so that an object store is asked for all of them at once."""
+        if not is_remote(self.config.path):
+            return
+        ranges: list[Range] = []
+        for sample in samples:
+            shard, number = self.index.locate(sample)
+            if number not in shard.bad:
+                members = shard.members(number)
+                images = range(sum(member.is_image for member in members))
+                ranges += self.shard_format.ranges(shard.shard, members, images)
+        self.files.expect(ranges)
 
     def read(self, sample: int) -> Sample:
         """The text of a sample. Raises BadSample, with the reason found when indexing where there is one."""
@@ -89,13 +103,14 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
     sources without a fresh index.
     """
     built = []
+    cache = BlockCache(data.cache_dir, int(data.cache_size * 2**30)) if data.cache_dir else None
     for name, config in sources.items():
         if not config.path:
             raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
         shards = expand_shards(config.path)
         form = shard_format(config)
         opened = open_index(shards, form, Renderer(processor, config), data.index_dir, data.auto_index_limit)
-        source = Source(name, config, SourceIndex(opened), form, FileReader())
+        source = Source(name, config, SourceIndex(opened), form, FileReader(cache))
         if len(source) == source.index.bad_count:
             raise ConfigError(
                 f"data source {name!r} ({config.path}) holds no usable sample: look at `m4train data stats`."

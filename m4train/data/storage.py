@@ -65,18 +65,20 @@ def stamp(path: str) -> list[Any]:
     Raises DataError where there is no such file.
     """
     try:
-        if not is_remote(path):
-            status = os.stat(path)
-            return [status.st_size, status.st_mtime_ns]
-        filesystem, place = _filesystem(path)
-        filesystem.invalidate_cache()
-        info = _patiently(path, lambda: filesystem.info(place))
+        if is_remote(path):
+            return _remote_stamp(path)
+        status = os.stat(path)
     except FileNotFoundError:
         raise DataError(f"There is no shard {path}: write it first or correct the source's path.") from None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _remote_stamp(path: str) -> list[Any]:
+    filesystem, place = _filesystem(path)
+    filesystem.invalidate_cache()
+    info = _patiently(path, lambda: filesystem.info(place))
     if info.get("size") is None:
-        raise DataError(
-            f"{path} is served without its size, so that it cannot be indexed: set the source's stream=true."
-        )
+        raise DataError(f"{path} is served without its size, so that it cannot be indexed: stream it instead.")
     return [int(info["size"]), next((str(info[name]) for name in _VERSION_FIELDS if info.get(name)), "")]
 
 
@@ -141,10 +143,7 @@ class FileReader:
 
     def _stamp(self, path: str) -> list[Any]:
         if path not in self._stamps:
-            filesystem, place = _filesystem(path)
-            if not _patiently(path, lambda: filesystem.exists(place)):
-                raise FileNotFoundError(path)
-            self._stamps[path] = stamp(path)
+            self._stamps[path] = _remote_stamp(path)
         return self._stamps[path]
 
     def _fetch(self, ranges: Sequence[Range]) -> list[bytes]:
