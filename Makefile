@@ -6,7 +6,7 @@ export HYDRA_FULL_ERROR = 0
 export TOKENIZERS_PARALLELISM = false
 export WANDB_SILENT = true
 
-.PHONY: setup demo test test-fast lint clean-demo
+.PHONY: setup demo test test-fast test-full lint clean-demo
 
 setup: $(STAMP)
 
@@ -23,7 +23,10 @@ demo: setup
 
 # One thread a process: tests start processes of their own, and threads that wait for a busy core only spin.
 test: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full" -rs
+
+test-full: setup
+	@OMP_NUM_THREADS=1 M4TRAIN_FULL_MATRIX=1 $(BIN)/python -m pytest -rs
 
 test-fast: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -rs

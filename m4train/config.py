@@ -10,7 +10,7 @@ from typing import Any
 
 MODEL_FAMILIES = ("idefics", "idefics2", "idefics3", "smolvlm")
 ENGINES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
-OPTIMIZERS = ("adamw", "adamw_8bit")
+OPTIMIZERS = ("adamw", "adamw_8bit", "muon")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 LOSSES = ("auto", "chunked", "torch", "liger")
 ADAPTERS = ("none", "lora", "dora", "qlora")
@@ -174,17 +174,19 @@ class EngineConfig:
 
 @dataclass
 class PartOptimizerConfig:
-    lr: float | None = None
-    weight_decay: float | None = None
+    lr: float | None = None  # null: optimizer.lr
+    weight_decay: float | None = None  # null: optimizer.weight_decay
+    decay_all: bool = False  # decay norms, biases, gates and embeddings of this part as well
 
 
 @dataclass
 class OptimizerConfig:
-    name: str = "adamw"
+    name: str = "adamw"  # adamw, adamw_8bit, muon (matrices of hidden layers; AdamW for the rest)
     lr: float = 1e-4
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
-    weight_decay: float = 0.1  # never on norms, biases, gates and embeddings
+    momentum: float | None = None  # muon: of the matrices; null: 0.95
+    weight_decay: float = 0.1  # never on norms, biases, gates and embeddings, but see decay_all
     parts: dict[str, PartOptimizerConfig] = field(default_factory=dict)
 
 
@@ -215,6 +217,7 @@ class TrainerConfig:
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
     save_every: int = 250
+    save_beside: bool = True  # training goes on while a checkpoint is written from a copy in CPU memory
     keep_last: int = 2
     keep_every: int = 0  # checkpoints of steps this divides are kept for good; 0: none
     eval_every: int = 0  # steps between held-out losses; 0: never

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from m4train.combinations import why_not
 from m4train.config import (
     ADAPTERS,
     ENGINES,
@@ -16,6 +17,7 @@ from m4train.config import (
     DataConfig,
     EngineConfig,
     ExportConfig,
+    OptimizerConfig,
     SourceConfig,
 )
 from m4train.errors import ConfigError
@@ -189,16 +191,8 @@ def _check_launch(processes: int | None, engine: str) -> None:
 def _check_combinations(config: Config) -> None:
     """What one engine, optimizer or adapter cannot do with another, each with its reason."""
     engine, optimizer, adapter = config.engine.name, config.optimizer.name, config.adapter.kind
-    _require(
-        optimizer != "adamw_8bit" or engine in ("single", "ddp"),
-        f"optimizer.name=adamw_8bit cannot work with engine.name={engine}: its block-wise quantised state belongs to "
-        "whole tensors, not to shards; choose engine=single or ddp, or optimizer=adamw.",
-    )
-    _require(
-        adapter != "qlora" or engine != "fsdp2",
-        "adapter.kind=qlora cannot work with engine.name=fsdp2: it replaces packed 4-bit weights by shards that lose "
-        "their scales; choose engine=zero2 or zero3, or adapter=lora.",
-    )
+    reason = why_not(engine, optimizer, adapter)
+    _require(reason is None, reason or "")
     if config.freeze.new_rows_from is not None:
         _at_least("freeze.new_rows_from", config.freeze.new_rows_from, 1)
     _require(
@@ -212,6 +206,29 @@ def _check_combinations(config: Config) -> None:
     _require(
         adapter != "qlora" or bool(config.adapter.quantize),
         "adapter.quantize is empty, but adapter.kind is qlora: name the parts to store in 4 bits, such as [text].",
+    )
+
+
+def _check_optimizer(optimizer: OptimizerConfig) -> None:
+    _require(
+        len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas),
+        f"optimizer.betas is {optimizer.betas}, but must hold two numbers from 0 up to but not 1.",
+    )
+    _require(optimizer.eps > 0, f"optimizer.eps is {optimizer.eps}, but must be above 0.")
+    _at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
+    for part, own in optimizer.parts.items():
+        _require(
+            own.lr is None or own.lr > 0,
+            f"optimizer.parts.{part}.lr is {own.lr}, but must be above 0; freeze the part to leave it as it is.",
+        )
+        _at_least(f"optimizer.parts.{part}.weight_decay", own.weight_decay or 0, 0)
+    _require(
+        optimizer.momentum is None or optimizer.name == "muon",
+        f"optimizer.momentum is {optimizer.momentum}, but optimizer.name={optimizer.name} has none: it has betas.",
+    )
+    _require(
+        optimizer.momentum is None or 0 <= optimizer.momentum < 1,
+        f"optimizer.momentum is {optimizer.momentum}, but must lie from 0 up to but not 1.",
     )
 
 
@@ -242,7 +259,7 @@ def _check_training(config: Config) -> None:
     _check_combinations(config)
     _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
     _require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
-    _require(len(optimizer.betas) == 2, f"optimizer.betas is {optimizer.betas}, but must hold two numbers.")
+    _check_optimizer(optimizer)
     _one_of("schedule.name", config.schedule.name, SCHEDULES)
     _require(
         0 <= config.schedule.warmup_steps <= trainer.max_steps,

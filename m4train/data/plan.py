@@ -52,6 +52,9 @@ class StepPlan:
     state: dict[str, Any]
 
 
+_NO_RAMP = BatchRampConfig()
+
+
 def packs_at(step: int, global_batch_size: int, ramp: BatchRampConfig) -> int:
     """Packs of optimizer step `step`, counted from 1: a function of the step alone, so that a resumed run goes on alike."""
     if ramp.start is None:
@@ -73,7 +76,7 @@ class Plan:
         data: DataConfig,
         seed: int,
         global_batch_size: int,
-        batch_ramp: BatchRampConfig = BatchRampConfig(),
+        batch_ramp: BatchRampConfig = _NO_RAMP,
     ) -> None:
         if not sources:
             raise ConfigError("data.sources is empty: name at least one source with a path.")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from m4train.config import OPTIMIZERS, OptimizerConfig
 from m4train.errors import ConfigError
-from m4train.training.naming import canonical_name, part_of
+from m4train.training.muon import MuonAdamW
+from m4train.training.naming import canonical_name, is_adapter, part_of
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
@@ -33,27 +34,33 @@ def parameter_groups(
     parts: dict[str, tuple[str, ...]],
     config: OptimizerConfig,
 ) -> list[dict]:
-    """One group per (part, decayed or not) that holds a trainable parameter.
+    """One group per (part, decayed or not, matrix for Muon or not) that holds a trainable parameter.
 
     `base_lr` of a group is its peak rate; the trainer sets `lr` from it every step. Raises ConfigError where
     optimizer.parts names a part without trainable parameters, since its settings would change nothing.
     """
-    groups: dict[tuple[str, bool], dict] = {}
+    groups: dict[tuple[str, bool, bool], dict] = {}
     for name, parameter in parameters.items():
-        part, decays = part_of(name, parts), name not in undecayed
+        part = part_of(name, parts)
         own = config.parts.get(part)
+        decays = name not in undecayed or (own is not None and own.decay_all)
+        matrices = config.name == "muon" and _is_hidden_matrix(name, parameter, part, undecayed)
         rate = config.lr if own is None or own.lr is None else own.lr
         decay = config.weight_decay if own is None or own.weight_decay is None else own.weight_decay
-        group = groups.setdefault(
-            (part, decays),
-            {"params": [], "names": [], "part": part, "base_lr": rate, "weight_decay": decay if decays else 0.0},
-        )
+        settings = {"part": part, "base_lr": rate, "weight_decay": decay if decays else 0.0, "matrices": matrices}
+        group = groups.setdefault((part, decays, matrices), {"params": [], "names": [], **settings})
         group["params"].append(parameter)
         group["names"].append(name)
-    missing = set(config.parts) - {part for part, _ in groups}
+    missing = set(config.parts) - {part for part, *_ in groups}
     if missing:
         raise ConfigError(f"optimizer.parts names {', '.join(sorted(missing))}, where nothing is trainable; remove it.")
     return list(groups.values())
+
+
+def _is_hidden_matrix(name: str, parameter: nn.Parameter, part: str, undecayed: set[str]) -> bool:
+    """Whether Muon is meant for a parameter: matrices that map one hidden state to another."""
+    outside = part in ("embeddings", "new_tokens", "lm_head")
+    return parameter.ndim == 2 and not outside and name not in undecayed and not is_adapter(name)
 
 
 def make_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -65,6 +72,8 @@ def make_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.O
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(groups, **options)
+    if config.name == "muon":
+        return MuonAdamW(groups, config)
     raise ConfigError(f"optimizer.name is {config.name!r}, but must be one of {', '.join(OPTIMIZERS)}.")
 
 
@@ -84,8 +93,9 @@ def allocate_state(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for state in optimizer.state.values():
-        step = state["step"]
-        state["step"] = step.zero_() if isinstance(step, Tensor) else 0
+        step = state.get("step")
+        if step is not None:
+            state["step"] = step.zero_() if isinstance(step, Tensor) else 0
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -97,7 +107,7 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
     """One update, or none where `skip` () is 1.0.
 
-    Fused AdamW reads the flag inside its kernel, so nothing waits for the device; 8-bit AdamW cannot, and waits.
+    Fused AdamW reads the flag inside its kernel, so nothing waits for the device; 8-bit AdamW and Muon cannot, and wait.
     """
     if isinstance(optimizer, torch.optim.AdamW):
         optimizer.found_inf = skip
@@ -120,5 +130,5 @@ def take_step_counts(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
     """Sets the step counts that an optimizer keeps as Python numbers from tensors read out of a checkpoint."""
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            if not isinstance(optimizer.state[parameter]["step"], Tensor):
+            if not isinstance(optimizer.state[parameter].get("step", torch.empty(0)), Tensor):
                 optimizer.state[parameter]["step"] = int(tensors[f"optimizer/step/{name}"])

@@ -1,7 +1,7 @@
 """Prints the table of README.md: how far every selected case is from the run of one process.
 
 OMP_NUM_THREADS=1 python -m tests.distributed.table          # the pairwise selection
-OMP_NUM_THREADS=1 python -m tests.distributed.table full     # every combination
+OMP_NUM_THREADS=1 python -m tests.distributed.table full     # the full matrix
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every engine gives the curve of one process, however a step is split over ranks and micro-batches.
 
-By default the pairwise selection runs; with M4TRAIN_FULL_MATRIX=1 every combination.
+By default the pairwise selection runs; with M4TRAIN_FULL_MATRIX=1 the full matrix of `cases.full`.
 """
 
 import os

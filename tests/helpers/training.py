@@ -256,9 +256,9 @@ class FakeLoader:
         steps: int | None = None,
         seed: int = 0,
         shape: Shape = Shape(),
-        ramp: BatchRampConfig = BatchRampConfig(),
+        ramp: BatchRampConfig | None = None,
     ) -> None:
-        self.shape, self.ramp = shape, ramp
+        self.shape, self.ramp = shape, ramp or BatchRampConfig()
         self.packs, self.micro, self.rank, self.world_size, self.seed = packs, micro, rank, world_size, seed
         self.done = state["steps"] if state else 0
         self.steps = steps

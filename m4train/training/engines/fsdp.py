@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from m4train.training.engines.base import Update
 from m4train.training.engines.ddp import DistributedEngine
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.naming import canonical_parameters
+from m4train.training.quantization import is_quantized
 
 
 class FSDPEngine(DistributedEngine):
@@ -53,16 +55,21 @@ class FSDPEngine(DistributedEngine):
         blocks = model.blocks()
         if self.config.trainer.gradient_checkpointing:
             checkpoint_blocks(blocks)
+        # Packed 4-bit weights would lose their scales in shards: they stay whole on every rank, at half a byte a value.
+        packed = [module.to(self.device) for module in model.modules() if is_quantized(module)]
+        whole = {cast(nn.Parameter, module.weight) for module in packed}
         for module in _units(model, blocks):
-            self._shard(module)
+            self._shard(module, whole)
         self.model = model
         self._sharded = {n: p for n, p in canonical_parameters(model).items() if p.requires_grad}
         self.optimise({name: nn.Parameter(p.to_local()) for name, p in self._sharded.items()})
 
-    def _shard(self, module: nn.Module) -> None:
+    def _shard(self, module: nn.Module, whole: set[nn.Parameter]) -> None:
         half = torch.bfloat16 if self.config.trainer.precision == "bf16" else None
         precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        fully_shard(module, mesh=self._mesh, mp_policy=precision, offload_policy=self._policy)
+        fully_shard(
+            module, mesh=self._mesh, mp_policy=precision, offload_policy=self._policy, ignored_params=whole or None
+        )
 
     def update(self, factor: float, max_norm: float) -> Update:
         for name, sharded in self._sharded.items():

@@ -1,8 +1,11 @@
 """What cannot work together is refused before anything is loaded, with the reason and the way out."""
 
+import itertools
+
 import pytest
 
-from m4train.config import Config, SourceConfig
+from m4train.combinations import why_not
+from m4train.config import ADAPTERS, ENGINES, OPTIMIZERS, BatchRampConfig, Config, PartOptimizerConfig, SourceConfig
 from m4train.config_checks import check
 from m4train.errors import ConfigError
 
@@ -19,10 +22,26 @@ def _config(**values):
     return config
 
 
-@pytest.mark.parametrize("engine", ["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"])
-@pytest.mark.parametrize("adapter", ["none", "lora", "dora"])
-def test_every_engine_takes_full_training_lora_and_dora(engine, adapter):
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_every_engine_takes_every_adapter(engine, adapter):
     check(_config(engine__name=engine, adapter__kind=adapter, engine__offload=engine not in ("single", "ddp")))
+
+
+@pytest.mark.parametrize(("engine", "optimizer", "adapter"), list(itertools.product(ENGINES, OPTIMIZERS, ADAPTERS)))
+def test_the_table_is_what_is_checked(engine, optimizer, adapter):
+    """What works is run for two steps in tests/distributed/test_combinations.py."""
+    config = _config(engine__name=engine, optimizer__name=optimizer, adapter__kind=adapter)
+    reason = why_not(engine, optimizer, adapter)
+    assert (reason is None) == (optimizer == "adamw" or engine in ("single", "ddp"))
+    if reason is None:
+        check(config)
+    else:
+        with pytest.raises(ConfigError) as caught:
+            check(config)
+        assert str(caught.value) == reason
+        assert optimizer in reason
+        assert engine in reason
 
 
 @pytest.mark.parametrize(
@@ -34,7 +53,21 @@ def test_every_engine_takes_full_training_lora_and_dora(engine, adapter):
         ({"engine__name": "fsdp2", "engine__deepspeed": "mine.json"}, ["engine.deepspeed", "zero1"]),
         ({"engine__name": "fsdp2", "optimizer__name": "adamw_8bit"}, ["adamw_8bit", "shards", "ddp"]),
         ({"engine__name": "zero1", "optimizer__name": "adamw_8bit"}, ["adamw_8bit", "zero1"]),
-        ({"engine__name": "fsdp2", "adapter__kind": "qlora"}, ["qlora", "fsdp2", "zero3"]),
+        ({"engine__name": "fsdp2", "optimizer__name": "muon"}, ["muon", "shards of rows", "ddp"]),
+        ({"engine__name": "zero1", "optimizer__name": "muon"}, ["muon", "flat shards", "adamw"]),
+        ({"optimizer__momentum": 0.9}, ["optimizer.momentum", "betas"]),
+        ({"optimizer__name": "muon", "optimizer__momentum": 1.0}, ["optimizer.momentum"]),
+        ({"optimizer__betas": [0.9, 1.0]}, ["optimizer.betas"]),
+        ({"optimizer__eps": 0.0}, ["optimizer.eps"]),
+        ({"optimizer__weight_decay": -0.1}, ["optimizer.weight_decay"]),
+        ({"optimizer__parts": {"text": PartOptimizerConfig(lr=0.0)}}, ["optimizer.parts.text.lr", "freeze"]),
+        ({"optimizer__parts": {"text": PartOptimizerConfig(weight_decay=-1.0)}}, ["optimizer.parts.text.weight_decay"]),
+        ({"freeze__new_rows_from": 0}, ["freeze.new_rows_from"]),
+        ({"data__sources": {"a": SourceConfig(path="a.tar", loss_weight=0.0)}}, ["data.sources.a.loss_weight"]),
+        ({"data__validation": {"a": SourceConfig(path="a.tar", loss_weight=2.0)}}, ["data.validation.a.loss_weight"]),
+        ({"trainer__batch_ramp": BatchRampConfig(start=2)}, ["batch_ramp.increment"]),
+        ({"trainer__batch_ramp": BatchRampConfig(steps=5)}, ["batch_ramp.start"]),
+        ({"trainer__batch_ramp": BatchRampConfig(start=8, increment=1, steps=1)}, ["global_batch_size"]),
         ({"adapter__kind": "qlora", "adapter__quantize": []}, ["adapter.quantize"]),
         ({"adapter__kind": "lora", "adapter__targets": {}}, ["adapter.targets"]),
         ({"schedule__name": "wsd"}, ["decay_steps"]),

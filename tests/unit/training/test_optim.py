@@ -108,3 +108,64 @@ def test_eight_bit_adamw_skips_a_bad_step():
                 member.grad = torch.ones_like(member)
         optim.step_unless(optimizer, torch.tensor(skip))
         assert torch.equal(before, parameter) != moved
+
+
+def test_all_of_a_part_decays_where_asked():
+    groups, _ = _groups(TinyModel(), parts={"embeddings": PartOptimizerConfig(weight_decay=0.2, decay_all=True)})
+    decays = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    assert decays["embed_tokens.weight"] == 0.2
+    assert decays["norm.weight"] == 0.0
+
+
+def test_betas_and_eps_reach_the_update():
+    for name in ("adamw", "muon"):
+        groups, config = _groups(TinyModel(), name=name, betas=[0.5, 0.6], eps=1e-3)
+        optimizer = optim.build_optimizer(groups, config)
+        adamw = [group for group in optimizer.param_groups if not group["matrices"]]
+        assert adamw
+        assert all((group["betas"], group["eps"]) == ((0.5, 0.6), 1e-3) for group in adamw)
+
+
+def test_muon_takes_the_hidden_matrices_and_updates_them_as_torch_does():
+    ours, reference = TinyModel(), TinyModel()
+    groups, config = _groups(ours, name="muon", lr=1e-2, momentum=0.9)
+    matrices = {name for group in groups for name in group["names"] if group["matrices"]}
+    assert matrices == {
+        name for name, p in ours.named_parameters() if p.ndim == 2 and not name.startswith(("embed_tokens", "lm_head"))
+    }
+    optimizer = optim.build_optimizer(groups, config)
+    named = dict(reference.named_parameters())
+    options = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    plain = torch.optim.Muon([named[name] for name in matrices], **options)
+    for skip in (0.0, 1.0, 0.0):
+        for name, mine in ours.named_parameters():
+            mine.grad = torch.randn_like(mine)
+            named[name].grad = mine.grad.clone()
+        optim.set_rates(optimizer, 1.0)
+        optim.step_unless(optimizer, torch.tensor(skip))
+        if not skip:
+            plain.step()
+    for name in matrices:
+        torch.testing.assert_close(dict(ours.named_parameters())[name], named[name], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(ours.lm_head.weight, TinyModel().lm_head.weight)
+
+
+def test_muon_without_a_matrix_is_refused():
+    model = TinyModel()
+    named = {name: p for name, p in model.named_parameters() if "norm" in name or "embed" in name}
+    groups = optim.parameter_groups(named, optim.undecayed_names(model), model.parts(), OptimizerConfig(name="muon"))
+    with pytest.raises(ConfigError, match="optimizer=adamw"):
+        optim.make_optimizer(groups, OptimizerConfig(name="muon"))
+
+
+def test_muon_learns_and_resumes_to_the_last_bit(tmp_path):
+    from tests.helpers.training import make_config, make_trainer, read_metrics
+
+    for name, pieces in (("whole", (8,)), ("broken", (3, 5))):
+        for steps in pieces:
+            config = make_config(tmp_path / name, max_steps=8, stop_after=steps)
+            config.optimizer.name = "muon"
+            make_trainer(config, TinyModel()).train()
+    whole, broken = (read_metrics(tmp_path / name) for name in ("whole", "broken"))
+    assert [line["loss"] for line in whole] == [line["loss"] for line in broken]
+    assert whole[-1]["loss"] < whole[0]["loss"]

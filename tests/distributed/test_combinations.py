@@ -1,0 +1,62 @@
+"""Every cell of the table engine x optimizer x adapter that is not refused makes two steps and learns."""
+
+import itertools
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from m4train.combinations import why_not
+from m4train.config import ADAPTERS, ENGINES, OPTIMIZERS
+from m4train.training.engines import make_engine
+from tests.distributed.cases import Case, build
+from tests.helpers.distributed import run_distributed
+from tests.helpers.training import make_trainer, read_metrics
+
+CELLS = [cell for cell in itertools.product(ENGINES, OPTIMIZERS, ADAPTERS) if why_not(*cell) is None]
+
+
+def _losses(run_dir, engine, optimizer, adapter):
+    config, model, shape = build(Case(engine, "idefics3", packs=3, steps=2, adapter=adapter), str(run_dir))
+    config.optimizer.name = optimizer
+    config.trainer.save_every, config.trainer.worst_batch_first = 100, False
+    make_trainer(config, model, make_engine(config), packs=3, shape=shape).train()
+    return [line["loss"] for line in read_metrics(run_dir)]
+
+
+def _all(cells):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    box = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(box)
+    found = {}
+    for cell in cells:
+        try:
+            found[cell] = _losses(Path(box[0]) / "-".join(cell), *cell)
+        except Exception as error:
+            found[cell] = repr(error)
+            dist.barrier()
+    return found
+
+
+@cache
+def _results():
+    return run_distributed(_all, 2, [cell for cell in CELLS if cell[0] != "single"], timeout=900)[0]
+
+
+@pytest.mark.parametrize(("optimizer", "adapter"), [cell[1:] for cell in CELLS if cell[0] == "single"])
+def test_one_process(optimizer, adapter, tmp_path):
+    first, second = _losses(tmp_path, "single", optimizer, adapter)
+    assert first != second
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell[0] != "single"], ids="-".join)
+def test_two_processes(cell):
+    """The first loss does not depend on the optimizer; the second one must be that of one process with the same two."""
+    losses = _results()[cell]
+    assert not isinstance(losses, str), losses
+    assert losses[0] != losses[1]
