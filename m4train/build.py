@@ -160,6 +160,11 @@ def generation_config(model: Any, processor: Any) -> dict[str, Any]:
     return {**_special_ids(processor), **model.generation_config, "eos_token_id": list(dict.fromkeys(stops))}
 
 
+def build_layout(config: Config, processor: Any) -> Frames:
+    """How the model takes the images of a batch."""
+    return FAMILIES[config.model.family].layout(build_architecture(config, processor), processor)
+
+
 @dataclass(frozen=True)
 class RunData:
     """The data side of a run on one rank."""
@@ -178,7 +183,7 @@ def build_data(config: Config, processor: Any, rank: int, world_size: int) -> Ru
     validation = build_sources(data.validation, data, processor)
     plan = Plan(sources, data, config.seed, config.trainer.global_batch_size, config.trainer.batch_ramp)
     quarantine = Quarantine(Path(config.run_dir) / "quarantine.jsonl", data.max_bad_fraction)
-    layout = FAMILIES[config.model.family].layout(build_architecture(config, processor), processor)
+    layout = build_layout(config, processor)
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro_batch_size": micro, "layout": layout}
 
     def steps(resume: Checkpoint | None) -> Iterator[StepBatch]:

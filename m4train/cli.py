@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,6 +92,28 @@ def _plan(arguments: list[str]) -> int:
     return plan(config, ranks, as_json)
 
 
+def _validate(arguments: list[str]) -> int:
+    workers, arguments = _number("workers", arguments, os.cpu_count() or 1)
+    as_json, arguments = _flag("--json", arguments)
+    from m4train.compose import load_config
+
+    config = load_config(arguments)
+    from m4train.inspect_run import validate
+
+    return validate(config, workers, as_json)
+
+
+def _bench(arguments: list[str]) -> int:
+    packs, arguments = _number("packs", arguments, 32)
+    as_json, arguments = _flag("--json", arguments)
+    from m4train.compose import load_config
+
+    config = load_config(arguments)
+    from m4train.inspect_run import bench
+
+    return bench(config, packs, as_json)
+
+
 def _preview(arguments: list[str]) -> int:
     packs, arguments = _number("packs", arguments, 4)
     from m4train.compose import load_config
@@ -155,6 +178,14 @@ COMMANDS = {
     ),
     "preview": Command(
         "write run_dir/preview.html, the first packs as the model sees them", _preview, f"[packs=N] {OVERRIDES}"
+    ),
+    "validate": Command(
+        "read every sample of all sources and report what is wrong; fails above data.max_bad_fraction",
+        _validate,
+        f"[workers=N] [--json] {OVERRIDES}",
+    ),
+    "bench": Command(
+        "measure the data side, stage by stage on one core and as a whole", _bench, f"[packs=N] [--json] {OVERRIDES}"
     ),
     "replay": Command(
         "show every sample of one step of a run, with the configuration it was started with",

@@ -1,4 +1,4 @@
-"""What the commands do that look at a run without training: plan, preview, replay."""
+"""What the commands do that look at a run without training: plan, preview, replay, validate, bench."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from m4train.config import Config
 from m4train.data.collate import Collator
 from m4train.data.plan import Plan
 from m4train.data.source import build_sources
+from m4train.inspection.bench import bench as measure
+from m4train.inspection.bench import bench_tables
 from m4train.inspection.plan_report import plan_report, plan_tables
 from m4train.inspection.preview import view_pack, write_page
 from m4train.inspection.replay import (
@@ -26,6 +28,7 @@ from m4train.inspection.replay import (
     stored_config,
 )
 from m4train.inspection.run_files import read_run
+from m4train.inspection.validate import validate_source, validation_tables
 
 
 def plan(config: Config, ranks: int, as_json: bool) -> int:
@@ -33,6 +36,39 @@ def plan(config: Config, ranks: int, as_json: bool) -> int:
     trainer = config.trainer
     report = plan_report(_plan(config, _processor(config)), trainer.max_steps, ranks, trainer.micro_batch_size)
     _show(dataclasses.asdict(report), plan_tables(report), as_json)
+    return 0
+
+
+def validate(config: Config, workers: int, as_json: bool) -> int:
+    """Reads every sample of all sources, held-out ones too, and prints what is wrong with them.
+
+    Returns 1 where a source has a larger share of bad samples than data.max_bad_fraction.
+    """
+    from rich.progress import Progress
+
+    processor, data = _processor(config), config.data
+    held_out = {f"validation/{name}": source for name, source in data.validation.items()}
+    found = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for source in build_sources({**data.sources, **held_out}, data, processor):
+            task = progress.add_task(source.name, total=len(source))
+            advance = lambda done, task=task: progress.update(task, completed=done)
+            found.append(validate_source(source, data, processor, workers, advance))
+    failed = [source.name for source in found if source.bad_fraction > data.max_bad_fraction]
+    report = {"max_bad_fraction": data.max_bad_fraction, "failed": failed}
+    report["sources"] = {source.name: source.report() for source in found}
+    limit = f"data.max_bad_fraction={data.max_bad_fraction}"
+    verdict = f"more bad samples than {limit}: {', '.join(failed)}" if failed else f"no source exceeds {limit}"
+    _show(report, [*validation_tables(found), verdict], as_json)
+    return 1 if failed else 0
+
+
+def bench(config: Config, packs: int, as_json: bool) -> int:
+    """Prints how fast the data side of the run of `config` is, measured on its first `packs` packs; returns 0."""
+    processor = _processor(config)
+    layout, micro = build.build_layout(config, processor), config.trainer.micro_batch_size
+    report = measure(_plan(config, processor), processor, config.data, config.seed, micro, layout, packs)
+    _show(dataclasses.asdict(report), bench_tables(report), as_json)
     return 0
 
 

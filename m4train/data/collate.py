@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+from PIL import Image
 
 from m4train.batch import DocumentRecord, PackedBatch
 from m4train.config import DataConfig
@@ -27,15 +30,25 @@ _MODULUS = 1 << 64
 
 
 class Collator:
-    """Turns planned packs into batches; holds what worker processes need and is pickled to them."""
+    """Turns planned packs into batches; holds what worker processes need and is pickled to them.
+
+    `clock(stage)` surrounds the stages read, tokenize, decode and tile, for measurements.
+    """
 
     def __init__(
-        self, sources: Sequence[Source], processor: Any, data: DataConfig, seed: int, layout: Frames = FRAMES
+        self,
+        sources: Sequence[Source],
+        processor: Any,
+        data: DataConfig,
+        seed: int,
+        layout: Frames = FRAMES,
+        clock: Callable[[str], AbstractContextManager] = nullcontext,
     ) -> None:
         self.sources = list(sources)
         self.processor = processor
         self.data = data
         self.seed = seed
+        self._clock = clock
         self._renderers = [Renderer(processor, source.config) for source in sources]
         self._assembler = Assembler(processor, [source.name for source in sources], layout)
 
@@ -105,7 +118,10 @@ class Collator:
         """The rendered run of pieces, and its number of images."""
         key, variant = shard.key(number), self.variant(unit)
         sizes = [(member.width, member.height) for member in shard.members(number) if member.is_image]
-        prepared = self._renderers[unit.source].prepare(source.read(unit.sample), key, sizes, variant)
+        with self._clock("read"):
+            sample = source.read(unit.sample)
+        with self._clock("tokenize"):
+            prepared = self._renderers[unit.source].prepare(sample, key, sizes, variant)
         pieces, planned = prepared.pieces, len(shard.pieces(number, variant).tokens)
         if len(pieces) != planned:
             raise StaleIndexError(f"renders to {len(pieces)} pieces where the index has {planned}")
@@ -123,16 +139,22 @@ class Collator:
         least = {}
         if source.config.images.scaled_decode and not draws:  # augmentations count in pixels of the whole image
             least = needed_sizes(views, dict(zip(views, sizes)), self.processor)
-        encoded = {}
-        for size, (number, image) in zip(sizes, source.images(sample, list(views), least).items()):
-            image = augment(image, self.data.augment, draws, number)
-            if number in least:
-                encoded[number] = encode_view(image, views[number], self.processor, size)
-            else:
-                encoded[number] = encode_view(
-                    as_planned(image, size, views[number], self.processor), views[number], self.processor
-                )
-        return encoded
+        with self._clock("decode"):
+            images = source.images(sample, list(views), least) if views else {}
+        with self._clock("tile"):
+            return {
+                number: self._frames(image, views[number], size, number, number in least, draws)
+                for size, (number, image) in zip(sizes, images.items())
+            }
+
+    def _frames(
+        self, image: Image.Image, view: View, size: tuple[int, int], number: int, scaled: bool, draws: bytes
+    ) -> EncodedImage:
+        """The frames and ids of image `number` of its sample, whose file has `size` (width, height)."""
+        if scaled:
+            return encode_view(image, view, self.processor, size)
+        image = augment(image, self.data.augment, draws, number)
+        return encode_view(as_planned(image, size, view, self.processor), view, self.processor)
 
     def document_hash(self, unit: Unit, pack: int, outcome: bytes) -> int:
         """One document's part of `data_hash` (with its outcome) or of `plan_hash` (without)."""

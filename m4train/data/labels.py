@@ -21,14 +21,18 @@ def trained_tokens(rendered: Rendered, loss: str) -> np.ndarray:
     `loss` "auto": all text of documents, and what the assistant says in conversations; "all": all text, whoever says it;
     "last_turn": what the assistant says last. Raises BadSample `no_label` where nothing is left.
     """
-    kinds = rendered.kinds
+    return trained_kinds(rendered.kinds, rendered.turns, loss)
+
+
+def trained_kinds(kinds: np.ndarray, turns: np.ndarray, loss: str) -> np.ndarray:
+    """As `trained_tokens`, from the kind and turn of each token, both (T,)."""
     if loss == "auto":
         mask = (kinds == _DOCUMENT) | (kinds == _ASSISTANT)
     elif loss == "all":
         mask = (kinds != _TEMPLATE) & (kinds != _IMAGE)
     elif loss == "last_turn":
         said = kinds == _ASSISTANT
-        mask = said & (rendered.turns == rendered.turns[said].max(initial=-1))
+        mask = said & (turns == turns[said].max(initial=-1))
     else:
         raise ConfigError(f"loss is {loss!r}, but must be one of auto, all, last_turn.")
     mask[0] = False

@@ -11,7 +11,7 @@ from pathlib import Path
 from m4train.errors import DataError
 
 _FEWEST = 50  # bad samples before the share of them means anything
-_CHOICES = frozenset({"too_long"})  # left out because the configuration says so, not because they are bad
+CHOICES = frozenset({"too_long", "skipped"})  # left out because the configuration says so, not because they are bad
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Quarantine:
     @property
     def bad(self) -> int:
         """Bad samples met so far, without those left out by choice."""
-        return sum(count for (_, reason), count in self.counts.items() if reason not in _CHOICES)
+        return sum(count for (_, reason), count in self.counts.items() if reason not in CHOICES)
 
     def add(self, entries: Iterable[QuarantineEntry], documents: int) -> None:
         """Records the entries of one step beside its number of good documents. Raises DataError above the limit."""

@@ -1,0 +1,233 @@
+"""`m4train validate`: reads, decodes and renders every sample of the sources, and says what a run would lose."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from m4train.config import DataConfig, MixtureConfig
+from m4train.data.labels import trained_kinds
+from m4train.data.plan import Plan
+from m4train.data.processes import lifeline, live_with_the_trainer, worker_context
+from m4train.data.quarantine import CHOICES
+from m4train.data.rendering import Renderer
+from m4train.data.source import Source
+from m4train.errors import BadSample, DataError
+from m4train.processing.pieces import TextPiece
+
+_CHUNK = 32  # samples a worker is handed at a time
+_EXAMPLES = 20  # bad samples named per source
+_PACKS, _STEPS = 16, 16  # what the expected fill is taken from
+
+
+@dataclass
+class SourceValidation:
+    """One source. `problems` counts samples by what is wrong with them, or by why its options leave them out (see
+    CHOICES); the first bad ones stand in `examples`. `over_long` samples do not fit a pack whole.
+
+    Histograms count samples by their tokens and frames (tiles), in classes named by the power of two they go up to.
+    `token_fill` and `frame_fill` are the shares of the two budgets that packs of this source alone use.
+    """
+
+    name: str
+    samples: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+    over_long: int = 0
+    tokens: Counter[int] = field(default_factory=Counter)
+    frames: Counter[int] = field(default_factory=Counter)
+    examples: list[dict[str, str]] = field(default_factory=list)
+    token_fill: float = 0.0
+    frame_fill: float = 0.0
+
+    @property
+    def bad(self) -> int:
+        """Samples that a run would lose, without those left out by choice."""
+        return sum(count for reason, count in self.problems.items() if reason not in CHOICES)
+
+    @property
+    def bad_fraction(self) -> float:
+        return self.bad / self.samples if self.samples else 0.0
+
+    def add(self, other: SourceValidation) -> None:
+        """Counts the samples of another part of the source."""
+        self.samples += other.samples
+        self.over_long += other.over_long
+        for name in ("problems", "tokens", "frames"):
+            getattr(self, name).update(getattr(other, name))
+        self.examples = (self.examples + other.examples)[:_EXAMPLES]
+
+    def report(self) -> dict[str, Any]:
+        """As JSON; histograms are lists of [class, samples], smallest class first."""
+        return {
+            "samples": self.samples,
+            "bad": self.bad,
+            "bad_fraction": self.bad_fraction,
+            "unreadable_images": sum(self.problems[reason] for reason in _UNREADABLE),
+            "count_mismatches": sum(self.problems[reason] for reason in _MISMATCHED),
+            "without_label": self.problems["no_label"],
+            "over_long": self.over_long,
+            "problems": dict(self.problems),
+            "tokens": sorted(map(list, self.tokens.items())),
+            "frames": sorted(map(list, self.frames.items())),
+            "expected_fill": {"tokens": self.token_fill, "frames": self.frame_fill},
+            "examples": self.examples,
+        }
+
+
+_UNREADABLE = ("unreadable_image", "image_too_large", "missing_image", "remote_image")
+_MISMATCHED = ("image_count",)
+
+
+def validate_source(
+    source: Source, data: DataConfig, processor: Any, workers: int, progress: Callable[[int], None] = lambda _: None
+) -> SourceValidation:
+    """Reads the whole source in `workers` processes (1: in this one); `progress` is told how many samples are done.
+
+    Raises DataError where a process dies.
+    """
+    result = SourceValidation(source.name)
+    for part in _parts(_Checker(source, data, processor), workers):
+        result.add(part)
+        progress(result.samples)
+    result.token_fill, result.frame_fill = expected_fill(source, data)
+    return result
+
+
+def expected_fill(source: Source, data: DataConfig) -> tuple[float, float]:
+    """Shares of the token and of the frame budget that the first packs of this source alone use."""
+    alone = replace(data, epochs=1, mixture=MixtureConfig())
+    plan = Plan([source], alone, seed=0, global_batch_size=_PACKS)
+    packs = [pack for step in islice(plan.steps(), _STEPS) for pack in step.packs]
+    if not packs:
+        return 0.0, 0.0
+    tokens, frames = sum(pack.tokens for pack in packs), sum(pack.frames for pack in packs)
+    return tokens / (len(packs) * data.sequence_length), frames / (len(packs) * data.images_per_pack)
+
+
+class _Checker:
+    """Checks stretches of a source; pickled once to each process."""
+
+    def __init__(self, source: Source, data: DataConfig, processor: Any) -> None:
+        self.source, self._data = source, data
+        self._renderer = Renderer(processor, source.config)
+
+    def __call__(self, begin: int) -> SourceValidation:
+        """The samples from `begin` on, as many as one worker takes at a time."""
+        source, data = self.source, self._data
+        result = SourceValidation(source.name)
+        for sample in range(begin, min(begin + _CHUNK, len(source))):
+            result.samples += 1
+            shard, number = source.index.locate(sample)
+            try:
+                self._check(sample)
+            except BadSample as error:
+                result.problems[error.reason] += 1
+                if error.reason not in CHOICES:
+                    where = {"key": shard.key(number), "shard": shard.shard}
+                    result.examples.append(where | {"reason": error.reason, "detail": error.detail})
+                continue
+            tokens, frames = int(shard.lengths[number]), int(shard.frames[number])
+            result.over_long += tokens > data.sequence_length or frames > data.images_per_pack
+            result.tokens[class_end(tokens)] += 1
+            result.frames[class_end(frames)] += 1
+        return result
+
+    def _check(self, sample: int) -> None:
+        """Raises BadSample as building the sample for training would."""
+        source = self.source
+        shard, number = source.index.locate(sample)
+        text = source.read(sample)
+        sizes = [(member.width, member.height) for member in shard.members(number) if member.is_image]
+        prepared = self._renderer.prepare(text, shard.key(number), sizes)
+        source.images(sample, sorted(prepared.views))
+        turns = [piece.turn if isinstance(piece, TextPiece) else -1 for piece in prepared.pieces]
+        repeats = prepared.planned.tokens
+        trained_kinds(np.repeat(prepared.planned.kinds, repeats), np.repeat(turns, repeats), source.config.loss)
+
+
+_CHECKER: _Checker | None = None  # in a process of the pool: what it was started for
+
+
+def _start(checker: _Checker, line: Any) -> None:
+    global _CHECKER
+    live_with_the_trainer(line)
+    _CHECKER = checker
+
+
+def _check_stretch(begin: int) -> SourceValidation:
+    assert _CHECKER is not None
+    return _CHECKER(begin)
+
+
+def _parts(checker: _Checker, workers: int) -> Iterator[SourceValidation]:
+    begins = range(0, len(checker.source), _CHUNK)
+    if workers < 2:
+        yield from map(checker, begins)
+        return
+    arguments = (checker, lifeline()[0])
+    with ProcessPoolExecutor(workers, worker_context(), initializer=_start, initargs=arguments) as pool:
+        try:
+            yield from pool.map(_check_stretch, begins)
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"A process that validated source {checker.source.name!r} died: run `m4train validate workers=1` to see "
+                "at which sample."
+            ) from error
+
+
+def class_end(value: int) -> int:
+    """The power of two that `value` does not exceed, 0 for 0."""
+    return 1 << (value - 1).bit_length() if value else 0
+
+
+def validation_tables(sources: list[SourceValidation]) -> list[Any]:
+    """The findings as tables for a terminal."""
+    from rich.table import Table
+
+    counts = Table("", title="samples")
+    for source in sources:
+        counts.add_column(source.name, justify="right", overflow="fold")
+    reports = [source.report() for source in sources]
+    rows = {
+        "samples": "samples",
+        "bad": "bad",
+        "unreadable images": "unreadable_images",
+        "count mismatches": "count_mismatches",
+        "no label": "without_label",
+        "over-long": "over_long",
+    }
+    for title, key in rows.items():
+        counts.add_row(title, *(f"{report[key]:,}" for report in reports))
+    counts.add_row("all problems", *(_named(source.problems) for source in sources))
+    counts.add_row("token fill", *(f"{source.token_fill:.2%}" for source in sources))
+    counts.add_row("frame fill", *(f"{source.frame_fill:.2%}" for source in sources))
+    tables = [counts]
+    for unit in ("tokens", "frames"):
+        table = Table(f"up to {unit}", title=f"samples by {unit}")
+        for source in sources:
+            table.add_column(source.name, justify="right")
+        for end in sorted({end for source in sources for end in getattr(source, unit)}):
+            found = [getattr(source, unit)[end] for source in sources]
+            table.add_row(
+                f"{end:,}", *(f"{n:,} {'█' * round(8 * n / max(1, s.samples))}" for n, s in zip(found, sources))
+            )
+        tables.append(table)
+    examples = [(source.name, example) for source in sources for example in source.examples]
+    if examples:
+        table = Table("source", "sample", "shard", "reason", title="the first bad samples")
+        for name, example in examples:
+            shard = example["shard"].rsplit("/", 1)[-1]
+            table.add_row(name, example["key"], shard, f"{example['reason']}: {example['detail']}")
+        tables.append(table)
+    return tables
+
+
+def _named(problems: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in problems.most_common()) or "none"
