@@ -23,7 +23,7 @@ from m4train.training.callbacks import default_callbacks
 from m4train.training.checkpoint import load_checkpoint
 from m4train.training.engines import make_engine
 from m4train.training.engines.single import SingleEngine
-from m4train.training.freezing import parameter_table
+from m4train.training.parts_table import parameter_table
 from m4train.training.resume import Checkpoint, agreed_checkpoint, find_checkpoint
 from m4train.training.trainer import Trainer
 
@@ -52,7 +52,7 @@ def train(config: Config) -> int:
     if engine.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, run_dir / "config.yaml")
-        table = [dataclasses.asdict(row) for row in parameter_table(model)]
+        table = [dataclasses.asdict(row) for row in parameter_table(model, config)]
         (run_dir / "parameters.json").write_text(json.dumps(table, indent=1) + "\n")
     trainer = Trainer(
         config,

@@ -98,7 +98,9 @@ def _part(row: dict[str, Any]) -> dict[str, str]:
         "trainable": f"{row['trainable']:,}",
         "adapters": f"{row['adapted']:,}" if row["adapted"] else "",
         "share": f"{row['trainable'] / row['parameters']:.1%}" if row["parameters"] else "",
-        "dtype": ", ".join(row["dtypes"]),
+        "dtype": ", ".join(row["storage"]),
+        "rate": f"{row['lr']:g}" if row["lr"] else "",
+        "decay": " / ".join(f"{decay:g}" for decay in row["decay"]),
     }
 
 

@@ -1,9 +1,8 @@
-"""Which parameters train: ordered rules over the model's parts, and a table of the outcome."""
+"""Which parameters train: ordered rules over the model's parts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -11,18 +10,6 @@ from torch import nn
 from m4train.config import FreezeConfig, FreezeRule
 from m4train.errors import ConfigError
 from m4train.training.naming import canonical_name, canonical_parameters, is_adapter, part_of
-
-
-@dataclass(frozen=True)
-class PartRow:
-    """One line of the table of parts: counts of parameters, and the dtypes they are stored in."""
-
-    part: str
-    parameters: int
-    trainable: int
-    adapted: int  # parameters of adapters inside this part
-    quantized: int  # parameters stored in 4 bits
-    dtypes: tuple[str, ...]
 
 
 def _described(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
@@ -82,40 +69,3 @@ def _matches(rule: FreezeRule, name: str, module_type: str, part: str) -> bool:
 
 def _text(rule: FreezeRule) -> str:
     return f"part={rule.part}, names={rule.names}, module_types={rule.module_types}"
-
-
-def parameter_table(model: nn.Module) -> list[PartRow]:
-    """One row per part of the model, in the model's order, and a last row `total`."""
-    parts = model.parts()
-    by_part: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in parts}
-    for name, parameter in canonical_parameters(model).items():
-        by_part[part_of(name, parts)].append((name, parameter))
-    rows = [_row(part, members) for part, members in by_part.items()]
-    return [*rows, _row("total", [member for members in by_part.values() for member in members])]
-
-
-def _row(part: str, members: list[tuple[str, nn.Parameter]]) -> PartRow:
-    return PartRow(
-        part=part,
-        parameters=sum(_count(p) for _, p in members),
-        trainable=sum(p.numel() for _, p in members if p.requires_grad),
-        adapted=sum(p.numel() for name, p in members if is_adapter(name)),
-        quantized=sum(_count(p) for _, p in members if not p.is_floating_point()),
-        dtypes=tuple(sorted({str(p.dtype).removeprefix("torch.") for _, p in members})),
-    )
-
-
-def _count(parameter: nn.Parameter) -> int:
-    """Elements a parameter stands for: the packed bytes of a 4-bit one hold two each."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else state.shape.numel()
-
-
-def format_table(rows: list[PartRow]) -> str:
-    """The table as aligned text."""
-    lines = [f"{'part':<16}{'parameters':>16}{'trainable':>16}{'adapters':>14}{'4-bit':>16}  dtype"]
-    for row in rows:
-        lines.append(
-            f"{row.part:<16}{row.parameters:>16,}{row.trainable:>16,}{row.adapted:>14,}{row.quantized:>16,}  {', '.join(row.dtypes)}"
-        )
-    return "\n".join(lines)

@@ -15,7 +15,7 @@ from m4train.config import Config
 from m4train.run import describe_model
 from m4train.training.checkpoint import save_checkpoint, versions
 from m4train.training.engines.single import SingleEngine
-from m4train.training.freezing import parameter_table
+from m4train.training.parts_table import parameter_table
 from m4train.training.naming import canonical_parameters
 from m4train.training.resume import FOLDER, config_dict
 from tests.helpers.processing import tokenizer_folder
@@ -52,7 +52,8 @@ def save(config: Config, live: Any, processor: Any, step: int = 3) -> Path:
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir / "config.yaml")
-    (run_dir / "parameters.json").write_text(json.dumps([dataclasses.asdict(row) for row in parameter_table(live)]))
+    table = [dataclasses.asdict(row) for row in parameter_table(live, config)]
+    (run_dir / "parameters.json").write_text(json.dumps(table))
     engine = SingleEngine(config, "cpu")
     engine.prepare(live)
     state = {"step": step, "plan": {}, "config": config_dict(config), "callbacks": {}, "versions": versions()}

@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from m4train.training.callbacks.base import Callback
-from m4train.training.freezing import format_table, parameter_table
+from m4train.training.parts_table import format_table, parameter_table
 
 if TYPE_CHECKING:
     from m4train.training.trainer import Trainer, TrainResult
@@ -30,7 +30,7 @@ class Console(Callback):
         if not self._main:
             return
         self._since = None
-        self._console.print(format_table(parameter_table(trainer.model)), markup=False)
+        self._console.print(format_table(parameter_table(trainer.model, trainer.config)), markup=False)
         if trainer.step:
             self._console.print(f"continuing from step {trainer.step}")
         if self._console.is_terminal:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from m4train.config import AdapterConfig, FreezeConfig, FreezeRule
+from m4train.config import AdapterConfig, Config, FreezeConfig, FreezeRule
 from m4train.errors import CheckpointError, ConfigError
 from m4train.training.adapters import apply_adapters, load_adapter, merge_adapters, save_adapter
 from m4train.training.naming import canonical_parameters
@@ -142,13 +142,14 @@ def _wide():
 
 
 def test_qlora_quantises_the_named_parts_only():
-    from m4train.training.freezing import apply_freezing, parameter_table
+    from m4train.training.freezing import apply_freezing
+    from m4train.training.parts_table import parameter_table
 
     model = _wide()
     plain = {name: p.detach().clone() for name, p in model.named_parameters()}
     apply_adapters(model, AdapterConfig(kind="qlora", rank=2, targets={"text": ["q_proj"]}))
     apply_freezing(model, FreezeConfig([FreezeRule(part="connector", trainable=True)]))
-    rows = {row.part: row for row in parameter_table(model)}
+    rows = {row.part: row for row in parameter_table(model, Config())}
     assert rows["text"].quantized > 0.9 * (rows["text"].parameters - rows["text"].adapted)
     assert all(rows[part].quantized == 0 for part in ("vision", "connector", "embeddings", "lm_head"))
     assert rows["connector"].trainable == rows["connector"].parameters

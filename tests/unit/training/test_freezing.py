@@ -3,7 +3,7 @@ import pytest
 from m4train.config import AdapterConfig, FreezeConfig, FreezeRule
 from m4train.errors import ConfigError
 from m4train.training.adapters import apply_adapters
-from m4train.training.freezing import apply_freezing, format_table, parameter_table
+from m4train.training.freezing import apply_freezing
 from m4train.training.naming import canonical_name
 from tests.helpers.training import TinyModel
 
@@ -59,13 +59,3 @@ def test_adapters_leave_only_what_rules_ask_for():
     _freeze(FreezeRule(part="connector", trainable=True), model=model)
     assert {name for name in _trainable(model) if "lora" not in name} == {"connector.weight", "connector.bias"}
     assert "layers.0.q_proj.lora_A.weight" in _trainable(model)
-
-
-def test_table_counts_each_parameter_once():
-    model = _freeze(FreezeRule(part="vision"), model=TinyModel(tied=True))
-    rows = {row.part: row for row in parameter_table(model)}
-    assert rows["total"].parameters == sum(p.numel() for p in model.parameters())
-    assert rows["vision"].trainable == 0
-    assert rows["lm_head"].parameters == 0
-    assert rows["embeddings"].dtypes == ("float32",)
-    assert "vision" in format_table(list(rows.values()))
