@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
-import os
 import socket
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
+
+from tests.helpers import warm
 
 
 def free_port() -> int:
@@ -22,64 +21,68 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _child(rank: int, world_size: int, port: int, work: bytes, folder: str) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        OMP_NUM_THREADS="1",
-    )
-    import torch
+def start_ranks(function: Callable[..., Any], world_size: int, *args: Any, folder: Path) -> list[warm.Child]:
+    """Starts `function(*args)` on `world_size` processes that find each other through the environment.
 
-    torch.set_num_threads(1)
-    try:
-        function, args = cloudpickle.loads(work)
-        result = cloudpickle.dumps(function(*args))
-        (Path(folder) / f"result-{rank}").write_bytes(result)
-    except BaseException:
-        (Path(folder) / f"error-{rank}").write_text(traceback.format_exc())
-        os._exit(1)  # the process group of a failed rank may wait for the others for ever
+    What rank N writes to stdout and stderr lies in `folder/rank-N.log`.
+    """
+    port = free_port()
+    return [
+        warm.start(
+            function,
+            *args,
+            output=folder / f"rank-{rank}.log",
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            LOCAL_WORLD_SIZE=str(world_size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+        for rank in range(world_size)
+    ]
 
 
 def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
     """Calls `function(*args)` on `world_size` processes that find each other through the environment.
 
-    Returns what each rank returned. Raises AssertionError with the traceback of the first rank that failed, or saying
-    which ranks were still running after `timeout` seconds; every child is ended before this returns.
+    Returns what each rank returned. Raises AssertionError with the output of the ranks that failed, or saying which ranks
+    were still running after `timeout` seconds; every child is ended before this returns.
     """
-    context = mp.get_context("spawn")
-    work, port = cloudpickle.dumps((function, args)), free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        children = [
-            context.Process(target=_child, args=(rank, world_size, port, work, folder), daemon=True)
-            for rank in range(world_size)
-        ]
-        for child in children:
-            child.start()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        ranks = start_ranks(_keep_result, world_size, function, args, scratch, folder=folder)
         try:
-            _wait(children, time.monotonic() + timeout)
+            wait_for_ranks(ranks, timeout)
         finally:
-            for child in children:
-                if child.is_alive():
-                    child.kill()
-                child.join()
-        errors = {rank: Path(folder, f"error-{rank}") for rank in range(world_size)}
-        texts = [f"rank {rank}:\n{path.read_text()}" for rank, path in errors.items() if path.exists()]
-        if texts:
-            raise AssertionError("\n".join(texts))
-        stuck = [rank for rank in range(world_size) if not Path(folder, f"result-{rank}").exists()]
-        if stuck:
-            codes = [children[rank].exitcode for rank in stuck]
-            raise AssertionError(f"ranks {stuck} gave no result within {timeout} s (exit codes {codes})")
-        return [cloudpickle.loads(Path(folder, f"result-{rank}").read_bytes()) for rank in range(world_size)]
+            end_ranks(ranks)
+        failed = {rank: child.returncode for rank, child in enumerate(ranks) if child.returncode == 1}
+        texts = [f"rank {rank}:\n{ranks[rank].said()}" for rank in failed]
+        assert not failed, "\n".join(texts)
+        stuck = {rank: child.returncode for rank, child in enumerate(ranks) if child.returncode != 0}
+        assert not stuck, f"ranks {list(stuck)} gave no result within {timeout} s (exit codes {list(stuck.values())})"
+        return [cloudpickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(world_size)]
 
 
-def _wait(children: list[Any], deadline: float) -> None:
-    """Until all children ended, one failed (and the others had a moment to say why), or the deadline passed."""
-    while any(child.is_alive() for child in children) and time.monotonic() < deadline:
-        if any(child.exitcode not in (None, 0) for child in children):
+def wait_for_ranks(ranks: list[warm.Child], timeout: float) -> None:
+    """Until all have ended, or one failed (and the others had a moment to say why), or `timeout` seconds passed."""
+    deadline = time.monotonic() + timeout
+    while any(child.poll() is None for child in ranks) and time.monotonic() < deadline:
+        if any(child.returncode not in (None, 0) for child in ranks):
             deadline = min(deadline, time.monotonic() + 5.0)
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def end_ranks(ranks: list[warm.Child]) -> None:
+    """Kills those that still run."""
+    for child in ranks:
+        child.kill()
+    for child in ranks:
+        child.wait(timeout=30)
+
+
+def _keep_result(function: Callable[..., Any], args: tuple[Any, ...], folder: str) -> None:
+    import os
+
+    result = cloudpickle.dumps(function(*args))
+    Path(folder, f"result-{os.environ['RANK']}").write_bytes(result)

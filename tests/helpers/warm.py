@@ -1,0 +1,154 @@
+"""Processes that start at once: forked from a server that has imported torch, peft, DeepSpeed and m4train, and done nothing else.
+
+Importing these takes a process some ten seconds of CPU, which tests that start dozens of ranks would pay for each of them.
+The server runs no thread and no operation of torch, so a child differs from a fresh process in nothing but its start.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import cache
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+ROOT = Path(__file__).parents[2]
+PRELOADED = (
+    "pytest",
+    "peft",
+    "deepspeed",
+    "m4train.models",
+    "m4train.training.trainer",
+    "m4train.training.engines.ddp",
+    "m4train.training.engines.deepspeed",
+    "m4train.training.engines.fsdp",
+    "tests.distributed.cases",
+)
+
+
+class Child:
+    """A process of the server. `output` is the file that holds what it wrote to stdout and stderr."""
+
+    def __init__(self, pid: int, output: Path) -> None:
+        self.pid, self.output = pid, output
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = _ask("poll", self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """The exit code; raises AssertionError with the output where it still runs after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            assert time.monotonic() < deadline, f"still running after {timeout} s: {self.said()}"
+            time.sleep(0.01)
+        return code
+
+    def signal(self, number: int) -> None:
+        """Sends a signal, unless the process has ended."""
+        if self.poll() is None:  # the server has not reaped it, so that the number is still its own
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+
+    def said(self) -> str:
+        return self.output.read_text(errors="replace")
+
+
+def start(function: Callable[..., Any], *args: Any, output: Path, **environment: str) -> Child:
+    """Calls `function(*args)` in a new process, which ends with code 0, or 1 after an exception."""
+    work = cloudpickle.dumps((function, args))
+    pid = _ask("start", work, {**os.environ, **environment}, os.getcwd(), str(output))
+    return Child(pid, output)
+
+
+@cache
+def _server() -> Connection:
+    ours, theirs = Pipe()
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # CUDA would not survive the fork
+    }
+    command = [sys.executable, "-m", "tests.helpers.warm", str(theirs.fileno())]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
+    theirs.close()
+    atexit.register(lambda: (ours.close(), process.wait(timeout=60)))
+    return ours
+
+
+def _ask(*request: Any) -> Any:
+    link = _server()
+    link.send(request)
+    return link.recv()
+
+
+def _serve(link: Connection) -> None:
+    for name in PRELOADED:
+        importlib.import_module(name)
+    assert len(os.listdir("/proc/self/task")) == 1, "a thread would be lost in the fork"
+    children: set[int] = set()
+    try:
+        while True:
+            kind, *rest = link.recv()
+            if kind == "start":
+                pid = os.fork()
+                if not pid:
+                    link.close()
+                    _become(*rest)
+                children.add(pid)
+                link.send(pid)
+            else:
+                done, status = os.waitpid(rest[0], os.WNOHANG)
+                children.discard(done)
+                link.send(os.waitstatus_to_exitcode(status) if done else None)
+    except EOFError:  # the tests have ended, or were killed
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+
+
+def _become(work: bytes, environment: dict[str, str], folder: str, output: str) -> None:
+    code = 1
+    try:
+        log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        import torch
+
+        torch.set_num_threads(1)
+        function, args = cloudpickle.loads(work)
+        function(*args)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            from multiprocessing import util
+
+            util._exit_function()  # ends the data processes of this one
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))
