@@ -22,6 +22,11 @@ _MAGIC = b"M4ARRAY1"
 _ALIGN = 64
 
 
+def smallest(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same integers, none of them negative, each array in the smallest unsigned type that holds them."""
+    return {name: array.astype(np.min_scalar_type(int(array.max(initial=0)))) for name, array in arrays.items()}
+
+
 def write_arrays(path: Path, meta: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Writes `path` aside, syncs and renames it: readers see the old file or the whole new one."""
     layout, offset = {}, 0

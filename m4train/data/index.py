@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from m4train.data.sources.base import Member
 from m4train.data.storage import is_remote
 from m4train.errors import ConfigError, StaleIndexError
 
-VERSION = 3
+VERSION = 4
 PIECE_KINDS = ("template", "document", "user", "system", "assistant", "image", "border")
 IMAGE_KIND = PIECE_KINDS.index("image")
 BORDER_KIND = PIECE_KINDS.index("border")
@@ -32,7 +32,9 @@ def index_path(shard: str, index_dir: str | None) -> Path:
     """Where the index of a shard lies: beside it, or in `index_dir` under a name that is unique to its full path."""
     if index_dir is None:
         if is_remote(shard):
-            raise ConfigError(f"data.index_dir is null, but {shard} lies in an object store: name a folder for its index.")
+            raise ConfigError(
+                f"data.index_dir is null, but {shard} lies in an object store: name a folder for its index."
+            )
         return Path(f"{shard}.index")
     full = shard if is_remote(shard) else os.path.abspath(shard)
     unique = hashlib.blake2b(full.encode(), digest_size=6).hexdigest()
@@ -71,8 +73,8 @@ class ShardIndex:
             raise StaleIndexError(f"The token counts of {shard} are for other content: run `m4train data index`.")
         self.bad = {int(n): tuple(why) for n, why in [*self.meta["bad"].items(), *self.token_meta["bad"].items()]}
         lengths, frames = self._tokens["lengths"], self._tokens["frames"]
-        self.variant_lengths = lengths.reshape(len(lengths), -1)  # (N, variants) int32, 0 for a bad sample
-        self.variant_frames = frames.reshape(len(frames), -1)  # (N, variants) int32
+        self.variant_lengths = lengths.reshape(len(lengths), -1)  # (N, variants), 0 for a bad sample
+        self.variant_frames = frames.reshape(len(frames), -1)  # (N, variants)
         self.lengths, self.frames = self.variant_lengths[:, 0], self.variant_frames[:, 0]  # of the first variant
 
     def __len__(self) -> int:
@@ -82,16 +84,10 @@ class ShardIndex:
         return (ShardIndex, self._made_from)
 
     def key(self, sample: int) -> str:
-        begin, end = _bounds(self._parts["key_ends"], sample)
-        return self._parts["keys"][begin:end].tobytes().decode("utf-8")
+        return sample_key(self._parts, sample)
 
     def members(self, sample: int) -> tuple[Member, ...]:
-        begin, end = _bounds(self._parts["member_ends"], sample)
-        columns = (
-            self._parts[name][begin:end].tolist()
-            for name in ("offsets", "sizes", "hashes", "widths", "heights", "parts")
-        )
-        return tuple(Member(*row) for row in zip(*columns))
+        return sample_members(self._parts, sample)
 
     def content_hash(self, sample: int) -> bytes:
         """A digest of every stored byte of the sample."""
@@ -114,7 +110,8 @@ class ShardIndex:
 
     def pieces(self, sample: int, variant: int = 0) -> Pieces:
         begin, end = _bounds(self._tokens["piece_ends"], sample * self.variants + variant)
-        return Pieces(*(self._tokens[name][begin:end] for name in ("piece_tokens", "piece_kinds", "piece_frames")))
+        columns = (self._tokens[name][begin:end] for name in ("piece_tokens", "piece_kinds", "piece_frames"))
+        return Pieces(*(column.astype(np.int32) for column in columns))
 
 
 class SourceIndex:
@@ -153,6 +150,21 @@ class SourceIndex:
     @property
     def bad_count(self) -> int:
         return sum(len(shard.bad) for shard in self.shards)
+
+
+def sample_key(parts: Mapping[str, np.ndarray], sample: int) -> str:
+    """The key of a sample, from the arrays of `SHARD.index`."""
+    begin, end = _bounds(parts["key_ends"], sample)
+    return parts["keys"][begin:end].tobytes().decode("utf-8")
+
+
+def sample_members(parts: Mapping[str, np.ndarray], sample: int) -> tuple[Member, ...]:
+    """The members of a sample, from the arrays of `SHARD.index`; none of a bad sample."""
+    begin, end = _bounds(parts["member_ends"], sample)
+    names = ("offsets", "sizes", "hashes", "widths", "heights", "parts")
+    columns = [parts[name][begin:end].tolist() for name in names]
+    start = int(parts["starts"][sample])
+    return tuple(Member(start + offset, *row) for offset, *row in zip(*columns))
 
 
 def _bounds(ends: np.ndarray, number: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from m4train.config import DataConfig, SourceConfig
-from m4train.data.arrays import write_arrays
+from m4train.data.arrays import smallest, write_arrays
 from m4train.data.index import VERSION, ShardIndex, SourceIndex, index_path, tokens_path
 from m4train.data.shards import ShardWriter
 from m4train.data.source import Source, build_sources
@@ -188,9 +188,10 @@ def _synthetic_index(shard: Path, samples: int, rng: np.random.Generator, finger
         kinds[place], tokens[place], frames[place] = kind, amount, 0
     keys = np.char.mod("%09d", np.arange(samples)).astype("S9").view(np.uint8)
     structure = {
-        "offsets": np.arange(count, dtype=np.int64) * 1024 + 512,
-        "sizes": np.full(count, 500, np.int64),
-        "hashes": rng.integers(0, 2**64, count, dtype=np.uint64),
+        "offsets": (np.arange(count) - np.repeat(member_ends - images - 1, images + 1)) * 100_000 + 512,
+        "starts": np.arange(samples) * 300_000,
+        "sizes": np.full(count, 90_000, np.int64),
+        "hashes": rng.integers(0, 2**32, count),
         "widths": np.full(count, 640, np.int32),
         "heights": np.full(count, 480, np.int32),
         "parts": np.zeros(count, np.int32),
@@ -199,7 +200,7 @@ def _synthetic_index(shard: Path, samples: int, rng: np.random.Generator, finger
         "member_ends": member_ends.astype(np.int64),
     }
     meta = {"version": VERSION, "format": "tar", "stamp": [0, 0], "bad": {}, "digest": shard.name, "blocks": None}
-    write_arrays(index_path(str(shard), None), meta, structure)
+    write_arrays(index_path(str(shard), None), meta, smallest(structure))
     counts = {
         "piece_tokens": tokens,
         "piece_kinds": kinds,
@@ -209,4 +210,4 @@ def _synthetic_index(shard: Path, samples: int, rng: np.random.Generator, finger
         "piece_ends": piece_ends.astype(np.int64),
     }
     token_meta = {"version": VERSION, "fingerprint": fingerprint, "digest": shard.name, "bad": {}}
-    write_arrays(tokens_path(str(shard), None, fingerprint), token_meta, counts)
+    write_arrays(tokens_path(str(shard), None, fingerprint), token_meta, smallest(counts))

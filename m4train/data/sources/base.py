@@ -45,8 +45,8 @@ class ScannedSample:
 
 
 def content_hash(data: bytes) -> int:
-    """64 bits that tell stored bytes from changed ones; XXH3 costs less than copying them."""
-    return xxhash.xxh3_64_intdigest(data)
+    """32 bits that tell stored bytes from changed ones; XXH3 costs less than copying them."""
+    return xxhash.xxh3_64_intdigest(data) & 0xFFFFFFFF
 
 
 class ShardFormat(Protocol):

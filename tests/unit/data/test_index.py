@@ -128,7 +128,7 @@ def test_fresh_indexes_are_left_alone_and_token_counts_do_not_rescan(tmp_path: P
     [path] = write_shards(tmp_path, documents(5))
     build_index([str(path)], CanonicalTar(), RENDERER)
     before = index_path(str(path), None).stat().st_mtime_ns
-    monkeypatch.setattr(index_build, "_scan", lambda *_: pytest.fail("scanned again"))
+    monkeypatch.setattr(index_build, "scan_shard", lambda *_: pytest.fail("scanned again"))
     build_index([str(path)], CanonicalTar(), RENDERER)
     build_index([str(path)], CanonicalTar(), Renderer(FakeProcessor("other"), SourceConfig()))
     assert index_path(str(path), None).stat().st_mtime_ns == before
