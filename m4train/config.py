@@ -124,7 +124,7 @@ class DataConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     sequence_length: int = 1024  # token budget of a pack
     images_per_pack: int = 64  # image budget of a pack, in frames
-    packing_pool: int = 64  # documents that packing chooses among
+    packing_pool: int = 128  # documents that packing chooses among, twice as many where both budgets are scarce
     long_documents: str = "split"  # split (at item borders), drop
     shuffle: bool = True
     shuffle_window: int = 8  # row groups that are mixed with each other, in formats that are read by row group
@@ -161,6 +161,7 @@ class AdapterConfig:
     alpha: float = 32.0
     dropout: float = 0.0
     targets: dict[str, list[str]] = field(default_factory=dict)  # part -> module names, such as text: [q_proj, v_proj]
+    start_from: str | None = None  # go on from the adapter of a peft folder, or of another run's checkpoint
     quantize: list[str] = field(default_factory=lambda: ["text"])  # qlora: parts whose linear layers are stored in nf4
 
 

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 _CANDIDATES = 16  # documents looked at for one place before the best so far is taken
 _FINISH = 1.0  # mean documents of room that are left for the exact finish
+_BOTH_SCARCE = (
+    0.8  # above this ratio of what the pool needs of one budget to what it needs of the other, it is twice as large
+)
 _PACKS_HELD = 1.5  # packs' worth that the pool holds at least, however short the documents are
 
 
@@ -24,7 +27,8 @@ class Unit(NamedTuple):
 
 
 class Packer:
-    """Packs units under a budget of `tokens` and of `frames`, from a pool of about `pool` units.
+    """Packs units under a budget of `tokens` and of `frames`, from a pool of about `pool` units, twice as many where both
+    budgets are scarce.
 
     Every pack begins with the unit that has waited longest, so none waits for more packs than the pool holds. Then
     it takes the oldest units that keep the two budgets in step (so that neither runs out early where both are
@@ -43,8 +47,9 @@ class Packer:
         self._pool.append(unit)
         self._sums[0] += unit.tokens
         self._sums[1] += unit.frames
-        enough = any(have >= _PACKS_HELD * budget for have, budget in zip(self._sums, self.budgets))
-        return [self._make()] if len(self._pool) >= self.limit and enough else []
+        needs = sorted(have / budget for have, budget in zip(self._sums, self.budgets))
+        limit = self.limit * (2 if needs[0] > _BOTH_SCARCE * needs[1] else 1)
+        return [self._make()] if len(self._pool) >= limit and needs[1] >= _PACKS_HELD else []
 
     def flush(self) -> list[list[Unit]]:
         """Packs what is left."""

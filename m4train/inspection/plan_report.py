@@ -44,7 +44,7 @@ class PlanReport:
     """The first `steps` steps of a run of `max_steps`. Numbers per step and per pack are means over them.
 
     `padding_fraction` and `frames_unused` are what is left of the two budgets of a pack; `binding` is the key of the one
-    that is nearer to full. Imbalance is how much longer the slowest of `ranks` takes than the mean.
+    that is nearer to full, and `fullest` how full a pack is on average in the one it is fuller in. Imbalance is how much longer the slowest of `ranks` takes than the mean.
     """
 
     steps: int
@@ -60,6 +60,7 @@ class PlanReport:
     padding_fraction: float
     frames_unused: float
     binding: str
+    fullest: float
     ranks: int
     imbalance_mean: float
     imbalance_max: float
@@ -72,6 +73,7 @@ class _Totals:
     def __init__(self, plan: Plan, ranks: int, micro_batch_size: int) -> None:
         self._plan, self._ranks, self._micro = plan, ranks, micro_batch_size
         self.steps = self.packs = self.frames = self.documents = 0
+        self.fullest = 0.0
         self.tokens: Counter[int] = Counter()  # by source, as are the others
         self.images: Counter[int] = Counter()
         self.dropped: dict[int, Counter[str]] = {number: Counter() for number in range(len(plan.sources))}
@@ -83,6 +85,8 @@ class _Totals:
     def add(self, step: StepPlan) -> None:
         self.steps += 1
         self.packs += len(step.packs)
+        budgets = self._plan.data.sequence_length, self._plan.data.images_per_pack
+        self.fullest += sum(max(pack.tokens / budgets[0], pack.frames / budgets[1]) for pack in step.packs)
         for unit in (unit for pack in step.packs for unit in pack.units):
             self.documents += 1
             self.frames += unit.frames
@@ -130,6 +134,7 @@ def plan_report(plan: Plan, max_steps: int, ranks: int, micro_batch_size: int) -
         padding_fraction=tokens_left,
         frames_unused=frames_left,
         binding="data.sequence_length" if tokens_left <= frames_left else "data.images_per_pack",
+        fullest=totals.fullest / totals.packs,
         ranks=ranks,
         imbalance_mean=sum(totals.imbalances) / steps,
         imbalance_max=max(totals.imbalances),
@@ -182,7 +187,7 @@ def plan_tables(report: PlanReport) -> list[Any]:
         "tokens a step": f"{report.tokens_per_step:,.0f}",
         "images a step": f"{report.images_per_step:,.1f} ({report.frames_per_step:,.1f} frames)",
         "padding": f"{report.padding_fraction:.2%} of the tokens, {report.frames_unused:.2%} of the frames",
-        "binding budget": report.binding,
+        "binding budget": f"{report.binding}; a pack is {report.fullest:.2%} full in the one that binds it",
         f"imbalance over {report.ranks} ranks": f"{report.imbalance_mean:.2%} (worst step {report.imbalance_max:.2%})",
     }
     for row in rows.items():
