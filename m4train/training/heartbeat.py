@@ -14,15 +14,17 @@ from m4train.batch import PackedBatch
 
 EXIT_CODE = 86
 FOLDER = "stalled"
-_GRACE = 5.0  # seconds the ranks have to write down where they are, before they end
+TABLE = "ranks.txt"
+_GRACE = 30.0  # seconds the ranks have to write down where they are, before they end
 
 
 class Heartbeat:
     """Watches the progress of this rank from a thread of its own.
 
     After `timeout` seconds without a beat (0: never) the rank writes its step, stage and sample keys to
-    `run_dir/stalled/rank-N.txt` and to standard error, rank 0 prints those of all ranks, and the process ends with
-    exit code 86. Ranks that wait for a stuck one stall with it, so that all of them report.
+    `run_dir/stalled/rank-N.txt` and to standard error, rank 0 prints those of all ranks and keeps them in
+    `run_dir/stalled/ranks.txt`, and the process ends with exit code 86. Ranks that wait for a stuck one stall with it, so
+    that all of them report; none ends before rank 0 has spoken, since launchers kill the others when one ends.
     """
 
     def __init__(self, run_dir: Path, rank: int, world_size: int, timeout: float) -> None:
@@ -38,7 +40,8 @@ class Heartbeat:
         """Begins to watch, and forgets what an earlier run left behind."""
         if self.timeout <= 0:
             return
-        (self.folder / _name(self.rank)).unlink(missing_ok=True)
+        for name in (_name(self.rank), *([TABLE] if self.rank == 0 else [])):
+            (self.folder / name).unlink(missing_ok=True)
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._thread.start()
@@ -71,14 +74,33 @@ class Heartbeat:
         print(f"No progress for {self.timeout:.0f} s (trainer.hang_timeout). {line}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _name(self.rank)).write_text(line + "\n", encoding="utf-8")
-        time.sleep(_GRACE)
+        _write(self.folder / _name(self.rank), line)
+        paths = [self.folder / _name(rank) for rank in range(self.world_size)]
         if self.rank == 0:
-            for rank in range(self.world_size):
-                path = self.folder / _name(rank)
-                text = path.read_text(encoding="utf-8").strip() if path.exists() else f"rank {rank}: said nothing"
-                print(text, file=sys.stderr, flush=True)
+            _wait_for(paths)
+            lines = [
+                path.read_text(encoding="utf-8").strip() if path.exists() else f"rank {rank}: said nothing"
+                for rank, path in enumerate(paths)
+            ]
+            print("\n".join(lines), file=sys.stderr, flush=True)
+            _write(self.folder / TABLE, "\n".join(lines))
+        else:
+            _wait_for([self.folder / TABLE])
         os._exit(EXIT_CODE)  # the main thread is stuck, often inside a collective that nothing can interrupt
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes aside and renames, so that another rank never reads half of it."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text + "\n", encoding="utf-8")
+    aside.rename(path)
+
+
+def _wait_for(paths: list[Path]) -> None:
+    """Until all are there, or the others have had time enough."""
+    deadline = time.monotonic() + _GRACE
+    while not all(path.exists() for path in paths) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _name(rank: int) -> str:
