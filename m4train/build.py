@@ -19,7 +19,9 @@ from m4train.data.source import Source, build_sources
 from m4train.errors import ConfigError
 from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.tokenizer import Tokenizer
+from m4train.training.adapter_files import start_adapter
 from m4train.training.adapters import apply_adapters
+from m4train.training.compiling import compile_blocks
 from m4train.training.freezing import apply_freezing
 from m4train.training.resume import Checkpoint
 
@@ -132,6 +134,10 @@ def build_model(config: Config, processor: Any) -> torch.nn.Module:
         )
     model.generation_config = generation_config(model, processor)
     equip(model, config)
+    if config.adapter.start_from is not None:
+        start_adapter(model, Path(config.adapter.start_from))
+    if config.trainer.compile:
+        compile_blocks(model.blocks())
     return model
 
 
@@ -176,14 +182,24 @@ class RunData:
     validation_steps: Callable[[], Iterator[StepBatch]]
 
 
+def build_validation(
+    config: Config, processor: Any, layout: Frames, rank: int, world_size: int
+) -> tuple[list[Source], Callable[[], Iterator[StepBatch]]]:
+    """The held-out sources, and fresh passes over them: equally many micro-batches on every rank."""
+    place: dict[str, Any] = {"rank": rank, "world_size": world_size}
+    place |= {"micro_batch_size": config.trainer.micro_batch_size, "layout": layout}
+    sources = build_sources(config.data.validation, config.data, processor)
+    return sources, lambda: iter(validation_steps(sources, processor, config.data, **place))
+
+
 def build_data(config: Config, processor: Any, rank: int, world_size: int) -> RunData:
     """Sources, plan and loaders; raises what their parts raise for unusable shards, indexes and weights."""
     data, micro = config.data, config.trainer.micro_batch_size
     sources = build_sources(data.sources, data, processor)
-    validation = build_sources(data.validation, data, processor)
     plan = Plan(sources, data, config.seed, config.trainer.global_batch_size, config.trainer.batch_ramp)
     quarantine = Quarantine(Path(config.run_dir) / "quarantine.jsonl", data.max_bad_fraction)
     layout = build_layout(config, processor)
+    validation, held_out = build_validation(config, processor, layout, rank, world_size)
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro_batch_size": micro, "layout": layout}
 
     def steps(resume: Checkpoint | None) -> Iterator[StepBatch]:
@@ -192,8 +208,5 @@ def build_data(config: Config, processor: Any, rank: int, world_size: int) -> Ru
         for step in Loader(plan, processor, data, seed=config.seed, state=state, stop_step=stop, **place):
             quarantine.add(step.bad, step.documents)
             yield step
-
-    def held_out() -> Iterator[StepBatch]:
-        return iter(validation_steps(validation, processor, data, **place))
 
     return RunData(plan, validation, quarantine, steps, held_out)

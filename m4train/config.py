@@ -217,6 +217,7 @@ class TrainerConfig:
     precision: str = "bf16"  # fp32, bf16
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile each block of the model
     save_every: int = 250
     save_beside: bool = True  # training goes on while a checkpoint is written from a copy in CPU memory
     keep_last: int = 2

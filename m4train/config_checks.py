@@ -61,6 +61,12 @@ def _check_model(config: Config) -> None:
         model.loss in ("auto", "chunked") or model.z_loss == 0,
         f"model.loss is {model.loss}, which has no z-loss, but model.z_loss is {model.z_loss}: choose model.loss=chunked.",
     )
+    weighted = [name for name, source in config.data.sources.items() if source.loss_weight != 1]
+    _require(
+        model.loss != "liger" or not weighted,
+        f"model.loss is liger, which has no token weights, but data.sources.{', '.join(weighted)}.loss_weight is not 1: "
+        "choose model.loss=auto.",
+    )
     _require(
         model.loss in ("auto", "chunked") or "lm_head" not in config.adapter.targets,
         f"model.loss is {model.loss}, which needs the plain head, but adapter.targets names lm_head: choose "
@@ -193,6 +199,11 @@ def _check_combinations(config: Config) -> None:
     engine, optimizer, adapter = config.engine.name, config.optimizer.name, config.adapter.kind
     reason = why_not(engine, optimizer, adapter)
     _require(reason is None, reason or "")
+    _require(
+        not (config.trainer.compile and engine == "zero3"),
+        "trainer.compile is true, but engine.name=zero3 gathers parameters by hooks inside the blocks, which cannot be "
+        "compiled: choose engine=fsdp2, or trainer.compile=false.",
+    )
     if config.freeze.new_rows_from is not None:
         _at_least("freeze.new_rows_from", config.freeze.new_rows_from, 1)
     _require(
@@ -202,6 +213,10 @@ def _check_combinations(config: Config) -> None:
     _require(
         config.freeze.frozen_dtype is None or config.trainer.precision == "bf16",
         "freeze.frozen_dtype is bf16, but trainer.precision is fp32: set trainer.precision=bf16, or frozen_dtype to null.",
+    )
+    _require(
+        adapter != "none" or config.adapter.start_from is None,
+        f"adapter.start_from is {config.adapter.start_from}, but adapter.kind is none: choose adapter=lora, dora or qlora.",
     )
     _require(
         adapter != "qlora" or bool(config.adapter.quantize),
@@ -291,6 +306,20 @@ def _check_training(config: Config) -> None:
     )
     _one_of("logging.wandb", config.logging.wandb, ("offline", "online", "disabled"))
     _check_export(config.export)
+    _check_evaluation(config)
+
+
+def _check_evaluation(config: Config) -> None:
+    evaluation = config.evaluation
+    for key in ("max_new_tokens", "batch_size"):
+        _at_least(f"evaluation.{key}", getattr(evaluation, key), 1)
+    _at_least("evaluation.shown", evaluation.shown, 0)
+    unknown = sorted(set(evaluation.metrics) - set(config.data.validation))
+    _require(
+        not unknown,
+        f"evaluation.metrics names {', '.join(unknown)}, but data.validation has "
+        f"{', '.join(config.data.validation) or 'no source'}.",
+    )
 
 
 def _check_export(export: ExportConfig) -> None:

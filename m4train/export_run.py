@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from m4train.inspection.run_files import LINEAGE_FILE
 from m4train.models.pretrained import TensorFolder
 from m4train.models.weight_files import write_weights
 from m4train.restore import plain_model, restore_model, restore_processor
-from m4train.training.adapters import load_adapter, save_adapter
-from m4train.training.resume import Checkpoint, find_checkpoint
+from m4train.training.adapter_files import load_adapter, save_adapter, trained_whole
+from m4train.training.adapters import apply_adapters
+from m4train.training.freezing import apply_freezing
+from m4train.training.resume import MODEL_KEYS, Checkpoint, find_checkpoint
 from m4train.training.weights import CheckpointWeights
 
 # Largest difference of logits between the checkpoint and what was exported, relative to the largest logit: what fp32
@@ -56,7 +59,7 @@ def export_checkpoint(config: Config) -> Exported:
 
     Raises CheckpointError where there is no checkpoint, or where what was written does not answer as the checkpoint does.
     """
-    checkpoint = find_checkpoint(config)
+    checkpoint = find_checkpoint(config, among=MODEL_KEYS)
     if checkpoint is None:
         raise CheckpointError(f"{config.run_dir} holds no checkpoint: train first, or set run_dir to a trained run.")
     target = Path(config.export.folder or Path(config.run_dir) / "export")
@@ -134,21 +137,30 @@ def _write_adapter(config: Config, checkpoint: Checkpoint, folder: Path) -> None
     """A peft folder: the adapter, and the name of the model it belongs to."""
     if config.adapter.kind == "none":
         raise ConfigError("export.adapters is apart, but this run trained no adapter: use export.adapters=merge.")
-    table = json.loads((Path(config.run_dir) / "parameters.json").read_text())
-    beside = [row["part"] for row in table[:-1] if row["trainable"] > row["adapted"]]
-    if beside:
+    if config.freeze.new_rows_from is not None:
         raise ConfigError(
-            f"export.adapters is apart, but {', '.join(beside)} trained in full beside the adapter, which a folder of "
-            "adapters cannot hold: use export.adapters=merge."
+            "export.adapters is apart, but freeze.new_rows_from gave new tokens rows of their own, which a folder of adapters "
+            "cannot hold: use export.adapters=merge."
         )
     weights = CheckpointWeights(checkpoint.folder, config.adapter)
-    stored = weights.stored(weights.adapter_names)
-    targets = sorted({name.split(".lora_")[0] for name in stored})
-    save_adapter(folder, config.adapter, targets, stored)
+    whole = _trained_whole(config, checkpoint)
+    beside = [name for name in weights.names if name.startswith(tuple(f"{module}." for module in whole))]
+    stored = weights.stored([*weights.adapter_names, *beside])
+    targets = sorted({name.split(".lora_")[0] for name in weights.adapter_names})
+    save_adapter(folder, config.adapter, targets, stored, whole)
     if config.model.pretrained is not None:
         path = folder / "adapter_config.json"
         values = json.loads(path.read_text())
         path.write_text(json.dumps({**values, "base_model_name_or_path": config.model.pretrained}, indent=2) + "\n")
+
+
+def _trained_whole(config: Config, checkpoint: Checkpoint) -> list[str]:
+    """The modules that trained in full beside the adapter."""
+    model = plain_model(config, checkpoint.folder)  # on the meta device, where nothing can be stored in 4 bits
+    kind = "lora" if config.adapter.kind == "qlora" else config.adapter.kind
+    apply_adapters(model, replace(config.adapter, kind=kind))
+    apply_freezing(model, config.freeze)
+    return trained_whole(model)
 
 
 def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any) -> float:
@@ -158,6 +170,7 @@ def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any)
     """
     probe = _probe(processor)
     live = _logits(restore_model(config, checkpoint.folder), probe)
+    gc.collect()  # modules refer to each other in circles, and would stay beside those that are loaded next
     if config.export.adapters == "apart":
         again = restore_model(config, checkpoint.folder)
         load_adapter(again, folder)

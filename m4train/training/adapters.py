@@ -1,24 +1,17 @@
-"""Low-rank adapters through peft, with targets resolved part by part to full module names."""
+"""Low-rank adapters through peft, with targets resolved part by part to full module names; see also `adapter_files`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from m4train.config import ADAPTERS, AdapterConfig
-from m4train.errors import CheckpointError, ConfigError
+from m4train.errors import ConfigError
 from m4train.training.naming import ADAPTER_NAME, canonical_name, canonical_parameters, is_adapter, part_of
 from m4train.training.quantization import dequantized, is_quantized, quantize_parts
-
-_FILE, _CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-_MAGNITUDE = "lora_magnitude_vector"
-_PREFIX = "base_model.model."  # what peft puts before every name in its files
 
 
 def resolve_targets(model: nn.Module, targets: Mapping[str, list[str]]) -> list[str]:
@@ -46,6 +39,13 @@ def resolve_targets(model: nn.Module, targets: Mapping[str, list[str]]) -> list[
                     f"adapter.targets.{part} names {target!r}, which matches no module there; it has {', '.join(known)}."
                 )
             found.extend(matched)
+    holders = [parameter for module in model.modules() for parameter in module._parameters.values()]
+    tied = [name for name in found if sum(own[f"{name}.weight"] is parameter for parameter in holders) > 1]
+    if tied:
+        raise ConfigError(
+            f"adapter.targets names {', '.join(tied)}, whose weight is the head's too (tie_word_embeddings): an adapter on one "
+            "of them would untie the two; take it out of adapter.targets, or train the weight itself by freeze.rules."
+        )
     split = [name for name in found if list(model.get_submodule(name).children())]
     if split:
         raise ConfigError(
@@ -74,7 +74,7 @@ def apply_adapters(model: nn.Module, config: AdapterConfig) -> list[str]:
     wanted = resolve_targets(model, config.targets)
     if config.kind == "qlora":
         quantize_parts(model, config.quantize)
-    inject_adapter_in_model(_peft_config(config, wanted), model, adapter_name=ADAPTER_NAME)
+    inject_adapter_in_model(peft_config(config, wanted), model, adapter_name=ADAPTER_NAME)
     adapted = [canonical_name(name) for name, _ in _adapted_modules(model)]
     if sorted(adapted) != sorted(wanted):
         raise ConfigError(f"Adapters were asked for {sorted(wanted)} but landed in {sorted(adapted)}.")
@@ -85,7 +85,7 @@ def apply_adapters(model: nn.Module, config: AdapterConfig) -> list[str]:
     return adapted
 
 
-def _peft_config(config: AdapterConfig, targets: list[str]) -> Any:
+def peft_config(config: AdapterConfig, targets: list[str]) -> Any:
     """peft's own configuration; targets are one pattern, since peft takes a list of names as suffixes."""
     from peft import LoraConfig
 
@@ -127,64 +127,3 @@ def merge_adapters(model: nn.Module) -> None:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
-
-
-def adapter_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The adapter tensors among canonical names, under the names peft gives them in its files."""
-    return {_PREFIX + _peft_name(name): tensor for name, tensor in tensors.items() if is_adapter(name)}
-
-
-def _peft_name(name: str) -> str:
-    """peft's files call the magnitude of DoRA by the name of the module that holds it."""
-    return name.removesuffix(".weight") if name.endswith(_MAGNITUDE + ".weight") else name
-
-
-def _canonical_stored(name: str) -> str:
-    name = canonical_name(name.removeprefix(_PREFIX))
-    return f"{name}.weight" if name.endswith(_MAGNITUDE) else name
-
-
-def save_adapter(folder: Path, config: AdapterConfig, targets: list[str], tensors: Mapping[str, Tensor]) -> None:
-    """Writes an adapter that `peft.PeftModel.from_pretrained(base, folder)` reads.
-
-    `targets` are the canonical names of the adapted modules, `tensors` full (unsharded) parameters by canonical name.
-    Raises CheckpointError where there is no adapter among them, or an adapter tensor is empty or not finite.
-    """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state(tensors).items()}
-    if not state:
-        raise CheckpointError("There is no adapter to save: no tensor of the model belongs to one.")
-    for name, tensor in state.items():
-        if tensor.numel() == 0 or not torch.isfinite(tensor).all():
-            raise CheckpointError(f"Adapter tensor {name} is empty or not finite; the adapter was not saved.")
-    second = [tensor for name, tensor in state.items() if "lora_B" in name or "lora_embedding_B" in name]
-    if not any(tensor.any() for tensor in second):
-        raise CheckpointError("The second matrices of the adapter are all zero: it would change nothing; train first.")
-    folder.mkdir(parents=True, exist_ok=True)
-    peft_config = _peft_config(config, targets)
-    peft_config.inference_mode = True
-    peft_config.save_pretrained(folder)
-    save_file(state, folder / _FILE, metadata={"format": "pt"})
-
-
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Reads adapter weights written by `save_adapter` (or peft) into a model that already has the same adapters.
-
-    Raises CheckpointError naming what is missing, unexpected, or of another shape.
-    """
-    if not (folder / _FILE).is_file() or not (folder / _CONFIG_FILE).is_file():
-        raise CheckpointError(f"{folder} holds no adapter: {_FILE} and {_CONFIG_FILE} are needed.")
-    stored = {_canonical_stored(name): t for name, t in load_file(folder / _FILE).items()}
-    live = {name: p for name, p in canonical_parameters(model).items() if is_adapter(name)}
-    if stored.keys() != live.keys():
-        raise CheckpointError(
-            f"The adapter in {folder} does not fit this model; only in the file: {sorted(stored.keys() - live.keys())[:3]}, "
-            f"only in the model: {sorted(live.keys() - stored.keys())[:3]}."
-        )
-    with torch.no_grad():
-        for name, parameter in live.items():
-            if parameter.shape != stored[name].shape:
-                raise CheckpointError(
-                    f"Adapter tensor {name} is {tuple(stored[name].shape)} in {folder} but {tuple(parameter.shape)} here; "
-                    "set adapter.rank to the stored one."
-                )
-            parameter.copy_(stored[name])

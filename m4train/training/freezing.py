@@ -9,7 +9,7 @@ from torch import nn
 
 from m4train.config import FreezeConfig, FreezeRule
 from m4train.errors import ConfigError
-from m4train.training.naming import canonical_name, canonical_parameters, is_adapter, part_of
+from m4train.training.naming import canonical_name, is_adapter, part_of
 
 
 def _described(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:

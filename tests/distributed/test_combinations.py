@@ -41,8 +41,8 @@ def _all(cells):
 
 
 SHARED = [cell for cell in CELLS if cell[0] != "single"]
-ELEMENTWISE = [cell for cell in SHARED if cell[1] == "adamw"]  # most of them run in test_equality.py as well
-OTHERS = [cell for cell in SHARED if cell[1] != "adamw"]
+# Those of AdamW run in test_equality.py as well, but for a few.
+QUICK = [("ddp", optimizer, adapter) for optimizer in ("adamw_8bit", "muon") for adapter in ("none", "qlora")]
 
 
 def _check(cells):
@@ -58,11 +58,11 @@ def test_one_process(optimizer, adapter, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_with_whole_tensors():
-    _check(OTHERS)
+def test_two_processes():
+    _check(QUICK)
 
 
 @pytest.mark.slow
 @pytest.mark.full
-def test_two_processes_with_adamw():
-    _check(ELEMENTWISE)
+def test_two_processes_in_every_cell():
+    _check(SHARED)

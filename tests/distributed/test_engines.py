@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from m4train.config import AdapterConfig, FreezeConfig, FreezeRule
-from m4train.training.adapters import apply_adapters, load_adapter, save_adapter
+from m4train.training.adapter_files import load_adapter, save_adapter
+from m4train.training.adapters import apply_adapters
 from m4train.training.engines import make_engine
 from m4train.training.freezing import apply_freezing
 from tests.distributed.cases import Case, build

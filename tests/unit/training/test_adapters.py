@@ -3,7 +3,9 @@ import torch
 
 from m4train.config import AdapterConfig, Config, FreezeConfig, FreezeRule
 from m4train.errors import CheckpointError, ConfigError
-from m4train.training.adapters import apply_adapters, load_adapter, merge_adapters, save_adapter
+from m4train.training.adapter_files import load_adapter, save_adapter, start_adapter, trained_whole
+from m4train.training.adapters import apply_adapters, merge_adapters
+from m4train.training.freezing import apply_freezing
 from m4train.training.naming import canonical_parameters
 from tests.helpers.training import TinyModel, join, make_config, make_pack, make_trainer, read_metrics
 
@@ -105,6 +107,8 @@ def test_a_tied_head_is_no_target_of_its_own():
     del parts["lm_head"]
     model.parts = lambda: parts
     assert len(apply_adapters(model, _config())) == 4
+    with pytest.raises(ConfigError, match="untie"):
+        apply_adapters(TinyModel(tied=True), _config(embeddings=["embed_tokens"]))
 
 
 @pytest.mark.parametrize("kind", ["dora", "lora"])
@@ -142,7 +146,6 @@ def _wide():
 
 
 def test_qlora_quantises_the_named_parts_only():
-    from m4train.training.freezing import apply_freezing
     from m4train.training.parts_table import parameter_table
 
     model = _wide()
@@ -189,7 +192,7 @@ def test_training_an_adapter_resumes_to_the_last_bit(adapter, tmp_path):
     for name, pieces in (("whole", (6,)), ("broken", (2, 4))):
         for steps in pieces:
             config = make_config(tmp_path / name, max_steps=6, stop_after=steps)
-            config.adapter = AdapterConfig(kind=adapter, rank=2, targets={"text": ["q_proj", "down_proj"]})
+            config.adapter = AdapterConfig(kind=adapter, rank=2, dropout=0.2, targets={"text": ["q_proj", "down_proj"]})
             model = _wide()
             torch.manual_seed(0)
             apply_adapters(model, config.adapter)
@@ -197,3 +200,107 @@ def test_training_an_adapter_resumes_to_the_last_bit(adapter, tmp_path):
     whole, broken = (read_metrics(tmp_path / name) for name in ("whole", "broken"))
     assert [line["loss"] for line in whole] == [line["loss"] for line in broken]
     assert whole[-1]["loss"] < whole[0]["loss"]
+
+
+def _beside(seed=0):
+    """An adapter on text, the connector and the head in full, all of them moved; and what they learned."""
+    model = TinyModel(seed=seed)
+    targets = apply_adapters(model, _config())
+    rules = [FreezeRule(part="connector", trainable=True), FreezeRule(part="lm_head", trainable=True)]
+    apply_freezing(model, FreezeConfig(rules))
+    torch.manual_seed(seed + 1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return model, targets
+
+
+def test_modules_trained_in_full_travel_with_the_adapter(tmp_path):
+    from peft import PeftModel
+
+    model, targets = _beside()
+    whole = trained_whole(model)
+    assert whole == ["connector", "lm_head"]
+    save_adapter(tmp_path, _config(), targets, canonical_parameters(model), whole)
+    theirs = PeftModel.from_pretrained(TinyModel(), tmp_path)
+    torch.testing.assert_close(_logits(theirs.base_model.model), _logits(model))
+    again, _ = _beside(seed=0)
+    for parameter in again.parameters():
+        if parameter.requires_grad:
+            parameter.data.zero_()
+    load_adapter(again, tmp_path)
+    assert torch.equal(_logits(again), _logits(model))
+
+
+def test_a_part_of_a_module_cannot_travel():
+    model = TinyModel()
+    apply_adapters(model, _config())
+    apply_freezing(model, FreezeConfig([FreezeRule(names=["connector.bias"], trainable=True)]))
+    with pytest.raises(CheckpointError, match=r"connector\.bias"):
+        trained_whole(model)
+    apply_freezing(model, FreezeConfig([FreezeRule(names=["norm.weight"], trainable=True)]))
+    with pytest.raises(CheckpointError, match=r"vision\.layers\.0\.norm"):
+        trained_whole(model)
+
+
+def test_tied_copies_in_a_file_must_agree(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = TinyModel(tied=True)
+    targets = apply_adapters(model, _config())
+    for name, parameter in model.named_parameters():
+        parameter.data += float("lora_B" in name)
+    save_adapter(tmp_path, _config(), targets, canonical_parameters(model), ["embed_tokens"])
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    table = tensors["base_model.model.embed_tokens.weight"]
+    save_file({**tensors, "base_model.model.lm_head.weight": table.clone()}, path)
+    load_adapter(model, tmp_path)
+    save_file({**tensors, "base_model.model.lm_head.weight": table + 1}, path)
+    with pytest.raises(CheckpointError, match="lm_head"):
+        load_adapter(model, tmp_path)
+
+
+def test_an_adapter_goes_on_from_another_run_or_a_folder(tmp_path):
+    def run(name, start_from=None, steps=3):
+        config = make_config(tmp_path / name, max_steps=steps)
+        config.adapter = _config()
+        config.freeze = FreezeConfig([FreezeRule(part="connector", trainable=True)])
+        model = TinyModel()
+        torch.manual_seed(0)
+        targets = apply_adapters(model, config.adapter)
+        apply_freezing(model, config.freeze)
+        if start_from is not None:
+            start_adapter(model, start_from)
+        start = _logits(model)
+        make_trainer(config, model).train()
+        return model, targets, start
+
+    first, targets, _ = run("first")
+    save_adapter(tmp_path / "peft", _config(), targets, canonical_parameters(first), trained_whole(first))
+    for folder in (tmp_path / "peft", tmp_path / "first" / "checkpoints" / "step-000003"):
+        _, _, start = run(f"from-{folder.name}", folder)
+        assert torch.equal(start, _logits(first))
+    losses = [read_metrics(tmp_path / name)[-1]["loss"] for name in ("from-peft", "from-step-000003")]
+    assert losses[0] == losses[1]
+    with pytest.raises(ConfigError, match=r"adapter\.start_from"):
+        start_adapter(first, tmp_path)
+    other = TinyModel()
+    apply_adapters(other, AdapterConfig(kind="lora", rank=3, targets={"text": ["q_proj", "up_proj"]}))
+    for folder in (tmp_path / "peft", tmp_path / "first" / "checkpoints" / "step-000003"):
+        with pytest.raises(CheckpointError):
+            start_adapter(other, folder)
+
+
+@pytest.mark.parametrize("family", ["idefics", "idefics2", "idefics3"])
+def test_every_adapter_of_every_tower_learns_under_recomputation(family, tmp_path):
+    """peft#2880: adapters in a tower whose inputs need no gradient got none."""
+    from tests.distributed.cases import Case, build
+
+    config, model, shape = build(Case(model=family, packs=6, steps=1, recompute=True, adapter="lora"), str(tmp_path))
+    config.schedule.name, config.schedule.warmup_steps = "constant", 0
+    make_trainer(config, model, packs=6, shape=shape).train()
+    adapters = {name: p for name, p in model.named_parameters() if "lora_B" in name}
+    assert {name.split(".layers.")[0] for name in adapters} >= {"model.vision_model.encoder"}
+    assert len(adapters) > 3
+    assert [name for name, p in adapters.items() if not p.any()] == []

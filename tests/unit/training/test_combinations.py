@@ -62,6 +62,7 @@ def test_the_table_is_what_is_checked(engine, optimizer, adapter):
         ({"optimizer__weight_decay": -0.1}, ["optimizer.weight_decay"]),
         ({"optimizer__parts": {"text": PartOptimizerConfig(lr=0.0)}}, ["optimizer.parts.text.lr", "freeze"]),
         ({"optimizer__parts": {"text": PartOptimizerConfig(weight_decay=-1.0)}}, ["optimizer.parts.text.weight_decay"]),
+        ({"adapter__start_from": "there"}, ["adapter.start_from", "lora"]),
         ({"freeze__new_rows_from": 0}, ["freeze.new_rows_from"]),
         ({"data__sources": {"a": SourceConfig(path="a.tar", loss_weight=0.0)}}, ["data.sources.a.loss_weight"]),
         ({"data__validation": {"a": SourceConfig(path="a.tar", loss_weight=2.0)}}, ["data.validation.a.loss_weight"]),
