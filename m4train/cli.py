@@ -37,10 +37,10 @@ def _train(arguments: list[str]) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    from m4train.compose import load_config
+    from m4train.compose import load_run_config
 
-    config = load_config(arguments)
-    from m4train.run import evaluate
+    config = load_run_config(arguments)
+    from m4train.evaluate_run import evaluate
 
     return evaluate(config)
 
@@ -165,7 +165,7 @@ DATA_ACTIONS = ("index", "stats")
 
 COMMANDS = {
     "train": Command("train a model; continues by itself where run_dir holds a checkpoint", _train),
-    "evaluate": Command("answer held-out conversations with the newest checkpoint and score the answers", _evaluate),
+    "evaluate": Command("held-out loss and scored answers of a checkpoint or a Hugging Face folder", _evaluate, OF_RUN),
     "generate": Command(
         "answer one question about images with an exported model", _generate, "MODEL QUESTION [IMAGE ...]"
     ),

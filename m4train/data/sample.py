@@ -2,7 +2,7 @@
 
 A document holds `items` in reading order, `{"text": ...}` and `{"image": "0.jpg", "width":, "height":, "alt":}`; a
 conversation holds `messages`, each a role and a list of the same items (or one string). `source` says where the sample
-comes from, `scores` what filters thought of it. Images are named by the members that hold them.
+comes from, `scores` what filters thought of it, `references` the answers that evaluation counts as right. Images are named by the members that hold them.
 
 Samples written by this package also hold checksums, so that damage is told from content: `crc32` of each image beside its
 name, and as the last field `checksum`, the crc32 of the key, a zero byte, and the JSON before that field.
@@ -31,6 +31,7 @@ class Sample:
     messages: list[dict[str, Any]] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
+    references: tuple[str, ...] = ()  # answers that evaluation counts as right, in place of the last message's text
 
     @property
     def images(self) -> list[str]:
@@ -86,7 +87,11 @@ def sample_from_dict(data: Any) -> Sample:
         raise BadSample("bad_json", "`source` and `scores` must be objects")
     if "items" in data:
         return Sample(items=_items(data["items"], "items"), source=source, scores=scores)
-    return Sample(messages=_messages(data["messages"]), source=source, scores=scores)
+    references = data.get("references") or []
+    if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
+        raise BadSample("bad_json", "`references` must be a list of strings, the answers that count as right")
+    messages = _messages(data["messages"])
+    return Sample(messages=messages, source=source, scores=scores, references=tuple(references))
 
 
 def _messages(value: Any) -> list[dict[str, Any]]:

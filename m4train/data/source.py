@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,16 +154,16 @@ def source_stats(source: Source) -> dict[str, Any]:
 
 
 def conversations(
-    source: Source, unreadable: list[str]
-) -> Iterator[tuple[str, list[dict[str, Any]], list[Image.Image]]]:
-    """Key, messages and images of every conversation of a source, in stored order.
+    source: Source, unreadable: list[str], numbers: Iterable[int] | None = None
+) -> Iterator[tuple[int, str, Sample, list[Image.Image]]]:
+    """Number, key, sample and images of the conversations of a source, in stored order; of `numbers` alone where given.
 
     Documents are left out; a bad sample too, its key and what is wrong with it being added to `unreadable`.
     """
-    for number in range(len(source)):
+    for number in range(len(source)) if numbers is None else numbers:
         try:
             sample = source.read(number)
             if sample.messages is not None:
-                yield source.key(number), sample.messages, list(source.images(number).values())
+                yield number, source.key(number), sample, list(source.images(number).values())
         except BadSample as error:
             unreadable.append(f"{source.key(number)} ({error.detail})")

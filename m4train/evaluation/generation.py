@@ -1,8 +1,8 @@
-"""Answers generated for held-out conversations, and their score."""
+"""Answers generated for held-out conversations, and their scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,71 +12,107 @@ from PIL import Image
 
 from m4train.config import EvaluationConfig
 from m4train.errors import DataError
-from m4train.evaluation.metrics import exact_match
+from m4train.evaluation.metrics import Metric
 
-Conversation = tuple[str, list[dict[str, Any]], list[Image.Image]]  # key, messages, images
+AllRanks = Callable[[bool], bool]  # whether something holds on every rank
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One held-out conversation; `references` are the answers that count as right, in place of its last message."""
+
+    number: int  # in its source
+    key: str
+    messages: list[dict[str, Any]]
+    images: list[Image.Image]
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to the last question of one held-out conversation."""
+    """What the model said to the last question of one held-out conversation, and its score from 0 to 1."""
 
+    number: int
     key: str
     question: str
     answer: str
-    reference: str
+    references: tuple[str, ...]
+    score: float
     images: list[Image.Image]
 
-    @property
-    def correct(self) -> bool:
-        return exact_match(self.answer, self.reference) == 1.0
+
+# Asked beside others under engines whose ranks share the weights, and dropped: it gives every rank an image to see and a
+# row to continue, whatever its own samples are.
+_FILLER = Asked(
+    -1, "filler", [{"role": "user", "content": [{"image": "0"}, {"text": "?"}]}], [Image.new("RGB", (8, 8))]
+)
 
 
-@torch.inference_mode()
 def answer_conversations(
-    model: Any, processor: Any, conversations: Iterable[Conversation], config: EvaluationConfig
+    model: Any,
+    processor: Any,
+    conversations: Iterable[Asked],
+    config: EvaluationConfig,
+    metric: Metric,
+    device: torch.device,
+    all_ranks: AllRanks | None = None,
 ) -> Iterator[Answer]:
     """Greedy answers to the last question of each conversation, in order.
 
-    The prompt is all before the last assistant turn. Raises DataError for a conversation whose last turn is not the
-    assistant's.
+    The prompt is all before the last assistant turn. With `all_ranks`, every rank makes the same number of forward passes,
+    each with images, until all have answered: for models whose weights lie on several ranks. Raises DataError for a
+    conversation whose last turn is not the assistant's.
     """
-    iterator = iter(conversations if config.max_samples is None else islice(conversations, config.max_samples))
-    device = next(model.parameters()).device
-    while batch := list(islice(iterator, config.batch_size)):
-        inputs = processor.apply_chat_template(
-            [_question(conversation) for conversation in batch],
-            images=[images for _, _, images in batch],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-        )
-        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        stop = [processor.end_of_utterance_id, processor.eos_id]
-        generated = model.generate(
-            **inputs, max_new_tokens=config.max_new_tokens, eos_token_id=stop, pad_token_id=processor.pad_id
-        )
-        texts = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for (key, messages, images), text in zip(batch, texts):
-            yield Answer(key, _text(messages[-2]), text.strip(), _text(messages[-1]).strip(), images)
+    iterator = iter(conversations)
+    while True:
+        batch = list(islice(iterator, config.batch_size))
+        done = not batch if all_ranks is None else all_ranks(not batch)
+        if done:
+            return
+        prompts = batch if all_ranks is None else [*batch, _FILLER]
+        texts = _generate(model, processor, prompts, config.max_new_tokens, device, all_ranks)
+        for asked, text in zip(batch, texts, strict=False):  # without the filler's
+            references = asked.references or (_text(asked.messages[-1]).strip(),)
+            question, said = _text(asked.messages[-2]), text.strip()
+            yield Answer(asked.number, asked.key, question, said, references, metric(said, references), asked.images)
 
 
-def _question(conversation: Conversation) -> list[dict[str, Any]]:
-    key, messages, _ = conversation
-    if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise DataError(f"sample {key}: evaluation needs conversations that end with the assistant's answer.")
-    return messages[:-1]
+@torch.no_grad()
+def _generate(
+    model: Any,
+    processor: Any,
+    batch: Sequence[Asked],
+    max_new_tokens: int,
+    device: torch.device,
+    all_ranks: AllRanks | None,
+) -> list[str]:
+    inputs = processor.apply_chat_template(
+        [asked.messages if asked is _FILLER else _prompt(asked) for asked in batch],
+        images=[asked.images for asked in batch],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+    )
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    generated = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=[processor.end_of_utterance_id, processor.eos_id],
+        pad_token_id=processor.pad_id,
+        all_ended=all_ranks,
+    )
+    return processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _prompt(asked: Asked) -> list[dict[str, Any]]:
+    if len(asked.messages) < 2 or asked.messages[-1]["role"] != "assistant":
+        raise DataError(f"sample {asked.key}: evaluation needs conversations that end with the assistant's answer.")
+    return asked.messages[:-1]
 
 
 def _text(message: dict[str, Any]) -> str:
     content = message["content"]
     return content if isinstance(content, str) else " ".join(item["text"] for item in content if item.get("text"))
-
-
-def score(answers: list[Answer]) -> dict[str, float | int]:
-    """`exact_match` from 0 to 1 over `count` answers."""
-    count = len(answers)
-    return {"exact_match": round(sum(answer.correct for answer in answers) / max(count, 1), 4), "count": count}

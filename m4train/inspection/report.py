@@ -53,10 +53,11 @@ def _tiles(runs: list[RunFiles]) -> list[dict[str, str]]:
     run = runs[-1]
     tiles = [
         {
-            "value": f"{100 * result['exact_match']:.1f} %",
-            "name": f"{name}: exact match on {result['count']:,} held-out",
+            "value": f"{100 * result[result['metric']]:.1f} %",
+            "name": f"{name}: {result['metric'].replace('_', ' ')} on {result['count']:,} held-out",
         }
         for name, result in run.evaluation.items()
+        if "metric" in result
     ]
     if run.parameters:
         tiles.append({"value": _short(run.parameters[-1]["parameters"]), "name": "parameters"})
@@ -107,15 +108,15 @@ def _part(row: dict[str, Any]) -> dict[str, str]:
 def _shown(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Answers with images, wrong ones first but at most a third of those shown, the rest spread over all questions."""
     drawn = [answer for answer in answers if answer.get("images")]
-    wrong = [answer for answer in drawn if not answer["correct"]][: SHOWN_ANSWERS // 3]
-    right = [answer for answer in drawn if answer["correct"]]
+    wrong = [answer for answer in drawn if answer["score"] < 1][: SHOWN_ANSWERS // 3]
+    right = [answer for answer in drawn if answer["score"] == 1]
     room = SHOWN_ANSWERS - len(wrong)
     stride = max(1, len(right) // room)
     return right[::stride][:room] + wrong
 
 
 def _answers_note(run: RunFiles, shown: list[dict[str, Any]]) -> str:
-    wrong = sum(not answer["correct"] for answer in run.answers)
+    wrong = sum(answer["score"] < 1 for answer in run.answers)
     if not shown:
         return ""
     return f"{len(run.answers):,} questions were asked, {wrong:,} answered wrongly. Shown are {len(shown)}, the wrong ones last."

@@ -22,7 +22,7 @@ class RunFiles:
     config: Any
     metrics: list[dict[str, Any]]
     parameters: list[dict[str, Any]]
-    evaluation: dict[str, dict[str, float]] = field(default_factory=dict)
+    evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
     quarantined: int = 0
 

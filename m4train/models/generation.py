@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,7 +24,8 @@ class GenerationSettings:
     num_beams above 1: beam search; num_return_sequences of the best (or drawn) ones a prompt; length_penalty: exponent of
     the length a score is divided by; early_stopping: True stops at num_beams finished ones, False when no running one is
     better, "never" when none can become better. eos_token_id: one id or several that end a row. pad_token_id: what
-    follows in a row that has ended. bad_words_ids: sequences of ids that must not appear.
+    follows in a row that has ended. bad_words_ids: sequences of ids that must not appear. all_ended: asked after each token,
+    with whether every row has ended, whether to stop: ranks that share the weights must stop together.
     """
 
     max_new_tokens: int | None = None
@@ -41,6 +42,7 @@ class GenerationSettings:
     pad_token_id: int | None = None
     bad_words_ids: Sequence[Sequence[int]] | None = None
     generator: torch.Generator | None = None
+    all_ended: Callable[[bool], bool] | None = None
 
     @property
     def ends(self) -> list[int]:
@@ -52,6 +54,8 @@ class GenerationSettings:
         """Raises DataError for settings that do not go together."""
         if self.do_sample and self.num_beams > 1:
             raise DataError(f"do_sample and num_beams={self.num_beams} do not go together: set one of them")
+        if self.all_ended is not None and self.num_beams > 1:
+            raise DataError(f"num_beams={self.num_beams} cannot stop together with other ranks: set num_beams=1")
         if not self.do_sample and self.num_return_sequences > self.num_beams:
             raise DataError(
                 f"num_return_sequences={self.num_return_sequences} is more than num_beams={self.num_beams}: raise num_beams, "
@@ -178,6 +182,7 @@ def _one_by_one(steps: DecodingSteps, input_ids: Tensor, settings: GenerationSet
         tokens = torch.where(ended, pad, choose(logits, settings))
         sequences = torch.cat((sequences, tokens[:, None]), dim=1)
         ended = ended | torch.isin(tokens, stop)
-        if bool(ended.all()):
+        here = bool(ended.all())
+        if here if settings.all_ended is None else settings.all_ended(here):
             break
     return sequences

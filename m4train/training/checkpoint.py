@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -39,16 +40,29 @@ def save_checkpoint(
     keep_every: int = 0,
     save_extra: Callable[[Path], None] | None = None,
 ) -> Path:
+    """Writes `folder/step-NNNNNN` for `state["step"]` with the engine's live tensors; see `write_checkpoint`."""
+    return write_checkpoint(folder, engine, engine.tensors(), state, keep_last, keep_every, save_extra)
+
+
+def write_checkpoint(
+    folder: Path,
+    engine: Engine,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    keep_last: int,
+    keep_every: int = 0,
+    save_extra: Callable[[Path], None] | None = None,
+) -> Path:
     """Writes `folder/step-NNNNNN` for `state["step"]`, then removes the oldest beyond `keep_last`; all ranks call it.
 
-    Checkpoints of steps that `keep_every` divides are never removed (0: none).
+    Checkpoints of steps that `keep_every` divides are never removed (0: none). It may run in a thread beside training: it
+    speaks to other ranks through `engine.checkpoint_group` alone, and touches nothing of the engine but `tensors`.
 
     `save_extra(path)` runs on rank 0 inside the folder being written. Raises CheckpointError on every rank if any of them
     could not write; the half-written folder is then gone and earlier checkpoints are untouched.
     """
     name = f"step-{state['step']:06d}"
     target, aside = folder / name, folder / f".writing-{name}"
-    tensors = engine.tensors()
     stages: list[Callable[[], None]] = [
         lambda: _on_main(engine, lambda: _make_folder(aside)),
         lambda: _write_tensors(aside / TENSORS, tensors, engine),
@@ -59,7 +73,7 @@ def save_checkpoint(
     ]
     for stage in stages:
         problem = _attempt(stage)
-        if engine.agree([problem is not None])[0]:
+        if _on_any_rank(engine, problem is not None):
             _on_main(engine, lambda: shutil.rmtree(aside, ignore_errors=True))
             why = problem or "another rank failed"
             raise CheckpointError(f"Checkpoint {target} could not be written ({why}); earlier checkpoints are whole.")
@@ -82,6 +96,14 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine) -> None:
 def versions() -> dict[str, str]:
     """What a checkpoint was written by."""
     return {"m4train": m4train.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _on_any_rank(engine: Engine, here: bool) -> bool:
+    if engine.checkpoint_group is None:
+        return here
+    flag = torch.tensor(int(here))
+    dist.all_reduce(flag, group=engine.checkpoint_group)
+    return bool(flag)
 
 
 def _on_main(engine: Engine, action: Callable[[], None]) -> None:
@@ -111,7 +133,7 @@ def _write_tensors(folder: Path, tensors: dict[str, Tensor], engine: Engine) -> 
     writer = dcp.FileSystemWriter(folder)
     with _one_process_is_fine():
         dcp.save(
-            dict(tensors), storage_writer=writer, process_group=engine.control_group, no_dist=engine.world_size == 1
+            dict(tensors), storage_writer=writer, process_group=engine.checkpoint_group, no_dist=engine.world_size == 1
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +16,9 @@ from m4train.training.checkpoint_files import check_manifest
 from m4train.training.engines.base import Engine
 
 STATE = "state.json"
+MODEL_KEYS = ("model.*", "adapter.*", "freeze.*")  # what decides which tensors a checkpoint holds, and what they mean
+SHOWN_KEYS = 8  # of a refusal
+_ABSENT = "absent"
 FOLDER = "checkpoints"
 
 # Keys that may differ between a checkpoint and the run that continues it: none of them changes what is computed.
@@ -31,6 +34,7 @@ CHANGEABLE = (
     "export.*",
     "data.root",
     "data.prepare",
+    "data.validation.*",
     "data.num_workers",
     "data.prefetch_steps",
     "data.auto_index_limit",
@@ -38,6 +42,7 @@ CHANGEABLE = (
     "trainer.stop_after",
     "trainer.log_every",
     "trainer.save_every",
+    "trainer.save_beside",
     "trainer.eval_every",
     "trainer.keep_last",
     "trainer.keep_every",
@@ -79,23 +84,33 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Dotted keys whose values differ and that may not change within a run.
+def differing_keys(before: dict[str, Any], now: dict[str, Any], among: Sequence[str] = ("*",)) -> dict[str, str]:
+    """Dotted keys, of those that the patterns `among` match, whose values differ and may not within a run; with both values.
 
     A key that one of them lacks, as in a checkpoint of an earlier version, counts as its default.
     """
     defaults = flatten(config_dict(Config()))
     old, new = {**defaults, **flatten(before)}, {**defaults, **flatten(now)}
-    missing = object()
-    changed = (key for key in sorted(old.keys() | new.keys()) if old.get(key, missing) != new.get(key, missing))
-    return [key for key in changed if not any(fnmatchcase(key, pattern) for pattern in CHANGEABLE)]
+    changed = (key for key in sorted(old.keys() | new.keys()) if old.get(key, _ABSENT) != new.get(key, _ABSENT))
+    return {
+        key: f"{old.get(key, _ABSENT)} then, {new.get(key, _ABSENT)} now"
+        for key in changed
+        if not _matches(key, CHANGEABLE) and _matches(key, among)
+    }
 
 
-def find_checkpoint(config: Config, say: Callable[[str], None] = print) -> Checkpoint | None:
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def find_checkpoint(
+    config: Config, say: Callable[[str], None] = print, among: Sequence[str] = ("*",)
+) -> Checkpoint | None:
     """The checkpoint this run continues from, or None for a fresh start; every file of it was re-read and checked.
 
     resume=auto takes the newest whole checkpoint of run_dir and says a sentence for each damaged one it passes over;
-    resume=PATH takes exactly that one; resume=never starts afresh. One rank calls it; see `agreed_checkpoint`.
+    resume=PATH takes exactly that one; resume=never starts afresh. One rank calls it; see `agreed_checkpoint`. Only keys that
+    the patterns `among` match are compared: to look at a model, its own are enough.
     Raises CheckpointError where the configuration differs in a key that may not change, where PATH is not whole, or where
     all checkpoints of the run are damaged; ConfigError where resume=never meets a run_dir that already holds some.
     """
@@ -108,25 +123,27 @@ def find_checkpoint(config: Config, say: Callable[[str], None] = print) -> Check
             )
         return None
     if config.resume != "auto":
-        return _compatible(open_checkpoint(Path(config.resume)), config)
+        return _compatible(open_checkpoint(Path(config.resume)), config, among)
     for candidate in candidates:
         try:
             checkpoint = open_checkpoint(candidate)
         except CheckpointError as error:
             say(f"{error} Falling back to the checkpoint before it.")
             continue
-        return _compatible(checkpoint, config)
+        return _compatible(checkpoint, config, among)
     if candidates:
         raise CheckpointError(f"Every checkpoint in {folder} is damaged; delete the folder to start afresh.")
     return None
 
 
-def agreed_checkpoint(config: Config, engine: Engine, say: Callable[[str], None] = print) -> Checkpoint | None:
+def agreed_checkpoint(
+    config: Config, engine: Engine, say: Callable[[str], None] = print, among: Sequence[str] = ("*",)
+) -> Checkpoint | None:
     """What `find_checkpoint` finds on rank 0, on every rank; what it raises there, it raises on every rank."""
     found: Checkpoint | M4Error | None = None
     if engine.rank == 0:
         try:
-            found = find_checkpoint(config, say)
+            found = find_checkpoint(config, say, among)
         except M4Error as error:
             found = error
     found = engine.broadcast(found)
@@ -141,11 +158,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, json.loads((folder / STATE).read_text(encoding="utf-8")))
 
 
-def _compatible(checkpoint: Checkpoint, config: Config) -> Checkpoint:
-    keys = differing_keys(checkpoint.state["config"], config_dict(config))
-    if keys:
+def _compatible(checkpoint: Checkpoint, config: Config, among: Sequence[str]) -> Checkpoint:
+    differing = differing_keys(checkpoint.state["config"], config_dict(config), among)
+    if differing:
+        named = [f"{key} ({values})" for key, values in differing.items()]
+        more = f" and {len(named) - SHOWN_KEYS} more" if len(named) > SHOWN_KEYS else ""
         raise CheckpointError(
-            f"Checkpoint {checkpoint.folder} was made with other values of {', '.join(keys)}; "
+            f"Checkpoint {checkpoint.folder} was made with other values of {', '.join(named[:SHOWN_KEYS])}{more}; "
             "put them back, or choose another run_dir."
         )
     return checkpoint

@@ -15,7 +15,7 @@ from m4train.batch import PackedBatch
 from m4train.config import Config
 from m4train.errors import TrainingError
 from m4train.training.callbacks.base import Callback
-from m4train.training.checkpoint import load_checkpoint, save_checkpoint, versions
+from m4train.training.checkpoint import load_checkpoint, versions
 from m4train.training.engines.base import Engine, Update
 from m4train.training.heartbeat import Heartbeat
 from m4train.training.loss_weights import LossWeights
@@ -23,13 +23,14 @@ from m4train.training.metrics import StepSums, real_tokens
 from m4train.training.model_protocol import Step
 from m4train.training.neftune import EmbeddingNoise
 from m4train.training.resume import FOLDER, Checkpoint, config_dict
+from m4train.training.saving import Saver
 from m4train.training.schedule import rate_factor
 from m4train.training.step import SkipCounter, reseed, run_micro_batches
 from m4train.training.stopping import StopRequests
 from m4train.training.throughput import Throughput, memory_gib
 from m4train.training.worst_batch import worst_batch
 
-_AGREED = ("end_of_data", "signal", "stop_file", "time_limit")  # why ranks may stop that only one of them may know
+_AGREED = ("end_of_data", "signal", "stop_file", "time_limit", "failed_save")  # why ranks may stop that only one of them may know
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Trainer:
     ) -> None:
         self.config, self.model, self.loader, self.engine = config, model, loader, engine
         self.callbacks, self.validation, self.resume = list(callbacks), validation, resume
-        self.save_extra, self.quarantined = save_extra, quarantined
+        self.quarantined = quarantined
         self.run_dir = Path(config.run_dir)
         self.step = resume.step if resume else 0
         self.saved_step = self.step  # before the first step there is nothing that a fresh start would not make again
@@ -84,6 +85,8 @@ class Trainer:
         self._stops = StopRequests(self.run_dir, config.trainer.max_hours)
         self.heart = Heartbeat(self.run_dir, engine.rank, engine.world_size, config.trainer.hang_timeout)
         self._noise: EmbeddingNoise | None = None
+        trainer, folder = config.trainer, self.run_dir / FOLDER
+        self._saver = Saver(folder, engine, trainer.keep_last, trainer.keep_every, save_extra, trainer.save_beside)
         self._weights = LossWeights({name: source.loss_weight for name, source in config.data.sources.items()})
 
     def train(self) -> TrainResult:
@@ -96,11 +99,16 @@ class Trainer:
             with self._stops:
                 self._start()
                 stopped_by = self._loop()
+                if stopped_by == "failed_save":
+                    self._saver.wait()  # raises why
                 result = TrainResult(self.step, self.metrics, stopped_by)
                 for callback in self.callbacks:
                     callback.on_end(self, result)
+                self.heart.beat("save", self.step)
+                self._saver.wait()
                 return result
         finally:
+            self._saver.close()
             self.heart.close()
             for callback in self.callbacks:
                 callback.close()
@@ -119,8 +127,7 @@ class Trainer:
             "versions": versions(),
         }
         trainer = self.config.trainer
-        folder = self.run_dir / FOLDER
-        save_checkpoint(folder, self.engine, state, trainer.keep_last, trainer.keep_every, self.save_extra)
+        self._saver.save(state)
         self.saved_step = self.step
 
     def _start(self) -> None:
@@ -177,6 +184,7 @@ class Trainer:
         mine = self._weights.counts(batch.micro_batches if batch else [])
         micro_batches = len(batch.micro_batches) if batch else 0
         flags = [batch is None, self._stops.signalled(), self._stops.file_present(), self._stops.out_of_time()]
+        flags.append(self._saver.failed())
         total, *agreed = self.engine.agree([micro_batches, *flags, *mine])
         raised, counts = agreed[: len(flags)], agreed[len(flags) :]
         reason = next((name for name, flag in zip(_AGREED, raised, strict=True) if flag), None)

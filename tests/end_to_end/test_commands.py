@@ -31,7 +31,8 @@ def test_a_model_lives_its_whole_life(m4train, digits_root, tmp_path):
     )
     m4train("train", *sft)
     said = m4train("evaluate", *sft).stdout
-    assert "single: exact match" in said
+    assert "single: loss" in said
+    assert "exact match" in said
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert scores["single"]["count"] == scores["multi"]["count"] == 20
     assert 0 <= scores["multi"]["exact_match"] <= 1

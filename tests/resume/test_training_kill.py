@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from m4train.training import checkpoint, checkpoint_files, saving
 from m4train.training.resume import find_checkpoint
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
 ROOT = Path(__file__).parents[2]
-CLOCK = {"tokens_per_second", "data_wait_fraction", "tflops", "tflops/text", "tflops/vision"}
+CLOCK = {"tokens_per_second", "data_wait_fraction", "tflops", "tflops/text", "tflops/vision", "memory_gib"}
 
 # Trains the tiny run in a process of its own. `point` names a function of the checkpoint module that kills the process
 # before or after its call number `count`.
@@ -26,7 +27,7 @@ CHILD = """
     from m4train.training import checkpoint
     from tests.helpers.training import TinyModel, make_config, make_trainer
 
-    run_dir, point, when, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+    run_dir, point, when, count, beside = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "beside"
     calls = 0
 
     def killing(function):
@@ -46,14 +47,19 @@ CHILD = """
     elif point != "none":
         setattr(checkpoint, point, killing(getattr(checkpoint, point)))
     extra = lambda folder: (folder / "config.json").write_text("{}")
-    make_trainer(make_config(run_dir, save_every=2), TinyModel(dropout=0.1), save_extra=extra).train()
+    config = make_config(run_dir, save_every=2, save_beside=beside)
+    make_trainer(config, TinyModel(dropout=0.1), save_extra=extra).train()
 """
 POINTS = ("_make_folder", "_write_tensors", "_write_rest", "write_json", "_verify", "_seal", "write_manifest")
 POINTS += ("fsync_tree", "_publish", "rename", "fsync_folder", "_prune")
+# Functions of a save that leave nothing behind, or only pass on to one of the points.
+PASSIVE = {"write_checkpoint", "read_tensors", "_attempt", "_on_main", "_on_any_rank", "_chunks", "_bits"}
+PASSIVE |= {"_one_process_is_fine"}
 
 
-def _start(run_dir, point="none", when="before", count=1):
-    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(run_dir), point, when, str(count)]
+def _start(run_dir, point="none", when="before", count=1, beside=True):
+    form = "beside" if beside else "within"
+    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(run_dir), point, when, str(count), form]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -69,15 +75,42 @@ def expected(tmp_path_factory):
     return _losses(run_dir)
 
 
+def test_every_point_of_a_save_is_listed(tmp_path, monkeypatch):
+    """A stage that is added to a save must be killed in too: what a save calls is seen, not remembered."""
+    called = set()
+
+    def seen(name, function):
+        def wrapped(*args, **keywords):
+            called.add(name)
+            return function(*args, **keywords)
+
+        return wrapped
+
+    for name, function in vars(checkpoint).items():
+        if callable(function) and getattr(function, "__module__", "") in (
+            checkpoint.__name__,
+            checkpoint_files.__name__,
+        ):
+            monkeypatch.setattr(checkpoint, name, seen(name, function))
+    monkeypatch.setattr(saving, "write_checkpoint", checkpoint.write_checkpoint)
+    monkeypatch.setattr(checkpoint, "os", type("os", (), {"rename": staticmethod(seen("rename", os.rename))}))
+    make_trainer(make_config(tmp_path, save_every=2)).train()
+    assert called == {*POINTS, *PASSIVE}
+
+
+# Beside training is the default; the same points within the loop take a kill alike, of which some are tried.
+FORMS = [(point, when, True) for point in POINTS for when in ("before", "after")]
+FORMS += [(point, "after", False) for point in ("_write_tensors", "write_manifest", "rename")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_at_every_point_of_a_save(point, when, expected, tmp_path):
-    killed = _start(tmp_path, point, when, count=4)
+@pytest.mark.parametrize(("point", "when", "beside"), FORMS)
+def test_killed_at_every_point_of_a_save(point, when, beside, expected, tmp_path):
+    killed = _start(tmp_path, point, when, 4, beside)
     _, errors = killed.communicate(timeout=120)
     assert killed.returncode == -signal.SIGKILL, f"the point was never reached: {errors}"
-    checkpoint = find_checkpoint(make_config(tmp_path), lambda sentence: pytest.fail(sentence))
-    assert checkpoint is not None
+    found = find_checkpoint(make_config(tmp_path), lambda sentence: pytest.fail(sentence))
+    assert found is not None
     make_trainer(make_config(tmp_path, save_every=2), TinyModel(dropout=0.1)).train()
     assert _losses(tmp_path) == expected
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

@@ -34,9 +34,19 @@ class Engine(Protocol):
     world_size: int
     device: torch.device
     control_group: Any  # process group for host-side agreement; None with one process
+    checkpoint_group: Any  # the same for a thread that writes a checkpoint meanwhile
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks share the weights, so that all must make the same forward passes."""
+        ...
 
     def prepare(self, model: nn.Module) -> None:
         """Places and wraps the model, and builds the optimizer. Freezing and adapters are already applied."""
+        ...
+
+    def place(self, model: nn.Module) -> None:
+        """Places and wraps a model that only evaluates: no optimizer, no gradients."""
         ...
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
@@ -48,6 +58,10 @@ class Engine(Protocol):
 
         `last` marks the last micro-batch of the step, where gradients are reduced over ranks.
         """
+        ...
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The run's precision, for calls of the model that `forward` does not make."""
         ...
 
     def accumulation(self, last: bool) -> AbstractContextManager[None]:
@@ -75,6 +89,10 @@ class Engine(Protocol):
         """Rank 0's value of a small picklable object."""
         ...
 
+    def gather(self, value: Any) -> list[Any]:
+        """The picklable objects of all ranks in their order, on rank 0; an empty list on the others."""
+        ...
+
     def barrier(self) -> None: ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -82,6 +100,10 @@ class Engine(Protocol):
 
         Live tensors where they lie, or, where an engine keeps them in a form of its own, copies gathered on rank 0.
         """
+        ...
+
+    def staged(self) -> dict[str, Tensor]:
+        """The same as copies in CPU memory, which stay as they are while training goes on, until it is called again."""
         ...
 
     def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:

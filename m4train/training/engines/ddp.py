@@ -35,7 +35,7 @@ class DistributedEngine(SingleEngine):
         self.processes = Processes(timedelta(seconds=seconds))
         super().__init__(config, self.processes.device)
         self.rank, self.world_size = self.processes.rank, self.processes.world_size
-        self.control_group = self.processes.control_group
+        self.control_group, self.checkpoint_group = self.processes.control_group, self.processes.checkpoint_group
 
     def backward(self, loss: Tensor, last: bool) -> None:
         (loss * self.world_size).backward()
@@ -48,6 +48,9 @@ class DistributedEngine(SingleEngine):
 
     def broadcast(self, value: Any) -> Any:
         return self.processes.broadcast(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        return self.processes.gather(value)
 
     def barrier(self) -> None:
         self.processes.barrier()

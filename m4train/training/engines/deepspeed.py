@@ -34,21 +34,29 @@ def _worth_saying(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in _NOISE)
 
 
+def _library() -> Any:
+    """DeepSpeed, told which device there is, and to say no more than matters."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.logger.setLevel("WARNING")
+    deepspeed.logger.addFilter(_worth_saying)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)  # how it calls torch
+    return deepspeed
+
+
 class DeepSpeedEngine(DistributedEngine):
     """Optimizer state (1), gradients (2) and parameters (3) split over ranks.
 
     Checkpoints are gathered into full tensors on rank 0 through DeepSpeed's own accessors, so that any engine reads them.
     """
 
+    _engine: Any = None  # until prepare, and when a model that is not split only evaluates
+
     def prepare(self, model: nn.Module) -> None:
         """Wraps the model; the complete DeepSpeed configuration is written to run_dir/deepspeed.json."""
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed
-
-        deepspeed.logger.setLevel("WARNING")
-        deepspeed.logger.addFilter(_worth_saying)
-        warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)  # how it calls torch
+        deepspeed = _library()
         self.stage = STAGES[self.config.engine.name]
         self.store(model)
         self.model = model.to(self.device)
@@ -72,6 +80,17 @@ class DeepSpeedEngine(DistributedEngine):
         self._zero: Any = self._engine.optimizer
         self.optimizer = self._zero.optimizer
         self._allocate_state()
+
+    def place(self, model: nn.Module) -> None:
+        """Splits the parameters over ranks under ZeRO-3; under the others every rank has them all."""
+        super().place(model)
+        if self.sharded:
+            settings = deepspeed_config(self.config, self.world_size)
+            self._engine, *_ = _library().initialize(model=model, config=settings, dist_init_required=False)
+
+    @property
+    def sharded(self) -> bool:  # type: ignore[override]  # which ZeRO stage decides
+        return STAGES[self.config.engine.name] == 3
 
     def _allocate_state(self) -> None:
         """Creates the optimizer state of every flat partition at once.
@@ -111,7 +130,7 @@ class DeepSpeedEngine(DistributedEngine):
         return sorted(self._without)
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
-        return self._engine(batch, z_loss=z_loss)
+        return super().forward(batch, z_loss) if self._engine is None else self._engine(batch, z_loss=z_loss)
 
     def accumulation(self, last: bool) -> AbstractContextManager[None]:
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)
@@ -172,6 +191,9 @@ class DeepSpeedEngine(DistributedEngine):
         for key, live in {**self._buffers(), **self.guard.tensors()}.items():
             tensors[key] = self._kept(live)
         return tensors if self.rank == 0 else {}
+
+    def staged(self) -> dict[str, Tensor]:
+        return self.tensors()  # gathered, and so copies already
 
     def _kept(self, full: Tensor) -> Tensor:
         return full.detach().cpu().clone() if self.rank == 0 else torch.empty(0)
@@ -252,6 +274,6 @@ class DeepSpeedEngine(DistributedEngine):
             yield name, self._gathered(parameter)
 
     def shutdown(self) -> None:
-        if hasattr(self, "_engine"):
+        if self._engine is not None:
             self._engine.destroy()
         super().shutdown()

@@ -28,6 +28,8 @@ class FSDPEngine(DistributedEngine):
     The optimizer works on each rank's own shards as plain tensors, so that any element-wise optimizer can be used.
     """
 
+    sharded = True
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._mesh = self._make_mesh()
@@ -52,17 +54,19 @@ class FSDPEngine(DistributedEngine):
     def prepare(self, model: nn.Module) -> None:
         """Shards block by block, then each tower that holds blocks, then what is left."""
         self.store(model)
-        blocks = model.blocks()
         if self.config.trainer.gradient_checkpointing:
-            checkpoint_blocks(blocks)
+            checkpoint_blocks(model.blocks())
+        self.place(model)
+        self._sharded = {n: p for n, p in canonical_parameters(model).items() if p.requires_grad}
+        self.optimise({name: nn.Parameter(p.to_local()) for name, p in self._sharded.items()})
+
+    def place(self, model: nn.Module) -> None:
         # Packed 4-bit weights would lose their scales in shards: they stay whole on every rank, at half a byte a value.
         packed = [module.to(self.device) for module in model.modules() if is_quantized(module)]
         whole = {cast(nn.Parameter, module.weight) for module in packed}
-        for module in _units(model, blocks):
+        for module in _units(model, model.blocks()):
             self._shard(module, whole)
         self.model = model
-        self._sharded = {n: p for n, p in canonical_parameters(model).items() if p.requires_grad}
-        self.optimise({name: nn.Parameter(p.to_local()) for name, p in self._sharded.items()})
 
     def _shard(self, module: nn.Module, whole: set[nn.Parameter]) -> None:
         half = torch.bfloat16 if self.config.trainer.precision == "bf16" else None

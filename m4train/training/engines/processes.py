@@ -38,6 +38,7 @@ class Processes:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
         self.control_group = dist.new_group(backend="gloo", timeout=timeout)
+        self.checkpoint_group = dist.new_group(backend="gloo", timeout=timeout)
 
     def reduce(self, values: Tensor) -> Tensor:
         """Sum over ranks of a tensor on the device of the run, or on the CPU."""
@@ -56,6 +57,12 @@ class Processes:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control_group)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's picklable object, on rank 0; an empty list on the others."""
+        values = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, values, dst=0, group=self.control_group)
+        return values or []
 
     def barrier(self) -> None:
         dist.barrier(group=self.control_group)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
 
 from m4train.batch import PackedBatch, PackedOutput
 from m4train.config import Config
@@ -25,14 +27,17 @@ class SingleEngine:
     Trainable parameters are stored in fp32; with trainer.precision=bf16 they are computed in bf16 through autocast.
     """
 
+    sharded = False
+
     def __init__(self, config: Config, device: torch.device | str | None = None) -> None:
         self.config = config
-        self.rank, self.world_size, self.control_group = 0, 1, None
+        self.rank, self.world_size, self.control_group, self.checkpoint_group = 0, 1, None, None
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
         self.trainable: dict[str, nn.Parameter] = {}
         self.guard = StepGuard(config.trainer.skip_outliers, self.device)
+        self._stager: DefaultStager | None = None
 
     def prepare(self, model: nn.Module) -> None:
         """Places the model, stores what trains in fp32, and builds the optimizer."""
@@ -41,6 +46,9 @@ class SingleEngine:
         if self.config.trainer.gradient_checkpointing:
             checkpoint_blocks(model.blocks())
         self.optimise({name: p for name, p in canonical_parameters(model).items() if p.requires_grad})
+
+    def place(self, model: nn.Module) -> None:
+        self.model = model.to(self.device)
 
     def store(self, model: nn.Module) -> None:
         """Sets the dtype parameters are stored in: fp32 for what trains; for the rest what freeze.frozen_dtype asks."""
@@ -106,6 +114,9 @@ class SingleEngine:
     def broadcast(self, value: Any) -> Any:
         return value
 
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
     def barrier(self) -> None:
         return
 
@@ -114,6 +125,13 @@ class SingleEngine:
         kept = {**persistent_buffers(self.model), **quantization_tensors(self.model)}
         buffers = {f"buffer/{name}": buffer for name, buffer in kept.items()}
         return {**parameters, **buffers, **optim.optimizer_tensors(self.optimizer), **self.guard.tensors()}
+
+    def staged(self) -> dict[str, Tensor]:
+        if self._stager is None:
+            cuda = self.device.type == "cuda"
+            self._stager = DefaultStager(StagingOptions(cuda, False, False, cuda))  # into pinned memory, kept for the next
+        plain = {k: t if isinstance(t, DTensor) else t.detach().as_subclass(Tensor) for k, t in self.tensors().items()}
+        return self._stager.stage(plain)
 
     def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
         tensors = self.tensors()

@@ -102,6 +102,7 @@ def test_conversations_for_generation(tmp_path: Path) -> None:
     unreadable: list[str] = []
     found = [talk for source in sources for talk in conversations(source, unreadable)]
     assert unreadable == []
-    assert [key for key, _, _ in found] == [f"chat{n:05d}" for n in range(4)]
-    assert found[0][1][1]["role"] == "assistant"
-    assert found[0][2][0].size == (16, 16)
+    assert [key for _, key, _, _ in found] == [f"chat{n:05d}" for n in range(4)]
+    assert found[0][2].messages[1]["role"] == "assistant"
+    assert found[0][3][0].size == (16, 16)
+    assert [n for source in sources for n, *_ in conversations(source, unreadable, range(1, len(source), 2))] == [1, 3]

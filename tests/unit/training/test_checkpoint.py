@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from m4train.errors import CheckpointError, ConfigError
 from m4train.training import checkpoint as module
+from m4train.training.callbacks.base import Callback
 from m4train.training.resume import find_checkpoint, open_checkpoint
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
@@ -65,7 +67,9 @@ def test_another_configuration_is_refused_by_key(tmp_path):
     _train(make_config(tmp_path))
     config = make_config(tmp_path)
     config.optimizer.lr, config.data.sequence_length = 0.5, 77
-    with pytest.raises(CheckpointError, match=r"data\.sequence_length, optimizer\.lr;"):
+    with pytest.raises(
+        CheckpointError, match=r"of data\.sequence_length \(32 then, 77 now\), optimizer\.lr \(0.01 then, 0.5 now\);"
+    ):
         find_checkpoint(config)
 
 
@@ -169,8 +173,6 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def test_a_checkpoint_of_an_earlier_version_lacks_keys_at_their_default(tmp_path):
-    import json
-
     from m4train.training.checkpoint_files import MANIFEST, write_manifest
 
     config = make_config(tmp_path)
@@ -185,3 +187,65 @@ def test_a_checkpoint_of_an_earlier_version_lacks_keys_at_their_default(tmp_path
     config.trainer.neftune_alpha = 5.0
     with pytest.raises(CheckpointError, match=r"neftune_alpha"):
         find_checkpoint(config)
+
+
+def test_a_save_beside_training_holds_what_was_when_it_began(tmp_path, monkeypatch):
+    """The writing waits until three more steps were made; the files are those of a save within the loop."""
+    import threading
+
+    steps, reached = [], threading.Event()
+    original = module._write_tensors
+
+    def late(folder, tensors, engine):
+        if "step-000004" in str(folder):
+            assert reached.wait(30)
+        original(folder, tensors, engine)
+
+    class Count(Callback):
+        def on_step_end(self, trainer):
+            steps.append(trainer.step)
+            if trainer.step == 7:
+                reached.set()
+
+    monkeypatch.setattr(module, "_write_tensors", late)
+    for name, beside in (("beside", True), ("within", False)):
+        config = make_config(tmp_path / name, save_beside=beside, max_steps=8, keep_last=3)
+        trainer = make_trainer(config, TinyModel(dropout=0.1))
+        trainer.callbacks.append(Count())
+        if not beside:
+            reached.set()
+        trainer.train()
+    stored = [_tensors(tmp_path / name / "checkpoints" / "step-000004") for name in ("beside", "within")]
+    assert stored[0].keys() == stored[1].keys()
+    assert all(torch.equal(stored[0][key], stored[1][key]) for key in stored[0])
+    states = [
+        json.loads((tmp_path / name / "checkpoints/step-000004/state.json").read_text())
+        for name in ("beside", "within")
+    ]
+    assert states[0]["plan"] == states[1]["plan"] == {"steps": 4}
+
+
+def _tensors(folder):
+    import torch.distributed.checkpoint as dcp
+
+    metadata = dcp.FileSystemReader(folder / "tensors").read_metadata().state_dict_metadata
+    tensors = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in metadata.items()}
+    module.read_tensors(folder / "tensors", tensors)
+    return tensors
+
+
+def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_seal", _fail_after(module._seal, False))
+    steps = []
+
+    class Watch(Callback):
+        def on_step_end(self, trainer):
+            steps.append(trainer.step)
+            if trainer._saver._thread is not None:
+                trainer._saver._thread.join()
+
+    trainer = make_trainer(make_config(tmp_path))
+    trainer.callbacks.append(Watch())
+    with pytest.raises(CheckpointError, match="No space left"):
+        trainer.train()
+    assert steps == [1, 2, 3, 4]

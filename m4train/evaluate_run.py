@@ -1,0 +1,188 @@
+"""`m4train evaluate`: held-out loss and scored answers of a checkpoint or a Hugging Face folder, under any engine."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from m4train import build
+from m4train.config import Config
+from m4train.data.source import Source, conversations
+from m4train.errors import CheckpointError, ConfigError
+from m4train.evaluation.generation import Answer, Asked, answer_conversations
+from m4train.evaluation.metrics import load_metric, metric_name
+from m4train.restore import restore_model, restore_processor
+from m4train.training.engines import make_engine
+from m4train.training.engines.base import Engine
+from m4train.training.held_out import held_out_loss
+from m4train.training.resume import MODEL_KEYS, agreed_checkpoint
+
+PICTURED_ANSWERS = 120  # per source: answers kept with their images, besides all that score less than 1
+_PICTURE_SIDE = 320  # pixels of the longer side of a kept image
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, with the configuration that fits it, and how results call it."""
+
+    config: Config
+    model: Any
+    processor: Any
+    name: str
+
+
+def evaluate(config: Config) -> int:
+    """Writes evaluation.json (per source: loss, score, counts) and answers.jsonl into run_dir; returns 0."""
+    if not config.data.validation:
+        raise ConfigError("data.validation is empty: name held-out sources to evaluate on.")
+    for name in config.data.validation:
+        load_metric(metric_of(config, name))  # a wrong name is answered before anything is loaded
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    engine = make_engine(config)
+    if engine.rank == 0:
+        build.prepare_data(config.data)
+    engine.barrier()
+    subject = _subject(config, engine)
+    engine.place(subject.model)
+    layout = build.FAMILIES[subject.config.model.family].layout(subject.model.config, subject.processor)
+    sources, steps = build.build_validation(config, subject.processor, layout, engine.rank, engine.world_size)
+    losses = held_out_loss(engine, steps(), [source.name for source in sources])
+    scores: dict[str, dict[str, Any]] = {}
+    lines: list[dict[str, Any]] = []
+    for source in sources:
+        unreadable: list[str] = []
+        answers = answers_of(source, engine, subject.model, subject.processor, config, None, unreadable)
+        gathered = [answer for part in engine.gather(answers) for answer in part]
+        missed = [sample for part in engine.gather(unreadable) for sample in part]
+        if engine.rank == 0:
+            scores[source.name] = _result(config, source.name, gathered, missed, losses)
+            lines += answer_lines(config, source.name, gathered, PICTURED_ANSWERS)
+    if engine.rank == 0:
+        _write(Path(config.run_dir), scores, lines, subject.name)
+    engine.shutdown()
+    return 0
+
+
+def metric_of(config: Config, source: str) -> str:
+    return config.evaluation.metrics.get(source, config.evaluation.metric)
+
+
+def _subject(config: Config, engine: Engine) -> Subject:
+    """Model in evaluation mode and processor: of evaluation.model, or of the checkpoint the run would continue from."""
+    folder = config.evaluation.model
+    if folder is not None:
+        family = _family(Path(folder), config.model.family)
+        changed = replace(config, model=replace(config.model, family=family, pretrained=folder))
+        model = build.FAMILIES[family].model.from_pretrained(folder)
+        return Subject(changed, model, build.build_processor(changed), folder)
+    checkpoint = agreed_checkpoint(config, engine, among=MODEL_KEYS)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{config.run_dir} holds no checkpoint: train first, set run_dir to a trained run, or evaluation.model to a "
+            "Hugging Face folder."
+        )
+    model = restore_model(config, checkpoint.folder)
+    return Subject(config, model, restore_processor(config, checkpoint.folder), checkpoint.folder.name)
+
+
+def _family(folder: Path, default: str) -> str:
+    """The family whose model a folder holds; a hub id is taken to hold that of the configuration."""
+    path = folder / "config.json"
+    return json.loads(path.read_text(encoding="utf-8"))["model_type"] if path.is_file() else default
+
+
+def answers_of(
+    source: Source,
+    engine: Engine,
+    model: Any,
+    processor: Any,
+    config: Config,
+    limit: int | None,
+    unreadable: list[str],
+) -> list[Answer]:
+    """This rank's share of the answers to a source's conversations, every world-size-th one.
+
+    At most `limit` samples (or evaluation.max_samples) of the source are looked at. All ranks call it; where they share the
+    weights they make the same forward passes.
+    """
+    bounds = [n for n in (len(source), limit, config.evaluation.max_samples) if n is not None]
+    numbers = range(engine.rank, min(bounds), engine.world_size)
+    together = (lambda here: engine.agree([not here])[0] == 0) if engine.sharded else None
+    metric = load_metric(metric_of(config, source.name))
+    asked = _asked(source, numbers, unreadable)
+    with engine.autocast():
+        return list(answer_conversations(model, processor, asked, config.evaluation, metric, engine.device, together))
+
+
+def _asked(source: Source, numbers: Sequence[int], unreadable: list[str]) -> Iterator[Asked]:
+    for number, key, sample, images in conversations(source, unreadable, numbers):
+        assert sample.messages is not None
+        yield Asked(number, key, sample.messages, images, sample.references)
+
+
+def _result(
+    config: Config, source: str, answers: list[Answer], unreadable: list[str], losses: dict[str, Any]
+) -> dict[str, Any]:
+    """What evaluation.json says of one source."""
+    result: dict[str, Any] = {}
+    if f"loss/{source}" in losses:
+        result |= {"loss": losses[f"loss/{source}"], "loss_tokens": losses[f"loss_tokens/{source}"]}
+    if answers:
+        name = metric_name(metric_of(config, source))
+        mean = sum(answer.score for answer in answers) / len(answers)
+        result |= {"metric": name, name: round(mean, 4), "count": len(answers)}
+    if unreadable:
+        result["unreadable"] = len(unreadable)
+        print(f"{source}: {len(unreadable)} samples could not be read: {', '.join(unreadable[:5])}")
+    return result
+
+
+def answer_lines(config: Config, source: str, answers: list[Answer], pictured: int) -> list[dict[str, Any]]:
+    """The lines of answers.jsonl of one source, in stored order."""
+    lines = []
+    metric = metric_name(metric_of(config, source))
+    for place, answer in enumerate(sorted(answers, key=lambda answer: answer.number)):
+        shown = place < pictured or answer.score < 1
+        lines.append(
+            {
+                "source": source,
+                "key": answer.key,
+                "question": answer.question,
+                "answer": answer.answer,
+                "references": list(answer.references),
+                "metric": metric,
+                "score": answer.score,
+                "images": [data_uri(image) for image in answer.images] if shown else [],
+            }
+        )
+    return lines
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image, made small where it is large, as a link that holds it."""
+    small = image.convert("RGB")
+    small.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _write(run_dir: Path, scores: dict[str, dict[str, Any]], lines: list[dict[str, Any]], name: str) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run_dir / "evaluation.json").write_text(json.dumps(scores, indent=1) + "\n")
+    for source, result in scores.items():
+        loss = f"loss {result['loss']:.4f}" if "loss" in result else "no loss token"
+        scored = ""
+        if "metric" in result:
+            scored = f", {result['metric'].replace('_', ' ')} {result[result['metric']]:.1%} of {result['count']}"
+        print(f"{source}: {loss}{scored} ({name})")
