@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,11 +14,7 @@ from m4train.models.layers import GatedMLP, RMSNorm, Rotary, rotate
 
 
 class AttentionContext(Protocol):
-    """What is common to the attention of all layers in one forward pass (see `contexts.py`).
-
-    It is handed to the blocks as one opaque object, so that wrappers which cast or move tensor arguments leave its fp32
-    tables alone.
-    """
+    """What is common to the attention of all layers in one forward pass (see `contexts.py`)."""
 
     tables: tuple[Tensor, Tensor]
 
@@ -26,14 +23,30 @@ class AttentionContext(Protocol):
         ...
 
 
+class LayerContext:
+    """An `AttentionContext` as one layer sees it.
+
+    It is handed to the blocks as one opaque object, so that wrappers which cast or move tensor arguments leave its fp32
+    tables alone, and holds the number of the layer, so that a compiled block is the same code for all layers.
+    """
+
+    def __init__(self, context: AttentionContext, layer: int) -> None:
+        self.tables = context.tables
+        self._context, self._layer = context, layer
+
+    @torch.compiler.disable
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+        """(T, heads, head_dim), (T, kv_heads, head_dim) twice -> (T, heads, head_dim); weights drop out."""
+        return self._context(self._layer, query, key, value, dropout)
+
+
 class SelfAttention(nn.Module):
     """Rotary self-attention with grouped keys and values."""
 
-    def __init__(self, config: LlamaConfig, layer: int) -> None:
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         assert config.head_dim is not None
         assert config.num_key_value_heads is not None
-        self.layer = layer
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         query_size, key_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
@@ -42,13 +55,13 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+    def forward(self, hidden: Tensor, context: LayerContext) -> Tensor:
         query, key, value = (
             projection(hidden).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, context.tables), rotate(key, context.tables)
-        mixed = context(self.layer, query, key, value, self.dropout if self.training else 0.0)
+        mixed = context(query, key, value, self.dropout if self.training else 0.0)
         return self.o_proj(mixed.flatten(1))
 
 
@@ -59,15 +72,15 @@ def text_norm(config: LlamaConfig) -> RMSNorm:
 class DecoderLayer(nn.Module):
     """Pre-norm attention and gated MLP, each with its residual."""
 
-    def __init__(self, config: LlamaConfig, layer: int) -> None:
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.dropout = config.residual_dropout
-        self.self_attn = SelfAttention(config, layer)
+        self.self_attn = SelfAttention(config)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, act=config.hidden_act)
         self.input_layernorm = text_norm(config)
         self.post_attention_layernorm = text_norm(config)
 
-    def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+    def forward(self, hidden: Tensor, context: LayerContext) -> Tensor:
         hidden = hidden + self._drop(self.self_attn(self.input_layernorm(hidden), context))
         return hidden + self._drop(self.mlp(self.post_attention_layernorm(hidden)))
 
@@ -83,16 +96,16 @@ class Decoder(nn.Module):
         assert config.head_dim is not None
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = text_norm(config)
         self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
 
     def forward(self, hidden: Tensor, context: AttentionContext, record: list[Tensor] | None = None) -> Tensor:
         """(T, H) embeddings -> (T, H) normed hidden states; `record` collects the input of each layer and the output."""
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             if record is not None:
                 record.append(hidden)
-            hidden = layer(hidden, context)
+            hidden = layer(hidden, LayerContext(context, i))
         hidden = self.norm(hidden)
         if record is not None:
             record.append(hidden)

@@ -14,7 +14,7 @@ from m4train.models.backbone_configs import LlamaConfig
 from m4train.models.clip_vision import ClipTower, clip_flops
 from m4train.models.configuration import ModelConfig
 from m4train.models.contexts import CrossContext, KeyValueCache, PackedContext
-from m4train.models.decoder import DecoderLayer, decoder_flops, text_norm
+from m4train.models.decoder import DecoderLayer, LayerContext, decoder_flops, text_norm
 from m4train.models.doors import ModelDoors, PaddedInputs
 from m4train.models.idefics_images import padded_images
 from m4train.models.idefics_setup import freeze, init_idefics
@@ -119,7 +119,7 @@ class IdeficsModel(ModelDoors, PretrainedModel):
         self.vision_model = ClipTower(config.vision_config)
         if config.use_resampler:
             self.perceiver_resampler = IdeficsResampler(config.perceiver_config, config.vision_config.embed_dim)
-        self.layers = nn.ModuleList([DecoderLayer(text, i) for i in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([DecoderLayer(text) for _ in range(config.num_hidden_layers)])
         count = config.num_hidden_layers // config.cross_layer_interval
         self.gated_cross_attn_layers = nn.ModuleList([GatedCrossAttentionLayer(config, i) for i in range(count)])
         self.norm = text_norm(text)
@@ -168,7 +168,7 @@ class IdeficsModel(ModelDoors, PretrainedModel):
                 record.append(hidden)
             if i % self.config.cross_layer_interval == 0:
                 hidden = self.gated_cross_attn_layers[i // self.config.cross_layer_interval](hidden, features, cross)
-            hidden = layer(hidden, context)
+            hidden = layer(hidden, LayerContext(context, i))
         hidden = self.norm(hidden)
         if record is not None:
             record.append(hidden)

@@ -36,13 +36,22 @@ class LatentContext:
 
     def interleave(self, patches: Tensor, latents: Tensor) -> Tensor:
         """Patches (P, ...) and latents (I * n, ...) -> (P + I * n, ...), image by image."""
-        out = patches.new_empty(self.keys.total, *patches.shape[1:])
+        out = patches.new_empty(patches.shape[0] + latents.shape[0], *patches.shape[1:])
         return out.index_copy(0, self.patch_slots, patches).index_copy(0, self.latent_slots, latents.to(out.dtype))
 
     @torch.compiler.disable
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(I * n, heads, head_dim) queries; (P + I * n, kv_heads, head_dim) keys and values; weights drop out."""
         return attention(query, key, value, self.queries, self.keys, dropout=dropout)
+
+
+@torch.compiler.disable
+def spread(latents: Tensor, patches: Segments) -> tuple[Tensor, LatentContext]:
+    """The latents (n, C) of each image, (I * n, C), and what they see.
+
+    Not compiled: that would make code for each number of images.
+    """
+    return latents.repeat(len(patches), 1), LatentContext(patches, latents.shape[0])
 
 
 class GroupedLatentAttention(nn.Module):
@@ -93,8 +102,7 @@ class PerceiverResampler(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, patches: Tensor, segments: Segments) -> Tensor:
-        context = LatentContext(segments, self.latents.shape[0])
-        latents = self.latents.repeat(len(segments), 1)
+        latents, context = spread(self.latents, segments)
         for layer in self.layers:
             latents = layer(latents, patches, context)
         return self.norm(latents)
@@ -152,8 +160,7 @@ class IdeficsResampler(nn.Module):
         self.layer_norm = nn.LayerNorm(size)
 
     def forward(self, patches: Tensor, segments: Segments) -> Tensor:
-        context = LatentContext(segments, self.latents.shape[0])
-        latents = self.latents.repeat(len(segments), 1)
+        latents, context = spread(self.latents, segments)
         for attend, mlp in self.blocks:
             latents = latents + attend(latents, patches, context)
             latents = latents + mlp(latents)
