@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 
 TOLERANCE = 1e-4  # largest difference of fp32 logits
+QUESTION = "Which digit is this?"
 
 
 def main(folder: str, image: Image.Image) -> int:
@@ -42,12 +43,23 @@ def _run(library, folder: str, image: Image.Image) -> dict:
     """Prompt, ids, logits and greedy answer of one library; both offer the same classes."""
     processor = library.AutoProcessor.from_pretrained(folder)
     model = library.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    content = [{"type": "image"}, {"type": "text", "text": "Which digit is this?"}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(text=[prompt], images=[[image]], return_tensors="pt", add_special_tokens=False)
+    inputs = _inputs(processor, image)
+    ids = inputs["input_ids"]
     generated = model.generate(**inputs, max_new_tokens=16, do_sample=False)
-    answer = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-    return {"prompt": prompt, "ids": inputs["input_ids"], "logits": model(**inputs).logits, "answer": answer}
+    answer = processor.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)[0]
+    return {"prompt": processor.decode(ids[0]), "ids": ids, "logits": model(**inputs).logits, "answer": answer}
+
+
+def _inputs(processor, image: Image.Image) -> dict:
+    """A question about the image, as the documentation of the processor's model asks it."""
+    if type(processor).__name__ == "IdeficsProcessor":  # takes text and images in one list, and has no chat template
+        asked = ["User:", image, f"{QUESTION}<end_of_utterance>\nAssistant:"]
+        return processor(text=[asked], return_tensors="pt")
+    if hasattr(processor, "space_after_image"):
+        processor.space_after_image = True  # Idefics2 in transformers 5 writes a space behind an image, 4.46 none
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return processor(text=[prompt], images=[[image]], return_tensors="pt", add_special_tokens=False)
 
 
 def _drawn_digit() -> Image.Image:
