@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from m4train.config import MixtureConfig
+from m4train.config import AugmentConfig, ConversationOptions, DocumentOptions, MixtureConfig
 from m4train.data.loader import Loader
 from m4train.data.plan import Plan
+from m4train.data.source import build_sources
 from m4train.errors import DataError
 from tests.helpers.data import FakeProcessor, make_sources
 
@@ -66,6 +67,50 @@ def test_any_stop_continues_on_any_number_of_ranks(tmp_path: Path, stop: int, fi
     assert begun | between | rest == whole
     assert set(rest) == set(range(stop + 2, STEPS + 1))
     assert len(json.dumps(state)) < 100_000
+
+
+def varied_sources(folder: Path, **changes):
+    """Sources whose every option draws something, one of which leaves the mixture after two epochs."""
+    sources, data = make_sources(
+        folder,
+        augment=AugmentConfig(shift_pixels=2, crop_scale=[0.6, 1.0]),
+        mixture=MixtureConfig(by="images"),
+        **changes,
+    )
+    pages, digits = data.sources["pages"], data.sources["digits"]
+    pages.documents = DocumentOptions(end_marker="document", max_images=2)
+    digits.conversations = ConversationOptions(shuffle_turns=True, newline_probability=0.5, system_prompt="Look.")
+    digits.epochs = 2
+    return build_sources(data.sources, data, FakeProcessor()), data
+
+
+def test_variants_and_augmentations_are_the_same_after_a_stop(tmp_path: Path) -> None:
+    sources, data = varied_sources(tmp_path)
+    whole, final = hashes(sources, data, 1)
+    assert final["active"] == ["pages"]
+    begun, state = hashes(sources, data, 2, stop=7)
+    rest, _ = hashes(sources, data, 3, state)
+    assert begun | rest == whole
+    plain, _ = hashes(sources, replace(data, augment=AugmentConfig()), 1, stop=1)
+    assert plain[1][0] != whole[1][0]
+
+
+@pytest.mark.full
+@pytest.mark.slow
+def test_every_stop_continues_on_every_number_of_ranks_and_workers(tmp_path: Path) -> None:
+    """Every stop of a run with changes of epoch and of schedule, a damaged sample and every option that draws."""
+    sources, data = varied_sources(tmp_path)
+    data = replace(data, mixture=MixtureConfig(by="tokens", schedule={8: {"pages": 0.5}}))
+    damaged(tmp_path)
+    whole, _ = hashes(sources, data, 1)
+    states = [step.state for step, _ in zip(Plan(sources, data, 5, BATCH).steps(), range(STEPS))]
+    for stop in range(1, STEPS):
+        for world in (1, 2, 3, 5, 8):
+            rest, _ = hashes(sources, data, world, states[stop - 1])
+            assert rest == {step: entry for step, entry in whole.items() if step > stop}
+    for stop, world, workers in ((3, 2, 1), (8, 1, 3), (15, 3, 1), (20, 5, 3)):
+        rest, _ = hashes(sources, replace(data, num_workers=workers), world, states[stop - 1])
+        assert rest == {step: entry for step, entry in whole.items() if step > stop}
 
 
 def test_every_cut_of_the_run_gives_the_same_rest(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from m4train.config import MixtureConfig, SourceConfig
+from m4train.data.loader import Loader
 from m4train.data.mixture import Shares, source_size, weights_at
+from m4train.data.packing import Packer, Unit
 from m4train.data.plan import Plan
 from m4train.data.source import build_sources
 from m4train.errors import ConfigError
@@ -107,3 +110,74 @@ def test_a_source_without_images_has_no_share_of_images(tmp_path: Path) -> None:
     sources = build_sources({"text": SourceConfig(path=str(tmp_path / "*.tar"))}, data, FakeProcessor())
     with pytest.raises(ConfigError, match="holds no image"):
         Plan(sources, data, 0, 8)
+
+
+@pytest.fixture(scope="module")
+def two_sources(tmp_path_factory):
+    return make_sources(tmp_path_factory.mktemp("mixture"), pages=30, chats=25)
+
+
+def entering(plan: Plan, steps: int, monkeypatch) -> list[tuple[int, Unit]]:
+    """The step and unit of everything that is put into the packer, in order."""
+    seen: list[tuple[int, Unit]] = []
+    step = 1
+
+    class Recording(Packer):
+        def add(self, unit: Unit) -> list[list[Unit]]:
+            seen.append((step, unit))
+            return super().add(unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("m4train.data.plan.Packer", Recording)
+        for planned, _ in zip(plan.steps(), range(steps)):
+            step = planned.step + 1
+    return seen
+
+
+@pytest.mark.parametrize("by", ["samples", "tokens", "images"])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pages=st.floats(0.05, 20), later=st.floats(0.05, 20), seed=st.integers(0, 99))
+def test_what_enters_the_packer_is_within_one_document_of_the_target_at_any_prefix(
+    two_sources, monkeypatch, by: str, pages: float, later: float, seed: int
+) -> None:
+    sources, data = two_sources
+    mixture = MixtureConfig(by=by, schedule={1: {"pages": pages}, 5: {"pages": later}})
+    plan = Plan(sources, replace(data, mixture=mixture, long_documents="drop"), seed, 8)
+    units = entering(plan, 9, monkeypatch)
+    amounts = [AMOUNTS[by](plan, unit) for _, unit in units]
+    phases = [(pages, [n for n, (step, _) in enumerate(units) if step < 5])]
+    phases.append((later, [n for n, (step, _) in enumerate(units) if step >= 5]))
+    for weight, numbers in phases:
+        share, had, total = weight / (weight + 1.0), 0, 0
+        for number in numbers:
+            total += amounts[number]
+            had += amounts[number] if units[number][1].source == 0 else 0
+            assert abs(had - share * total) <= max(amounts) + 1e-6
+        assert total
+
+
+def test_a_source_repeats_only_as_often_as_it_may(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path, pages=20, chats=6)
+    sources[1].config.epochs = 2
+    units = [u for s, _ in zip(Plan(sources, data, 0, 4).steps(), range(60)) for p in s.packs for u in p.units]
+    chats = Counter((u.epoch, u.sample) for u in units if u.source == 1)
+    assert chats == {(epoch, sample): 1 for epoch in range(2) for sample in range(6)}
+    pages = [u for u in units if u.source == 0]
+    assert max(u.epoch for u in pages) > 3
+    once = Counter((u.epoch, u.sample, u.first) for u in pages)
+    assert max(once.values()) == 1
+    assert {u.sample for u in pages if u.epoch == 1} == set(range(20))
+
+
+def test_tiny_sources_feed_any_number_of_ranks(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path, pages=2, chats=1, epochs=7)
+    plan = Plan(sources, data, 0, 5)
+    whole = list(Loader(plan, FakeProcessor(), data, seed=0, micro_batch_size=2))
+    for world in (3, 8):
+        place = {"seed": 0, "micro_batch_size": 2, "world_size": world}
+        ranks = [list(Loader(plan, FakeProcessor(), data, rank=rank, **place)) for rank in range(world)]
+        assert {len(steps) for steps in ranks} == {len(whole)}
+        for steps in zip(whole, *ranks):
+            hashes = [sum(batch.data_hash for batch in step.micro_batches) for step in steps]
+            assert hashes[0] % 2**64 == sum(hashes[1:]) % 2**64
+    assert sum(step.documents for step in whole) == 7 * 3
