@@ -71,7 +71,7 @@ def test_any_stop_continues_on_any_number_of_ranks(tmp_path: Path, stop: int, fi
 
 def varied_sources(folder: Path, **changes):
     """Sources whose every option draws something, one of which leaves the mixture after two epochs."""
-    sources, data = make_sources(
+    _, data = make_sources(
         folder,
         augment=AugmentConfig(shift_pixels=2, crop_scale=[0.6, 1.0]),
         mixture=MixtureConfig(by="images"),
