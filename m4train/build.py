@@ -16,6 +16,7 @@ from m4train.data.loader import Loader, StepBatch, validation_steps
 from m4train.data.plan import Plan
 from m4train.data.quarantine import Quarantine
 from m4train.data.source import Source, build_sources
+from m4train.data.streaming import StreamLoader
 from m4train.errors import ConfigError
 from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.tokenizer import Tokenizer
@@ -171,11 +172,18 @@ def build_layout(config: Config, processor: Any) -> Frames:
     return FAMILIES[config.model.family].layout(build_architecture(config, processor), processor)
 
 
+def build_plan(config: Config, processor: Any) -> Plan:
+    """The plan of a run: what it will see, in which order. Raises what its parts raise for unusable shards and indexes."""
+    trainer = config.trainer
+    sources = build_sources(config.data.sources, config.data, processor)
+    return Plan(sources, config.data, config.seed, trainer.global_batch_size, trainer.batch_ramp)
+
+
 @dataclass(frozen=True)
 class RunData:
     """The data side of a run on one rank."""
 
-    plan: Plan
+    plan: Plan | None  # None where the sources are streamed
     validation: list[Source]
     quarantine: Quarantine
     steps: Callable[[Checkpoint | None], Iterator[StepBatch]]
@@ -195,8 +203,8 @@ def build_validation(
 def build_data(config: Config, processor: Any, rank: int, world_size: int) -> RunData:
     """Sources, plan and loaders; raises what their parts raise for unusable shards, indexes and weights."""
     data, micro = config.data, config.trainer.micro_batch_size
-    sources = build_sources(data.sources, data, processor)
-    plan = Plan(sources, data, config.seed, config.trainer.global_batch_size, config.trainer.batch_ramp)
+    streamed = any(source.stream for source in data.sources.values())
+    plan = None if streamed else build_plan(config, processor)
     quarantine = Quarantine(Path(config.run_dir) / "quarantine.jsonl", data.max_bad_fraction)
     layout = build_layout(config, processor)
     validation, held_out = build_validation(config, processor, layout, rank, world_size)
@@ -205,7 +213,14 @@ def build_data(config: Config, processor: Any, rank: int, world_size: int) -> Ru
     def steps(resume: Checkpoint | None) -> Iterator[StepBatch]:
         state = resume.plan if resume else None
         stop = config.trainer.max_steps
-        for step in Loader(plan, processor, data, seed=config.seed, state=state, stop_step=stop, **place):
+        settings = {"seed": config.seed, "state": state, "stop_step": stop, **place}
+        loader: Loader | StreamLoader
+        if plan is None:
+            packs = config.trainer.global_batch_size
+            loader = StreamLoader(data.sources, processor, data, global_batch_size=packs, **settings)
+        else:
+            loader = Loader(plan, processor, data, **settings)
+        for step in loader:
             quarantine.add(step.bad, step.documents)
             yield step
 

@@ -71,6 +71,7 @@ class SourceConfig:
 
     path: str = ""  # shards: a path, a glob, or a brace pattern
     format: str = "canonical"  # how they are laid out, see m4train.data.sources.registry
+    stream: bool = False  # read through webdataset without an index, such as `pipe:` commands; promises less
     weight: float = 1.0  # share of the samples drawn from this source
     loss_weight: float = 1.0  # of each of its loss tokens against those of other sources
     loss: str = "auto"  # auto: every text token of documents, assistant answers of conversations; or: all, last_turn

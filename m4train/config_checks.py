@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from m4train.combinations import why_not
 from m4train.config import (
@@ -40,6 +41,7 @@ def check(config: Config) -> None:
     """Refuses combinations that cannot work. Raises ConfigError with one sentence that names the key and the way out."""
     _check_model(config)
     _check_data(config.data)
+    _check_streams(config)
     _check_training(config)
 
 
@@ -122,6 +124,36 @@ def _check_data(data: DataConfig) -> None:
                 f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
             )
             _check_options(key, source)
+
+
+def _check_streams(config: Config) -> None:
+    """What needs an index does not go with streamed sources."""
+    data = config.data
+    for name, source in data.validation.items():
+        _require(not source.stream, f"data.validation.{name}.stream is true, but held-out sources need an index.")
+    streamed = [name for name, source in data.sources.items() if source.stream]
+    if not streamed:
+        return
+    key = f"data.sources.{streamed[0]}.stream"
+    others = ", ".join(name for name in data.sources if name not in streamed)
+    _require(not others, f"{key} is true, but not that of {others}: stream all sources of a run, or none.")
+    needed: dict[str, tuple[Any, Any]] = {
+        "data.mixture.by": (data.mixture.by, "samples"),
+        "data.mixture.temperature": (data.mixture.temperature, None),
+        "data.mixture.schedule": (dict(data.mixture.schedule), {}),
+        "data.long_documents": (data.long_documents, "drop"),
+        "data.epochs": (data.epochs, None),
+        "trainer.batch_ramp.start": (config.trainer.batch_ramp.start, None),
+    }
+    for name, source in data.sources.items():
+        needed[f"data.sources.{name}.epochs"] = (source.epochs, None)
+        needed[f"data.sources.{name}.documents.end_marker"] = (source.documents.end_marker, None)
+    for name, (value, only) in needed.items():
+        shown = "null" if only is None else only
+        _require(
+            value == only,
+            f"{name} is {value}, which needs an index, but {key} is true: set {name}={shown}, or index the shards.",
+        )
 
 
 def _check_options(key: str, source: SourceConfig) -> None:

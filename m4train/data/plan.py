@@ -106,7 +106,7 @@ class Plan:
         """The steps from the beginning, or those after `state`. Raises DataError for the state of another plan."""
         cursor = _Cursor(self)
         if state is not None:
-            if state["plan"] != self.fingerprint():
+            if state.get("plan") != self.fingerprint():
                 raise DataError(
                     "The data of this run is not what the checkpoint was made with (sources, weights, budgets, batch "
                     "size, seed or tokenizer differ): restore the settings, or start a new run from its weights."

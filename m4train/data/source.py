@@ -102,6 +102,7 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
     Raises ConfigError for a missing path or weight, DataError for a pattern without shards, StaleIndexError for large
     sources without a fresh index.
     """
+    _refuse_streams(sources)
     built = []
     cache = BlockCache(data.cache_dir, int(data.cache_size * 2**30)) if data.cache_dir else None
     for name, config in sources.items():
@@ -121,6 +122,7 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
 
 def index_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any, progress: Any = None) -> None:
     """`m4train data index`: builds what is missing or stale, whatever its size."""
+    _refuse_streams(sources)
     for config in sources.values():
         build_index(
             expand_shards(config.path),
@@ -129,6 +131,15 @@ def index_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
             data.index_dir,
             progress=progress,
         )
+
+
+def _refuse_streams(sources: Mapping[str, SourceConfig]) -> None:
+    for name, config in sources.items():
+        if config.stream:
+            raise ConfigError(
+                f"data source {name!r} is streamed, so that it has no index, no plan and nothing to replay, which this needs: "
+                f"set data.sources.{name}.stream=false for shards that can be indexed, or leave this to the training run."
+            )
 
 
 def source_stats(source: Source) -> dict[str, Any]:

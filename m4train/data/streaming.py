@@ -10,7 +10,7 @@ import logging
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -28,16 +28,18 @@ from m4train.data.packing import Packer, Unit
 from m4train.data.processes import lifeline, worker_context
 from m4train.data.quarantine import QuarantineEntry
 from m4train.data.rendering import Renderer, as_planned, encode_view, expand
-from m4train.data.sample import parse_sample
+from m4train.data.shard_stream import ShardStream, Streamed
+from m4train.data.sources.registry import shard_format
+from m4train.data.sources.tar import TarLayout
 from m4train.data.variants import variant_drawn
-from m4train.errors import BadSample, ConfigError
-from m4train.processing.images import decode_image
+from m4train.errors import BadSample, ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
-_SHUFFLE_BUFFER = 1000
 PROMISES = (
-    "Streaming without an index: the order depends on the number of ranks and workers, a resumed run begins its shards "
-    "again in a new order, epochs are not counted, documents longer than a pack are dropped, and ranks are not balanced."
+    "Streaming without an index: there is no plan to look at or to replay, the order depends on the number of ranks and "
+    "workers, a resumed run goes on only near where it stopped (some samples come twice, some not at all), epochs are not "
+    "counted, documents longer than a pack are dropped, a shard cut between two samples goes unnoticed, and ranks are "
+    "not balanced."
 )
 
 
@@ -73,8 +75,11 @@ class StreamLoader:
         self._start = state["step"] if state is not None else 0
         self._stop = stop_step
         readers = world_size * max(1, data.num_workers)
+        if state is not None and "positions" not in state:
+            raise DataError("The checkpoint is of a run with a plan: set stream=false as it was, or start a new run.")
+        self._positions: dict[str, float] = dict(state["positions"]) if state is not None else {}
         self._stream = _Packs(
-            sources, processor, data, f"{seed} {self._start}", micro_batch_size, rank, readers, layout
+            sources, processor, data, seed, micro_batch_size, rank, readers, layout, dict(self._positions)
         )
         if rank == 0:
             _LOG.warning(PROMISES)
@@ -97,9 +102,20 @@ class StreamLoader:
             step += 1
             begun = time.perf_counter()
             built = [next(batches) for _ in range(self.micro_batches)]
-            bad = [replace(entry, step=step) for _, entries in built for entry in entries]
-            waited = time.perf_counter() - begun
-            yield StepBatch(step, [batch for batch, _ in built], {"step": step, "streaming": True}, bad, waited)
+            bad = [replace(entry, step=step) for one in built for entry in one.bad]
+            for one in built:
+                self._positions |= one.positions
+            state = {"step": step, "streaming": True, "positions": dict(self._positions)}
+            yield StepBatch(step, [one.batch for one in built], state, bad, time.perf_counter() - begun)
+
+
+@dataclass(frozen=True)
+class _Built:
+    """One micro-batch, what was left out on the way, and how far its reader was in each source."""
+
+    batch: PackedBatch
+    bad: list[QuarantineEntry]
+    positions: dict[str, float]
 
 
 class _Packs(IterableDataset):
@@ -110,11 +126,12 @@ class _Packs(IterableDataset):
         sources: Mapping[str, SourceConfig],
         processor: Any,
         data: DataConfig,
-        seed: str,
+        seed: int,
         micro_batch_size: int,
         rank: int,
         readers: int,
         layout: Frames,
+        positions: dict[str, float],
     ) -> None:
         import webdataset.shardlists
 
@@ -127,71 +144,57 @@ class _Packs(IterableDataset):
                 )
         self._sources, self._processor, self._data = dict(sources), processor, data
         self._renderers = {name: Renderer(processor, config) for name, config in sources.items()}
+        self._layouts = {name: _layout(name, config) for name, config in sources.items()}
         self._seed, self._micro, self._rank, self._readers = seed, micro_batch_size, rank, readers
+        self._positions = positions
         self._assembler = Assembler(processor, list(sources), layout)
 
-    def __iter__(self) -> Iterator[tuple[PackedBatch, list[QuarantineEntry]]]:
+    def __iter__(self) -> Iterator[_Built]:
         worker = get_worker_info()
         reader = self._rank * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
+        streams = {name: self._stream(name, reader) for name in self._sources}
         packer = Packer(self._data.sequence_length, self._data.images_per_pack, self._data.packing_pool)
         held: dict[int, Document] = {}
-        bad: list[QuarantineEntry] = []
         packs: list[list[Unit]] = []
-        for number, document in enumerate(self._mixed(reader, bad)):
+        for number, document in enumerate(self._mixed(streams)):
             held[number] = document
             frames = sum(len(frame) for frame in document.rendered.frames)
             packs += packer.add(Unit(document.source, number, 0, 0, -1, len(document.rendered.ids), frames))
             if len(packs) == self._micro:
                 chosen = [held.pop(unit.sample) for pack in packs for unit in pack]
                 hashed = sum(_hash(document) for document in chosen) % (1 << 64)
-                capacity = self._micro * self._data.sequence_length
-                yield self._assembler.batch(chosen, hashed, hashed, capacity), bad[:]
-                packs, bad[:] = [], []
+                batch = self._assembler.batch(chosen, hashed, hashed, self._micro * self._data.sequence_length)
+                bad = [entry for stream in streams.values() for entry in stream.bad]
+                yield _Built(batch, bad, {name: stream.position for name, stream in streams.items()})
+                packs = []
+                for stream in streams.values():
+                    stream.bad.clear()
 
-    def _mixed(self, reader: int, bad: list[QuarantineEntry]) -> Iterator[Document]:
+    def _stream(self, name: str, reader: int) -> ShardStream:
+        """The shards of a source that this reader takes: every so many-th, as webdataset splits them."""
+        urls, seed = self._urls[name][reader :: self._readers], f"{self._seed} {reader}"
+        return ShardStream(name, urls, self._layouts[name], seed, self._data.shuffle, self._positions.get(name, 0.0))
+
+    def _mixed(self, streams: Mapping[str, ShardStream]) -> Iterator[Document]:
         """Documents of all sources by their weights, counted in samples."""
-        streams = {name: self._documents(name, reader, bad) for name in self._sources}
+        documents = {name: self._documents(stream, name) for name, stream in streams.items()}
         shares = Shares({name: config.weight for name, config in self._sources.items()})
         sizes = dict.fromkeys(streams, 1)
         while True:
             name = shares.next(sizes)
             shares.add(name, 1)
-            yield next(streams[name])
+            yield next(documents[name])
 
-    def _documents(self, name: str, reader: int, bad: list[QuarantineEntry]) -> Iterator[Document]:
-        import webdataset
+    def _documents(self, stream: ShardStream, name: str) -> Iterator[Document]:
+        for streamed in stream:
+            try:
+                yield self._document(streamed, name)
+            except BadSample as error:
+                where = (name, streamed.key, streamed.url)
+                stream.bad.append(QuarantineEntry(0, -1, *where, error.reason, error.detail))
 
-        urls, cycle = self._urls[name][reader :: self._readers], 0
-        number = list(self._sources).index(name)
-        while True:
-            seed = int.from_bytes(
-                hashlib.blake2b(f"{self._seed} {name} {reader} {cycle}".encode(), digest_size=4).digest()
-            )
-            shuffle = len(urls) if self._data.shuffle else False
-            stream = webdataset.WebDataset(
-                urls, shardshuffle=shuffle, seed=seed, nodesplitter=None, workersplitter=None, empty_check=False
-            )
-            if self._data.shuffle:
-                stream = stream.shuffle(_SHUFFLE_BUFFER, seed=seed)
-            for stored in stream:
-                try:
-                    yield self._document(stored, name, number, cycle)
-                except BadSample as error:
-                    where = (name, stored["__key__"], stored["__url__"])
-                    bad.append(QuarantineEntry(0, -1, *where, error.reason, error.detail))
-            cycle += 1
-
-    def _document(self, stored: dict[str, Any], name: str, number: int, cycle: int) -> Document:
-        key = stored["__key__"]
-        if "json" not in stored:
-            raise BadSample("no_json", f"members {sorted(k for k in stored if k[0] != '_')} but no {key}.json")
-        sample = parse_sample(stored["json"], key)
-        for item in sample.image_items():
-            if item["image"] not in stored:
-                raise BadSample("missing_image", f"the JSON names {item['image']!r}, which the sample does not hold")
-            if item.get("crc32") not in (None, zlib.crc32(stored[item["image"]])):
-                raise BadSample("damaged", f"image {item['image']!r} does not fit the checksum in the JSON")
-        images = {place: decode_image(stored[image]) for place, image in enumerate(sample.images)}
+    def _document(self, streamed: Streamed, name: str) -> Document:
+        key, cycle, sample, images = streamed.key, streamed.cycle, streamed.sample, streamed.images
         renderer, sizes = self._renderers[name], [image.size for image in images.values()]
         variant = variant_drawn(renderer.variants, 0, cycle, f"{self._seed} {name}", zlib.crc32(key.encode()))
         prepared = renderer.prepare(sample, key, sizes, variant)
@@ -209,8 +212,17 @@ class _Packs(IterableDataset):
             encoded[place] = encode_view(image, view, self._processor)
         rendered = expand(pieces, encoded, planned)
         trained = trained_tokens(rendered, self._sources[name].loss)
-        record = DocumentRecord(-1, name, key, stored["__url__"], tokens, len(encoded), int(trained.sum()))
-        return Document(record, number, rendered, trained)
+        record = DocumentRecord(-1, name, key, streamed.url, tokens, len(encoded), int(trained.sum()))
+        return Document(record, list(self._sources).index(name), rendered, trained)
+
+
+def _layout(name: str, config: SourceConfig) -> TarLayout:
+    layout = shard_format(config)
+    if not isinstance(layout, TarLayout):
+        raise ConfigError(
+            f"data.sources.{name}.stream is true, but its format is {config.format}: only tar files can be streamed."
+        )
+    return layout
 
 
 def _hash(document: Document) -> int:

@@ -144,20 +144,38 @@ class TarLayout:
             return files.read(path, named[suffix].offset, named[suffix].size)
 
         try:
-            texts, images = self.find(key, named, read)
-            missing = next((ref.suffix for ref in (*texts, *images) if ref.suffix not in named), None)
-            if missing is not None:
-                raise BadSample("missing_image", f"the text names {missing!r}, but the shard holds {sorted(named)}")
+            texts, images = self.resolve(key, named, read)
             found = [_text(named[ref.suffix], ref, read(ref.suffix)) for ref in texts]
             found += [self._image(named[ref.suffix], ref, read(ref.suffix)) for ref in images]
             return ScannedSample(key, tuple(found))
         except BadSample as error:
             return ScannedSample(key, bad=(error.reason, error.detail))
 
+    def resolve(
+        self, key: str, named: Mapping[str, TarMember], read: Callable[[str], bytes]
+    ) -> tuple[list[Ref], list[Ref]]:
+        """As `find`, with all members there and their checksums right. Raises BadSample, naming the member at fault."""
+        last = ""
+
+        def noted(suffix: str) -> bytes:
+            nonlocal last
+            last = suffix
+            return read(suffix)
+
+        try:
+            texts, images = self.find(key, named, noted)
+        except BadSample as error:
+            raise BadSample(error.reason, f"{key}.{last}: {error.detail}" if last else error.detail) from None
+        for ref in (*texts, *images):
+            if ref.suffix not in named:
+                detail = f"the text names {ref.suffix!r}, but the shard holds {sorted(named)}"
+                raise BadSample("missing_image", detail)
+            if ref.crc32 is not None and zlib.crc32(read(ref.suffix)) != ref.crc32:
+                detail = f"image {ref.suffix!r} does not fit the checksum in the JSON: bytes were changed or moved"
+                raise BadSample("damaged", detail)
+        return texts, images
+
     def _image(self, member: TarMember, ref: Ref, data: bytes) -> Member:
-        if ref.crc32 not in (None, zlib.crc32(data)):
-            detail = f"image {ref.suffix!r} does not fit the checksum in the JSON: bytes were changed or moved"
-            raise BadSample("damaged", detail)
         try:
             width, height = self.picture_size(data, ref.part)
         except BadSample as error:

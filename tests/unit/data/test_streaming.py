@@ -1,14 +1,33 @@
+import io
+import json
 import logging
+import tarfile
+from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from m4train.config import SourceConfig
+from m4train.data import storage
+from m4train.data.shard_stream import ShardStream
+from m4train.data.source import build_sources
+from m4train.data.sources.tar import CanonicalTar
+from m4train.data.sources.tar_layouts import Pairs
 from m4train.data.streaming import PROMISES, StreamLoader
-from m4train.errors import ConfigError
-from tests.helpers.data import FakeProcessor, conversations, data_config, document, documents, write_shards
+from m4train.errors import ConfigError, DataError
+from tests.helpers.data import (
+    FakeProcessor,
+    conversations,
+    data_config,
+    document,
+    documents,
+    page_picture,
+    png,
+    write_shards,
+)
 
 PROCESSOR = FakeProcessor()
 
@@ -67,3 +86,84 @@ def test_what_streams_cannot_do_is_refused(sources: dict) -> None:
         load(sources, replace(data_config(), num_workers=3), world_size=2, micro_batch_size=2)
     with pytest.raises(ConfigError, match="multiple of ranks"):
         load(sources, data_config(), world_size=3)
+
+
+def stream(path: str, position: float = 0.0, layout=None) -> ShardStream:
+    urls = [f"pipe:cat {path}/shard-{number:06d}.tar" for number in range(4)]
+    return ShardStream("pages", urls, layout or CanonicalTar(), "0 0", True, position)
+
+
+def keys(stream: ShardStream, count: int) -> list[str]:
+    return [streamed.key for streamed in islice(stream, count)]
+
+
+def test_every_round_holds_every_sample_in_another_order(tmp_path: Path) -> None:
+    write_shards(tmp_path, documents(40), max_samples=10)
+    whole = keys(stream(tmp_path), 400)
+    assert len(set(whole)) == 40
+    assert keys(stream(tmp_path), 100) == whole[:100]
+    assert whole[:40] != sorted(whole[:40])
+    assert min(Counter(whole).values()) >= 5
+
+
+def test_a_stream_goes_on_near_where_it_was(sources: dict, tmp_path: Path) -> None:
+    small = {"global_batch_size": 2}
+    first = load(sources, data_config(shuffle=False), stop=3, **small)
+    state = json.loads(json.dumps(first[-1].state))
+    assert len(json.dumps(state)) < 1000
+    assert 0 < state["positions"]["pages"] < 1
+    [again] = load(sources, data_config(shuffle=False), stop=4, state=state, **small)
+    assert again.step == 4
+    shards = [{d.shard for b in step.micro_batches for d in b.documents if d.source == "pages"} for step in first]
+    resumed = {d.shard for b in again.micro_batches for d in b.documents if d.source == "pages"}
+    assert resumed == {max(shards[-1])}
+    with pytest.raises(DataError, match="a run with a plan"):
+        load(sources, data_config(), state={"plan": "x", "step": 1})
+
+
+def test_a_damaged_stream_keeps_what_came_before_and_is_named(tmp_path: Path) -> None:
+    [path] = write_shards(tmp_path, documents(10))
+    path.write_bytes(path.read_bytes()[:20_000])
+    cut = ShardStream("pages", [f"pipe:cat {path}"], CanonicalTar(), "0", False)
+    found = keys(cut, 12)
+    complete = [f"doc{number:05d}" for number in range(len(set(found)))]
+    assert 3 < len(complete) < 10
+    assert found == (complete * 4)[:12]
+    assert {(entry.reason, entry.shard) for entry in cut.bad} == {("damaged_shard", f"pipe:cat {path}")}
+
+
+def test_a_command_that_fails_is_run_again_and_then_ends_the_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
+    [path] = write_shards(tmp_path, documents(10))
+    tries = tmp_path / "tries"
+    flaky = (
+        f"pipe:echo x >> {tries}; if [ $(wc -l < {tries}) -lt 3 ]; then head -c 15000 {path}; exit 7; fi; cat {path}"
+    )
+    lapse = ShardStream("pages", [flaky], CanonicalTar(), "0", False)
+    assert keys(lapse, 10) == [f"doc{number:05d}" for number in range(10)]
+    assert not lapse.bad
+    with pytest.raises(DataError, match=r"failed 5 times .*exit status 1"):
+        keys(ShardStream("pages", [f"pipe:cat {tmp_path}/none.tar 2>/dev/null"], CanonicalTar(), "0", False), 1)
+
+
+def test_other_layouts_are_streamed_as_they_are_indexed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("0.JPG", png(page_picture("a"))), ("0.txt", b"A page."), ("1.txt", b"alone")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    pairs = ShardStream("pairs", [str(tmp_path / "a.tar")], Pairs(), "0", False)
+    streamed = next(iter(pairs))
+    assert [item.get("text") for item in streamed.sample.items] == [None, "A page."]
+    assert np.array_equal(np.asarray(streamed.images[0]), np.asarray(page_picture("a")))
+    keys(pairs, 2)
+    assert {(entry.key, entry.reason) for entry in pairs.bad} == {("1", "missing_image")}
+    config = {"rows": SourceConfig(path="a.parquet", format="parquet", stream=True)}
+    with pytest.raises(ConfigError, match="only tar files can be streamed"):
+        load(config, data_config())
+
+
+def test_what_needs_an_index_is_refused(sources: dict) -> None:
+    config = {"pages": replace(sources["pages"], stream=True)}
+    with pytest.raises(ConfigError, match=r"data\.sources\.pages\.stream=false"):
+        build_sources(config, data_config(), PROCESSOR)
