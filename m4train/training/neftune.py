@@ -34,10 +34,10 @@ class EmbeddingNoise:
         batch = self._batch
         if batch is None or not batch.documents or not torch.is_grad_enabled():
             return output
-        return output + self._draw(batch, output.shape[-1]).to(output)
+        return output + self._draw(batch, output.shape[-1], output.device).to(output.dtype)
 
-    def _draw(self, batch: PackedBatch, width: int) -> Tensor:
-        """Noise (T, H), one document after the other."""
+    def _draw(self, batch: PackedBatch, width: int, device: torch.device) -> Tensor:
+        """Noise (T, H), one document after the other; drawn on the device, since copying it there would be waited for."""
         seen: Counter[tuple[int, str]] = Counter()
         rows = []
         for document, length in zip(batch.documents, batch.segments.lengths, strict=True):
@@ -45,8 +45,8 @@ class EmbeddingNoise:
             text = f"{self.seed}/{self._step}/{document.pack}/{document.key}/{seen[place]}"
             seen[place] += 1
             digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-            noise = torch.rand(length, width, generator=generator).mul_(2.0).sub_(1.0)
+            generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+            noise = torch.rand(length, width, generator=generator, device=device).mul_(2.0).sub_(1.0)
             rows.append(noise.mul_(self.alpha / (length * width) ** 0.5))
         return torch.cat(rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 
@@ -15,20 +16,25 @@ def on_device(batches: Sequence[PackedBatch], device: torch.device) -> Iterator[
         for batch in batches:
             yield batch.to(device)
         return
-    stream = torch.cuda.Stream(device)
+    stream, compute = _copy_stream(device), torch.cuda.current_stream(device)
     ahead = _copy(batches[0], device, stream) if batches else None
     for number in range(len(batches)):
         assert ahead is not None
-        torch.cuda.current_stream(device).wait_stream(stream)
+        compute.wait_stream(stream)
         current, ahead = ahead, None
+        current.record_stream(compute)
         if number + 1 < len(batches):
             ahead = _copy(batches[number + 1], device, stream)
         yield current
 
 
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all copies, so that they wait for each other and for nothing else: the first batch of a step is copied
+    while the device still computes the step before."""
+    return torch.cuda.Stream(device)
+
+
 def _copy(batch: PackedBatch, device: torch.device, stream: torch.cuda.Stream) -> PackedBatch:
-    """Starts the copy. It waits for the compute issued so far, since it may be given memory that compute has just freed."""
-    pinned = batch.pin_memory()
-    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
-        return pinned.to(device, non_blocking=True)
+        return batch.pin_memory().to(device, non_blocking=True)

@@ -42,6 +42,10 @@ def _compare(expected, got):
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=NORM)
         for key in ("loss/web", "loss/chat"):
             assert b[key] == pytest.approx(a[key], rel=LOSS)
+        by_part = {key for key in a if key.startswith("grad_norm/")}
+        assert by_part == {key for key in b if key.startswith("grad_norm/")} != set()
+        for key in by_part:
+            assert b[key] == pytest.approx(a[key], rel=NORM, abs=NORM * a["grad_norm"])
 
 
 @pytest.mark.slow

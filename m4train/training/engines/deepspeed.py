@@ -80,6 +80,7 @@ class DeepSpeedEngine(DistributedEngine):
         self._zero: Any = self._engine.optimizer
         self.optimizer = self._zero.optimizer
         self._allocate_state()
+        self._remember_norms()
 
     def place(self, model: nn.Module) -> None:
         """Splits the parameters over ranks under ZeRO-3; under the others every rank has them all."""
@@ -146,6 +147,7 @@ class DeepSpeedEngine(DistributedEngine):
         """
         optim.set_rates(self.optimizer, factor)
         norm, refused = None, False
+        self._norms.clear()
         if self.guard.deviations:
             norm = self._norm()
             refused = bool(self.guard.judge(norm).item())
@@ -154,7 +156,32 @@ class DeepSpeedEngine(DistributedEngine):
         if norm is None:
             norm = torch.as_tensor(self._zero._global_grad_norm, dtype=torch.float32, device=self.device)
         skipped = torch.tensor(float(self._zero.overflow), device=self.device)
-        return Update(norm, norm.new_zeros(0), (), skipped)
+        return Update(norm, *self._norms_by_part(), skipped)
+
+    def _remember_norms(self) -> None:
+        """Keeps the norm of every flat partition that DeepSpeed computes on its way to the global one."""
+        self._norms: list[Any] = []
+
+        def kept(function: Callable[..., Any]) -> Callable[..., Any]:
+            def remembering(*args: Any, **options: Any) -> Any:
+                self._norms.append(function(*args, **options))
+                return self._norms[-1]
+
+            return remembering
+
+        for name in ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload"):
+            setattr(self._zero, name, kept(getattr(self._zero, name)))
+
+    def _norms_by_part(self) -> tuple[Tensor, tuple[str, ...]]:
+        """Gradient norms (P,) of the last update, and the parts they belong to."""
+        owners = [self.optimizer.param_groups[number]["part"] for number, _ in self._flats()]
+        norms = [torch.as_tensor(norm, device=self.device).float() for norm in self._norms[: len(owners)]]
+        parts = tuple(dict.fromkeys(owners))
+        if not norms:
+            return torch.full((len(parts),), torch.inf, device=self.device), parts
+        squares = torch.stack([torch.where(norm < 0, torch.inf, norm) for norm in norms]).square()
+        by_part = [squares[[owner == part for owner in owners]].sum() for part in parts]
+        return torch.stack(by_part).sqrt(), parts
 
     def _norm(self) -> Tensor:
         """The global gradient norm before the update; not finite where DeepSpeed marks it as -1."""
