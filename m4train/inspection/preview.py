@@ -56,6 +56,8 @@ class SegmentView:
     images: int = 0
     loss_tokens: int = 0
     problem: str = ""
+    variant: int = 0  # of the `variants` there are of the sample
+    variants: int = 1
 
     @property
     def tokens(self) -> int:
@@ -95,7 +97,17 @@ def view_pack(collator: Collator, pack: PlannedPack) -> PackView:
             continue
         runs = document_runs(document, collator.planned(unit), collator.processor)
         record = document.record
-        segments.append(SegmentView(*where, begin + record.tokens, runs, record.images, record.loss_tokens))
+        segments.append(
+            SegmentView(
+                *where,
+                end=begin + record.tokens,
+                runs=runs,
+                images=record.images,
+                loss_tokens=record.loss_tokens,
+                variant=collator.variant(unit),
+                variants=shard.variants,
+            )
+        )
     return PackView(pack.number, segments, collator.data.sequence_length, pack.frames)
 
 

@@ -24,7 +24,7 @@ _MODULUS = 1 << 64
 class ReplayedSample:
     """One segment of the step. `byte_ranges` are [offset, size] of its texts and then of its images in `shard`, in the
     units of the source's format; `pieces` is [first, last) where a longer document was cut; `span` is [begin, end) in the
-    tokens of its pack."""
+    tokens of its pack, and `trained` the stretches of it that are trained on."""
 
     pack: int
     source: str
@@ -35,6 +35,7 @@ class ReplayedSample:
     epoch: int
     pieces: list[int] | None
     span: list[int]
+    trained: list[list[int]]
     loss_tokens: int
     images: int
     dropped: str
@@ -110,22 +111,40 @@ def _sample(collator: Collator, pack: PackView, segment: SegmentView) -> Replaye
         epoch=unit.epoch,
         pieces=None if unit.last < 0 else [unit.first, unit.last],
         span=[segment.begin, segment.end],
+        trained=trained_spans(segment),
         loss_tokens=segment.loss_tokens,
         images=segment.images,
         dropped=segment.problem,
     )
 
 
+def trained_spans(segment: SegmentView) -> list[list[int]]:
+    """[begin, end) of every stretch of trained tokens, in the tokens of the pack."""
+    spans: list[list[int]] = []
+    begin = segment.begin
+    for run in segment.runs:
+        if run.kind == "trained":
+            spans.append([begin, begin + run.tokens])
+        begin += run.tokens
+    return spans
+
+
 def replay_table(step: int, samples: Sequence[ReplayedSample]) -> Any:
     """The samples as a table for a terminal."""
     from rich.table import Table
 
-    table = Table("pack", "source", "key", "shard", "bytes", "span", "trained", "images", title=f"step {step}")
+    table = Table("pack", "source", title=f"step {step}")
+    urls = any(sample.url for sample in samples)
+    for name in ("key", "shard", "bytes", *(["url"] if urls else [])):
+        table.add_column(name, overflow="fold")
+    for name in ("span", "trained", "images"):
+        table.add_column(name, justify="right")
     for sample in samples:
         begin = min((offset for offset, _ in sample.byte_ranges), default=0)
         end = max((offset + size for offset, size in sample.byte_ranges), default=0)
         span = "dropped" if sample.dropped else f"{sample.span[0]}-{sample.span[1]}"
         shard = sample.shard.rsplit("/", 1)[-1]
-        counts = (str(sample.loss_tokens), str(sample.images))
-        table.add_row(str(sample.pack), sample.source, sample.key, shard, f"{begin}-{end}", span, *counts)
+        counts = (span, str(sample.loss_tokens), str(sample.images))
+        where = (sample.key, shard, f"{begin}-{end}", *([sample.url] if urls else []))
+        table.add_row(str(sample.pack), sample.source, *where, *counts)
     return table

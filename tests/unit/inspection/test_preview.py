@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from m4train.config import ConversationOptions, DocumentOptions
 from m4train.data.collate import Collator
 from m4train.data.plan import Plan
+from m4train.data.source import build_sources
 from m4train.inspection.preview import PackView, frame_uri, view_pack, write_page
 from tests.helpers.data import FakeProcessor, document, make_sources, write_shards
 
@@ -106,3 +108,20 @@ def test_the_page_needs_nothing_else_and_escapes_text(tmp_path: Path) -> None:
     assert "<script" not in html
     assert "http" not in html
     assert f"pages / {name}" in html
+
+
+def test_the_page_says_which_variant_is_shown(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path)
+    data.sources["digits"].conversations = ConversationOptions(newline_probability=0.5)
+    data.sources["pages"].documents = DocumentOptions(end_marker="Page")
+    sources = build_sources(data.sources, data, FakeProcessor())
+    collator = Collator(sources, FakeProcessor(), data, 0)
+    packs = [view_pack(collator, pack) for pack in next(Plan(sources, data, 0, 4).steps()).packs]
+    write_page(tmp_path / "page.html", "title", "subtitle", packs)
+    page = (tmp_path / "page.html").read_text()
+    segments = [segment for pack in packs for segment in pack.segments]
+    assert {segment.variants for segment in segments} == {1, 8}
+    for segment in segments:
+        if segment.variants > 1:
+            assert f"variant {segment.variant + 1} of 8" in page
+    assert "of a longer sample" in page

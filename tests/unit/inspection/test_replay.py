@@ -66,6 +66,8 @@ def test_samples_say_where_their_bytes_lie(tmp_path: Path) -> None:
             assert json.loads(shard.read(size))["source"]["dataset"] == sample.source
         assert sample.images == len(sample.byte_ranges) - 1
         assert sample.span[1] - sample.span[0] > sample.loss_tokens > 0
+        assert sum(end - begin for begin, end in sample.trained) == sample.loss_tokens
+        assert sample.span[0] < sample.trained[0][0] < sample.trained[-1][1] <= sample.span[1]
 
 
 def test_the_last_logged_hash_counts() -> None:
