@@ -140,12 +140,30 @@ def _replay(arguments: list[str]) -> int:
 
 
 def _launch(arguments: list[str]) -> int:
+    if arguments[:1] == ["check"]:
+        return _check(arguments[1:])
     if arguments[:1] != ["slurm"]:
-        raise ConfigError("launch needs slurm: m4train launch slurm nodes=N [--SBATCH_OPTION ...] [overrides].")
+        raise ConfigError(
+            "launch needs slurm or check: m4train launch slurm nodes=N [--SBATCH_OPTION ...] [overrides]."
+        )
     nodes, arguments = _number("nodes", arguments[1:], 1)
     from m4train.slurm import submit
 
     return submit(nodes, arguments)
+
+
+def _check(arguments: list[str]) -> int:
+    from m4train.compose import load_config
+
+    config = load_config(arguments)
+    from m4train import launching
+
+    launching.check_launched(config)
+    if launching.starts_processes(config):
+        return launching.launch(["launch", "check", *arguments], config.launch.processes or 1)
+    from m4train.preflight import preflight
+
+    return preflight(config)
 
 
 def _number(name: str, arguments: list[str], default: int) -> tuple[int, list[str]]:
@@ -193,9 +211,9 @@ COMMANDS = {
         f"step=N [--json] run_dir=RUN | {OVERRIDES}",
     ),
     "launch": Command(
-        "submit the run that train would start to SLURM",
+        "submit the run that train would start to SLURM, or check its processes, their network and disk",
         _launch,
-        f"slurm nodes=N [--SBATCH_OPTION ...] {OVERRIDES}",
+        f"slurm nodes=N [--SBATCH_OPTION ...] {OVERRIDES} | check {OVERRIDES}",
     ),
     "data": Command("index the shards of a configuration, or say what they hold", _data, f"index|stats {OVERRIDES}"),
 }
