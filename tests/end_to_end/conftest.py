@@ -1,7 +1,8 @@
 import subprocess
-import sys
 
 import pytest
+
+from tests.helpers import warm
 
 
 @pytest.fixture
@@ -9,13 +10,12 @@ def m4train(digits_root, tmp_path):
     """Runs one command on the digits with a run directory of the test's own; returns the finished process."""
 
     def run(command, *overrides, root=digits_root, check=True, timeout=240):
-        done = subprocess.run(
-            [sys.executable, "-m", "m4train", *command.split(), *small_run(root, tmp_path), *overrides],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=tmp_path,
-        )
+        child = warm.start_command(*command.split(), *small_run(root, tmp_path), *overrides, folder=tmp_path)
+        try:
+            code = child.wait(timeout)
+        finally:
+            child.kill()
+        done = subprocess.CompletedProcess(command, code, child.output.read_text(), child.errors.read_text())
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 

@@ -2,13 +2,12 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from tests.end_to_end.conftest import small_run
+from tests.helpers import warm
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +20,8 @@ def _metrics(folder):
 @pytest.fixture(scope="module")
 def uninterrupted(digits_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    subprocess.run([sys.executable, "-m", "m4train", "train", *small_run(digits_root, folder)], check=True, timeout=240)
+    run = warm.start_command("train", *small_run(digits_root, folder), folder=folder)
+    assert run.wait(timeout=240) == 0, run.said()
     return _metrics(folder / "run")
 
 
@@ -29,17 +29,17 @@ def uninterrupted(digits_root, tmp_path_factory):
     ("how", "step"), [(signal.SIGKILL, 6), (signal.SIGKILL, 9), (signal.SIGINT, 3), (signal.SIGTERM, 7)]
 )
 def test_stopped_and_started_again(digits_root, tmp_path, uninterrupted, how, step):
-    command = [sys.executable, "-m", "m4train", "train", *small_run(digits_root, tmp_path)]
+    command = ["train", *small_run(digits_root, tmp_path)]
     metrics = tmp_path / "run" / "metrics.jsonl"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = warm.start_command(*command, folder=tmp_path)
     deadline = time.monotonic() + 200
     while not metrics.exists() or len(metrics.read_text().splitlines()) < step:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(how)
+    process.signal(how)
     process.wait(timeout=100)
     assert (process.returncode == 0) == (how != signal.SIGKILL)  # a signal that can be heard ends in a checkpoint
-    other_workers = ["data.num_workers=0"]
-    subprocess.run([*command, *other_workers], check=True, timeout=240)
+    again = warm.start_command(*command, "data.num_workers=0", folder=tmp_path)
+    assert again.wait(timeout=240) == 0, again.said()
     assert _metrics(tmp_path / "run") == uninterrupted

@@ -29,6 +29,7 @@ PRELOADED = (
     "peft",
     "deepspeed",
     "m4train.models",
+    "m4train.run",
     "m4train.training.trainer",
     "m4train.training.engines.ddp",
     "m4train.training.engines.deepspeed",
@@ -38,10 +39,10 @@ PRELOADED = (
 
 
 class Child:
-    """A process of the server. `output` is the file that holds what it wrote to stdout and stderr."""
+    """A process of the server. `output` and `errors` are the files that hold what it wrote to stdout and stderr."""
 
-    def __init__(self, pid: int, output: Path) -> None:
-        self.pid, self.output = pid, output
+    def __init__(self, pid: int, output: Path, errors: Path) -> None:
+        self.pid, self.output, self.errors = pid, output, errors
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -67,14 +68,41 @@ class Child:
         self.signal(signal.SIGKILL)
 
     def said(self) -> str:
-        return self.output.read_text(errors="replace")
+        """What it wrote to stdout, and to stderr."""
+        files = dict.fromkeys((self.output, self.errors))
+        return "".join(file.read_text(errors="replace") for file in files)
 
 
-def start(function: Callable[..., Any], *args: Any, output: Path, **environment: str) -> Child:
-    """Calls `function(*args)` in a new process, which ends with code 0, or 1 after an exception."""
+def start(
+    function: Callable[..., Any],
+    *args: Any,
+    output: Path,
+    errors: Path | None = None,
+    folder: Path | None = None,
+    **environment: str,
+) -> Child:
+    """Calls `function(*args)` in a new process, which ends with code 0, or 1 after an exception, or as SystemExit says.
+
+    It writes to the files `output` and `errors` (None: the same one) and runs in `folder` (None: that of the tests).
+    """
     work = cloudpickle.dumps((function, args))
-    pid = _ask("start", work, {**os.environ, **environment}, os.getcwd(), str(output))
-    return Child(pid, output)
+    files = (output, errors or output)
+    pid = _ask("start", work, {**os.environ, **environment}, str(folder or Path.cwd()), *map(str, files))
+    return Child(pid, *files)
+
+
+def start_command(*arguments: str, folder: Path) -> Child:
+    """`m4train ARGUMENTS` in a process of its own; its output lies in `folder`, where it also runs."""
+    number = len(list(folder.glob("command-*.out")))
+    output, errors = folder / f"command-{number}.out", folder / f"command-{number}.err"
+    output.touch()
+    return start(_command, arguments, output=output, errors=errors, folder=folder)
+
+
+def _command(arguments: tuple[str, ...]) -> None:
+    from m4train.cli import main
+
+    sys.exit(main(list(arguments)))
 
 
 @cache
@@ -123,12 +151,11 @@ def _serve(link: Connection) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _become(work: bytes, environment: dict[str, str], folder: str, output: str) -> None:
-    code = 1
+def _become(work: bytes, environment: dict[str, str], folder: str, *files: str) -> None:
+    code: Any = 1
     try:
-        log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        for stream, file in enumerate(files, start=1):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
@@ -138,6 +165,8 @@ def _become(work: bytes, environment: dict[str, str], folder: str, output: str) 
         function, args = cloudpickle.loads(work)
         function(*args)
         code = 0
+    except SystemExit as end:
+        code = end.code or 0
     except BaseException:
         traceback.print_exc()
     finally:
