@@ -1,14 +1,15 @@
 """Peak memory of `m4train export` against the size of the model: python benchmarks/export.py [LAYERS]
 
-Each export runs in a process of its own, whose largest resident set is compared with what importing takes.
+Each export runs in a process of its own. Counted is anonymous memory, which the system cannot take back, at its largest, less
+what importing takes; pages of files that are mapped (the export, when it is read again) are not.
 """
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -31,15 +32,24 @@ def measure(arguments: list[str]) -> None:
     import m4train.export_run  # noqa: F401  what every export imports is not what it needs
     from m4train.cli import main
 
-    started = time.perf_counter()
-    imported = _peak()
-    if arguments:
-        assert main(["export", *arguments]) == 0
-    print(_peak() - imported, time.perf_counter() - started)
+    started, imported, peak, done = time.perf_counter(), _anonymous(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, _anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert main(["export", *arguments]) == 0
+    done.set()
+    watcher.join()
+    print(peak - imported, time.perf_counter() - started)
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _anonymous() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def run(*arguments: str) -> tuple[float, float]:

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from m4train.config import Config
 from m4train.errors import CheckpointError, ConfigError, M4Error
 from m4train.training.checkpoint_files import check_manifest
@@ -69,9 +71,9 @@ class Checkpoint:
         return self.state["plan"]
 
 
-def config_dict(config: Config) -> dict[str, Any]:
+def config_dict(config: Config | dict[str, Any]) -> dict[str, Any]:
     """The configuration as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(config if isinstance(config, dict) else dataclasses.asdict(config)))
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -89,14 +91,27 @@ def differing_keys(before: dict[str, Any], now: dict[str, Any], among: Sequence[
 
     A key that one of them lacks, as in a checkpoint of an earlier version, counts as its default.
     """
-    defaults = flatten(config_dict(Config()))
-    old, new = {**defaults, **flatten(before)}, {**defaults, **flatten(now)}
+    old, new = flatten(_completed(before)), flatten(_completed(now))
     changed = (key for key in sorted(old.keys() | new.keys()) if old.get(key, _ABSENT) != new.get(key, _ABSENT))
     return {
         key: f"{old.get(key, _ABSENT)} then, {new.get(key, _ABSENT)} now"
         for key in changed
         if not _matches(key, CHANGEABLE) and _matches(key, among)
     }
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the default of every key it lacks, also inside its sources and parts."""
+    schema = OmegaConf.structured(Config)
+    OmegaConf.set_struct(schema, False)
+    return config_dict(OmegaConf.to_container(OmegaConf.merge(schema, _numbered(config))))  # type: ignore[arg-type]
+
+
+def _numbered(value: Any) -> Any:
+    """The value with the keys that JSON made strings of, such as the steps of a schedule, as numbers again."""
+    if not isinstance(value, dict):
+        return value
+    return {int(key) if key.isdigit() else key: _numbered(inner) for key, inner in value.items()}
 
 
 def _matches(key: str, patterns: Sequence[str]) -> bool:

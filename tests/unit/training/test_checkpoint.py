@@ -176,10 +176,12 @@ def test_a_checkpoint_of_an_earlier_version_lacks_keys_at_their_default(tmp_path
     from m4train.training.checkpoint_files import MANIFEST, write_manifest
 
     config = make_config(tmp_path)
+    config.data.mixture.schedule = {5: {"web": 2.0}}
     _train(config)
     folder = tmp_path / "checkpoints" / "step-000012"
     state = json.loads((folder / "state.json").read_text())
     del state["config"]["trainer"]["neftune_alpha"], state["config"]["adapter"]
+    del state["config"]["data"]["sources"]["web"]["weight"]
     (folder / "state.json").write_text(json.dumps(state))
     (folder / MANIFEST).unlink()
     write_manifest(folder)
