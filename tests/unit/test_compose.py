@@ -46,7 +46,39 @@ def test_every_choice_of_every_group_composes():
     for group, choices in groups().items():
         for choice in choices:
             if group != "experiment":
-                load_config(["experiment=digits_sft", f"{group}={choice}", "trainer.eval_every=0"])
+                own = ["data.sources={mine: {path: mine.tar}}"] if choice == "own" else []
+                load_config(["experiment=digits_sft", f"{group}={choice}", "trainer.eval_every=0", *own])
+
+
+def test_own_data_replaces_that_of_the_experiment():
+    config = load_config(
+        [
+            "experiment=digits_sft",
+            "data=own",
+            "trainer.eval_every=0",
+            "data.sources={mine: {path: mine-*.tar, images: {enlarge: false}}}",
+        ]
+    )
+    assert list(config.data.sources) == ["mine"]
+    assert config.data.sources["mine"].path == "mine-*.tar"
+    assert not config.data.sources["mine"].images.enlarge
+    assert (config.data.validation, config.data.prepare) == ({}, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("documents.ending_images=cut", "must be one of keep, strip, skip"),
+        ("conversations.newline_probability=1.5", "probability from 0 to 1"),
+        ("images.upscale_max=0.5", "must be at least 1"),
+        ("images.max_tokens=0", "null sets no limit"),
+        ("variants=0", "must be at least 1"),
+    ],
+)
+def test_options_of_a_source_are_checked(override, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(["experiment=digits_sft", f"data.sources.single.{override}"])
+    assert "data.sources.single." in str(error.value)
 
 
 def test_refusal_is_fast_and_loads_nothing_heavy():
