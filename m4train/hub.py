@@ -9,6 +9,7 @@ from m4train.errors import ConfigError
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "additional_chat_templates/*")  # everything of a model folder but its weights
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
+PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def model_folder(

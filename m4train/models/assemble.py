@@ -14,7 +14,7 @@ from m4train.errors import CheckpointError, ConfigError
 from m4train.models.initialisation import fill_normal
 from m4train.models.layers import stretch_positions
 from m4train.models.multimodal import MultimodalLM
-from m4train.models.pretrained import TensorFolder
+from m4train.models.tensor_folder import TensorFolder
 
 # Tensors of the checkpoints that these models have no use for: the pooling head, the towers beside.
 _UNUSED_VISION = re.compile(

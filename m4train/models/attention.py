@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m4train.batch import Segments
+from m4train.errors import ConfigError
 
 # Up to this length of the longest segment one padded call is cheaper than a call a segment (measured on CPU: 1.5 ms against
 # 7 ms for 60 segments of 8 tokens; from some 60 tokens on, padding always loses).
@@ -65,6 +66,20 @@ def attention(
         )
     ]
     return torch.cat(outputs)
+
+
+def check_attention(name: str | None, dtype: torch.dtype) -> None:
+    """Raises ConfigError where a model of this dtype would not use the kernels that `name`, of the reference's, stands for."""
+    if name not in (None, "sdpa", "flash_attention_2"):
+        raise ConfigError(
+            f"attn_implementation is {name!r}, but there are sdpa and flash_attention_2: leave it out; attention weights come "
+            "with output_attentions=True"
+        )
+    if name == "flash_attention_2" and dtype not in (torch.float16, torch.bfloat16):
+        raise ConfigError(
+            f"attn_implementation is flash_attention_2, which takes half precision, but the model is {dtype}: load it with "
+            "dtype=torch.bfloat16"
+        )
 
 
 def _fits_varlen(head_dim: int) -> bool:

@@ -10,62 +10,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m4train.errors import CheckpointError
-from m4train.hub import WEIGHT_FILES, model_folder
+from m4train.hub import PICKLE_FILES, WEIGHT_FILES, model_folder
+from m4train.models.attention import check_attention
 from m4train.models.configuration import ModelConfig
+from m4train.models.tensor_folder import INDEX, TensorFolder
 
-_INDEX = "model.safetensors.index.json"
 # Buffers that old releases stored and that are computed here.
 _OBSOLETE = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
-
-
-class TensorFolder:
-    """The tensors of a model folder, memory-mapped and read one at a time.
-
-    Raises:
-        CheckpointError: there is no safetensors file, or the index names a file that is missing.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._open: dict[str, Any] = {}
-        index = self.folder / _INDEX
-        if index.is_file():
-            self.files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            missing = sorted({file for file in self.files.values() if not (self.folder / file).is_file()})
-            if missing:
-                raise CheckpointError(f"{index} names {', '.join(missing)}, which are missing: copy the folder again")
-        elif (self.folder / "model.safetensors").is_file():
-            self.files = dict.fromkeys(self._file("model.safetensors").keys(), "model.safetensors")
-        else:
-            raise CheckpointError(self._nothing())
-
-    def _nothing(self) -> str:
-        pickles = sorted(p.name for p in self.folder.glob("*.bin"))
-        if pickles:
-            return (
-                f"{self.folder} holds only pickle files ({', '.join(pickles)}), which can run any code when read: convert "
-                "them to safetensors first"
-            )
-        return f"{self.folder} holds neither model.safetensors nor {_INDEX}: name a folder with a saved model"
-
-    def _file(self, name: str) -> Any:
-        if name not in self._open:
-            try:
-                self._open[name] = safe_open(self.folder / name, framework="pt")
-            except Exception as error:  # the library raises its own type, by version
-                raise CheckpointError(f"{self.folder / name} cannot be read ({error}): copy it again") from error
-        return self._open[name]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file(self.files[name]).get_slice(name).get_shape())
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._file(self.files[name]).get_tensor(name)
 
 
 class PretrainedModel(nn.Module):
@@ -112,6 +67,8 @@ class PretrainedModel(nn.Module):
         strict: bool = True,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
+        allow_pickle: bool = False,
+        attn_implementation: str | None = None,
     ) -> Self:
         """A model with the weights of a folder or hub model `name`, in evaluation mode.
 
@@ -119,20 +76,28 @@ class PretrainedModel(nn.Module):
             dtype: of the parameters, also as torch_dtype; None or "auto": as stored.
             device: of the parameters; device_map="auto" means cuda where there is one.
             strict: refuse missing and extra tensors; False: missing ones get random weights.
+            allow_pickle: read pytorch_model.bin where there is no safetensors file, tensors alone.
+            attn_implementation: checked alone, as device and dtype decide: a flash kernel for half precision on CUDA
+                ("flash_attention_2"), `scaled_dot_product_attention` for the rest ("sdpa").
 
         Raises:
-            ConfigError: there is no such folder or hub model, or it holds another kind of model.
+            ConfigError: there is no such folder or hub model, it holds another kind of model, or an attn_implementation that
+                would not be used.
             CheckpointError: files, tensors or shapes that do not fit.
         """
-        folder = model_folder(name, WEIGHT_FILES, revision, cache_dir)
+        patterns = (*WEIGHT_FILES, *PICKLE_FILES) if allow_pickle else WEIGHT_FILES
+        folder = model_folder(name, patterns, revision, cache_dir)
         config = cls.config_class.from_pretrained(folder)
         if device_map is not None:
             device = ("cuda" if torch.cuda.is_available() else "cpu") if device_map == "auto" else device_map
         with torch.device("meta"):
             model = cls(config)
-        missing = model.load_folder(folder, dtype=dtype or torch_dtype, device=device, strict=strict)
+        missing = model.load_folder(
+            folder, dtype=dtype or torch_dtype, device=device, strict=strict, allow_pickle=allow_pickle
+        )
         if missing:
             model._fill_missing(missing)
+        check_attention(attn_implementation, model.dtype)
         path = folder / "generation_config.json"
         if path.is_file():
             model.generation_config = json.loads(path.read_text(encoding="utf-8"))
@@ -145,6 +110,7 @@ class PretrainedModel(nn.Module):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str = "cpu",
         strict: bool = True,
+        allow_pickle: bool = False,
     ) -> list[str]:
         """Replaces the parameters by the tensors of `folder`, without a second copy in memory.
 
@@ -152,7 +118,7 @@ class PretrainedModel(nn.Module):
             names of parameters the folder does not hold (only with `strict` False).
         """
         wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
-        stored = TensorFolder(folder)
+        stored = TensorFolder(folder, allow_pickle)
         expected = {name: p for name, p in self.named_parameters() if name not in self.tied_names()}
         names = self._stored_names(stored)
         missing = sorted(set(expected) - set(names))
@@ -228,7 +194,7 @@ def save_folder(
         weight_map = {name: file for file, shard in zip(names, shards) for name in shard}
         total = sum(t.numel() * t.element_size() for t in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _shards(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:

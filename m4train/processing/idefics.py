@@ -112,6 +112,7 @@ class IdeficsProcessor(Processor):
         rows: list[list[Span]] = [
             [(self.tokenizer.encode(string, add_special_tokens=False), False)] for string in strings
         ]
+        self._refuse_other_media(options)
         layout = {name: options.pop(name) for name in LAYOUT if name in options}
         image_processor = self.image_processor.replace(**options)
         return self._assemble(rows, samples, image_processor, return_tensors, **layout, transform=transform)

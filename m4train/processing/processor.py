@@ -178,6 +178,7 @@ class Processor(Detail):
         """
         if text is not None and not _is_text(text):  # the order of older versions
             images, text = text, images
+        self._refuse_other_media(options)
         layout = {name: options.pop(name) for name in LAYOUT if name in options}
         processor = self._with(options)
         if text is None:
@@ -284,6 +285,14 @@ class Processor(Detail):
 
     def _framing(self) -> Framing:
         return Framing(self.tokenizer.affixes[0], self.opening, image=IMAGE, edge=FAKE)
+
+    def _refuse_other_media(self, options: dict[str, Any]) -> None:
+        """Takes `audio` and `videos`, which older versions name, out of `options`. Raises ValueError where one is given."""
+        for name in ("audio", "videos"):
+            if options.pop(name, None) is not None:
+                raise ValueError(
+                    f"{name} is given, but {type(self).__name__} reads text and images: give the frames of a video as images."
+                )
 
     def _with(self: Self, settings: dict[str, Any]) -> Self:
         """This processor with other settings, for one call."""

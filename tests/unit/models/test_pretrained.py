@@ -108,6 +108,7 @@ def test_unusable_folders(model: Idefics3ForConditionalGeneration, tmp_path: Pat
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"only pickle files \(pytorch_model.bin\)"):
         load(tmp_path)
+    assert same(model, load(tmp_path, allow_pickle=True))
     model.save_pretrained(tmp_path, max_shard_bytes=20_000)
     next(tmp_path.glob("model-00002*")).unlink()
     with pytest.raises(CheckpointError, match=r"model-00002-of-.*which are missing"):
@@ -118,8 +119,48 @@ def test_unusable_folders(model: Idefics3ForConditionalGeneration, tmp_path: Pat
         load(tmp_path)
 
 
-def test_loading_maps_the_file_and_training_does_not_write_to_it(tmp_path: Path) -> None:
-    large = {"hidden_size": 512, "intermediate_size": 2048, "vocab_size": 16000}
+class Surprise:
+    """What a pickle file may hold: it makes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (self.path,)  # type: ignore[return-value]
+
+
+def test_pickle_files_that_are_asked_for_run_nothing(model: Idefics3ForConditionalGeneration, tmp_path: Path) -> None:
+    model.config.save_pretrained(tmp_path)
+    names = list(model.state_dict())
+    shards = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+    for file, members in shards.items():
+        torch.save({name: model.state_dict()[name] for name in members}, tmp_path / file)
+    weight_map = {name: file for file, members in shards.items() for name in members}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    load = Idefics3ForConditionalGeneration.from_pretrained
+    with pytest.raises(CheckpointError, match=r"can run any code when read: convert them .*allow_pickle=True"):
+        load(tmp_path)
+    assert same(model, load(tmp_path, allow_pickle=True))
+    torch.save({"lm_head.weight": Surprise(tmp_path / "ran")}, tmp_path / "pytorch_model-00002-of-00002.bin")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load(tmp_path, allow_pickle=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_named_attention(model: Idefics3ForConditionalGeneration, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    load = Idefics3ForConditionalGeneration.from_pretrained
+    load(tmp_path, attn_implementation="sdpa")
+    load(tmp_path, torch_dtype=torch.float16, attn_implementation="flash_attention_2")
+    with pytest.raises(ConfigError, match=r"takes half precision, but the model is torch.float32"):
+        load(tmp_path, attn_implementation="flash_attention_2")
+    with pytest.raises(ConfigError, match="attn_implementation is 'eager', but there are sdpa and flash_attention_2"):
+        load(tmp_path, attn_implementation="eager")
+
+
+@pytest.mark.parametrize("width", [512, pytest.param(2048, marks=[pytest.mark.slow, pytest.mark.full])])
+def test_loading_maps_the_file_and_training_does_not_write_to_it(width: int, tmp_path: Path) -> None:
+    large = {"hidden_size": width, "intermediate_size": 4 * width, "vocab_size": 16000 * width // 512}
     model = Idefics3ForConditionalGeneration(Idefics3Config.from_dict(tiny_idefics3(text_config=large)))
     model.save_pretrained(tmp_path)
     size = (tmp_path / "model.safetensors").stat().st_size

@@ -9,7 +9,12 @@ from m4train.errors import BadSample
 from m4train.processing import Idefics2ImageProcessor, Idefics3ImageProcessor, IdeficsImageProcessor
 from m4train.processing.inputs import is_url, nest_images, read_image
 from m4train.processing.pieces import text_ids
-from tests.helpers.processing import picture, tiny_idefics3_processor
+from tests.helpers.processing import (
+    picture,
+    tiny_idefics2_processor,
+    tiny_idefics3_processor,
+    tiny_idefics_processor,
+)
 
 
 def test_every_form_of_an_image_is_the_same_image(tmp_path):
@@ -168,3 +173,17 @@ def test_text_may_come_first_as_in_older_versions():
     processor = tiny_idefics3_processor()
     image = picture(9, 9)
     assert processor("<image> a", image)["input_ids"] == processor(image, "<image> a")["input_ids"]
+
+
+@pytest.mark.parametrize("make", [tiny_idefics_processor, tiny_idefics2_processor, tiny_idefics3_processor])
+def test_videos_and_audio_are_refused(make):
+    processor = make()
+    inputs = processor(text="a<image>b", images=[[picture(9, 9)]], videos=None, audio=None, return_tensors="pt")
+    assert "pixel_values" in inputs
+    for name in ("videos", "audio"):
+        with pytest.raises(
+            ValueError, match=f"{name} is given, but Idefics.*Processor reads text and images: give the"
+        ):
+            processor(text="a<image>b", images=[[picture(9, 9)]], **{name: [[np.zeros((2, 9, 9, 3), np.uint8)]]})
+    with pytest.raises(BadSample, match="neither text nor image"):
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "video", "path": "clip.mp4"}]}])
