@@ -123,6 +123,18 @@ def answers_of(
         return list(answer_conversations(model, processor, asked, config.evaluation, metric, engine.device, together))
 
 
+def sample_answers(
+    sources: Sequence[Source], engine: Engine, model: Any, processor: Any, config: Config
+) -> list[dict[str, Any]]:
+    """On rank 0 the lines of a few answers per source, `evaluation.shown`, while a model trains; all ranks call it."""
+    lines = []
+    for source in sources:
+        answers = answers_of(source, engine, model, processor, config, config.evaluation.shown, [])
+        gathered = [answer for part in engine.gather(answers) for answer in part]
+        lines += answer_lines(config, source.name, gathered, len(gathered))
+    return lines
+
+
 def _asked(source: Source, numbers: Sequence[int], unreadable: list[str]) -> Iterator[Asked]:
     for number, key, sample, images in conversations(source, unreadable, numbers):
         assert sample.messages is not None

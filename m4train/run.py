@@ -14,6 +14,7 @@ from m4train import build
 from m4train.compose import save_config
 from m4train.config import Config, SourceConfig
 from m4train.data.source import build_sources, index_sources, source_stats
+from m4train.evaluate_run import sample_answers
 from m4train.training.callbacks import default_callbacks
 from m4train.training.engines import make_engine
 from m4train.training.parts_table import parameter_table
@@ -55,6 +56,7 @@ def train(config: Config) -> int:
         resume=resume,
         save_extra=lambda folder: describe_model(folder, model, processor),
         quarantined=lambda: data.quarantine.bad,
+        answers=lambda: sample_answers(data.validation, engine, model, processor, config),
     )
     trainer.train()
     engine.shutdown()

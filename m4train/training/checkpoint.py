@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +96,19 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What a checkpoint was written by."""
-    return {"m4train": m4train.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    """What a checkpoint was written by; `revision` is the git commit of a checkout, with + where files were changed."""
+    found = {"m4train": m4train.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return found | ({"revision": revision} if (revision := _revision()) else {})
+
+
+@cache
+def _revision() -> str | None:
+    checkout = Path(m4train.__file__).parents[1]
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def _on_any_rank(engine: Engine, here: bool) -> bool:

@@ -58,7 +58,8 @@ class Trainer:
     `loader` yields one object with `micro_batches` and `state` per optimizer step of this rank (see model_protocol.Step).
     `validation()` returns a fresh pass over held-out steps, equally many on every rank. `resume` is the checkpoint to
     continue from, whose plan state the loader was already given. `save_extra(folder)` adds files to every checkpoint.
-    `quarantined()` counts the samples this rank has dropped since the run began.
+    `quarantined()` counts the samples this rank has dropped since the run began. `answers()`, which all ranks call, gives
+    rank 0 what the model answers to held-out questions.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class Trainer:
         resume: Checkpoint | None = None,
         save_extra: Callable[[Path], None] | None = None,
         quarantined: Callable[[], int] | None = None,
+        answers: Callable[[], list[dict[str, Any]]] | None = None,
     ) -> None:
         self.config, self.model, self.loader, self.engine = config, model, loader, engine
         self.callbacks, self.validation, self.resume = list(callbacks), validation, resume
-        self.quarantined = quarantined
+        self.quarantined, self.answers = quarantined, answers
         self.run_dir = Path(config.run_dir)
         self.step = resume.step if resume else 0
         self.saved_step = self.step  # before the first step there is nothing that a fresh start would not make again

@@ -78,3 +78,39 @@ def test_every_engine_gives_the_same_results(model, tmp_path):
         for source, result in scores.items():
             assert found[source].pop("loss") == pytest.approx(result["loss"], rel=1e-5), engine
             assert found[source] == {key: value for key, value in result.items() if key != "loss"}
+
+
+def _trained(config, run_dir):
+    """samples.jsonl and held-out losses of a run of two steps under every engine."""
+    import torch.distributed as dist
+
+    from m4train.run import train
+
+    engines = [config.engine.name] if config.engine.name == "single" else ["fsdp2", "zero3"]
+    if engines != ["single"]:
+        dist.init_process_group("gloo")
+    results = {}
+    for name in engines:
+        config = dataclasses.replace(config, run_dir=f"{run_dir}/trained-{name}", resume="auto")
+        config.engine.name = name
+        train(config)
+        with open(f"{config.run_dir}/samples.jsonl") as lines, open(f"{config.run_dir}/metrics.jsonl") as metrics:
+            results[name] = [json.loads(line) for line in lines], [json.loads(line)["eval/loss"] for line in metrics]
+    return results
+
+
+@pytest.mark.slow
+def test_samples_are_answered_while_sharded_engines_train(tmp_path):
+    config = _prepared(tmp_path, "tiny_idefics3")
+    config.data.sources = {"talks": config.data.validation["talks"]}
+    config.trainer.max_steps = config.schedule.warmup_steps = 2
+    config.trainer.eval_every, config.trainer.log_every, config.evaluation.shown = 1, 1, 3
+    samples, losses = _trained(config, tmp_path)["single"]
+    assert [(line["step"], line["key"]) for line in samples] == [
+        (step, f"chat{n:05d}") for step in (1, 2) for n in range(3)
+    ]
+    assert samples[0]["images"][0].startswith("data:image/png;base64,")
+    config.engine.name = "fsdp2"
+    for engine, (said, found) in run_distributed(_trained, 2, config, str(tmp_path), timeout=300)[0].items():
+        assert said == samples, engine
+        assert found == pytest.approx(losses, rel=1e-5), engine

@@ -8,6 +8,7 @@ from m4train.training.callbacks.checkpointing import Checkpointing
 from m4train.training.callbacks.console import Console
 from m4train.training.callbacks.evaluation import Evaluation
 from m4train.training.callbacks.jsonl import Jsonl
+from m4train.training.callbacks.samples import Samples
 from m4train.training.callbacks.wandb import Wandb
 
 
@@ -16,6 +17,8 @@ def default_callbacks(config: Config) -> list[Callback]:
     callbacks: list[Callback] = []
     if config.trainer.eval_every:
         callbacks.append(Evaluation(config.trainer.eval_every, config.trainer.max_steps))
+        if config.evaluation.shown:
+            callbacks.append(Samples(config.trainer.eval_every, config.trainer.max_steps))
     if config.logging.console:
         callbacks.append(Console())
     callbacks.append(Jsonl())

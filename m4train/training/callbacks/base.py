@@ -29,6 +29,9 @@ class Callback:
     def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         """The metrics of a logged step."""
 
+    def on_samples(self, trainer: Trainer, samples: list[dict[str, Any]]) -> None:
+        """Held-out questions and what the model answers, on rank 0: lines of samples.jsonl."""
+
     def on_step_end(self, trainer: Trainer) -> None:
         """After every optimizer step."""
 

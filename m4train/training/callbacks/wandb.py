@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from m4train.training.callbacks.base import Callback
+from m4train.training.checkpoint import versions
 from m4train.training.resume import config_dict
 
 if TYPE_CHECKING:
@@ -20,6 +25,7 @@ class Wandb(Callback):
     def __init__(self, mode: str, project: str) -> None:
         self.mode, self.project = mode, project
         self._run: Any = None
+        self._id: str | None = None
 
     def on_start(self, trainer: Trainer) -> None:
         if trainer.engine.rank != 0:
@@ -30,15 +36,16 @@ class Wandb(Callback):
         trainer.run_dir.mkdir(parents=True, exist_ok=True)
         id_file = trainer.run_dir / _ID_FILE
         if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+            id_file.write_text(self._id or uuid.uuid4().hex[:8], encoding="utf-8")
+        self._id = id_file.read_text(encoding="utf-8").strip()
         self._run = wandb.init(
             project=self.project,
             name=trainer.config.name,
-            id=id_file.read_text(encoding="utf-8").strip(),
+            id=self._id,
             dir=trainer.run_dir,
             mode=mode,
             resume="allow",
-            config=config_dict(trainer.config),
+            config={**config_dict(trainer.config), "versions": versions()},
         )
         self._run.define_metric("*", step_metric="step")
 
@@ -46,11 +53,34 @@ class Wandb(Callback):
         if self._run is not None:
             self._run.log(metrics)
 
+    def on_samples(self, trainer: Trainer, samples: list[dict[str, Any]]) -> None:
+        if self._run is None:
+            return
+        import wandb
+
+        table = wandb.Table(columns=["step", "source", "images", "question", "answer", "references", "score"])
+        for line in samples:
+            images = [wandb.Image(_picture(link)) for link in line["images"]]
+            said = (line["question"], line["answer"], " | ".join(line["references"]), line["score"])
+            table.add_data(line["step"], line["source"], images, *said)
+        self._run.log({"samples": table, "step": trainer.step})
+
     def on_end(self, trainer: Trainer, result: TrainResult) -> None:
         if self._run is not None:
             self._run.summary["stopped_by"] = result.stopped_by
+
+    def state(self) -> dict[str, Any]:
+        return {"id": self._id} if self._id else {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._id = state.get("id")
 
     def close(self) -> None:
         if self._run is not None:
             self._run.finish()
             self._run = None
+
+
+def _picture(link: str) -> Image.Image:
+    """The image that a data link holds."""
+    return Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2])))
