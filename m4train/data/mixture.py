@@ -23,6 +23,8 @@ class Shares:
 
     def next(self, sizes: Mapping[str, int]) -> str:
         """The source to draw from, where `sizes` are the amounts of the next sample of every source left."""
+        if len(sizes) == 1:
+            return next(iter(sizes))
         total = sum(self._weights[name] for name in sizes)
         have = sum(self.amounts[name] for name in sizes)
         due = {

@@ -47,9 +47,14 @@ class Packer:
         self._pool.append(unit)
         self._sums[0] += unit.tokens
         self._sums[1] += unit.frames
-        needs = sorted(have / budget for have, budget in zip(self._sums, self.budgets))
-        limit = self.limit * (2 if needs[0] > _BOTH_SCARCE * needs[1] else 1)
-        return [self._make()] if len(self._pool) >= limit and needs[1] >= _PACKS_HELD else []
+        held = len(self._pool)
+        if held < self.limit:
+            return []
+        tokens, frames = self._sums[0] / self.budgets[0], self._sums[1] / self.budgets[1]
+        both_scarce = min(tokens, frames) > _BOTH_SCARCE * max(tokens, frames)
+        if max(tokens, frames) < _PACKS_HELD or (both_scarce and held < 2 * self.limit):
+            return []
+        return [self._make()]
 
     def flush(self) -> list[list[Unit]]:
         """Packs what is left."""
@@ -112,11 +117,13 @@ class Packer:
 def _finish(sizes: Sequence[tuple[int, int]], room: Sequence[int], scarce: int) -> tuple[int, ...]:
     """Numbers of the one or two sizes (tokens, frames) that leave least of the scarce budget, then of the other."""
     ample = 1 - scarce
-    fitting = sorted(
+    tokens, frames = room
+    fitting = [
         (size[scarce], size[ample], number)
         for number, size in enumerate(sizes)
-        if size[0] <= room[0] and size[1] <= room[1]
-    )
+        if size[0] <= tokens and size[1] <= frames
+    ]
+    fitting.sort()
     scarce_sizes = [size for size, _, _ in fitting]
     chosen: tuple[int, ...] = ()
     least, least_other = room[scarce], room[ample]
