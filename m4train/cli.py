@@ -73,12 +73,21 @@ def _generate(arguments: list[str]) -> int:
 def _data(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in DATA_ACTIONS:
         raise ConfigError(f"data needs one of {', '.join(DATA_ACTIONS)}: m4train data ACTION [overrides].")
+    action, rest = arguments[0], arguments[1:]
+    given = [argument.partition("=")[2] for argument in rest if argument.startswith("to=")]
+    workers, rest = _number("workers", rest, 1)
+    if action == "convert" and not (given and given[-1]):
+        raise ConfigError(
+            "data convert needs to=FOLDER, where the shards are written: m4train data convert to=FOLDER ..."
+        )
     from m4train.compose import load_config
 
-    config = load_config(arguments[1:])
-    from m4train import run
+    config = load_config([argument for argument in rest if not argument.startswith("to=")])
+    from m4train import data_run
 
-    return getattr(run, f"{arguments[0]}_data")(config)
+    if action == "convert":
+        return data_run.convert(config, Path(given[-1]), workers)
+    return data_run.index(config) if action == "index" else data_run.stats(config)
 
 
 def _plan(arguments: list[str]) -> int:
@@ -179,7 +188,7 @@ def _flag(name: str, arguments: list[str]) -> tuple[bool, list[str]]:
     return name in arguments, [argument for argument in arguments if argument != name]
 
 
-DATA_ACTIONS = ("index", "stats")
+DATA_ACTIONS = ("index", "stats", "convert")
 
 COMMANDS = {
     "train": Command("train a model; continues by itself where run_dir holds a checkpoint", _train),
@@ -215,7 +224,11 @@ COMMANDS = {
         _launch,
         f"slurm nodes=N [--SBATCH_OPTION ...] {OVERRIDES} | check {OVERRIDES}",
     ),
-    "data": Command("index the shards of a configuration, or say what they hold", _data, f"index|stats {OVERRIDES}"),
+    "data": Command(
+        "index the shards of a configuration, say what they hold, or write them as canonical shards",
+        _data,
+        f"index|stats|convert [to=FOLDER] [workers=N] {OVERRIDES}",
+    ),
 }
 
 

@@ -128,7 +128,7 @@ class DataConfig:
     packing_pool: int = 128  # documents that packing chooses among, twice as many where both budgets are scarce
     long_documents: str = "split"  # split (at item borders), drop
     shuffle: bool = True
-    shuffle_window: int = 8  # row groups that are mixed with each other, in formats that are read by row group
+    shuffle_window: int = 8  # row groups, or shards in an object store, that are mixed with each other
     epochs: int | None = None  # null: repeat for as long as the run lasts
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     cost: CostConfig = field(default_factory=CostConfig)

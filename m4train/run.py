@@ -12,8 +12,7 @@ import torch
 
 from m4train import build
 from m4train.compose import save_config
-from m4train.config import Config, SourceConfig
-from m4train.data.source import build_sources, index_sources, source_stats
+from m4train.config import Config
 from m4train.evaluate_run import sample_answers
 from m4train.training.callbacks import default_callbacks
 from m4train.training.engines import make_engine
@@ -61,38 +60,6 @@ def train(config: Config) -> int:
     trainer.train()
     engine.shutdown()
     return 0
-
-
-def index_data(config: Config) -> int:
-    """Builds what is missing or stale of the indexes of all sources, with a progress bar; an interrupted build goes on."""
-    from rich.progress import Progress
-
-    build.prepare_data(config.data)
-    processor = build.build_processor(config)
-    with Progress() as progress:
-        for name, source in _all_sources(config).items():
-            task = progress.add_task(name)
-            index_sources(
-                {name: source},
-                config.data,
-                processor,
-                lambda done, total, task=task: progress.update(task, completed=done, total=total),
-            )
-    return 0
-
-
-def stats_data(config: Config) -> int:
-    """Prints what every source holds, as JSON, from the indexes alone."""
-    build.prepare_data(config.data)
-    processor = build.build_processor(config)
-    sources = build_sources(_all_sources(config), config.data, processor)
-    print(json.dumps({source.name: source_stats(source) for source in sources}, indent=1))
-    return 0
-
-
-def _all_sources(config: Config) -> dict[str, SourceConfig]:
-    held_out = {f"validation/{name}": source for name, source in config.data.validation.items()}
-    return {**config.data.sources, **held_out}
 
 
 def describe_model(folder: Path, model: Any, processor: Any) -> None:

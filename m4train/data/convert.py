@@ -1,41 +1,146 @@
-"""Any source as canonical shards: the same samples, with the image bytes as they are stored."""
+"""Any source as canonical shards: the same samples, with the image bytes as they are stored.
+
+A source is converted in chunks of samples, each into shards of its own, so that an interrupted conversion goes on with the
+chunks that are missing, and several processes may share the work.
+"""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from m4train.data.quarantine import QuarantineEntry
 from m4train.data.sample import Sample
 from m4train.data.shards import ShardWriter
 from m4train.data.source import Source
-from m4train.errors import BadSample
+from m4train.errors import BadSample, DataError
 from m4train.processing.images import read_image_info
 
+QUARANTINE = "quarantine.jsonl"
+_DONE = ".done"  # folder of one file for each finished chunk
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}
+_TOGETHER = 64  # samples asked of an object store at once
 
 
-def convert(source: Source, folder: str | Path, max_bytes: int = 1 << 30, max_samples: int = 10_000) -> dict[str, int]:
-    """Writes every sample of `source` to canonical shards in `folder`.
+def convert(
+    source: Source,
+    folder: str | Path,
+    max_bytes: int = 1 << 30,
+    max_samples: int = 10_000,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, int]:
+    """Writes every sample of `source` to canonical shards `folder/NAME-CHUNK-NUMBER.tar`; what is there already is kept.
 
-    Keys are made of the shard's name and the key there, with what a key may not hold replaced. Returns the number of
-    samples `written`, and how many were left out for each reason.
+    Keys are made of the shard's name and the key there, with what a key may not hold replaced. Samples that cannot be
+    read are named in `folder/quarantine.jsonl`. Returns the number of samples `written`, and how many were left out for
+    each reason. `progress(done, total)` counts samples. Raises DataError where `folder` holds another conversion.
     """
+    chunks = [_Chunk(source, Path(folder), n, max_bytes, max_samples) for n in range(-(-len(source) // max_samples))]
+    (Path(folder) / _DONE).mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
-    with ShardWriter(folder, source.name, max_bytes, max_samples) as writer:
-        for number in range(len(source)):
-            try:
-                sample, images = source.read(number), source.stored_images(number)
-                names = [f"{place}.{_extension(data)}" for place, data in enumerate(images)]
-                content = _content(sample, names, images)
-            except BadSample as error:
-                counts[error.reason] += 1
-                continue
-            shard, local = source.index.locate(number)
-            key = f"{Path(shard.shard).stem}-{shard.key(local)}".replace(".", "_").replace("/", "_").lstrip("_")
-            writer.write(key, content, dict(zip(names, images)))
-            counts["written"] += 1
+    done = 0
+    for chunk, found in _each(chunks, workers):
+        counts.update(found)
+        done += len(chunk.samples)
+        if progress is not None:
+            progress(done, len(source))
+    _write_quarantine(Path(folder))
     return dict(counts)
+
+
+def canonical(source: Source, number: int) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The canonical JSON of a sample and its stored images by member name. Raises BadSample."""
+    sample, images = source.read(number), source.stored_images(number)
+    names = [f"{place}.{_extension(data)}" for place, data in enumerate(images)]
+    return _content(sample, names, images), dict(zip(names, images))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Consecutive samples of a source, written to shards of their own."""
+
+    source: Source
+    folder: Path
+    number: int
+    max_bytes: int
+    max_samples: int
+
+    @property
+    def samples(self) -> range:
+        return range(self.number * self.max_samples, min((self.number + 1) * self.max_samples, len(self.source)))
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.source.name.replace('/', '-')}-{self.number:05d}"
+
+    def convert(self) -> dict[str, int]:
+        """Writes the chunk, if that was not done before; returns its counts."""
+        marker = self.folder / _DONE / f"{self.prefix}.json"
+        made_from = [self.source.index.digest(), self.max_bytes, self.max_samples]
+        if marker.exists():
+            stored = json.loads(marker.read_text())
+            if stored["made_from"] != made_from:
+                raise DataError(
+                    f"{self.folder} holds a conversion of another {self.source.name!r}: choose another folder, or remove it."
+                )
+            return stored["counts"]
+        for left in self.folder.glob(f".{self.prefix}-*.tmp"):
+            left.unlink()
+        counts: Counter[str] = Counter()
+        stems = Counter(Path(shard.shard).stem for shard in self.source.index.shards)
+        bad = []
+        with ShardWriter(self.folder, self.prefix, self.max_bytes, self.max_samples) as writer:
+            for number in self.samples:
+                if number % _TOGETHER == self.samples.start % _TOGETHER:
+                    self.source.expect(range(number, min(number + _TOGETHER, self.samples.stop)))
+                entry = self._write(writer, number, stems)
+                counts["written" if entry is None else entry.reason] += 1
+                bad += [] if entry is None else [asdict(entry)]
+        temporary = marker.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"made_from": made_from, "counts": counts, "bad": bad}))
+        os.replace(temporary, marker)
+        return dict(counts)
+
+    def _write(self, writer: ShardWriter, number: int, stems: Mapping[str, int]) -> QuarantineEntry | None:
+        shard, local = self.source.index.locate(number)
+        key, stem = shard.key(local), Path(shard.shard).stem
+        try:
+            content, images = canonical(self.source, number)
+        except BadSample as error:
+            return QuarantineEntry(0, -1, self.source.name, key, shard.shard, error.reason, error.detail)
+        if stems[stem] > 1:
+            stem = f"{self.source.index.shards.index(shard):05d}-{stem}"
+        writer.write(f"{stem}-{key}".replace(".", "_").replace("/", "_").lstrip("_"), content, images)
+        return None
+
+
+def _each(chunks: list[_Chunk], workers: int) -> Iterator[tuple[_Chunk, dict[str, int]]]:
+    """Every chunk with its counts, as they are finished."""
+    if min(workers, len(chunks)) < 2:
+        yield from ((chunk, chunk.convert()) for chunk in chunks)
+        return
+    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=multiprocessing.get_context("forkserver")) as pool:
+        running = {pool.submit(chunk.convert): chunk for chunk in chunks}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _write_quarantine(folder: Path) -> None:
+    entries = [
+        entry for path in sorted((folder / _DONE).glob("*.json")) for entry in json.loads(path.read_text())["bad"]
+    ]
+    (folder / QUARANTINE).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def _content(sample: Sample, names: list[str], images: list[bytes]) -> dict[str, Any]:

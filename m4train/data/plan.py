@@ -99,6 +99,7 @@ class Plan:
             + [source.index.digest()]
             for source in self.sources
         ]
+        sources += [[source.name, "by shard"] for source in self.sources if source.ordered_by_shard]
         described = json.dumps([self.seed, self.global_batch_size, settings, sources])
         return hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from m4train.config import DataConfig, SourceConfig
@@ -38,6 +39,18 @@ class Source:
     def key(self, sample: int) -> str:
         shard, number = self.index.locate(sample)
         return shard.key(number)
+
+    @property
+    def ordered_by_shard(self) -> bool:
+        """Whether samples are shuffled within a window of shards, so that an object store is read in few places at once."""
+        return is_remote(self.config.path) and self.index.block_ends() is None
+
+    def block_ends(self) -> np.ndarray | None:
+        """Where each stretch of samples ends within which, and among a window of which, the order is random; None where it
+        is random throughout."""
+        if self.ordered_by_shard:
+            return np.cumsum([len(shard) for shard in self.index.shards])
+        return self.index.block_ends()
 
     def expect(self, samples: Sequence[int]) -> None:
         """Says which samples are read next, so that an object store is asked for all of them at once."""

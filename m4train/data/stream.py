@@ -98,7 +98,7 @@ class SampleStream:
 
     def _order(self, epoch: int) -> Permutation | WindowOrder:
         key = f"{self._seed} {self._source.name} {epoch}"
-        blocks = self._source.index.block_ends()
+        blocks = self._source.block_ends()
         if blocks is None:
             return Permutation(len(self._source), key)
         return WindowOrder(blocks, self._data.shuffle_window, key)

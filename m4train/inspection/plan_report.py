@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from m4train.data.amplification import HIGH, ReadSimulation
 from m4train.data.balance import assign, imbalance
 from m4train.data.mixture import source_size, weights_at
 from m4train.data.packing import Unit
@@ -22,7 +23,8 @@ class SourceReport:
     """One source. Shares are fractions of what all sources give; `target` is the share of the unit the mixture counts in.
 
     `epoch_steps` is the step in which its last sample is drawn for the first time, `epoch_estimated` whether that lies
-    beyond the planned steps; `epochs` how often the planned run goes through it.
+    beyond the planned steps; `epochs` how often the planned run goes through it. `read_amplification` is given for what is
+    read in blocks: samples read for each one used.
     """
 
     name: str
@@ -37,6 +39,7 @@ class SourceReport:
     epoch_estimated: bool
     epochs: float
     dropped: dict[str, int] = field(default_factory=dict)
+    read_amplification: float | None = None
 
 
 @dataclass
@@ -81,6 +84,7 @@ class _Totals:
         self.ended: dict[str, int] = {}
         self.imbalances: list[float] = []
         self.drawn: dict[str, int] = {}
+        self.reading = ReadSimulation(plan, ranks, micro_batch_size)
 
     def add(self, step: StepPlan) -> None:
         self.steps += 1
@@ -99,6 +103,7 @@ class _Totals:
         weights = weights_at(step.step, self._plan.sources, self._plan.data.mixture)
         for name, weight in weights.items():
             self.targets[name] += weight / sum(weights.values())
+        self.reading.add(step)
         for source in self._plan.sources:
             cursor = step.state["streams"][source.name]
             self.drawn[source.name] = cursor["epoch"] * len(source) + cursor["position"]
@@ -159,6 +164,7 @@ def _source_report(source: Source, number: int, totals: _Totals, max_steps: int)
         epoch_estimated=name not in totals.ended,
         epochs=drawn / len(source) * max(1.0, max_steps / steps if steps == MOST_PLANNED_STEPS else 1.0),
         dropped=dict(totals.dropped[number]),
+        read_amplification=totals.reading.amplification().get(name),
     )
 
 
@@ -198,7 +204,11 @@ def plan_tables(report: PlanReport) -> list[Any]:
     described = [_source_rows(source) for source in report.sources]
     for name in described[0]:
         sources.add_row(name, *(rows[name] for rows in described))
-    return [totals, sources]
+    high = [source.name for source in report.sources if (source.read_amplification or 0) > HIGH]
+    advice = (
+        f"{', '.join(high)}: more than {HIGH:g} samples are read for each one used; `m4train data convert` mends that"
+    )
+    return [totals, sources, *([advice] if high else [])]
 
 
 def _source_rows(source: SourceReport) -> dict[str, str]:
@@ -213,5 +223,6 @@ def _source_rows(source: SourceReport) -> dict[str, str]:
         "share of samples": f"{source.samples_share:.1%}",
         "share of tokens": f"{source.tokens_share:.1%}",
         "share of images": f"{source.images_share:.1%}",
+        "read for each used": f"{source.read_amplification:.1f}" if source.read_amplification else "1",
         "passed over": ", ".join(f"{count:,} {reason}" for reason, count in source.dropped.items()) or "none",
     }

@@ -28,7 +28,7 @@ from m4train.data.storage import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.processing.images import decode_image
 
-_KEPT = 4  # row groups per process
+KEPT_GROUPS = 4  # row groups per process
 
 
 class ParquetRows:
@@ -106,7 +106,7 @@ class ParquetRows:
                 rows = file.read_row_group(group, columns=columns).to_pylist()
             self.groups_read += 1
             self._groups[path, group] = rows
-            if len(self._groups) > _KEPT:
+            if len(self._groups) > KEPT_GROUPS:
                 self._groups.popitem(last=False)
         self._groups.move_to_end((path, group))
         return rows

@@ -1,0 +1,82 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from m4train import cli
+from m4train.config import SourceConfig
+from m4train.data.convert import convert
+from m4train.data.source import Source, build_sources
+from m4train.errors import DataError
+from tests.helpers.data import FakeProcessor, data_config, document, documents, write_shards
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Source:
+    """20 documents in shards of the same name in two folders, one of them unreadable."""
+    key, content, images = document(50)
+    lost = (key, content, images | {"0.png": b"no picture"})
+    write_shards(tmp_path / "a", [*documents(9), lost])
+    write_shards(tmp_path / "b", documents(10))
+    return opened(str(tmp_path / "{a,b}" / "*.tar"))
+
+
+def opened(path: str) -> Source:
+    [source] = build_sources({"pages": SourceConfig(path=path)}, data_config(), FakeProcessor())
+    return source
+
+
+def contents(source: Source) -> dict[str, tuple]:
+    return {source.key(n): (source.read(n).items, source.stored_images(n)) for n in range(len(source))}
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+
+
+def test_samples_and_their_image_bytes_are_the_same(pages: Source, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    counts = convert(pages, tmp_path / "out", max_samples=6, progress=lambda *counts: seen.append(counts))
+    assert counts == {"written": 19, "unreadable_image": 1}
+    assert seen == [(6, 20), (12, 20), (18, 20), (20, 20)]
+    after = contents(opened(str(tmp_path / "out" / "*.tar")))
+    assert len(after) == 19
+    for number, (_, content, images) in enumerate(documents(10)):
+        items, found = after[f"00001-shard-000000-doc{number:05d}"]
+        assert found == list(images.values())
+        assert [item.get("text") for item in items] == [item.get("text") for item in content["items"]]
+    [entry] = map(json.loads, (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines())
+    assert (entry["key"], entry["reason"]) == ("doc00050", "unreadable_image")
+
+
+def test_an_interrupted_conversion_goes_on_where_it_stopped(pages: Source, tmp_path: Path, monkeypatch) -> None:
+    convert(pages, tmp_path / "whole", max_samples=6)
+
+    def stop(done: int, total: int) -> None:
+        if done == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(pages, tmp_path / "out", max_samples=6, progress=stop)
+    assert len(stored(tmp_path / "out")) == 2
+    (tmp_path / "out" / ".pages-00002-000000.tar.1.tmp").write_text("half")
+    reads = pages.files.reads
+    counts = convert(pages, tmp_path / "out", max_samples=6)
+    assert counts == {"written": 19, "unreadable_image": 1}
+    assert pages.files.reads - reads < 8 * 2 + 1  # the samples of the first two chunks are not read again
+    assert stored(tmp_path / "out") == stored(tmp_path / "whole")
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+    with pytest.raises(DataError, match="holds a conversion of another 'pages'"):
+        convert(pages, tmp_path / "out", max_samples=7)
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_same_shards(pages: Source, tmp_path: Path) -> None:
+    convert(pages, tmp_path / "one", max_samples=6)
+    convert(pages, tmp_path / "two", max_samples=6, workers=2)
+    assert stored(tmp_path / "one") == stored(tmp_path / "two")
+
+
+def test_the_command_needs_a_folder(capsys) -> None:
+    assert cli.main(["data", "convert", "experiment=digits_pretrain"]) == 2
+    assert "to=FOLDER" in capsys.readouterr().err
