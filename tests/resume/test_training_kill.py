@@ -3,36 +3,26 @@
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import time
-from pathlib import Path
 
 import pytest
 
 from m4train.training import checkpoint, checkpoint_files, saving
 from m4train.training.resume import find_checkpoint
+from tests.helpers import warm
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
-ROOT = Path(__file__).parents[2]
 CLOCK = {"tokens_per_second", "data_wait_fraction", "tflops", "tflops/text", "tflops/vision", "memory_gib"}
 
-# Trains the tiny run in a process of its own. `point` names a function of the checkpoint module that kills the process
-# before or after its call number `count`.
-CHILD = """
-    import os, signal, sys
-    import torch
-    torch.set_num_threads(1)
-    from m4train.training import checkpoint
-    from tests.helpers.training import TinyModel, make_config, make_trainer
 
-    run_dir, point, when, count, beside = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "beside"
+def _train(run_dir, point="none", when="before", count=1, beside=True):
+    """The tiny run; `point` names a function of the checkpoint module that kills the process before or after its call
+    number `count`."""
     calls = 0
 
     def killing(function):
         def wrapped(*args, **keywords):
-            global calls
+            nonlocal calls
             calls += 1
             if calls == count and when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -40,6 +30,7 @@ CHILD = """
             if calls == count and when == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
+
         return wrapped
 
     if point == "rename":
@@ -49,7 +40,8 @@ CHILD = """
     extra = lambda folder: (folder / "config.json").write_text("{}")
     config = make_config(run_dir, save_every=2, save_beside=beside)
     make_trainer(config, TinyModel(dropout=0.1), save_extra=extra).train()
-"""
+
+
 POINTS = ("_make_folder", "_write_tensors", "_write_rest", "write_json", "_verify", "_seal", "write_manifest")
 POINTS += ("fsync_tree", "_publish", "rename", "fsync_folder", "_prune")
 # Functions of a save that leave nothing behind, or only pass on to one of the points.
@@ -57,11 +49,8 @@ PASSIVE = {"write_checkpoint", "read_tensors", "_attempt", "_on_main", "_on_any_
 PASSIVE |= {"_one_process_is_fine"}
 
 
-def _start(run_dir, point="none", when="before", count=1, beside=True):
-    form = "beside" if beside else "within"
-    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(run_dir), point, when, str(count), form]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+def _start(run_dir, *kill):
+    return warm.start(_train, str(run_dir), *kill, output=run_dir.with_name(f"{run_dir.name}.log"))
 
 
 def _losses(run_dir):
@@ -107,8 +96,8 @@ FORMS += [(point, "after", False) for point in ("_write_tensors", "write_manifes
 @pytest.mark.parametrize(("point", "when", "beside"), FORMS)
 def test_killed_at_every_point_of_a_save(point, when, beside, expected, tmp_path):
     killed = _start(tmp_path, point, when, 4, beside)
-    _, errors = killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL, f"the point was never reached: {errors}"
+    code = killed.wait(timeout=120)
+    assert code == -signal.SIGKILL, f"the point was never reached: {killed.said()}"
     found = find_checkpoint(make_config(tmp_path), lambda sentence: pytest.fail(sentence))
     assert found is not None
     make_trainer(make_config(tmp_path, save_every=2), TinyModel(dropout=0.1)).train()
@@ -129,10 +118,10 @@ def test_killed_at_random_moments(expected, tmp_path):
         time.sleep(generator.uniform(0.0, 0.1))
         if kills < 8:
             run.kill()
-        _, errors = run.communicate(timeout=120)
-        if run.returncode == 0:
+        code = run.wait(timeout=120)
+        if code == 0:
             break
-        assert run.returncode == -signal.SIGKILL, errors
+        assert code == -signal.SIGKILL, run.said()
         kills += 1
     assert kills > 2
     assert _losses(tmp_path) == expected
