@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from m4train.config import AdapterConfig, FreezeConfig, FreezeRule
+from m4train.config import AdapterConfig, FreezeConfig, FreezeRule, PartOptimizerConfig
+from m4train.training import guard
 from m4train.training.adapter_files import load_adapter, save_adapter
 from m4train.training.adapters import apply_adapters
 from m4train.training.engines import make_engine
@@ -137,6 +138,37 @@ def test_a_bad_step_of_one_rank_is_skipped_by_all():
     for engine, (skipped, loss) in results.items():
         assert skipped == [0, 1, 1, 1], engine
         assert loss == pytest.approx(results["ddp"][1], rel=1e-5), engine
+
+
+def _outlier(run_dir, name):
+    """Step 6 of eight has a gradient a thousand times too large on one rank; every part has rates of its own."""
+    guard.WINDOW = 4
+    config = make_config(run_dir, max_steps=8, skip_outliers=6.0)
+    config.engine.name = name
+    config.optimizer.betas, config.optimizer.eps = [0.8, 0.9], 1e-6
+    config.optimizer.parts = {
+        "vision": PartOptimizerConfig(lr=1e-3, weight_decay=0.5),
+        "embeddings": PartOptimizerConfig(weight_decay=0.3, decay_all=True),
+    }
+    model, engine = TinyModel(), make_engine(config)
+    trainer = make_trainer(config, model, engine)
+    if engine.rank == engine.world_size - 1:
+        model.norm.register_full_backward_hook(
+            lambda m, grad_in, grad_out: tuple(g * 1e3 if trainer.step == 5 else g for g in grad_in)
+        )
+    trainer.train()
+    lines = read_metrics(run_dir)
+    return [line["skipped_steps"] for line in lines], [line["loss"] for line in lines]
+
+
+@pytest.mark.slow
+def test_an_outlier_is_skipped_and_rates_of_parts_hold_under_every_engine(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "WINDOW", guard.WINDOW)  # put back afterwards
+    skipped, losses = _outlier(tmp_path, "single")
+    assert skipped == [0] * 5 + [1] * 3
+    for engine, result in run_distributed(_in_folder, 2, _outlier, timeout=400)[0].items():
+        assert result[0] == skipped, engine
+        assert result[1] == pytest.approx(losses, rel=1e-5), engine
 
 
 def _missing(run_dir, name):

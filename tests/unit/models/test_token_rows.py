@@ -94,3 +94,30 @@ def test_rows_of_their_own_cannot_be_split_or_adapted():
         model.split_token_rows(90)
     with pytest.raises(ConfigError, match="rows of their own"):
         apply_adapters(model, AdapterConfig(kind="lora", targets={"lm_head": ["lm_head"]}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_rows_set_apart_are_exported_where_they_belong(tied, tmp_path):
+    """The whole way: a preset by name, adapters, a checkpoint, its export, and transformers reading that."""
+    import transformers
+
+    from m4train.export_run import export_checkpoint
+    from tests.helpers.checkpoints import saved_run
+
+    config, live = saved_run(
+        tmp_path,
+        "freeze=smolvlm",
+        "freeze.new_rows_from=100",
+        "adapter=lora",
+        "adapter.targets={text: [q_proj]}",
+        f"model.architecture.tie_word_embeddings={str(tied).lower()}",
+    )
+    done = export_checkpoint(config)
+    assert done.drift < 1e-4
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(done.folder)
+    table = theirs.model.text_model.embed_tokens.weight
+    assert torch.equal(table[100:], live.model.text_model.embed_tokens.additional_embedding.weight)
+    assert torch.equal(table[:100], live.model.text_model.embed_tokens.weight)
+    if not tied:
+        assert torch.equal(theirs.lm_head.weight[100:], live.lm_head.additional_fc.weight)

@@ -45,3 +45,38 @@ def test_rates_follow_the_batches():
     assert "mfu" not in rates
     assert peak_flops(torch.device("cpu")) is None
     assert throughput.rates(1.0, torch.device("cpu"))["tflops"] == 0.0
+
+
+def test_shares_of_the_peak_add_up(monkeypatch):
+    from m4train.training import throughput
+
+    monkeypatch.setattr(throughput, "peak_flops", lambda device: 1e6)
+    counter = Throughput(TinyModel())
+    counter.add(join([make_pack(n)[0] for n in range(3)]))
+    rates = counter.rates(0.5, torch.device("cpu"))
+    assert rates["mfu"] == pytest.approx(rates["tflops"] * 1e12 / 1e6)
+    assert rates["mfu"] == pytest.approx(rates["mfu/text"] + rates["mfu/vision"])
+
+
+def test_parts_that_take_turns_and_tables_of_their_own():
+    """Gated cross-attention alone trains: gradients pass through all of the decoder, none through the tower."""
+    from tests.distributed.cases import Case, build
+
+    _, model, _ = build(Case(model="idefics", rows=True), "unused")
+    apply_freezing(model, FreezeConfig([FreezeRule(), FreezeRule(part="cross_attention", trainable=True)]))
+    factors = pass_factors(model)
+    assert {part: factors[part] for part in ("vision", "connector", "embeddings", "new_tokens")} == {
+        "vision": 1.0, "connector": 1.0, "embeddings": 1.0, "new_tokens": 1.0
+    }  # fmt: skip
+    assert (factors["cross_attention"], factors["text"], factors["lm_head"]) == (3.0, 2.0, 2.0)
+    apply_freezing(model, FreezeConfig([FreezeRule(), FreezeRule(part="text", trainable=True)]))
+    assert pass_factors(model)["cross_attention"] == 2.0
+
+
+def test_a_tied_head_costs_the_gradient_of_the_table():
+    from tests.distributed.cases import Case, build
+
+    _, model, _ = build(Case(model="idefics3", tied=True), "unused")
+    assert pass_factors(model)["lm_head"] == 3.0
+    apply_freezing(model, FreezeConfig([FreezeRule(part="embeddings")]))
+    assert pass_factors(model)["lm_head"] == 2.0
