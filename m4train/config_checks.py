@@ -48,8 +48,18 @@ def check(config: Config) -> None:
 def _check_model(config: Config) -> None:
     model = config.model
     _one_of("model.family", model.family, MODEL_FAMILIES)
+    backbones = (model.vision_pretrained, model.text_pretrained)
     _require(
-        model.pretrained is not None or bool(model.architecture),
+        (backbones[0] is None) == (backbones[1] is None),
+        "model.vision_pretrained and model.text_pretrained make a model together: set both of them, or neither.",
+    )
+    _require(
+        model.pretrained is None or backbones[0] is None,
+        "model.pretrained is a whole model, and model.vision_pretrained the tower of a new one: set one of them to null.",
+    )
+    _one_of("resume_optimizer", config.resume_optimizer, ("kept", "fresh"))
+    _require(
+        model.pretrained is not None or bool(model.architecture) or backbones[0] is not None,
         "model.architecture is empty and model.pretrained is null: set model.pretrained to a Hugging Face folder, "
         "or choose a model=... that gives an architecture.",
     )
@@ -118,6 +128,10 @@ def _check_data(data: DataConfig) -> None:
             _require(
                 group == "sources" or source.loss_weight == 1,
                 f"{key}.loss_weight is {source.loss_weight}, but held-out losses are not weighted: remove it.",
+            )
+            _require(
+                group == "sources" or source.epochs is None,
+                f"{key}.epochs is {source.epochs}, but held-out sources are read once: remove it.",
             )
             _require(
                 source.weight > 0,

@@ -52,8 +52,10 @@ class Collator:
         self._renderers = [Renderer(processor, source.config) for source in sources]
         self._assembler = Assembler(processor, [source.name for source in sources], layout)
 
-    def batch(self, packs: Sequence[PlannedPack], step: int) -> tuple[PackedBatch, list[QuarantineEntry]]:
-        """The micro-batch of `packs` and the samples that had to be left out of it.
+    def batch(
+        self, packs: Sequence[PlannedPack], step: int, begin: Callable[[Unit], None] = lambda unit: None
+    ) -> tuple[PackedBatch, list[QuarantineEntry]]:
+        """The micro-batch of `packs` and the samples that had to be left out of it; `begin` is told each unit it begins with.
 
         Without packs, or when nothing of them can be used, one token that predicts nothing stands in, so that every rank
         runs the same modules. Raises StaleIndexError and DataError, which end the run.
@@ -65,6 +67,7 @@ class Collator:
             self._expect(pack)
             for unit in pack.units:
                 outcome = b"used"
+                begin(unit)
                 try:
                     documents.append(self.document(unit, pack.number))
                 except BadSample as error:

@@ -26,6 +26,7 @@ from m4train.data.planner import RankPlan, RankStep, planned_aside
 from m4train.data.processes import lifeline, live_with_the_trainer, worker_context
 from m4train.data.quarantine import QuarantineEntry
 from m4train.data.source import Source
+from m4train.data.whereabouts import Whereabouts
 from m4train.errors import DataError, M4Error
 
 
@@ -74,14 +75,17 @@ class _Task:
 class _Builder(Dataset):
     """The map from task to micro-batch that runs in the workers. An error comes back as a value, to be raised in order."""
 
-    def __init__(self, collator: Collator) -> None:
+    def __init__(self, collator: Collator, whereabouts: Whereabouts) -> None:
         self._collator = collator
+        self._whereabouts = whereabouts
 
     def __getitem__(self, task: _Task) -> tuple[PackedBatch, list[QuarantineEntry]] | M4Error:
         try:
-            return self._collator.batch(task.packs, task.step)
+            return self._collator.batch(task.packs, task.step, self._whereabouts)
         except M4Error as error:
             return error
+        finally:
+            self._whereabouts(None)
 
 
 class Loader:
@@ -89,7 +93,7 @@ class Loader:
 
     `layout` says how the model takes images. Continues after `state` where one is given; otherwise begins with step `start_step` + 1. Ends after `stop_step`, or
     with the plan. Every rank gets the same number of micro-batches in each step. Iterating raises DataError when a worker dies,
-    naming the step and the samples it may have been at.
+    naming the step and the sample it was at.
     """
 
     def __init__(
@@ -145,7 +149,8 @@ class Loader:
                 yield task
 
     def _batches(self) -> Iterator[tuple[PackedBatch, list[QuarantineEntry]]]:
-        builder = _Builder(self._collator)
+        self._whereabouts = Whereabouts(self.data.num_workers)
+        builder = _Builder(self._collator, self._whereabouts)
         if self.data.num_workers == 0:
             results: Iterator[Any] = map(builder.__getitem__, self._tasks())
         else:
@@ -187,11 +192,15 @@ class Loader:
         steps = sorted({task.step for task in self._in_flight})
         sources = self.plan.sources
         units = [unit for task in self._in_flight for pack in task.packs for unit in pack.units]
-        keys = [f"{sources[unit.source].name}:{sources[unit.source].key(unit.sample)}" for unit in units]
+        exact = self._whereabouts.of_the_dead()
+        places = exact or [(unit.source, unit.sample) for unit in units]
+        keys = [f"{sources[source].name}:{sources[source].key(sample)}" for source, sample in places]
         shown = ", ".join(keys[:50]) + (f" and {len(keys) - 50} more" if len(keys) > 50 else "")
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         return (
-            f"A data worker died while building step {steps[0]} to {steps[-1]} ({str(error).splitlines()[0] if str(error) else type(error).__name__}); samples it may have been at: "
-            f"{shown}: if it ran out of memory, lower data.num_workers or data.prefetch_steps."
+            f"A data worker died while building step {steps[0]} to {steps[-1]} ({why}); "
+            f"{'it was at sample' if exact else 'it was between samples, of which these come next:'} {shown}: look at that "
+            "sample, or if it ran out of memory, lower data.num_workers or data.prefetch_steps."
         )
 
     def _dropped(self, step: RankStep) -> list[QuarantineEntry]:

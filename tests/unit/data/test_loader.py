@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -68,6 +69,22 @@ def test_a_dead_worker_ends_the_run_naming_step_and_samples(tmp_path: Path) -> N
         os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(DataError, match=r"(?s)worker died while building step \d+ to \d+ .*(pages|digits):\w+"):
         list(batches)
+
+
+class _Deadly(FakeProcessor):
+    """Ends the process that renders document 7."""
+
+    def encode_document(self, items):
+        if "of document 7." in items[0].get("text", "") and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_document(items)
+
+
+def test_a_sample_that_kills_its_worker_is_named(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path, num_workers=2)
+    loader = Loader(Plan(sources, data, 1, 8), _Deadly(), data, seed=1, micro_batch_size=2)
+    with pytest.raises(DataError, match="it was at sample pages:doc00007: "):
+        list(loader)
 
 
 def test_errors_of_workers_come_back_as_they_are(tmp_path: Path) -> None:
