@@ -51,6 +51,7 @@ def _check(cells):
         assert losses[0] != losses[1], cell
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "adapter"), [cell[1:] for cell in CELLS if cell[0] == "single"])
 def test_one_process(optimizer, adapter, tmp_path):
     first, second = _losses(tmp_path, "single", optimizer, adapter)

@@ -77,7 +77,9 @@ def _noting(name, function, seen):
 
 
 @pytest.mark.parametrize("model", ["tiny", "idefics", "idefics2", "idefics3"])
-@pytest.mark.parametrize("engine", ["single", "ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "engine", ["single", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2"))]
+)
 def test_nothing_is_read_between_logged_steps(engine, model, tmp_path, monkeypatch):
     _alone(monkeypatch)
     case = Case(engine, model, packs=3, steps=5, recompute=model == "idefics3", weighted=True, ramp=True)
