@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from m4train.models import (
     Idefics2Config,
@@ -65,3 +67,35 @@ def test_position_tables() -> None:
     for side, table in load_file(FOLDER / "positions.safetensors").items():
         for n in range(1, int(side) + 1):
             assert patch_position_ids(1, n, int(side), "4.46").tolist() == table[n - 1, :n].tolist(), (side, n)
+
+
+_LOAD = """
+import json, sys, torch, transformers
+from safetensors.torch import load_file, save_file
+folder, kind = sys.argv[1:]
+model, found = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
+inputs = load_file(folder + "/inputs.safetensors")
+with torch.no_grad():
+    save_file({"logits": model.eval()(**inputs).logits.contiguous()}, folder + "/logits.safetensors")
+print(json.dumps({name: list(found[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}))
+"""
+
+
+@pytest.mark.skipif("PYTHON_TRANSFORMERS_446" not in os.environ, reason="needs an interpreter with transformers 4.46.3")
+@pytest.mark.slow
+@pytest.mark.parametrize("shard_bytes", [5_000_000_000, 20_000])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_446_loads_our_folders(family: str, tied: bool, shard_bytes: int, tmp_path: Path) -> None:
+    model_class, config_class, tiny, build = FAMILIES[family]
+    model = model_class(config_class.from_dict(tiny(tie_word_embeddings=tied)))
+    perturb(model)
+    model.eval().save_pretrained(tmp_path, max_shard_bytes=shard_bytes)
+    inputs = build(tiny())
+    save_file(inputs, tmp_path / "inputs.safetensors")
+    command = [os.environ["PYTHON_TRANSFORMERS_446"], "-c", _LOAD, str(tmp_path), model_class.__name__]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert json.loads(output.splitlines()[-1]) == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+    real = inputs["attention_mask"].bool()
+    logits = load_file(tmp_path / "logits.safetensors")["logits"]
+    torch.testing.assert_close(model(**inputs).logits[real], logits[real], rtol=0, atol=1e-5)
