@@ -18,13 +18,13 @@ from m4train.data.quarantine import Quarantine
 from m4train.data.source import Source, build_sources
 from m4train.data.streaming import StreamLoader
 from m4train.errors import ConfigError
-from m4train.hub import PROCESSOR_FILES, model_folder
+from m4train.hub import PROCESSOR_FILES, WEIGHT_FILES, model_folder
 from m4train.processing.tokenizer import Tokenizer
 from m4train.training.adapter_files import start_adapter
 from m4train.training.adapters import apply_adapters
 from m4train.training.compiling import compile_blocks
 from m4train.training.freezing import apply_freezing
-from m4train.training.resume import Checkpoint
+from m4train.training.resume import FOLDER, STATE, Checkpoint, open_checkpoint
 
 
 def _frames(architecture: Any, processor: Any) -> Frames:
@@ -89,11 +89,35 @@ def build_processor(config: Config) -> Any:
     """The processor of model.pretrained, or one made of model.tokenizer and model.processor."""
     family, model = FAMILIES[config.model.family], config.model
     if model.pretrained is not None:
-        return family.public("Processor").from_pretrained(model.pretrained)
+        return family.public("Processor").from_pretrained(start_folder(model.pretrained))
     assert model.tokenizer is not None  # checked with the configuration
     image_processor = family.public("ImageProcessor")(**model.processor)
-    settings = family.processor_settings(family.public("Config").from_dict(model.architecture))
+    architecture = _assembled(config, {}, 0) if model.vision_pretrained else None
+    settings = family.processor_settings(architecture or family.public("Config").from_dict(model.architecture))
     return family.public("Processor")(image_processor, Tokenizer.from_pretrained(model.tokenizer), **settings)
+
+
+def start_folder(pretrained: str) -> str:
+    """The folder or hub id to start from; of a run directory its newest checkpoint."""
+    checkpoints = Path(pretrained, FOLDER).glob("step-*")
+    return str(max(checkpoints, key=lambda path: int(path.name.removeprefix("step-")), default=pretrained))
+
+
+def _backbones(config: Config) -> tuple[Path, Path]:
+    model = config.model
+    assert model.vision_pretrained is not None  # checked with the configuration
+    assert model.text_pretrained is not None
+    return model_folder(model.vision_pretrained, WEIGHT_FILES), model_folder(model.text_pretrained, WEIGHT_FILES)
+
+
+def _assembled(config: Config, own: dict[str, Any], tokens: int) -> Any:
+    """The configuration of a model made of two backbones, with the keys of `own` and a row for each of `tokens` ids."""
+    from m4train.models.assemble import assembled_config
+
+    kind, folders = FAMILIES[config.model.family].model, _backbones(config)
+    given = {**config.model.architecture, **own}
+    plain = assembled_config(kind, *folders, **given)
+    return assembled_config(kind, *folders, added_tokens=max(0, tokens - plain.token_rows), **given)
 
 
 def build_architecture(config: Config, processor: Any) -> Any:
@@ -104,8 +128,14 @@ def build_architecture(config: Config, processor: Any) -> Any:
     """
     kind = FAMILIES[config.model.family].public("Config")
     if config.model.pretrained is not None:
-        return kind.from_pretrained(model_folder(config.model.pretrained, PROCESSOR_FILES))
+        return kind.from_pretrained(model_folder(start_folder(config.model.pretrained), PROCESSOR_FILES))
     given, names = config.model.architecture, {field.name for field in fields(kind)}
+    if config.model.vision_pretrained is not None:
+        own: dict[str, Any] = dict(_special_ids(processor))
+        if "text_config" in names:
+            text = {**own, **given.get("text_config", {})}
+            own = {**own, "image_token_id": processor.image_token_id, "text_config": text}
+        return _assembled(config, own, len(processor.tokenizer))
     rows = {"vocab_size": len(processor.tokenizer) - given.get("additional_vocab_size", 0)}
     if "text_config" not in names:
         return kind.from_dict({**rows, **_special_ids(processor), **given})
@@ -124,8 +154,10 @@ def build_model(config: Config, processor: Any) -> torch.nn.Module:
     Raises ConfigError where the tokenizer has more entries than the model has embeddings, or a rule matches nothing.
     """
     kind = FAMILIES[config.model.family].model
-    fresh = config.model.pretrained is None
-    model = _fresh_model(kind, config, processor) if fresh else kind.from_pretrained(config.model.pretrained)
+    if config.model.pretrained is None:
+        model = _fresh_model(kind, config, processor)
+    else:
+        model = _started_model(kind, start_folder(config.model.pretrained))
     model.loss_kind = config.model.loss
     rows = model.config.token_rows
     if len(processor.tokenizer) > rows:
@@ -152,9 +184,23 @@ def equip(model: Any, config: Config) -> None:
 
 
 def _fresh_model(kind: Any, config: Config, processor: Any) -> Any:
-    model = kind(build_architecture(config, processor))
-    model.init_weights(torch.Generator().manual_seed(config.seed))
+    architecture, generator = build_architecture(config, processor), torch.Generator().manual_seed(config.seed)
+    if config.model.vision_pretrained is not None:
+        from m4train.models.assemble import fill_from_backbones
+
+        return fill_from_backbones(kind(architecture), *_backbones(config), generator=generator)
+    model = kind(architecture)
+    model.init_weights(generator)
     return model
+
+
+def _started_model(kind: Any, folder: str) -> Any:
+    """The model of a Hugging Face folder, or of a checkpoint with what its adapters learned merged."""
+    if not (Path(folder) / STATE).is_file():
+        return kind.from_pretrained(folder)
+    from m4train.restore import merged_model
+
+    return merged_model(open_checkpoint(Path(folder)))
 
 
 def generation_config(model: Any, processor: Any) -> dict[str, Any]:

@@ -81,6 +81,19 @@ def load_run_config(overrides: list[str]) -> Config:
     return config
 
 
+def stored_config(values: Any, where: Path) -> Config:
+    """The configuration that a checkpoint or a config.yaml holds; keys it lacks have their defaults.
+
+    Raises ConfigError, naming `where`, for values that this version does not know.
+    """
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where} was written by another version of m4train ({_explain(error)}).") from error
+    assert isinstance(config, Config)
+    return config
+
+
 def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
     """What config.yaml of a run holds, or the state of a checkpoint."""
     state = checkpoint / "state.json"

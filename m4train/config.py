@@ -21,7 +21,9 @@ class ModelConfig:
     """What is trained. Either `pretrained` (a Hugging Face folder) or `architecture` (fields of config.json)."""
 
     family: str = "idefics3"  # idefics, idefics2, idefics3, smolvlm
-    pretrained: str | None = None  # folder or hub id to start from; null: random weights
+    pretrained: str | None = None  # folder, hub id, run directory or checkpoint to start from; null: random weights
+    vision_pretrained: str | None = None  # with text_pretrained: the towers of a new model, folders or hub ids
+    text_pretrained: str | None = None
     architecture: dict[str, Any] = field(default_factory=dict)  # config.json of a model made from scratch
     processor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a model made from scratch
     tokenizer: str | None = None  # folder holding tokenizer.json; null: the one in `pretrained`
@@ -231,6 +233,7 @@ class TrainerConfig:
     max_hours: float | None = None  # end this run after that time, with a checkpoint
     neftune_alpha: float = 0.0  # noise on the text embeddings; 5 is the paper's choice for fine-tuning
     worst_batch_first: bool = True  # run the largest possible batch once before the first step, changing nothing
+    deterministic: bool = False  # the same bits on CUDA too, where an operation has a slower form that gives them
     hang_timeout: float = 1800.0  # seconds without progress after which every rank reports and ends; 0: never
 
 
@@ -286,6 +289,7 @@ class Config:
     run_dir: str = "runs/${name}"
     seed: int = 0
     resume: str = "auto"  # auto, never, or the path of a checkpoint
+    resume_optimizer: str = "kept"  # fresh: go on with a new optimizer, whose keys, schedule and freezing may then differ
     threads: int | None = None  # CPU threads of torch; null: torch's own choice
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -24,7 +24,7 @@ from m4train.hub import WEIGHT_FILES, model_folder
 from m4train.inspection.run_files import LINEAGE_FILE
 from m4train.models.pretrained import TensorFolder
 from m4train.models.weight_files import write_weights
-from m4train.restore import plain_model, restore_model, restore_processor
+from m4train.restore import hub_weights, plain_model, restore_model, restore_processor
 from m4train.training.adapter_files import load_adapter, save_adapter, trained_whole
 from m4train.training.adapters import apply_adapters
 from m4train.training.freezing import apply_freezing
@@ -81,31 +81,14 @@ def export_checkpoint(config: Config) -> Exported:
 
 def _write_model(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
     """config.json, generation_config.json and the weights, adapters merged, rows of new tokens joined."""
-    model = plain_model(config, checkpoint.folder)
-    weights = CheckpointWeights(checkpoint.folder, config.adapter)
-    own = {name: p for name, p in model.named_parameters() if name not in model.tied_names()}
-    if set(own) != set(weights.names):
-        differing = sorted(set(own) ^ set(weights.names))
-        raise CheckpointError(f"{checkpoint.folder} does not hold the model its config.json names: {differing[:5]}.")
+    model, shapes, read = hub_weights(config, checkpoint.folder, _original(config))
     dtype = export_dtype(config)
     model.config.dtype = str(dtype).removeprefix("torch.")
     model.config.extra["architectures"] = [type(model).__name__]
     model.config.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(model.generation_config, indent=2) + "\n")
-    original = _original(config)
-
-    def read(name: str) -> Tensor:
-        return weights.merged(name, own[name].shape, original).cpu()
-
-    hub = model.hub_tensors(own)
-    joined = {name: read(name) for name in own if name not in hub}  # a few rows, which belong at the end of others
-    write_weights(
-        folder,
-        {name: tensor.shape for name, tensor in hub.items()},
-        dtype,
-        size_in_bytes("export.max_shard_size", config.export.max_shard_size),
-        lambda name: model.hub_tensors({**joined, name: read(name)})[name],
-    )
+    limit = size_in_bytes("export.max_shard_size", config.export.max_shard_size)
+    write_weights(folder, shapes, dtype, limit, read)
 
 
 def _original(config: Config) -> Callable[[str], Tensor] | None:

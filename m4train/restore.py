@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from m4train.build import FAMILIES, equip
+from m4train.compose import stored_config
 from m4train.config import Config
+from m4train.errors import CheckpointError
 from m4train.training.checkpoint import TENSORS, read_tensors
-from m4train.training.weights import weight_tensors
+from m4train.training.resume import Checkpoint
+from m4train.training.weights import CheckpointWeights, weight_tensors
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional CPU kernels whenever peft is imported
 
@@ -27,9 +32,7 @@ def plain_model(config: Config, folder: Path) -> Any:
     kind = FAMILIES[config.model.family].model
     with torch.device("meta"):
         model = kind(kind.config_class.from_pretrained(folder))
-    path = folder / "generation_config.json"
-    if path.is_file():
-        model.generation_config = json.loads(path.read_text(encoding="utf-8"))
+    model.generation_config = _generation_config(folder)
     if config.freeze.new_rows_from is not None:
         model.split_token_rows(config.freeze.new_rows_from)
     return model
@@ -47,6 +50,47 @@ def restore_model(config: Config, folder: Path) -> Any:
     equip(model, config)
     read_tensors(folder / TENSORS, weight_tensors(model))
     return model.eval()
+
+
+def hub_weights(
+    config: Config, folder: Path, base: Callable[[str], Tensor] | None = None
+) -> tuple[Any, dict[str, torch.Size], Callable[[str], Tensor]]:
+    """The model of a checkpoint as published folders hold it: on the meta device, the shape of each of its tensors, and what
+    reads one by name, adapters merged (into `base`, where given) and rows of new tokens joined.
+
+    Raises CheckpointError where the checkpoint's tensors are not those of its config.json.
+    """
+    model = plain_model(config, folder)
+    weights = CheckpointWeights(folder, config.adapter)
+    own = {name: p for name, p in model.named_parameters() if name not in model.tied_names()}
+    if set(own) != set(weights.names):
+        differing = sorted(set(own) ^ set(weights.names))
+        raise CheckpointError(f"{folder} does not hold the model its config.json names: {differing[:5]}.")
+    read = lambda name: weights.merged(name, own[name].shape, base).cpu()
+    hub = model.hub_tensors(own)
+    apart = {name: read(name) for name in own if name not in hub}  # a few rows, which belong at the end of others
+    shapes = {name: tensor.shape for name, tensor in hub.items()}
+    return model, shapes, lambda name: model.hub_tensors({**apart, name: read(name)})[name]
+
+
+def merged_model(checkpoint: Checkpoint) -> Any:
+    """A plain fp32 model to start a run from: the weights of another run's checkpoint, what its adapters learned merged."""
+    config = stored_config(checkpoint.state["config"], checkpoint.folder)
+    kind = FAMILIES[config.model.family].model
+    _, shapes, read = hub_weights(config, checkpoint.folder)
+    with torch.device("meta"):
+        model = kind(kind.config_class.from_pretrained(checkpoint.folder))
+    fill(model)
+    with torch.no_grad():
+        for name in shapes:
+            model.get_parameter(name).copy_(read(name))
+    model.generation_config = _generation_config(checkpoint.folder)
+    return model.eval()
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def fill(model: Any) -> None:

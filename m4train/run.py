@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optiona
 
 def train(config: Config) -> int:
     """Trains, or continues, the run of `config`; returns 0."""
-    _set_threads(config)
+    _set_up(config)
     engine = make_engine(config)
     run_dir = Path(config.run_dir)
     resume = agreed_checkpoint(config, engine)
@@ -70,6 +71,11 @@ def describe_model(folder: Path, model: Any, processor: Any) -> None:
     processor.save_pretrained(folder)
 
 
-def _set_threads(config: Config) -> None:
+def _set_up(config: Config) -> None:
+    """What torch must be told before anything is computed."""
+    if config.trainer.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     if config.threads is not None:
         torch.set_num_threads(config.threads)

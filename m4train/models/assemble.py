@@ -63,17 +63,32 @@ def assemble(
         ConfigError: backbones that this kind of model cannot hold.
         CheckpointError: tensors of the folders that are missing, unknown, or of another shape.
     """
-    vision_values, text_values = _config_of(vision, "vision_config"), _config_of(text, "text_config")
-    merged = _merged_config(kind, vision_values, text_values, added_tokens, config)
-    model = kind(kind.config_class.from_dict(merged))
+    text_values = _config_of(text, "text_config")
+    model = kind(assembled_config(kind, vision, text, added_tokens=added_tokens, **config))
+    return fill_from_backbones(model, vision, text, generator=generator)
+
+
+def fill_from_backbones(
+    model: Any, vision: str | Path, text: str | Path, *, generator: torch.Generator | None = None
+) -> Any:
+    """Gives `model`, of an assembled configuration, its weights, and returns it; see `assemble`."""
+    text_values = _config_of(text, "text_config")
     model.init_weights(generator)
-    flat = kind.config_class.model_type == "idefics"
+    flat = model.config_class.model_type == "idefics"
     # An untied head of a text model that had none of its own starts as its embedding.
     tied_source = bool(text_values.get("tie_word_embeddings"))
     _fill_vision(model, TensorFolder(vision), vision)
     _fill_text(model, TensorFolder(text), text, "model." if flat else "model.text_model.", tied_source, generator)
     model.tie_weights()
     return model
+
+
+def assembled_config(
+    kind: type[MultimodalLM], vision: str | Path, text: str | Path, *, added_tokens: int = 0, **config: Any
+) -> Any:
+    """The configuration of the model that `assemble` makes of the same arguments. Raises ConfigError as it does."""
+    vision_values, text_values = _config_of(vision, "vision_config"), _config_of(text, "text_config")
+    return kind.config_class.from_dict(_merged_config(kind, vision_values, text_values, added_tokens, config))
 
 
 def _config_of(folder: str | Path, part: str) -> dict[str, Any]:

@@ -83,13 +83,18 @@ def write_checkpoint(
     return target
 
 
-def load_checkpoint(checkpoint: Checkpoint, engine: Engine) -> None:
-    """Overwrites the engine's live tensors from a checkpoint; all ranks call it.
+def load_checkpoint(checkpoint: Checkpoint, engine: Engine, optimizer: bool = True) -> None:
+    """Overwrites the engine's live tensors from a checkpoint, those of its optimizer as asked; all ranks call it.
 
     Raises CheckpointError naming what the model has and the checkpoint lacks, or has in another shape.
     """
     try:
-        engine.load(lambda tensors: read_tensors(checkpoint.folder / TENSORS, tensors))
+        engine.load(
+            lambda tensors: read_tensors(
+                checkpoint.folder / TENSORS,
+                {name: t for name, t in tensors.items() if optimizer or name.startswith(("parameter/", "buffer/"))},
+            )
+        )
     except (CheckpointException, RuntimeError, ValueError) as error:
         cause = str(error).strip().splitlines()[-1]
         raise CheckpointError(f"Checkpoint {checkpoint.folder} does not fit this model: {cause}") from error

@@ -19,6 +19,7 @@ from m4train.training.engines.base import Engine
 
 STATE = "state.json"
 MODEL_KEYS = ("model.*", "adapter.*", "freeze.*")  # what decides which tensors a checkpoint holds, and what they mean
+WITH_OPTIMIZER = ("resume_optimizer", "optimizer.*", "schedule.*", "freeze.rules", "trainer.max_grad_norm")
 SHOWN_KEYS = 8  # of a refusal
 _ABSENT = "absent"
 FOLDER = "checkpoints"
@@ -173,8 +174,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, json.loads((folder / STATE).read_text(encoding="utf-8")))
 
 
+def starts_optimizer_anew(checkpoint: Checkpoint, config: Config) -> bool:
+    """Whether the run leaves the checkpoint's optimizer state behind: where resume_optimizer asks for it, until its first
+    checkpoint, which a later start of the same run continues with the optimizer that it holds."""
+    return config.resume_optimizer == "fresh" and checkpoint.state["config"].get("resume_optimizer") != "fresh"
+
+
 def _compatible(checkpoint: Checkpoint, config: Config, among: Sequence[str]) -> Checkpoint:
     differing = differing_keys(checkpoint.state["config"], config_dict(config), among)
+    if starts_optimizer_anew(checkpoint, config):
+        differing = {key: values for key, values in differing.items() if not _matches(key, WITH_OPTIMIZER)}
     if differing:
         named = [f"{key} ({values})" for key, values in differing.items()]
         more = f" and {len(named) - SHOWN_KEYS} more" if len(named) > SHOWN_KEYS else ""

@@ -22,7 +22,7 @@ from m4train.training.loss_weights import LossWeights
 from m4train.training.metrics import StepSums, real_tokens
 from m4train.training.model_protocol import Step
 from m4train.training.neftune import EmbeddingNoise
-from m4train.training.resume import FOLDER, Checkpoint, config_dict
+from m4train.training.resume import FOLDER, Checkpoint, config_dict, starts_optimizer_anew
 from m4train.training.saving import Saver
 from m4train.training.schedule import rate_factor
 from m4train.training.step import SkipCounter, reseed, run_micro_batches
@@ -141,7 +141,8 @@ class Trainer:
         saved = self.resume.state if self.resume else {}
         self._skips = SkipCounter(self.engine.device, saved.get("skipped", 0))
         if self.resume:
-            load_checkpoint(self.resume, self.engine)
+            anew = starts_optimizer_anew(self.resume, self.config)
+            load_checkpoint(self.resume, self.engine, optimizer=not anew)
         for callback in self.callbacks:
             callback.load(saved.get("callbacks", {}).get(type(callback).__name__, {}))
             callback.on_start(self)

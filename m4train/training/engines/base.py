@@ -107,7 +107,8 @@ class Engine(Protocol):
         ...
 
     def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
-        """Overwrites parameters and optimizer; `read` fills the tensors it is given from a checkpoint, by name."""
+        """Overwrites parameters and optimizer; `read` fills the tensors it is given from a checkpoint, by name. What it
+        leaves out of the optimizer stays as it begins: zero."""
         ...
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:

@@ -253,7 +253,7 @@ class DeepSpeedEngine(DistributedEngine):
             full = {f"parameter/{name}": torch.empty(shape, dtype=parameter.dtype)}
             if name in self.trainable:
                 for kind, value in self._state_of(name).items():
-                    full[f"optimizer/{kind}/{name}"] = torch.empty(shape if value.ndim else (), dtype=value.dtype)
+                    full[f"optimizer/{kind}/{name}"] = torch.zeros(shape if value.ndim else (), dtype=value.dtype)
             read(full)
             self._set(name, parameter, full)
         if live := {**self._buffers(), **self.guard.tensors()}:
