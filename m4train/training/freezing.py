@@ -53,9 +53,16 @@ def apply_freezing(model: nn.Module, config: FreezeConfig) -> None:
         raise ConfigError("freeze.rules leave no trainable parameter; make some part trainable or choose an adapter.")
 
 
+_HINTS = {
+    "new_tokens": "; freeze.new_rows_from makes new_tokens",
+    "norms": '; the norms of all parts are module_types: ["*Norm"]',
+    "resampler": "; a resampler is the connector",
+}
+
+
 def _check_part(rule: FreezeRule, number: int, parts: dict[str, tuple[str, ...]]) -> None:
     if rule.part is not None and rule.part not in parts:
-        hint = "; freeze.new_rows_from makes new_tokens" if rule.part == "new_tokens" else ""
+        hint = _HINTS.get(rule.part, "")
         raise ConfigError(f"freeze.rules[{number}].part is {rule.part!r}, but this model has {', '.join(parts)}{hint}.")
 
 

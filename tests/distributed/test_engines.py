@@ -12,6 +12,7 @@ from m4train.training.adapter_files import load_adapter, save_adapter
 from m4train.training.adapters import apply_adapters
 from m4train.training.engines import make_engine
 from m4train.training.freezing import apply_freezing
+from m4train.training.parts_table import parameter_table
 from tests.distributed.cases import Case, build
 from tests.helpers.distributed import run_distributed
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
@@ -107,7 +108,10 @@ def test_adapters_are_saved_whole_by_every_engine():
 def _held_out(run_dir, name):
     config = make_config(run_dir, max_steps=4, eval_every=2)
     config.engine.name = name
-    make_trainer(config, TinyModel(), make_engine(config)).train()
+    model = TinyModel()
+    expected = parameter_table(model, config)
+    make_trainer(config, model, make_engine(config)).train()
+    assert parameter_table(model, config) == expected, "sharded parameters count as whole ones"
     return [line["eval/loss"] for line in read_metrics(run_dir) if "eval/loss" in line]
 
 

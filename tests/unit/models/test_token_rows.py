@@ -10,7 +10,7 @@ from m4train.models.pretrained import TensorFolder
 from m4train.training.adapters import apply_adapters, merge_adapters
 from m4train.training.freezing import apply_freezing
 from tests.helpers.models import perturb, tiny_idefics, tiny_idefics2, tiny_idefics3
-from tests.helpers.training import IDEFICS2, IDEFICS3, join, make_config, make_pack, make_trainer
+from tests.helpers.training import IDEFICS, IDEFICS2, IDEFICS3, join, make_config, make_pack, make_trainer
 
 FIRST = 90
 FAMILIES = {
@@ -57,6 +57,20 @@ def test_gradients_of_the_rows_are_those_of_the_whole_table():
         assert got.keys() == expected.keys()
         for name, gradient in got.items():
             torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_idefics_without_rows_of_its_own_is_split_like_the_others(tied, tmp_path):
+    values = tiny_idefics(vocab_size=99, additional_vocab_size=0, tie_word_embeddings=tied)
+    plain, split = (models.IdeficsForVisionText2Text(models.IdeficsConfig.from_dict(values)) for _ in range(2))
+    perturb(plain)
+    perturb(split)
+    split.split_token_rows(FIRST)
+    batch = join([make_pack(n, 0, IDEFICS)[0] for n in range(3)], IDEFICS)
+    torch.testing.assert_close(split(batch).loss, plain(batch).loss)
+    split.save_pretrained(tmp_path)
+    again = models.IdeficsForVisionText2Text.from_pretrained(tmp_path)
+    assert all(torch.equal(p, again.get_parameter(name)) for name, p in plain.named_parameters())
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -53,6 +53,19 @@ def test_a_rule_that_cannot_be_meant_is_refused(rule):
         _freeze(rule)
 
 
+@pytest.mark.parametrize(
+    ("part", "word"), [("norms", "[*]Norm"), ("new_tokens", "new_rows_from"), ("resampler", "connector")]
+)
+def test_a_part_by_another_name_is_explained(part, word):
+    with pytest.raises(ConfigError, match=word):
+        _freeze(FreezeRule(part=part))
+
+
+def test_module_types_are_patterns():
+    model = _freeze(FreezeRule(), FreezeRule(module_types=["*Norm"], trainable=True))
+    assert _trainable(model) == {name for name, _ in model.named_parameters() if "norm" in name}
+
+
 def test_adapters_leave_only_what_rules_ask_for():
     model = TinyModel()
     apply_adapters(model, AdapterConfig(kind="lora", rank=2, targets={"text": ["q_proj"]}))
