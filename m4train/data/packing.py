@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_CANDIDATES = 16  # documents looked at for one place before the best so far is taken
+_CANDIDATES = 32  # documents looked at for one place before the best so far is taken
 _FINISH = 1.0  # mean documents of room that are left for the exact finish
 _BOTH_SCARCE = (
     0.8  # above this ratio of what the pool needs of one budget to what it needs of the other, it is twice as large
