@@ -63,7 +63,6 @@ def assemble(
         ConfigError: backbones that this kind of model cannot hold.
         CheckpointError: tensors of the folders that are missing, unknown, or of another shape.
     """
-    text_values = _config_of(text, "text_config")
     model = kind(assembled_config(kind, vision, text, added_tokens=added_tokens, **config))
     return fill_from_backbones(model, vision, text, generator=generator)
 

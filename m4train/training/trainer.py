@@ -128,7 +128,6 @@ class Trainer:
             "skipped": self._check_skips(),
             "versions": versions(),
         }
-        trainer = self.config.trainer
         self._saver.save(state)
         self.saved_step = self.step
 

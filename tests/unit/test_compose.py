@@ -46,7 +46,11 @@ def test_every_choice_of_every_group_composes():
     for group, choices in groups().items():
         for choice in choices:
             if group != "experiment":
-                own = ["data.sources={mine: {path: mine.tar}}"] if choice == "own" else []
+                needed = {
+                    "own": ["data.sources={mine: {path: mine.tar}}"],
+                    "backbones": ["model.vision_pretrained=vision", "model.text_pretrained=text"],
+                }
+                own = needed.get(choice, [])
                 load_config(["experiment=digits_sft", f"{group}={choice}", "trainer.eval_every=0", *own])
 
 
