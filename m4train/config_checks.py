@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
+from m4train.checking import at_least, one_of, require
 from m4train.combinations import why_not
 from m4train.config import (
     ADAPTERS,
@@ -15,215 +15,90 @@ from m4train.config import (
     SCHEDULES,
     BatchRampConfig,
     Config,
-    DataConfig,
     EngineConfig,
     ExportConfig,
     OptimizerConfig,
-    SourceConfig,
 )
+from m4train.data_checks import check_data
 from m4train.errors import ConfigError
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, f"{key} is {value!r}, but must be one of {', '.join(choices)}.")
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    _require(value >= least, f"{key} is {value}, but must be at least {least}.")
 
 
 def check(config: Config) -> None:
     """Refuses combinations that cannot work. Raises ConfigError with one sentence that names the key and the way out."""
     _check_model(config)
-    _check_data(config.data)
-    _check_streams(config)
+    check_data(config)
     _check_training(config)
 
 
 def _check_model(config: Config) -> None:
     model = config.model
-    _one_of("model.family", model.family, MODEL_FAMILIES)
+    one_of("model.family", model.family, MODEL_FAMILIES)
     backbones = (model.vision_pretrained, model.text_pretrained)
-    _require(
+    require(
         (backbones[0] is None) == (backbones[1] is None),
         "model.vision_pretrained and model.text_pretrained make a model together: set both of them, or neither.",
     )
-    _require(
+    require(
         model.pretrained is None or backbones[0] is None,
         "model.pretrained is a whole model, and model.vision_pretrained the tower of a new one: set one of them to null.",
     )
-    _one_of("resume_optimizer", config.resume_optimizer, ("kept", "fresh"))
-    _require(
+    one_of("resume_optimizer", config.resume_optimizer, ("kept", "fresh"))
+    require(
         model.pretrained is not None or bool(model.architecture) or backbones[0] is not None,
         "model.architecture is empty and model.pretrained is null: set model.pretrained to a Hugging Face folder, "
         "or choose a model=... that gives an architecture.",
     )
-    _require(
+    require(
         model.pretrained is not None or model.tokenizer is not None,
         "model.tokenizer is null and model.pretrained is null: set model.tokenizer to a folder that holds tokenizer.json.",
     )
-    _at_least("model.z_loss", model.z_loss, 0)
-    _one_of("model.loss", model.loss, LOSSES)
-    _require(
+    at_least("model.z_loss", model.z_loss, 0)
+    one_of("model.loss", model.loss, LOSSES)
+    require(
         model.loss in ("auto", "chunked") or model.z_loss == 0,
         f"model.loss is {model.loss}, which has no z-loss, but model.z_loss is {model.z_loss}: choose model.loss=chunked.",
     )
     weighted = [name for name, source in config.data.sources.items() if source.loss_weight != 1]
-    _require(
+    require(
         model.loss != "liger" or not weighted,
         f"model.loss is liger, which has no token weights, but data.sources.{', '.join(weighted)}.loss_weight is not 1: "
         "choose model.loss=auto.",
     )
-    _require(
+    require(
         model.loss in ("auto", "chunked") or "lm_head" not in config.adapter.targets,
         f"model.loss is {model.loss}, which needs the plain head, but adapter.targets names lm_head: choose "
         "model.loss=auto.",
     )
 
 
-def _check_data(data: DataConfig) -> None:
-    for key in ("sequence_length", "images_per_pack", "packing_pool", "prefetch_steps", "shuffle_window"):
-        _at_least(f"data.{key}", getattr(data, key), 1)
-    for key in ("num_workers", "auto_index_limit"):
-        _at_least(f"data.{key}", getattr(data, key), 0)
-    _at_least("data.augment.shift_pixels", data.augment.shift_pixels, 0)
-    _at_least("data.augment.rotate_degrees", data.augment.rotate_degrees, 0)
-    for name, highest in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
-        given = getattr(data.augment, name)
-        _require(
-            (name == "crop_scale" and not given) or (len(given) == 2 and 0 < given[0] <= given[1] <= highest),
-            f"data.augment.{name} is {list(given)}, but must be two numbers, the smaller first, such as "
-            f"{[0.9, 1.0] if name == 'crop_scale' else [0.75, 1.33]}.",
-        )
-    _require(
-        data.cache_size > 0, f"data.cache_size is {data.cache_size} GiB: give more than 0, or set data.cache_dir=null."
-    )
-    _one_of("data.mixture.by", data.mixture.by, ("samples", "tokens", "images"))
-    _require(
-        data.mixture.temperature is None or data.mixture.temperature > 0,
-        f"data.mixture.temperature is {data.mixture.temperature}, but must be positive, or null to take weights as they are.",
-    )
-    _one_of("data.long_documents", data.long_documents, ("split", "drop"))
-    _require(
-        0 <= data.max_bad_fraction <= 1, f"data.max_bad_fraction is {data.max_bad_fraction}: give a share from 0 to 1."
-    )
-    _require(bool(data.sources), "data.sources is empty: choose a data=... or add data.sources.NAME.path=SHARDS.")
-    for group, sources in (("sources", data.sources), ("validation", data.validation)):
-        for name, source in sources.items():
-            key = f"data.{group}.{name}"
-            _require(
-                bool(source.path),
-                f"{key}.path is empty: give the shards of this source, such as data/train-{{000..099}}.tar.",
-            )
-            _one_of(f"{key}.loss", source.loss, ("auto", "all", "last_turn"))
-            _require(
-                source.loss_weight > 0,
-                f"{key}.loss_weight is {source.loss_weight}, but must be above 0; remove the source to leave it out.",
-            )
-            _require(
-                group == "sources" or source.loss_weight == 1,
-                f"{key}.loss_weight is {source.loss_weight}, but held-out losses are not weighted: remove it.",
-            )
-            _require(
-                group == "sources" or source.epochs is None,
-                f"{key}.epochs is {source.epochs}, but held-out sources are read once: remove it.",
-            )
-            _require(
-                source.weight > 0,
-                f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
-            )
-            _check_options(key, source)
-
-
-def _check_streams(config: Config) -> None:
-    """What needs an index does not go with streamed sources."""
-    data = config.data
-    for name, source in data.validation.items():
-        _require(not source.stream, f"data.validation.{name}.stream is true, but held-out sources need an index.")
-    streamed = [name for name, source in data.sources.items() if source.stream]
-    if not streamed:
-        return
-    key = f"data.sources.{streamed[0]}.stream"
-    others = ", ".join(name for name in data.sources if name not in streamed)
-    _require(not others, f"{key} is true, but not that of {others}: stream all sources of a run, or none.")
-    needed: dict[str, tuple[Any, Any]] = {
-        "data.mixture.by": (data.mixture.by, "samples"),
-        "data.mixture.temperature": (data.mixture.temperature, None),
-        "data.mixture.schedule": (dict(data.mixture.schedule), {}),
-        "data.long_documents": (data.long_documents, "drop"),
-        "data.epochs": (data.epochs, None),
-        "trainer.batch_ramp.start": (config.trainer.batch_ramp.start, None),
-    }
-    for name, source in data.sources.items():
-        needed[f"data.sources.{name}.epochs"] = (source.epochs, None)
-        needed[f"data.sources.{name}.documents.end_marker"] = (source.documents.end_marker, None)
-    for name, (value, only) in needed.items():
-        shown = "null" if only is None else only
-        _require(
-            value == only,
-            f"{name} is {value}, which needs an index, but {key} is true: set {name}={shown}, or index the shards.",
-        )
-
-
-def _check_options(key: str, source: SourceConfig) -> None:
-    """The options of one source, named `key`."""
-    documents, talks, images = source.documents, source.conversations, source.images
-    _one_of(f"{key}.documents.ending_images", documents.ending_images, ("keep", "strip", "skip"))
-    limits: dict[str, int | None] = {
-        "epochs": source.epochs,
-        "variants": source.variants,
-        "documents.max_images": documents.max_images,
-        "documents.max_images_in_a_row": documents.max_images_in_a_row,
-        "images.max_tokens": images.max_tokens,
-        "images.max_tokens_per_sample": images.max_tokens_per_sample,
-    }
-    for name, value in limits.items():
-        _require(
-            value is None or value >= (0 if name == "documents.max_images" else 1),
-            f"{key}.{name} is {value}, but must be at least 1; null sets no limit.",
-        )
-    _require(documents.end_marker != "", f"{key}.documents.end_marker is empty: give the text, or null.")
-    for name, share in (
-        ("conversations.newline_probability", talks.newline_probability),
-        ("images.upscale_probability", images.upscale_probability),
-    ):
-        _require(0 <= share <= 1, f"{key}.{name} is {share}: give a probability from 0 to 1.")
-    _at_least(f"{key}.images.upscale_max", images.upscale_max, 1)
-
-
 def _check_batch_ramp(ramp: BatchRampConfig, size: int) -> None:
     key = "trainer.batch_ramp"
     if ramp.start is None:
-        _require(
+        require(
             ramp.increment == ramp.steps == 0,
             f"{key}.start is null, but increment is {ramp.increment} and steps is {ramp.steps}: set {key}.start to the packs of step 1.",
         )
         return
     for name, value in (("start", ramp.start), ("increment", ramp.increment), ("steps", ramp.steps)):
-        _at_least(f"{key}.{name}", value, 1)
-    _require(
+        at_least(f"{key}.{name}", value, 1)
+    require(
         ramp.start < size,
         f"{key}.start is {ramp.start}, but must be below trainer.global_batch_size ({size}), where the ramp ends.",
     )
 
 
 def _check_engine(engine: EngineConfig) -> None:
-    _one_of("engine.name", engine.name, ENGINES)
+    one_of("engine.name", engine.name, ENGINES)
     zero = engine.name.startswith("zero")
-    _require(
+    require(
         not engine.offload or zero or engine.name == "fsdp2",
         f"engine.offload is true, but engine.name={engine.name} shards nothing: choose fsdp2 or zero1 to zero3.",
     )
-    _require(
+    require(
         not engine.shard_within_node or engine.name == "fsdp2",
         f"engine.shard_within_node is true, but engine.name is {engine.name}: it is a setting of fsdp2.",
     )
-    _require(
+    require(
         engine.deepspeed is None or zero,
         f"engine.deepspeed is {engine.deepspeed}, but engine.name is {engine.name}: choose zero1, zero2 or zero3.",
     )
@@ -232,8 +107,8 @@ def _check_engine(engine: EngineConfig) -> None:
 def _check_launch(processes: int | None, engine: str) -> None:
     if processes is None:
         return
-    _at_least("launch.processes", processes, 1)
-    _require(
+    at_least("launch.processes", processes, 1)
+    require(
         processes == 1 or engine != "single",
         f"launch.processes is {processes}, but engine.name is single, which runs on one: choose engine=ddp, fsdp2 or "
         "zero1 to zero3.",
@@ -244,50 +119,50 @@ def _check_combinations(config: Config) -> None:
     """What one engine, optimizer or adapter cannot do with another, each with its reason."""
     engine, optimizer, adapter = config.engine.name, config.optimizer.name, config.adapter.kind
     reason = why_not(engine, optimizer, adapter)
-    _require(reason is None, reason or "")
-    _require(
+    require(reason is None, reason or "")
+    require(
         not (config.trainer.compile and engine == "zero3"),
         "trainer.compile is true, but engine.name=zero3 gathers parameters by hooks inside the blocks, which cannot be "
         "compiled: choose engine=fsdp2, or trainer.compile=false.",
     )
     if config.freeze.new_rows_from is not None:
-        _at_least("freeze.new_rows_from", config.freeze.new_rows_from, 1)
-    _require(
+        at_least("freeze.new_rows_from", config.freeze.new_rows_from, 1)
+    require(
         config.freeze.frozen_dtype in (None, "bf16"),
         f"freeze.frozen_dtype is {config.freeze.frozen_dtype!r}, but must be bf16 or null.",
     )
-    _require(
+    require(
         config.freeze.frozen_dtype is None or config.trainer.precision == "bf16",
         "freeze.frozen_dtype is bf16, but trainer.precision is fp32: set trainer.precision=bf16, or frozen_dtype to null.",
     )
-    _require(
+    require(
         adapter != "none" or config.adapter.start_from is None,
         f"adapter.start_from is {config.adapter.start_from}, but adapter.kind is none: choose adapter=lora, dora or qlora.",
     )
-    _require(
+    require(
         adapter != "qlora" or bool(config.adapter.quantize),
         "adapter.quantize is empty, but adapter.kind is qlora: name the parts to store in 4 bits, such as [text].",
     )
 
 
 def _check_optimizer(optimizer: OptimizerConfig) -> None:
-    _require(
+    require(
         len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas),
         f"optimizer.betas is {optimizer.betas}, but must hold two numbers from 0 up to but not 1.",
     )
-    _require(optimizer.eps > 0, f"optimizer.eps is {optimizer.eps}, but must be above 0.")
-    _at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
+    require(optimizer.eps > 0, f"optimizer.eps is {optimizer.eps}, but must be above 0.")
+    at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
     for part, own in optimizer.parts.items():
-        _require(
+        require(
             own.lr is None or own.lr > 0,
             f"optimizer.parts.{part}.lr is {own.lr}, but must be above 0; freeze the part to leave it as it is.",
         )
-        _at_least(f"optimizer.parts.{part}.weight_decay", own.weight_decay or 0, 0)
-    _require(
+        at_least(f"optimizer.parts.{part}.weight_decay", own.weight_decay or 0, 0)
+    require(
         optimizer.momentum is None or optimizer.name == "muon",
         f"optimizer.momentum is {optimizer.momentum}, but optimizer.name={optimizer.name} has none: it has betas.",
     )
-    _require(
+    require(
         optimizer.momentum is None or 0 <= optimizer.momentum < 1,
         f"optimizer.momentum is {optimizer.momentum}, but must lie from 0 up to but not 1.",
     )
@@ -304,53 +179,53 @@ def _check_training(config: Config) -> None:
         "log_every",
         "max_skipped_in_a_row",
     ):
-        _at_least(f"trainer.{key}", getattr(trainer, key), 1)
+        at_least(f"trainer.{key}", getattr(trainer, key), 1)
     _check_batch_ramp(trainer.batch_ramp, trainer.global_batch_size)
-    _at_least("trainer.eval_every", trainer.eval_every, 0)
+    at_least("trainer.eval_every", trainer.eval_every, 0)
     if trainer.stop_after is not None:
-        _at_least("trainer.stop_after", trainer.stop_after, 1)
-    _require(trainer.max_grad_norm > 0, f"trainer.max_grad_norm is {trainer.max_grad_norm}, but must be above 0.")
-    _require(
+        at_least("trainer.stop_after", trainer.stop_after, 1)
+    require(trainer.max_grad_norm > 0, f"trainer.max_grad_norm is {trainer.max_grad_norm}, but must be above 0.")
+    require(
         trainer.eval_every == 0 or bool(config.data.validation),
         f"trainer.eval_every is {trainer.eval_every} but data.validation is empty: add a held-out source or set trainer.eval_every=0.",
     )
-    _one_of("trainer.precision", trainer.precision, ("fp32", "bf16"))
+    one_of("trainer.precision", trainer.precision, ("fp32", "bf16"))
     _check_engine(config.engine)
     _check_launch(config.launch.processes, config.engine.name)
     _check_combinations(config)
-    _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
-    _require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
+    one_of("optimizer.name", optimizer.name, OPTIMIZERS)
+    require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _check_optimizer(optimizer)
-    _one_of("schedule.name", config.schedule.name, SCHEDULES)
-    _require(
+    one_of("schedule.name", config.schedule.name, SCHEDULES)
+    require(
         0 <= config.schedule.warmup_steps <= trainer.max_steps,
         f"schedule.warmup_steps is {config.schedule.warmup_steps}, but must lie between 0 and trainer.max_steps ({trainer.max_steps}).",
     )
-    _require(
+    require(
         config.schedule.name == "wsd" or config.schedule.decay_steps == 0,
         f"schedule.decay_steps is {config.schedule.decay_steps}, but schedule.name={config.schedule.name} has no decay "
         "of its own: choose schedule=wsd.",
     )
-    _require(
+    require(
         config.schedule.name != "wsd"
         or 1 <= config.schedule.decay_steps <= trainer.max_steps - config.schedule.warmup_steps,
         f"schedule.decay_steps is {config.schedule.decay_steps}, but with schedule=wsd it must be at least 1 and fit "
         f"between schedule.warmup_steps and trainer.max_steps ({trainer.max_steps}).",
     )
     for key in ("neftune_alpha", "skip_outliers", "keep_every"):
-        _at_least(f"trainer.{key}", getattr(trainer, key), 0)
-    _require(
+        at_least(f"trainer.{key}", getattr(trainer, key), 0)
+    require(
         trainer.max_hours is None or trainer.max_hours > 0,
         f"trainer.max_hours is {trainer.max_hours}, but must be above 0; null sets no limit.",
     )
-    _at_least("trainer.hang_timeout", trainer.hang_timeout, 0)
-    _one_of("adapter.kind", config.adapter.kind, ADAPTERS)
-    _require(
+    at_least("trainer.hang_timeout", trainer.hang_timeout, 0)
+    one_of("adapter.kind", config.adapter.kind, ADAPTERS)
+    require(
         config.adapter.kind == "none" or bool(config.adapter.targets),
         f"adapter.kind is {config.adapter.kind} but adapter.targets is empty: name the modules per part, such as "
         "adapter.targets.text=[q_proj,v_proj].",
     )
-    _one_of("logging.wandb", config.logging.wandb, ("offline", "online", "disabled"))
+    one_of("logging.wandb", config.logging.wandb, ("offline", "online", "disabled"))
     _check_export(config.export)
     _check_evaluation(config)
 
@@ -358,10 +233,10 @@ def _check_training(config: Config) -> None:
 def _check_evaluation(config: Config) -> None:
     evaluation = config.evaluation
     for key in ("max_new_tokens", "batch_size"):
-        _at_least(f"evaluation.{key}", getattr(evaluation, key), 1)
-    _at_least("evaluation.shown", evaluation.shown, 0)
+        at_least(f"evaluation.{key}", getattr(evaluation, key), 1)
+    at_least("evaluation.shown", evaluation.shown, 0)
     unknown = sorted(set(evaluation.metrics) - set(config.data.validation))
-    _require(
+    require(
         not unknown,
         f"evaluation.metrics names {', '.join(unknown)}, but data.validation has "
         f"{', '.join(config.data.validation) or 'no source'}.",
@@ -369,12 +244,12 @@ def _check_evaluation(config: Config) -> None:
 
 
 def _check_export(export: ExportConfig) -> None:
-    _require(
+    require(
         export.dtype in (None, "fp32", "bf16"), f"export.dtype is {export.dtype!r}, but must be fp32, bf16 or null."
     )
-    _one_of("export.adapters", export.adapters, ("merge", "apart"))
-    _one_of("export.base", export.base, ("trained", "original"))
-    _require(
+    one_of("export.adapters", export.adapters, ("merge", "apart"))
+    one_of("export.base", export.base, ("trained", "original"))
+    require(
         export.adapters == "merge" or export.base == "trained",
         "export.base is original, but export.adapters is apart: nothing is merged; leave export.base out.",
     )

@@ -1,0 +1,121 @@
+"""The checks of the data side of a configuration, see `config_checks`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from m4train.checking import at_least, one_of, require
+from m4train.config import Config, SourceConfig
+
+
+def check_data(config: Config) -> None:
+    """The group `data`, its sources and their options."""
+    data = config.data
+    _check_streams(config)
+    for key in ("sequence_length", "images_per_pack", "packing_pool", "prefetch_steps", "shuffle_window"):
+        at_least(f"data.{key}", getattr(data, key), 1)
+    for key in ("num_workers", "auto_index_limit"):
+        at_least(f"data.{key}", getattr(data, key), 0)
+    at_least("data.augment.shift_pixels", data.augment.shift_pixels, 0)
+    at_least("data.augment.rotate_degrees", data.augment.rotate_degrees, 0)
+    for name, highest in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
+        given = getattr(data.augment, name)
+        require(
+            (name == "crop_scale" and not given) or (len(given) == 2 and 0 < given[0] <= given[1] <= highest),
+            f"data.augment.{name} is {list(given)}, but must be two numbers, the smaller first, such as "
+            f"{[0.9, 1.0] if name == 'crop_scale' else [0.75, 1.33]}.",
+        )
+    require(
+        data.cache_size > 0, f"data.cache_size is {data.cache_size} GiB: give more than 0, or set data.cache_dir=null."
+    )
+    one_of("data.mixture.by", data.mixture.by, ("samples", "tokens", "images"))
+    require(
+        data.mixture.temperature is None or data.mixture.temperature > 0,
+        f"data.mixture.temperature is {data.mixture.temperature}, but must be positive, or null to take weights as they are.",
+    )
+    one_of("data.long_documents", data.long_documents, ("split", "drop"))
+    require(
+        0 <= data.max_bad_fraction <= 1, f"data.max_bad_fraction is {data.max_bad_fraction}: give a share from 0 to 1."
+    )
+    require(bool(data.sources), "data.sources is empty: choose a data=... or add data.sources.NAME.path=SHARDS.")
+    for group, sources in (("sources", data.sources), ("validation", data.validation)):
+        for name, source in sources.items():
+            key = f"data.{group}.{name}"
+            require(
+                bool(source.path),
+                f"{key}.path is empty: give the shards of this source, such as data/train-{{000..099}}.tar.",
+            )
+            one_of(f"{key}.loss", source.loss, ("auto", "all", "last_turn"))
+            require(
+                source.loss_weight > 0,
+                f"{key}.loss_weight is {source.loss_weight}, but must be above 0; remove the source to leave it out.",
+            )
+            require(
+                group == "sources" or source.loss_weight == 1,
+                f"{key}.loss_weight is {source.loss_weight}, but held-out losses are not weighted: remove it.",
+            )
+            require(
+                group == "sources" or source.epochs is None,
+                f"{key}.epochs is {source.epochs}, but held-out sources are read once: remove it.",
+            )
+            require(
+                source.weight > 0,
+                f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
+            )
+            _check_options(key, source)
+
+
+def _check_streams(config: Config) -> None:
+    """What needs an index does not go with streamed sources."""
+    data = config.data
+    for name, source in data.validation.items():
+        require(not source.stream, f"data.validation.{name}.stream is true, but held-out sources need an index.")
+    streamed = [name for name, source in data.sources.items() if source.stream]
+    if not streamed:
+        return
+    key = f"data.sources.{streamed[0]}.stream"
+    others = ", ".join(name for name in data.sources if name not in streamed)
+    require(not others, f"{key} is true, but not that of {others}: stream all sources of a run, or none.")
+    needed: dict[str, tuple[Any, Any]] = {
+        "data.mixture.by": (data.mixture.by, "samples"),
+        "data.mixture.temperature": (data.mixture.temperature, None),
+        "data.mixture.schedule": (dict(data.mixture.schedule), {}),
+        "data.long_documents": (data.long_documents, "drop"),
+        "data.epochs": (data.epochs, None),
+        "trainer.batch_ramp.start": (config.trainer.batch_ramp.start, None),
+    }
+    for name, source in data.sources.items():
+        needed[f"data.sources.{name}.epochs"] = (source.epochs, None)
+        needed[f"data.sources.{name}.documents.end_marker"] = (source.documents.end_marker, None)
+    for name, (value, only) in needed.items():
+        shown = "null" if only is None else only
+        require(
+            value == only,
+            f"{name} is {value}, which needs an index, but {key} is true: set {name}={shown}, or index the shards.",
+        )
+
+
+def _check_options(key: str, source: SourceConfig) -> None:
+    """The options of one source, named `key`."""
+    documents, talks, images = source.documents, source.conversations, source.images
+    one_of(f"{key}.documents.ending_images", documents.ending_images, ("keep", "strip", "skip"))
+    limits: dict[str, int | None] = {
+        "epochs": source.epochs,
+        "variants": source.variants,
+        "documents.max_images": documents.max_images,
+        "documents.max_images_in_a_row": documents.max_images_in_a_row,
+        "images.max_tokens": images.max_tokens,
+        "images.max_tokens_per_sample": images.max_tokens_per_sample,
+    }
+    for name, value in limits.items():
+        require(
+            value is None or value >= (0 if name == "documents.max_images" else 1),
+            f"{key}.{name} is {value}, but must be at least 1; null sets no limit.",
+        )
+    require(documents.end_marker != "", f"{key}.documents.end_marker is empty: give the text, or null.")
+    for name, share in (
+        ("conversations.newline_probability", talks.newline_probability),
+        ("images.upscale_probability", images.upscale_probability),
+    ):
+        require(0 <= share <= 1, f"{key}.{name} is {share}: give a probability from 0 to 1.")
+    at_least(f"{key}.images.upscale_max", images.upscale_max, 1)
