@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 
 import m4train
 from m4train.config import Config
-from m4train.inspection.charts import Line, line_chart
 from m4train.inspection.run_files import RunFiles, lineage
+from m4train.inspection.stage_charts import stage_charts
 
 SHOWN_ANSWERS = 24
+SHOWN_KEYS = 6  # of dropped samples, per reason
+SHOWN_STEPS = 4  # of the answers given while a run trained
 
 
 def write_report(config: Config) -> Path:
@@ -37,9 +38,23 @@ def _page(runs: list[RunFiles]) -> dict[str, Any]:
         "tiles": _tiles(runs),
         "stages": [_stage(each) for each in runs],
         "answers": answers,
+        "scores": [_score(name, result) for name, result in run.evaluation.items()],
         "answers_note": _answers_note(run, answers),
         "version": m4train.__version__,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _score(source: str, result: dict[str, Any]) -> dict[str, str]:
+    """A row of the evaluation table."""
+    metric = result.get("metric")
+    return {
+        "source": source,
+        "loss": f"{result['loss']:.4f}" if "loss" in result else "–",
+        "metric": metric.replace("_", " ") if metric else "–",
+        "score": f"{result[metric]:.1%}" if metric else "–",
+        "count": f"{result['count']:,}" if metric else "–",
+        "unreadable": f"{result.get('unreadable', 0):,}",
     }
 
 
@@ -68,17 +83,12 @@ def _tiles(runs: list[RunFiles]) -> list[dict[str, str]]:
 
 def _stage(run: RunFiles) -> dict[str, Any]:
     trained = run.parameters[-1] if run.parameters else None
-    loss = [Line("training", _smooth(run.series("loss")))]
-    loss += [
-        Line(f"held out: {name}", run.series(f"eval/loss/{name}"), dots=True) for name in run.config.data.validation
-    ]
     return {
         "name": run.name,
         "run_dir": str(run.folder),
-        "loss_chart": Markup(line_chart(loss, "optimizer step", "loss per token", log=True)),
-        "speed_chart": Markup(
-            line_chart([Line("tokens/s", run.series("tokens_per_second"))], "optimizer step", "tokens/s")
-        ),
+        "charts": stage_charts(run),
+        "quarantine": [_reason(reason, keys) for reason, keys in _by_reason(run.quarantine).items()],
+        "samples": _samples(run.samples),
         "trained_note": f"{trained['trainable']:,} of {trained['parameters']:,} parameters train" if trained else "",
         "parts": [_part(row) for row in run.parameters],
         "steps": f"{run.metrics[-1]['step']:,}" if run.metrics else "0",
@@ -88,8 +98,35 @@ def _stage(run: RunFiles) -> dict[str, Any]:
         "wait": _median(run, "data_wait_fraction", "{:.1%}"),
         "padding": _median(run, "padding_fraction", "{:.2%}"),
         "skipped": f"{_last(run, 'skipped_steps'):,}",
-        "dropped": f"{run.quarantined:,}",
+        "dropped": f"{len(run.quarantine):,}",
     }
+
+
+def _by_reason(quarantine: list[dict[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for entry in quarantine:
+        found.setdefault(entry["reason"], []).append(f"{entry['source']}: {entry['key']}")
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def _reason(reason: str, keys: list[str]) -> dict[str, str]:
+    more = f" and {len(keys) - SHOWN_KEYS:,} more" if len(keys) > SHOWN_KEYS else ""
+    return {"reason": reason.replace("_", " "), "count": f"{len(keys):,}", "keys": ", ".join(keys[:SHOWN_KEYS]) + more}
+
+
+def _samples(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same questions at several moments of a run: a row per question, what was answered at each of some steps."""
+    steps = sorted({line["step"] for line in lines})
+    chosen = (
+        steps
+        if len(steps) <= SHOWN_STEPS
+        else [steps[round(i * (len(steps) - 1) / (SHOWN_STEPS - 1))] for i in range(SHOWN_STEPS)]
+    )
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in lines:
+        row = rows.setdefault((line["source"], line["key"]), {**line, "said": {}})
+        row["said"][line["step"]] = line
+    return [{**row, "said": [(step, row["said"].get(step)) for step in chosen]} for row in rows.values()]
 
 
 def _part(row: dict[str, Any]) -> dict[str, str]:
@@ -135,14 +172,6 @@ def _last(run: RunFiles, key: str) -> int:
 def _median(run: RunFiles, key: str, form: str) -> str:
     values = [value for _, value in run.series(key)]
     return form.format(statistics.median(values)) if values else "–"
-
-
-def _smooth(points: list[tuple[float, float]], window: int = 3) -> list[tuple[float, float]]:
-    """A running mean over up to `window` logged steps before each point, so that a curve can be read."""
-    return [
-        (step, statistics.fmean(value for _, value in points[max(0, number - window + 1) : number + 1]))
-        for number, (step, _) in enumerate(points)
-    ]
 
 
 def _short(count: float) -> str:

@@ -24,7 +24,8 @@ class RunFiles:
     parameters: list[dict[str, Any]]
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
-    quarantined: int = 0
+    samples: list[dict[str, Any]] = field(default_factory=list)  # answers given while it trained
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -46,7 +47,8 @@ def read_run(folder: Path) -> RunFiles:
         parameters=_json(folder / "parameters.json", []),
         evaluation=_json(folder / "evaluation.json", {}),
         answers=_lines(folder / "answers.jsonl"),
-        quarantined=len(_lines(folder / "quarantine.jsonl")),
+        samples=_lines(folder / "samples.jsonl"),
+        quarantine=_lines(folder / "quarantine.jsonl"),
     )
 
 
@@ -54,7 +56,7 @@ def lineage(folder: Path) -> list[RunFiles]:
     """This run and the runs its starting weights came from, oldest first."""
     runs = [read_run(folder)]
     while (start := runs[0].config.model.pretrained) is not None:
-        origin = _json(Path(start) / LINEAGE_FILE, {}).get("run_dir")
+        origin = _origin(Path(start))
         if origin is None or not (Path(origin) / "config.yaml").is_file():
             break
         earlier = read_run(Path(origin))
@@ -62,6 +64,15 @@ def lineage(folder: Path) -> list[RunFiles]:
             break
         runs.insert(0, earlier)
     return runs
+
+
+def _origin(start: Path) -> str | None:
+    """The run directory that an exported folder, a checkpoint or a run directory comes from."""
+    if (start / "config.yaml").is_file():
+        return str(start)
+    if (start / "state.json").is_file():
+        return str(start.parent.parent)
+    return _json(start / LINEAGE_FILE, {}).get("run_dir")
 
 
 def _json(path: Path, default: Any) -> Any:
