@@ -3,7 +3,8 @@
     python benchmarks/images.py [--seconds 3] [--threads]
 
 Both sides get the same decoded images, one after the other in turns, and their pixels are compared first. "uint8" is what
-training uses: frames whose values are looked up on the device. "float32" is what the reference returns.
+training uses: frames whose values are looked up on the device. "float32" is what the reference returns. Times are processor
+time of one thread, so that other work on the machine does not count; those of batches in threads are the best of all turns.
 """
 
 from __future__ import annotations
@@ -57,16 +58,18 @@ def pixels(values: object) -> np.ndarray:
     return np.asarray(values["pixel_values"] if isinstance(values, dict) or hasattr(values, "keys") else values)
 
 
-def seconds_each(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """The median time of each call, taken in turns so that all see the same machine."""
+def times_of(
+    calls: dict[str, Callable[[], object]], seconds: float, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """The times of each call, taken in turns so that all see the same machine."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values())) < 3:
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(taken)) for name, taken in times.items()}
+            times[name].append(clock() - start)
+    return times
 
 
 def compare(name: str, kind: str, size: tuple[int, int], seconds: float) -> None:
@@ -79,7 +82,7 @@ def compare(name: str, kind: str, size: tuple[int, int], seconds: float) -> None
         "uint8": lambda: ours.frames(image),
         "float32": lambda: ours(image, return_tensors="np"),
     }
-    taken = seconds_each(calls, seconds)
+    taken = {name: float(np.median(times)) for name, times in times_of(calls, seconds).items()}
     rates = "".join(f"{1 / taken[which]:10.1f}" for which in ("theirs", "float32", "uint8"))
     ratios = "".join(f"{taken['theirs'] / taken[which]:10.2f}x" for which in ("float32", "uint8"))
     print(f"{name:16}{kind:10}{size[0]:>5}x{size[1]:<5}{rates}{ratios}")
@@ -94,7 +97,7 @@ def compare_threads(size: tuple[int, int], seconds: float, count: int = 16) -> N
         "plain": lambda: plain(images, return_tensors="np"),
         "fast": lambda: fast(images, return_tensors="np"),
     }
-    taken = {name: count / each for name, each in seconds_each(calls, seconds).items()}
+    taken = {name: count / min(times) for name, times in times_of(calls, seconds, time.perf_counter).items()}
     print(
         f"batch of {count} at {size[0]}x{size[1]}, images per second: "
         + str({k: round(v, 1) for k, v in taken.items()})

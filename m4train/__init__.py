@@ -15,6 +15,7 @@ _HOMES = {
     "m4train.models": (
         "AutoModelForImageTextToText",
         "AutoModelForVision2Seq",
+        "BitsAndBytesConfig",
         "IdeficsConfig",
         "IdeficsModel",
         "IdeficsForVisionText2Text",

@@ -8,6 +8,7 @@ from typing import Any
 _PUBLIC = {
     "AutoModelForImageTextToText": "auto",
     "AutoModelForVision2Seq": "auto",
+    "BitsAndBytesConfig": "quantized",
     "IdeficsConfig": "model_configs",
     "IdeficsForVisionText2Text": "idefics",
     "IdeficsModel": "idefics",

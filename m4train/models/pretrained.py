@@ -17,6 +17,7 @@ from m4train.errors import CheckpointError
 from m4train.hub import PICKLE_FILES, WEIGHT_FILES, model_folder
 from m4train.models.attention import check_attention
 from m4train.models.configuration import ModelConfig
+from m4train.models.quantized import BitsAndBytesConfig, is_quantized, quantize_linears
 from m4train.models.tensor_folder import INDEX, TensorFolder
 
 # Buffers that old releases stored and that are computed here.
@@ -69,6 +70,7 @@ class PretrainedModel(nn.Module):
         cache_dir: str | Path | None = None,
         allow_pickle: bool = False,
         attn_implementation: str | None = None,
+        quantization_config: Any = None,
     ) -> Self:
         """A model with the weights of a folder or hub model `name`, in evaluation mode.
 
@@ -79,6 +81,7 @@ class PretrainedModel(nn.Module):
             allow_pickle: read pytorch_model.bin where there is no safetensors file, tensors alone.
             attn_implementation: checked alone, as device and dtype decide: a flash kernel for half precision on CUDA
                 ("flash_attention_2"), `scaled_dot_product_attention` for the rest ("sdpa").
+            quantization_config: a `BitsAndBytesConfig`, to store linear layers in 4 bits.
 
         Raises:
             ConfigError: there is no such folder or hub model, it holds another kind of model, or an attn_implementation that
@@ -98,6 +101,8 @@ class PretrainedModel(nn.Module):
         if missing:
             model._fill_missing(missing)
         check_attention(attn_implementation, model.dtype)
+        if quantization_config is not None:
+            quantize_linears(model, BitsAndBytesConfig.of(quantization_config))
         path = folder / "generation_config.json"
         if path.is_file():
             model.generation_config = json.loads(path.read_text(encoding="utf-8"))
@@ -158,7 +163,14 @@ class PretrainedModel(nn.Module):
         self.tie_weights()
 
     def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
-        """Writes config.json, generation_config.json (where there is one) and the weights."""
+        """Writes config.json, generation_config.json (where there is one) and the weights.
+
+        Raises CheckpointError for a model whose layers are stored in 4 bits.
+        """
+        if any(is_quantized(module) for module in self.modules()):
+            raise CheckpointError(
+                "this model stores layers in 4 bits, which folders do not hold: save the one it was loaded from"
+            )
         tensors = self.hub_tensors({name: p.detach() for name, p in self.named_parameters()})
         self.config.dtype = str(self.dtype).removeprefix("torch.")
         self.config.extra["architectures"] = [type(self).__name__]

@@ -155,9 +155,10 @@ def _tiles(image: Image.Image, side: int, count: int) -> np.ndarray:
     The sides of the image are multiples of `side`.
     """
     columns, rows = image.width // side, image.height // side
-    pixels = np.asarray(image).reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
     frames = np.empty((count, 3, side, side), np.uint8)
-    frames[: rows * columns].reshape(rows, columns, 3, side, side)[...] = pixels
+    tiles = frames[: rows * columns].reshape(rows, columns, 3, side, side)
+    for channel, band in enumerate(image.split()):  # whole rows of a band are copied at once
+        tiles[:, :, channel] = np.asarray(band).reshape(rows, side, columns, side).transpose(0, 2, 1, 3)
     return frames
 
 

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from m4train.errors import ConfigError
+from m4train.models.quantized import BitsAndBytesConfig, four_bit, is_quantized
 from m4train.training.naming import canonical_name, canonical_parameters, part_of
+
+__all__ = ["dequantized", "is_quantized", "quantization_tensors", "quantize_parts"]
+
+_NF4 = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.bfloat16,
+)
 
 
 def quantize_parts(model: nn.Module, parts: Sequence[str]) -> list[str]:
@@ -33,34 +43,10 @@ def quantize_parts(model: nn.Module, parts: Sequence[str]) -> list[str]:
         for name in names:
             parent, _, leaf = name.rpartition(".")
             owner = model.get_submodule(parent)
-            setattr(owner, leaf, _quantized(getattr(owner, leaf)))
+            setattr(owner, leaf, four_bit(getattr(owner, leaf), _NF4))
         replaced.extend(names)
     model.is_loaded_in_4bit = True  # how peft is told to put its 4-bit adapter layers around them
     return replaced
-
-
-def _quantized(linear: nn.Linear) -> nn.Module:
-    import bitsandbytes as bnb
-
-    layer = bnb.nn.Linear4bit(
-        linear.in_features,
-        linear.out_features,
-        bias=linear.bias is not None,
-        compute_dtype=torch.bfloat16,
-        compress_statistics=True,
-        quant_type="nf4",
-    )
-    layer.weight = bnb.nn.Params4bit(
-        linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
-    )
-    if linear.bias is not None:
-        layer.bias = nn.Parameter(linear.bias.data, requires_grad=False)
-    return layer.to(linear.weight.device)  # the move is what quantises
-
-
-def is_quantized(module: nn.Module) -> bool:
-    """Whether a layer is stored in 4 bits."""
-    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
 
 
 def dequantized(module: Any) -> nn.Linear:

@@ -1,0 +1,80 @@
+"""Linear layers stored in 4 bits, through bitsandbytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from m4train.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BitsAndBytesConfig:
+    """How `from_pretrained(quantization_config=...)` stores linear layers: the 4-bit fields of the reference's class.
+
+    Raises:
+        ConfigError: another storage than 4 bits, or an unknown quant type.
+    """
+
+    load_in_4bit: bool = False
+    bnb_4bit_quant_type: str = "fp4"  # fp4 or nf4
+    bnb_4bit_use_double_quant: bool = False  # quantise the scales too
+    bnb_4bit_compute_dtype: torch.dtype | str | None = None  # of the products; None: float32
+
+    def __post_init__(self) -> None:
+        if not self.load_in_4bit:
+            raise ConfigError(
+                "quantization_config has load_in_4bit false, but 4 bits is what there is: set it, or leave it out"
+            )
+        if self.bnb_4bit_quant_type not in ("fp4", "nf4"):
+            raise ConfigError(f"bnb_4bit_quant_type is {self.bnb_4bit_quant_type!r}: choose fp4 or nf4")
+
+    @classmethod
+    def of(cls, given: Any) -> BitsAndBytesConfig:
+        """From such an object of any library, or a dict; what it says beyond these fields is not for this storage."""
+        read: Any = given.get if isinstance(given, dict) else lambda name: getattr(given, name, None)
+        values = {f.name: read(f.name) for f in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if value is not None})
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        wanted = self.bnb_4bit_compute_dtype or torch.float32
+        return getattr(torch, wanted) if isinstance(wanted, str) else wanted
+
+
+def quantize_linears(model: nn.Module, config: BitsAndBytesConfig) -> None:
+    """Replaces every linear layer but those of the head, in place; for inference, or under adapters."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and not name.startswith("lm_head"):
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, four_bit(module, config))
+
+
+def four_bit(linear: nn.Linear, config: BitsAndBytesConfig) -> nn.Module:
+    """The 4-bit layer of a linear one, on the same device."""
+    import bitsandbytes as bnb
+
+    kind, double = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
+    with torch.device("meta"):
+        layer = bnb.nn.Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=config.compute_dtype,
+            compress_statistics=double,
+            quant_type=kind,
+        )
+    layer.weight = bnb.nn.Params4bit(
+        linear.weight.data, requires_grad=False, quant_type=kind, compress_statistics=double
+    )
+    if linear.bias is not None:
+        layer.bias = nn.Parameter(linear.bias.data, requires_grad=False)
+    return layer.to(linear.weight.device)  # the move is what quantises
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a layer is stored in 4 bits."""
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
