@@ -9,7 +9,12 @@ from m4train.errors import ConfigError
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "additional_chat_templates/*")  # everything of a model folder but its weights
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
-PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+_PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+def weight_patterns(allow_pickle: bool) -> tuple[str, ...]:
+    """The files a model is loaded from."""
+    return (*WEIGHT_FILES, *_PICKLE_FILES) if allow_pickle else WEIGHT_FILES
 
 
 def model_folder(

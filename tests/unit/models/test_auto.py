@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 import m4train.models
@@ -33,6 +34,21 @@ def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="hub model owner/model is neither cached nor within reach"):
         Idefics3ForConditionalGeneration.from_pretrained("owner/model", cache_dir=tmp_path)
+
+
+def test_pickle_files_are_fetched_only_where_they_are_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def download(*_: object, allow_patterns: list[str], **__: object) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for kind in (AutoModelForImageTextToText, Idefics3ForConditionalGeneration):
+        for allowed in (False, True):
+            with pytest.raises(ConfigError, match=r"no config.json"):
+                kind.from_pretrained("owner/model", allow_pickle=allowed)
+            assert ("pytorch_model*.bin" in asked[-1]) == allowed
 
 
 def test_every_public_name_can_be_loaded() -> None:
