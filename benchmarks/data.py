@@ -1,22 +1,25 @@
-"""Samples per second of reading and of the whole data path, side by side with webdataset on the same shards and one core.
+"""Samples per second of reading and of the whole data path, side by side with webdataset and Energon on the same shards and
+one core.
 
     python benchmarks/data.py [--samples 400] [--seconds 8]
     python benchmarks/data.py --index 10000000
 
-"read": the bytes of every sample, in a shuffled order; webdataset's order is sequential, which favours it. "whole path":
-read, decode, tokenise, cut into tiles, pack; the other side is webdataset, Pillow, the Pillow processor of transformers, and
-packing of neighbours. "plan": seconds of planning for a step of 10,000 documents, from an index alone. All run in turns.
+"read": the bytes of every sample, in a shuffled order; that of the others is sequential, which favours them. "whole path":
+read, decode, tokenise, cut into tiles, pack; the other sides read with webdataset or Energon, and then have Pillow, the
+Pillow processor of transformers, and packing of neighbours. Energon is measured where it is installed (the extra `peers`). "plan": seconds of planning for a step of 10,000 documents, from an index alone. All run in turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -86,11 +89,42 @@ def read_ours(source: Source) -> Iterator[int]:
         yield 1
 
 
-def path_theirs(shards: list[str], processor) -> Iterator[int]:
+def energon_samples(folder: Path) -> Any:
+    """Every sample as Energon gives it without a cooker of its own: stored bytes by suffix."""
+    import megatron.energon as energon
+    from megatron.energon.flavors import BaseWebdatasetFactory
+
+    if not (folder / ".nv-meta").exists():
+        names = sorted(path.name for path in folder.glob("*.tar"))
+        whole = {"split_parts_ratio": [("train", 1.0)], "shuffle_seed": None, "workers": 1}
+        BaseWebdatasetFactory.prepare_dataset(folder, names, **whole)
+        described = "__module__: megatron.energon\n__class__: CrudeWebdataset\nsubflavors: {}\n"
+        (folder / ".nv-meta" / "dataset.yaml").write_text(described)
+
+    class Keep(energon.DefaultTaskEncoder):
+        decoder = None
+        cookers = [energon.Cooker(energon.stateless(lambda sample: sample))]
+
+        def batch(self, samples):
+            return samples
+
+    alone = energon.WorkerConfig(rank=0, world_size=1, num_workers=0)
+    in_order = {"shuffle_buffer_size": None, "max_samples_per_sequence": None, "repeat": True}
+    dataset = energon.get_train_dataset(folder, batch_size=1, worker_config=alone, task_encoder=Keep(), **in_order)
+    return (sample for [sample] in energon.get_loader(dataset))
+
+
+def read_energon(samples: Any) -> Iterator[int]:
+    for sample in samples:
+        assert sample["0.jpg"]
+        yield 1
+
+
+def path_theirs(samples: Any, processor) -> Iterator[int]:
     import json
 
     pack, filled = [], 0
-    for sample in webdataset.WebDataset(shards, shardshuffle=False):
+    for sample in samples:
         items = json.loads(sample["json"])["items"]
         text = "".join(item.get("text", "<image>") for item in items)
         images = [Image.open(io.BytesIO(sample[item["image"]])).convert("RGB") for item in items if "image" in item]
@@ -112,12 +146,12 @@ def path_ours(source: Source, processor, data: DataConfig) -> Iterator[int]:
         yield len(batch.documents)
 
 
-def alternate(
-    name: str, ours: Callable[[], Iterator[int]], theirs: Callable[[], Iterator[int]], seconds: float
-) -> None:
-    rounds = [(rate(ours, seconds / 3), rate(theirs, seconds / 3)) for _ in range(3)]
-    mine, other = np.median(rounds, axis=0)
-    print(f"{name:<12} {mine:10.1f} {other:10.1f} {np.median([a / b for a, b in rounds]):8.2f}x", flush=True)
+def alternate(name: str, ways: list[Callable[[], Iterator[int]]], seconds: float) -> None:
+    """Prints the rates of all ways, measured in turns, and how many times that of each other the first one is."""
+    rounds = np.array([[rate(way, seconds / 3) for way in ways] for _ in range(3)])
+    rates = "".join(f"{each:12.1f}" for each in np.median(rounds, axis=0))
+    ratios = "".join(f"{each:10.2f}x" for each in np.median(rounds[:, :1] / rounds[:, 1:], axis=0))
+    print(f"{name:<12}{rates}{ratios}", flush=True)
 
 
 def planning(folder: Path) -> float:
@@ -173,10 +207,19 @@ def main() -> None:
         pattern = f"{folder}/shards/*.tar"
         [source] = build_sources({"photos": SourceConfig(path=pattern)}, data, ours)
         shards = sorted(str(path) for path in Path(folder, "shards").glob("*.tar"))
-        print(f"{'one core':<12} {'m4train':>10} {'webdataset':>10} {'ratio':>9}   (samples per second of one core)")
-        alternate("read", lambda: read_ours(source), lambda: read_theirs(shards), options.seconds)
-        whole = (lambda: path_ours(source, ours, data)), (lambda: path_theirs(shards, theirs))
-        alternate("whole path", *whole, options.seconds)
+        read = [lambda: read_ours(source), lambda: read_theirs(shards)]
+        plain = lambda: webdataset.WebDataset(shards, shardshuffle=False)
+        whole = [lambda: path_ours(source, ours, data), lambda: path_theirs(plain(), theirs)]
+        names = ["m4train", "webdataset"]
+        if importlib.util.find_spec("megatron") is not None:
+            energon = energon_samples(Path(folder) / "shards")
+            names.append("energon")
+            read.append(lambda: read_energon(energon))
+            whole.append(lambda: path_theirs(energon, theirs))
+        print("samples a second of one core, and how many times those of the others:")
+        print(f"{'':<12}" + "".join(f"{name:>12}" for name in names) + "".join(f" {name:>10}" for name in names[1:]))
+        alternate("read", read, options.seconds)
+        alternate("whole path", whole, options.seconds)
         print(f"{'plan':<12} {planning(Path(folder) / 'index'):10.3f} s for a step of 10,000 documents")
 
 

@@ -1,7 +1,7 @@
 """Records in JSON and JSONL files: LLaVA, ShareGPT and OpenAI messages, and what parquet rows hold, with images in files or
 as base64.
 
-An image is a path relative to the JSON file's folder, or a data URL. Remote images are refused: fetch them first.
+An image is a path relative to the JSON file's folder, or base64, plain or as a data URL. Remote images are refused: fetch them first.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from m4train.data.storage import FileReader, Range
 from m4train.errors import BadSample, DataError
 from m4train.processing.images import decode_image
 
+_LONGEST_NAME = 255  # characters of a file name
 _SPACE = re.compile(r"[\s,]*")
 
 
@@ -87,7 +88,8 @@ class JsonRecords:
 
 
 def _embedded(name: str) -> bool:
-    return name.startswith("data:")
+    """Whether an image is given as base64, in a data URL or plainly, and not by its path."""
+    return name.startswith("data:") or (len(name) > _LONGEST_NAME and "." not in name)
 
 
 def _beside(path: str, name: str) -> str:

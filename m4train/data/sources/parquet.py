@@ -17,6 +17,7 @@ from m4train.data.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample
 from m4train.data.sources.records import (
     IMAGE_COLUMNS,
+    OTHER_COLUMNS,
     TEXT_COLUMNS,
     image_column,
     image_member,
@@ -98,11 +99,7 @@ class ParquetRows:
         rows = self._groups.get((path, group))
         if rows is None:
             with _open(files, path) as file:
-                columns = [name for name in file.schema_arrow.names if name in (*IMAGE_COLUMNS, *TEXT_COLUMNS, "url")]
-                if not set(columns) & set(TEXT_COLUMNS):
-                    raise DataError(
-                        f"{path} has columns {file.schema_arrow.names} but none of {', '.join(TEXT_COLUMNS)}."
-                    )
+                columns = _columns(path, file.schema_arrow.names)
                 rows = file.read_row_group(group, columns=columns).to_pylist()
             self.groups_read += 1
             self._groups[path, group] = rows
@@ -121,6 +118,15 @@ def _open(files: FileReader, path: str) -> Any:
         return pyarrow.parquet.ParquetFile(files.open(path) if is_remote(path) else path)
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path} is no readable parquet file: {error}.") from None
+
+
+def _columns(path: str, names: Sequence[str]) -> list[str]:
+    """The columns that are read, of all `names`. Raises DataError where they hold no sample."""
+    if not set(names) & set(TEXT_COLUMNS):
+        raise DataError(f"{path} has columns {list(names)} but none of {', '.join(TEXT_COLUMNS)}.")
+    if "pdf" in names and not set(names) & set(IMAGE_COLUMNS):
+        raise DataError(f"{path} holds its pages as pdf: render them to images first, or take the set's images.")
+    return [name for name in names if name in (*IMAGE_COLUMNS, *TEXT_COLUMNS, *OTHER_COLUMNS)]
 
 
 def _stored_images(record: dict[str, Any]) -> list[bytes]:

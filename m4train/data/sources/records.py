@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from m4train.data.sample import Sample
@@ -16,6 +17,7 @@ from m4train.processing.images import read_image_info
 
 IMAGE_COLUMNS = ("images", "image")
 TEXT_COLUMNS = ("texts", "messages", "conversations")
+OTHER_COLUMNS = ("url", "general_metadata")
 
 
 def record_sample(record: Any, places: Sequence[str | None] | None = None) -> Sample:
@@ -37,8 +39,18 @@ def record_sample(record: Any, places: Sequence[str | None] | None = None) -> Sa
         return dialogue(record, names)
     kinds = [text for text in texts if isinstance(text, dict)]
     if not kinds:
-        return interleaved({"images": list(places), "texts": texts, "url": record.get("url")})
+        return replace(interleaved({"images": list(places), "texts": texts}), source=_origin(record))
     return question_answer_pairs(texts, names) if "user" in kinds[0] else dialogue(record, names)
+
+
+def _origin(record: dict[str, Any]) -> dict[str, Any]:
+    """Where a web document comes from: its URL and, in OBELICS, its place in a WARC file."""
+    try:
+        general = json.loads(record.get("general_metadata") or "{}")
+    except ValueError as error:
+        raise BadSample("bad_json", f"`general_metadata` is not JSON: {error}") from None
+    names = ("url", "warc_filename", "warc_record_offset", "warc_record_length")
+    return {name: general[name] for name in names if name in general} or {"url": record.get("url")}
 
 
 def image_column(record: dict[str, Any]) -> list[Any]:

@@ -302,3 +302,84 @@ def test_a_file_that_is_no_parquet_and_one_without_texts_are_named(tmp_path: Pat
         source(str(tmp_path / "a.parquet"), "parquet")
     with pytest.raises(DataError, match="none of texts"):
         source(parquet(tmp_path / "b.parquet", [{"caption": "x"}]), "parquet")
+
+
+def test_json_of_documents_and_of_pairs_and_with_plain_base64(tmp_path: Path) -> None:
+    BLUE.save(tmp_path / "blue.png")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8))
+    records = [
+        {"texts": ["One.", None, "Two."], "images": [None, "blue.png", None], "url": "u"},
+        {"texts": [{"user": "Which?", "assistant": "Blue."}], "images": ["blue.png"]},
+        {"image": base64.b64encode(png(noise)).decode(), "conversations": LLAVA["conversations"]},
+        {"image": "A" * 400, "conversations": LLAVA["conversations"]},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    built = source(str(tmp_path / "a.jsonl"), "json")
+    check(built, 0, ["One.", None, "Two."], [BLUE])
+    assert built.read(0).source == {"url": "u"}
+    check(built, 1, [("user", [None, "Which?"]), ("assistant", ["Blue."])], [BLUE])
+    check(built, 2, [("user", [None, "Which?"]), ("assistant", ["Red."])], [noise])
+    assert reasons(built) == {"3": "unreadable_image"}
+
+
+def test_obelics_with_its_images_fetched(tmp_path: Path) -> None:
+    origin = {"url": "http://a", "warc_filename": "w", "warc_record_offset": 1, "warc_record_length": 2}
+    row = {
+        "images": [png(RED), None, png(PAGE)],
+        "texts": [None, "Between.", None],
+        "metadata": json.dumps([{"src": "s"}, None, {"src": "t"}]),
+        "general_metadata": json.dumps(origin),
+    }
+    lost = row | {"images": [None, None, png(PAGE)]}
+    built = source(parquet(tmp_path / "a.parquet", [row, lost]), "parquet")
+    check(built, 0, [None, "Between.", None], [RED, PAGE])
+    assert built.read(0).source == origin
+    assert reasons(built) == {"1": "bad_json"}
+
+
+def test_parquet_of_messages_with_places_for_images(tmp_path: Path) -> None:
+    content = [{"type": "image", "text": None}, {"type": "text", "text": "Which?"}]
+    answer = [{"type": "text", "text": "Red."}]
+    row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}
+    built = source(parquet(tmp_path / "a.parquet", [row | {"images": [stored(RED)]}]), "parquet")
+    check(built, 0, [("user", [None, "Which?"]), ("assistant", ["Red."])], [RED])
+
+
+def test_parquet_of_pdfs_is_refused(tmp_path: Path) -> None:
+    row = {"pdf": b"%PDF", "texts": [{"user": "Q", "assistant": "A"}]}
+    with pytest.raises(DataError, match="render them to images"):
+        source(parquet(tmp_path / "a.parquet", [row]), "parquet")
+
+
+@pytest.mark.parametrize(
+    ("form", "members", "member"),
+    [
+        ("canonical", {"k.json": "{"}, "k.json"),
+        ("canonical", {"k.0.png": "no picture", "k.json": {"items": [{"image": "0.png"}]}}, "0.png"),
+        ("m4_documents", {"k.0.text.txt": "x", "k.metadata.txt": "["}, "k.metadata.txt"),
+        ("m4_documents", {"k.0.text.txt": "x", "k.1.image.jpeg": "no picture"}, "1.image.jpeg"),
+        ("energon", {"k.json": {"images": ["a.jpg"], "texts": ["both"]}}, "k.json"),
+        ("energon", {"k.json": {"images": ["a.jpg"], "texts": [None]}}, "a.jpg"),
+        ("mint1t", {"k.json": {"images": ["p"], "texts": [None]}, "k.tiff": "no picture"}, "tiff"),
+        ("mmc4", {"k.json": {"text_list": "no list"}}, "k.json"),
+        ("llava_onevision", {"k.json": {"texts": []}}, "k.json"),
+        ("pairs", {"k.jpg": "no picture", "k.txt": "x"}, "jpg"),
+    ],
+)
+def test_what_cannot_be_read_is_said_with_the_name_of_its_member(
+    tmp_path: Path, form: str, members: dict, member: str
+) -> None:
+    good = {
+        "canonical": {"z.json": {"items": [{"text": "x"}]}},
+        "m4_documents": {"z.0.text.txt": "x"},
+        "energon": {"z.json": {"images": [None], "texts": ["x"]}},
+        "mint1t": {"z.json": {"images": [None], "texts": ["x"]}},
+        "mmc4": {"z.json": {"text_list": ["x"], "image_info": []}},
+        "llava_onevision": {
+            "z.json": {"texts": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
+        },
+        "pairs": {"z.jpg": png(RED), "z.txt": "x"},
+    }
+    built = source(tar(tmp_path / "a.tar", members | good[form]), form)
+    [(_, detail)] = built.index.shards[0].bad.values()
+    assert member in detail
