@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from m4train.checking import at_least, one_of, require
-from m4train.config import Config, SourceConfig
+from m4train.config import AugmentConfig, Config, SourceConfig
 
 
 def check_data(config: Config) -> None:
@@ -27,6 +27,16 @@ def check_data(config: Config) -> None:
         )
     require(
         data.cache_size > 0, f"data.cache_size is {data.cache_size} GiB: give more than 0, or set data.cache_dir=null."
+    )
+    require(
+        bool(data.augment.crop_scale) or data.augment.crop_ratio == AugmentConfig().crop_ratio,
+        f"data.augment.crop_ratio is {list(data.augment.crop_ratio)}, but crop_scale is empty: set that one too.",
+    )
+    scaled = [name for name, source in data.sources.items() if source.images.scaled_decode]
+    require(
+        not scaled or data.augment == AugmentConfig(),
+        f"data.sources.{(scaled or [''])[0]}.images.scaled_decode is true, but data.augment changes pixels of whole "
+        "images: turn one of them off.",
     )
     one_of("data.mixture.by", data.mixture.by, ("samples", "tokens", "images"))
     require(
@@ -119,3 +129,12 @@ def _check_options(key: str, source: SourceConfig) -> None:
     ):
         require(0 <= share <= 1, f"{key}.{name} is {share}: give a probability from 0 to 1.")
     at_least(f"{key}.images.upscale_max", images.upscale_max, 1)
+    require(
+        images.upscale_max > 1 or images.upscale_probability == 1,
+        f"{key}.images.upscale_probability is {images.upscale_probability}, but images.upscale_max is 1: raise that one.",
+    )
+    random = talks.shuffle_turns or talks.newline_probability > 0 or images.upscale_max > 1
+    require(
+        random or source.variants == SourceConfig().variants,
+        f"{key}.variants is {source.variants}, but nothing of this source is random: leave it out.",
+    )

@@ -59,14 +59,14 @@ class Prepared:
 class Renderer:
     """Renders the samples of one source as its options say. Raises ConfigError for options the processor cannot follow."""
 
-    def __init__(self, processor: Any, config: SourceConfig) -> None:
+    def __init__(self, processor: Any, config: SourceConfig, name: str = "") -> None:
         self.processor = processor
         self.documents, self.conversations, self.images = config.documents, config.conversations, config.images
         random = self.conversations.shuffle_turns or self.conversations.newline_probability > 0
         random = random or (self.images.upscale_max > 1 and self.images.upscale_probability > 0)
         self.variants = config.variants if random else 1
-        if self._options() != [asdict(ImageOptions())]:
-            _check_images(processor, self.images)
+        if self.images != ImageOptions():
+            _check_images(processor, self.images, f"data.sources.{name or '*'}.images")
 
     def _options(self) -> list[dict[str, Any]]:
         return [asdict(replace(self.images, scaled_decode=False))]
@@ -128,20 +128,24 @@ def _stored_numbers(pieces: Sequence[Piece], numbers: Sequence[int]) -> list[Pie
     return [ImagePiece(numbers[piece.image]) if isinstance(piece, ImagePiece) else piece for piece in pieces]
 
 
-def _check_images(processor: Any, options: ImageOptions) -> None:
+def _check_images(processor: Any, options: ImageOptions, key: str) -> None:
     one = processor.most_detail == 1
     if options.upscale_max > 1 and processor.fixed_size and (options.enlarge or one):
         raise ConfigError(
-            f"images.upscale_max is {options.upscale_max}, but this processor resizes every image to the same size: "
+            f"{key}.upscale_max is {options.upscale_max}, but this processor resizes every image to the same size: "
             "set images.enlarge=false, or upscale_max=1."
         )
     if not options.enlarge and one:
-        raise ConfigError("images.enlarge is false, but this processor knows only one number of frames: leave it true.")
+        raise ConfigError(f"{key}.enlarge is false, but this processor knows only one number of frames: leave it true.")
+    if options.scaled_decode and processor.needed_size(4096, 4096) is None:
+        raise ConfigError(
+            f"{key}.scaled_decode is true, but this processor cuts images before it resizes them: leave it false."
+        )
     least = processor.at_detail(1).tokens_for(1, 1)
     for name in ("max_tokens", "max_tokens_per_sample"):
         limit = getattr(options, name)
         if limit is not None and limit < least:
-            raise ConfigError(f"images.{name} is {limit}, but an image takes {least} tokens at least: raise it.")
+            raise ConfigError(f"{key}.{name} is {limit}, but an image takes {least} tokens at least: raise it.")
 
 
 def expand(pieces: Sequence[Piece], encoded: Mapping[int, EncodedImage], planned: Pieces) -> Rendered:

@@ -123,7 +123,7 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
             raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
         shards = expand_shards(config.path)
         form = shard_format(config)
-        opened = open_index(shards, form, Renderer(processor, config), data.index_dir, data.auto_index_limit)
+        opened = open_index(shards, form, Renderer(processor, config, name), data.index_dir, data.auto_index_limit)
         source = Source(name, config, SourceIndex(opened), form, FileReader(cache))
         if len(source) == source.index.bad_count:
             raise ConfigError(
@@ -136,11 +136,11 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
 def index_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any, progress: Any = None) -> None:
     """`m4train data index`: builds what is missing or stale, whatever its size."""
     _refuse_streams(sources)
-    for config in sources.values():
+    for name, config in sources.items():
         build_index(
             expand_shards(config.path),
             shard_format(config),
-            Renderer(processor, config),
+            Renderer(processor, config, name),
             data.index_dir,
             progress=progress,
         )

@@ -77,6 +77,9 @@ def test_own_data_replaces_that_of_the_experiment():
         ("images.upscale_max=0.5", "must be at least 1"),
         ("images.max_tokens=0", "null sets no limit"),
         ("variants=0", "must be at least 1"),
+        ("variants=4", "nothing of this source is random"),
+        ("images.upscale_probability=0.5", "upscale_max is 1"),
+        ("images.scaled_decode=true", "turn one of them off"),
     ],
 )
 def test_options_of_a_source_are_checked(override, message):

@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from m4train.config import AugmentConfig, ConversationOptions, DocumentOptions, ImageOptions, SourceConfig
 from m4train.data.collate import Collator
+from m4train.data.index import BORDER_KIND, IMAGE_KIND
 from m4train.data.labels import trained_tokens
 from m4train.data.plan import Plan
 from m4train.data.rendering import Renderer, encode_view, expand
@@ -211,9 +213,11 @@ def test_image_options_that_cannot_work_are_refused() -> None:
         (idefics, ImageOptions(upscale_max=2.0), "same size"),
         (idefics, ImageOptions(enlarge=False), "one number of frames"),
         (IDEFICS3, ImageOptions(max_tokens=2), "at least"),
+        (tiny_idefics2_processor(split=True), ImageOptions(scaled_decode=True), "before it resizes"),
     ):
-        with pytest.raises(ConfigError, match=message):
-            Renderer(processor, SourceConfig(images=options))
+        with pytest.raises(ConfigError, match=message) as error:
+            Renderer(processor, SourceConfig(images=options), "web")
+        assert str(error.value).startswith("data.sources.web.images.")
 
 
 CHANGES = [
@@ -325,3 +329,45 @@ def test_scaled_decoding_changes_no_length_and_little_of_the_pixels(tmp_path: Pa
                 assert np.abs(whole.astype(int) - fast).mean() < 6
             assert hashes[0][0] != hashes[1][0]
             assert hashes[0][1] != hashes[1][1]
+
+
+document_items = st.lists(st.one_of(texts, texts, st.just({"image": "x.png"})), min_size=1, max_size=8)
+document_options = st.builds(
+    DocumentOptions,
+    end_marker=st.sampled_from([None, "b"]),
+    max_images=st.sampled_from([None, 0, 1, 3]),
+    max_images_in_a_row=st.sampled_from([None, 2]),
+    ending_images=st.sampled_from(["keep", "strip", "skip"]),
+    require_image=st.booleans(),
+)
+PROCESSORS = [IDEFICS3, tiny_idefics2_processor(split=True), tiny_idefics_processor(), FakeProcessor()]
+
+
+@settings(max_examples=80)
+@given(document_items, document_options, st.sampled_from(PROCESSORS))
+def test_documents_under_all_options_keep_their_length_and_every_image_its_text(items, options, processor) -> None:
+    sample = sample_from_dict({"items": items})
+    sizes = [(20 + 9 * n, 40) for n in range(len(sample.images))]
+    renderer = Renderer(processor, SourceConfig(documents=options))
+    parts: list[list[dict]] = []
+    with suppress(BadSample):
+        parts = document_parts(sample.items, options)
+    if not parts:
+        with pytest.raises(BadSample, match="leave it out"):
+            renderer.prepare(sample, "key", sizes)
+        return
+    prepared = renderer.prepare(sample, "key", sizes)
+    encoded = {n: encode_view(Image.new("RGB", sizes[n]), view, processor) for n, view in prepared.views.items()}
+    result = expand(prepared.pieces, encoded, prepared.planned)
+    assert len(result.ids) == prepared.planned.tokens.sum()
+    kept = [number for part in parts for number in image_numbers(part)]
+    assert sorted(prepared.views) == kept
+    assert [piece.image for piece in prepared.pieces if hasattr(piece, "image")] == kept
+    assert (prepared.planned.kinds == BORDER_KIND).sum() == len(parts) - 1
+    for part in parts:
+        assert options.max_images is None or len(image_numbers(part)) <= options.max_images
+        assert options.ending_images == "keep" or "image" not in part[-1] or options.ending_images == "skip"
+    if processor is IDEFICS3:
+        text = result.ids[(result.kinds != IMAGE_KIND) & (result.kinds != 0)]
+        said = "".join(item["text"] for part in parts for item in part if "text" in item)
+        assert processor.tokenizer.decode(text.tolist()).replace(processor.tokenizer.eos_token, "") == said
