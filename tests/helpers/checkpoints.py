@@ -15,8 +15,8 @@ from m4train.config import Config
 from m4train.run import describe_model
 from m4train.training.checkpoint import save_checkpoint, versions
 from m4train.training.engines.single import SingleEngine
-from m4train.training.parts_table import parameter_table
 from m4train.training.naming import canonical_parameters
+from m4train.training.parts_table import parameter_table
 from m4train.training.resume import FOLDER, config_dict
 from tests.helpers.processing import tokenizer_folder
 
