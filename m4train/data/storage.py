@@ -117,7 +117,12 @@ class FileReader:
         """`size` bytes at `offset`, fewer only where the file ends. Raises DataError when the storage keeps failing."""
         if not is_remote(path):
             return _patiently(path, lambda: self._pread(path, offset, size), lambda: self._forget(path))
-        size = max(0, min(size, self.size(path) - offset))
+        try:
+            size = max(0, min(size, self.size(path) - offset))
+        except FileNotFoundError:
+            raise DataError(
+                f"{path} was there when it was indexed and is gone: restore it, or index the rest."
+            ) from None
         for start, data in self._held.get(path, ()):
             if start <= offset and offset + size <= start + len(data):
                 return data[offset - start : offset - start + size]

@@ -13,6 +13,7 @@ from m4train.config import SourceConfig
 from m4train.data import storage
 from m4train.data.block_cache import BlockCache
 from m4train.data.collate import Collator
+from m4train.data.loader import Loader
 from m4train.data.plan import Plan
 from m4train.data.source import Source, build_sources
 from m4train.data.storage import FileReader
@@ -100,6 +101,26 @@ def test_lapses_are_waited_out_and_lasting_failure_ends_the_run(store: HttpStore
     store.broken = True
     with pytest.raises(DataError, match="failed 5 times"):
         source.read(3)
+
+
+def test_a_shard_that_is_gone_is_named(store: HttpStore, tmp_path: Path) -> None:
+    source = opened(f"{store.url}/shard-000000.tar", tmp_path)
+    (tmp_path / "shards" / "shard-000000.tar").unlink()
+    with pytest.raises(DataError, match=r"shard-000000\.tar was there"):
+        source.read(3)
+
+
+@pytest.mark.slow
+def test_workers_of_a_run_read_the_same_as_from_local_shards(store: HttpStore, tmp_path: Path) -> None:
+    cached = {"cache_dir": str(tmp_path / "cache"), "shuffle": False}
+    hashes = []
+    for path, settings in ((str(tmp_path / "shards" / "*.tar"), {}), (f"{store.url}/*.tar", cached)):
+        source = opened(path, tmp_path, **{"shuffle": False} | settings)
+        data = data_config(shuffle=False, num_workers=2)
+        steps = Loader(Plan([source], data, 0, 2), PROCESSOR, data, seed=0, micro_batch_size=1, stop_step=5)
+        hashes.append([batch.data_hash for step in steps for batch in step.micro_batches])
+    assert hashes[0] == hashes[1]
+    assert any(not file.name.startswith(".") for file in (tmp_path / "cache").iterdir())
 
 
 def test_lapses_while_indexing_are_waited_out(store: HttpStore, tmp_path: Path) -> None:
