@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from m4train.config import DataConfig, MixtureConfig
+from m4train.data.index import IMAGE_KIND, Pieces
 from m4train.data.labels import trained_kinds
 from m4train.data.plan import Plan
 from m4train.data.processes import lifeline, live_with_the_trainer, worker_context
@@ -32,7 +33,8 @@ class SourceValidation:
     """One source. `problems` counts samples by what is wrong with them, or by why its options leave them out (see
     CHOICES); the first bad ones stand in `examples`. `over_long` samples do not fit a pack whole.
 
-    Histograms count samples by their tokens and frames (tiles), in classes named by the power of two they go up to.
+    Histograms count samples by their tokens and frames (tiles), and images by their tokens, in classes named by the power of
+    two they go up to.
     `token_fill` and `frame_fill` are the shares of the two budgets that packs of this source alone use.
     """
 
@@ -42,6 +44,7 @@ class SourceValidation:
     over_long: int = 0
     tokens: Counter[int] = field(default_factory=Counter)
     frames: Counter[int] = field(default_factory=Counter)
+    image_tokens: Counter[int] = field(default_factory=Counter)
     examples: list[dict[str, str]] = field(default_factory=list)
     token_fill: float = 0.0
     frame_fill: float = 0.0
@@ -59,7 +62,7 @@ class SourceValidation:
         """Counts the samples of another part of the source."""
         self.samples += other.samples
         self.over_long += other.over_long
-        for name in ("problems", "tokens", "frames"):
+        for name in ("problems", "tokens", "frames", "image_tokens"):
             getattr(self, name).update(getattr(other, name))
         self.examples = (self.examples + other.examples)[:_EXAMPLES]
 
@@ -76,6 +79,7 @@ class SourceValidation:
             "problems": dict(self.problems),
             "tokens": sorted(map(list, self.tokens.items())),
             "frames": sorted(map(list, self.frames.items())),
+            "image_tokens": sorted(map(list, self.image_tokens.items())),
             "expected_fill": {"tokens": self.token_fill, "frames": self.frame_fill},
             "examples": self.examples,
         }
@@ -126,7 +130,7 @@ class _Checker:
             result.samples += 1
             shard, number = source.index.locate(sample)
             try:
-                self._check(sample)
+                planned = self._check(sample)
             except BadSample as error:
                 result.problems[error.reason] += 1
                 if error.reason not in CHOICES:
@@ -137,10 +141,11 @@ class _Checker:
             result.over_long += tokens > data.sequence_length or frames > data.images_per_pack
             result.tokens[class_end(tokens)] += 1
             result.frames[class_end(frames)] += 1
+            result.image_tokens.update(class_end(n) for n in planned.tokens[planned.kinds == IMAGE_KIND].tolist())
         return result
 
-    def _check(self, sample: int) -> None:
-        """Raises BadSample as building the sample for training would."""
+    def _check(self, sample: int) -> Pieces:
+        """The pieces of a sample. Raises BadSample as building it for training would."""
         source = self.source
         shard, number = source.index.locate(sample)
         text = source.read(sample)
@@ -150,6 +155,7 @@ class _Checker:
         turns = [piece.turn if isinstance(piece, TextPiece) else -1 for piece in prepared.pieces]
         repeats = prepared.planned.tokens
         trained_kinds(np.repeat(prepared.planned.kinds, repeats), np.repeat(turns, repeats), source.config.loss)
+        return prepared.planned
 
 
 _CHECKER: _Checker | None = None  # in a process of the pool: what it was started for
@@ -209,15 +215,15 @@ def validation_tables(sources: list[SourceValidation]) -> list[Any]:
     counts.add_row("token fill", *(f"{source.token_fill:.2%}" for source in sources))
     counts.add_row("frame fill", *(f"{source.frame_fill:.2%}" for source in sources))
     tables = [counts]
-    for unit in ("tokens", "frames"):
-        table = Table(f"up to {unit}", title=f"samples by {unit}")
+    histograms = {"tokens": "samples by tokens", "frames": "samples by frames", "image_tokens": "images by tokens"}
+    for unit, title in histograms.items():
+        table = Table("up to", title=title)
         for source in sources:
             table.add_column(source.name, justify="right")
+        totals = [max(1, getattr(source, unit).total()) for source in sources]
         for end in sorted({end for source in sources for end in getattr(source, unit)}):
             found = [getattr(source, unit)[end] for source in sources]
-            table.add_row(
-                f"{end:,}", *(f"{n:,} {'█' * round(8 * n / max(1, s.samples))}" for n, s in zip(found, sources))
-            )
+            table.add_row(f"{end:,}", *(f"{n:,} {'█' * round(8 * n / total)}" for n, total in zip(found, totals)))
         tables.append(table)
     examples = [(source.name, example) for source in sources for example in source.examples]
     if examples:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from m4train import inspect_run
+from m4train.config import Config
 from m4train.data.layout import FRAMES
 from m4train.data.plan import Plan
 from m4train.inspection.bench import STAGES, _Clock, bench, bench_tables
@@ -39,3 +41,13 @@ def test_inner_stages_stop_the_clock_of_outer_ones(monkeypatch) -> None:
         pass
     assert clock.seconds["collate"] == 1 + 5
     assert clock.seconds["read"] == 3
+
+
+def test_the_command_prints_json(tmp_path: Path, monkeypatch, capsys) -> None:
+    _, data = make_sources(tmp_path)
+    monkeypatch.setattr(inspect_run, "_processor", lambda config: FakeProcessor())
+    monkeypatch.setattr(inspect_run.build, "build_layout", lambda config, processor: FRAMES)
+    assert inspect_run.bench(Config(data=data), 4, True) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["packs"] == 4
+    assert {stage["name"] for stage in report["stages"]} == set(STAGES)

@@ -68,7 +68,7 @@ def test_damaged_shards_are_counted_by_reason(tmp_path: Path) -> None:
     assert {example["reason"] for example in report["examples"]} == reasons - {"skipped"}
     assert sum(count for _, count in report["tokens"]) == sum(count for _, count in report["frames"]) == 14
     assert 0.5 < report["expected_fill"]["tokens"] <= 1
-    assert len(validation_tables([found])) == 4
+    assert len(validation_tables([found])) == 5
 
 
 @pytest.mark.slow
@@ -89,6 +89,10 @@ def test_histograms_hold_every_sample_in_the_class_of_its_size(tmp_path: Path) -
     lengths = source.index.shards[0].lengths.tolist()
     assert found.tokens == {end: sum(end // 2 < n <= end for n in lengths) for end in found.tokens}
     assert sum(found.tokens.values()) == 30
+    shard = source.index.shards[0]
+    of_images = [n for s in range(30) for n, k in zip(*(shard.pieces(s).tokens, shard.pieces(s).kinds)) if k == 5]
+    assert found.image_tokens.total() == len(of_images) == shard.images_total
+    assert found.image_tokens[8] == sum(4 < n <= 8 for n in of_images)
 
 
 def test_the_expected_fill_is_that_of_the_source_alone(tmp_path: Path) -> None:
