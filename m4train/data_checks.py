@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from m4train.checking import at_least, one_of, require
-from m4train.config import AugmentConfig, Config, SourceConfig
+from m4train.config import AugmentConfig, Config, DataConfig, SourceConfig
 
 
 def check_data(config: Config) -> None:
@@ -16,27 +16,9 @@ def check_data(config: Config) -> None:
         at_least(f"data.{key}", getattr(data, key), 1)
     for key in ("num_workers", "auto_index_limit"):
         at_least(f"data.{key}", getattr(data, key), 0)
-    at_least("data.augment.shift_pixels", data.augment.shift_pixels, 0)
-    at_least("data.augment.rotate_degrees", data.augment.rotate_degrees, 0)
-    for name, highest in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
-        given = getattr(data.augment, name)
-        require(
-            (name == "crop_scale" and not given) or (len(given) == 2 and 0 < given[0] <= given[1] <= highest),
-            f"data.augment.{name} is {list(given)}, but must be two numbers, the smaller first, such as "
-            f"{[0.9, 1.0] if name == 'crop_scale' else [0.75, 1.33]}.",
-        )
+    _check_augment(data)
     require(
         data.cache_size > 0, f"data.cache_size is {data.cache_size} GiB: give more than 0, or set data.cache_dir=null."
-    )
-    require(
-        bool(data.augment.crop_scale) or data.augment.crop_ratio == AugmentConfig().crop_ratio,
-        f"data.augment.crop_ratio is {list(data.augment.crop_ratio)}, but crop_scale is empty: set that one too.",
-    )
-    scaled = [name for name, source in data.sources.items() if source.images.scaled_decode]
-    require(
-        not scaled or data.augment == AugmentConfig(),
-        f"data.sources.{(scaled or [''])[0]}.images.scaled_decode is true, but data.augment changes pixels of whole "
-        "images: turn one of them off.",
     )
     one_of("data.mixture.by", data.mixture.by, ("samples", "tokens", "images"))
     require(
@@ -73,6 +55,28 @@ def check_data(config: Config) -> None:
                 f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
             )
             _check_options(key, source)
+
+
+def _check_augment(data: DataConfig) -> None:
+    at_least("data.augment.shift_pixels", data.augment.shift_pixels, 0)
+    at_least("data.augment.rotate_degrees", data.augment.rotate_degrees, 0)
+    for name, highest in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
+        given = getattr(data.augment, name)
+        require(
+            (name == "crop_scale" and not given) or (len(given) == 2 and 0 < given[0] <= given[1] <= highest),
+            f"data.augment.{name} is {list(given)}, but must be two numbers, the smaller first, such as "
+            f"{[0.9, 1.0] if name == 'crop_scale' else [0.75, 1.33]}.",
+        )
+    require(
+        bool(data.augment.crop_scale) or data.augment.crop_ratio == AugmentConfig().crop_ratio,
+        f"data.augment.crop_ratio is {list(data.augment.crop_ratio)}, but crop_scale is empty: set that one too.",
+    )
+    scaled = [name for name, source in data.sources.items() if source.images.scaled_decode]
+    require(
+        not scaled or data.augment == AugmentConfig(),
+        f"data.sources.{(scaled or [''])[0]}.images.scaled_decode is true, but data.augment changes pixels of whole "
+        "images: turn one of them off.",
+    )
 
 
 def _check_streams(config: Config) -> None:
