@@ -17,6 +17,7 @@ from tests.distributed.cases import Case, build
 from tests.helpers.distributed import run_distributed
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
+pytestmark = pytest.mark.slow
 SHARED = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 

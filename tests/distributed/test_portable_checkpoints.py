@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from m4train.config import AdapterConfig
+from m4train.errors import CheckpointError
 from m4train.training.weights import CheckpointWeights
 from tests.distributed.cases import Case, build, run_case
 from tests.helpers.distributed import run_distributed
@@ -62,9 +63,12 @@ def test_a_run_continues_under_other_engines(route, train, tmp_path):
         assert torch.equal(final[canonical_name(name)], model.get_parameter(name)), f"frozen {name} moved"
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero3"])
+@pytest.mark.parametrize(
+    "engine", ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp2", "zero3", "zero2-native"))]
+)
 def test_the_same_layout_continues_to_the_last_bit(engine, tmp_path):
-    case = Case(engine, "tiny", packs=6, micro=2, steps=6)
+    engine, _, native = engine.partition("-")
+    case = Case(engine, "tiny", packs=6, micro=2, steps=6, native=bool(native))
     for name, pieces in (("whole", [6]), ("broken", [2, 4])):
         for steps in pieces:
             final = run_distributed(_segment, 2, case, str(tmp_path / name), steps, timeout=300)[0]
@@ -72,6 +76,18 @@ def test_the_same_layout_continues_to_the_last_bit(engine, tmp_path):
     assert [line["loss"] for line in whole] == [line["loss"] for line in broken]
     assert [line["grad_norm"] for line in whole] == [line["grad_norm"] for line in broken]
     _assert_stored(tmp_path / "broken", final)
+    if native:
+        _assert_bound_to_its_layout(tmp_path / "broken", case)
+
+
+def _assert_bound_to_its_layout(run_dir, case):
+    """One process cannot take the optimizer, and says what to do; it can go on with a fresh one."""
+    config, model, shape = build(Case("single", "tiny", packs=6, steps=6), str(run_dir / "moved"))
+    config.resume = str(run_dir / "checkpoints" / "step-000002")
+    with pytest.raises(CheckpointError, match=r"as zero2 on 2 ranks keeps it.*resume_optimizer=fresh"):
+        make_trainer(config, model, packs=6, shape=shape).train()
+    config.resume_optimizer = "fresh"
+    assert make_trainer(config, model, packs=6, shape=shape).train().step == 6
 
 
 def _assert_stored(run_dir, parameters):

@@ -42,6 +42,7 @@ def test_every_experiment_composes_and_keys_override():
         assert (config.trainer.max_steps, config.seed) == (5000, 7)
 
 
+@pytest.mark.slow
 def test_every_choice_of_every_group_composes():
     for group, choices in groups().items():
         for choice in choices:

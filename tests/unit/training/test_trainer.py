@@ -151,7 +151,11 @@ def test_extra_files_are_put_into_every_checkpoint(tmp_path):
 def test_the_time_limit_ends_in_a_checkpoint(tmp_path):
     result = _run(make_config(tmp_path, max_hours=1e-9))
     assert (result.step, result.stopped_by) == (0, "time_limit")
-    assert _steps(tmp_path) == [0]
+    assert not (tmp_path / "checkpoints").exists()  # a fresh start is where this one ended
+    trainer = make_trainer(make_config(tmp_path, max_hours=1.0))
+    trainer._stops.out_of_time = lambda: trainer.step == 3
+    assert trainer.train().stopped_by == "time_limit"
+    assert _steps(tmp_path) == [3]
     assert _run(make_config(tmp_path, max_hours=1.0)).stopped_by == "max_steps"
 
 
