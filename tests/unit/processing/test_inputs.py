@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -187,3 +189,29 @@ def test_videos_and_audio_are_refused(make):
             processor(text="a<image>b", images=[[picture(9, 9)]], **{name: [[np.zeros((2, 9, 9, 3), np.uint8)]]})
     with pytest.raises(BadSample, match="neither text nor image"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "video", "path": "clip.mp4"}]}])
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG file that says how large it is."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [header, b"IDAT" + zlib.compress(b"\0" * 1000), b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+    )
+
+
+@pytest.mark.parametrize("side", [20_000, 60_000])
+def test_decompression_bombs_are_refused_in_one_sentence_by_every_door(tmp_path, side):
+    bomb = png_header(side, side)
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    processor = tiny_idefics3_processor()
+    for form in (bomb, tmp_path / "bomb.png", str(tmp_path / "bomb.png")):
+        for read in (
+            lambda: processor(text="<image>", images=[[form]]),  # noqa: B023
+            lambda: processor.image_processor(form),  # noqa: B023
+            lambda: processor.image_processor.fetch_images(form),  # noqa: B023
+        ):
+            with pytest.raises(BadSample) as error:
+                read()
+            assert error.value.reason == "image_too_large"
+            assert "\n" not in str(error.value)
