@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -rs
 export HYDRA_FULL_ERROR = 0
 export TOKENIZERS_PARALLELISM = false
 export WANDB_SILENT = true
@@ -22,14 +24,15 @@ demo: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/digits.sh
 
 # One thread a process: tests start processes of their own, and threads that wait for a busy core only spin.
+# Files are shared out to WORKERS processes, so that tests of several processes run at most that many at a time.
 test: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full" -rs
+	@$(PYTEST) -m "not full"
 
 test-full: setup
-	@OMP_NUM_THREADS=1 M4TRAIN_FULL_MATRIX=1 $(BIN)/python -m pytest -rs
+	@M4TRAIN_FULL_MATRIX=1 $(PYTEST)
 
 test-fast: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -rs
+	@$(PYTEST) -m "not slow and not full"
 
 lint: setup
 	@$(BIN)/ruff check .
