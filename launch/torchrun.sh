@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Trains on all GPUs of one machine, or, started on each of several, on all of theirs. Arguments are those of `m4train train`:
+#
+#   launch/torchrun.sh experiment=NAME engine=fsdp2
+#   NODES=2 HEAD=node1 launch/torchrun.sh experiment=NAME engine=fsdp2       # on both nodes; HEAD is any one of them
+#
+# On one machine `m4train train ... launch.processes=8` does the same; under SLURM see launch/slurm/train.sbatch.
+# PROCESSES is the number per machine: its GPUs, or 2 without any.
+set -euo pipefail
+
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+processes=${PROCESSES:-$((gpus > 0 ? gpus : 2))}
+meet=(--standalone)
+if [[ ${NODES:-1} != 1 ]]; then
+    meet=(--nnodes="$NODES" --rdzv-backend=c10d --rdzv-endpoint="${HEAD:?set HEAD to the name of one of the nodes}:${PORT:-29400}" --rdzv-id=m4train)
+fi
+command=(train)
+if [[ ${1:-} == launch ]]; then # launch/torchrun.sh launch check ...: look at the machines first
+    command=()
+fi
+exec torchrun "${meet[@]}" --nproc-per-node="$processes" -m m4train "${command[@]}" "$@"
