@@ -199,17 +199,23 @@ class IdeficsModel(ModelDoors, PretrainedModel):
 
 
 class IdeficsForVisionText2Text(MultimodalLM):
-    """The model with its language-model head; see `MultimodalLM`."""
+    """The model with its language-model head; see `MultimodalLM`.
+
+    `vision_model`, where given, takes the place of the vision tower, with its weights.
+    """
 
     config_class: ClassVar[type[ModelConfig]] = IdeficsConfig
     embedding_name = "model.embed_tokens"
 
-    def __init__(self, config: IdeficsConfig) -> None:
+    def __init__(self, config: IdeficsConfig, vision_model: ClipTower | None = None) -> None:
         PretrainedModel.__init__(self, config)
         self.model = IdeficsModel(config)
         self.lm_head = LMHead(config.hidden_size, config.vocab_size, config.additional_vocab_size)
         self.tie_weights()
         self.init_weights()
+        if vision_model is not None:
+            self.model.vision_model = vision_model
+            self.model._freeze()
         if config.freeze_lm_head:
             self.lm_head.weight.requires_grad_(False)
 

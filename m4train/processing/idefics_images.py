@@ -35,6 +35,8 @@ class IdeficsImageProcessor(ImageProcessor):
         **extra: Any,
     ) -> None:
         self.image_size = image_size or (size or {}).get("height", 224)
+        if image_num_channels != 3:
+            raise ValueError(f"image_num_channels is {image_num_channels}, but every image becomes RGB: leave it at 3.")
         self.image_num_channels = image_num_channels
         self.do_resize = do_resize
         mean = MEAN if image_mean is None else image_mean

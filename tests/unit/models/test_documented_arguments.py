@@ -225,3 +225,28 @@ def test_the_signature_is_the_documented_one(family: str) -> None:
     assert made == given
     for name, value in defaults.items():
         assert value is None or getattr(made, name) == value, name
+
+
+FORWARD: dict[str, str] = {  # of the model with head; the one without has no labels
+    "idefics": "input_ids attention_mask position_ids past_key_values inputs_embeds pixel_values image_encoder_embeddings "
+    "perceiver_embeddings image_attention_mask labels use_cache output_attentions output_hidden_states "
+    "interpolate_pos_encoding return_dict",
+    "idefics2": "input_ids attention_mask position_ids past_key_values inputs_embeds pixel_values pixel_attention_mask "
+    "image_hidden_states labels use_cache output_attentions output_hidden_states return_dict",
+    "idefics3": "input_ids attention_mask position_ids past_key_values inputs_embeds pixel_values pixel_attention_mask "
+    "image_hidden_states labels use_cache output_attentions output_hidden_states return_dict",
+}
+
+
+@pytest.mark.parametrize("family", FORWARD)
+def test_every_documented_argument_of_forward_may_be_left_at_none(family: str) -> None:
+    kind, config, tiny, _ = FAMILIES[family]
+    model = kind(config.from_dict(tiny())).eval()
+    given = inputs(family)
+    nothing = dict.fromkeys(FORWARD[family].split())
+    assert given.keys() <= nothing.keys()
+    assert torch.equal(model(**nothing | given).logits, model(**given).logits)
+    del nothing["labels"]
+    assert torch.equal(model.model(**nothing | given)[0], model.model(**given)[0])
+    with pytest.raises(TypeError, match="has no argument head_mask"):
+        model(**given, head_mask=None)

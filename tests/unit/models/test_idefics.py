@@ -148,3 +148,14 @@ def test_a_packed_token_sees_just_its_images() -> None:
     assert [first_change(image) for image in range(3)] == [2, 5, 5]
     with pytest.raises(DataError, match="has 3 images but does not say which tokens see them"):
         model(replace(batch, cross=None))
+
+
+def test_a_tower_of_its_own() -> None:
+    tower = make(freeze_vision_layers=False).model.vision_model
+    weights = [p.detach().clone() for p in tower.parameters()]
+    model = IdeficsForVisionText2Text(
+        IdeficsConfig.from_dict(tiny_idefics(freeze_vision_layers=True)), vision_model=tower
+    )
+    assert model.model.vision_model is tower
+    assert all(torch.equal(p, weight) for p, weight in zip(tower.parameters(), weights, strict=True))
+    assert not any(p.requires_grad for p in tower.parameters())

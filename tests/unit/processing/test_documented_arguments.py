@@ -1,0 +1,131 @@
+"""Every argument that the documentation names is taken, with its documented default; and does something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m4train.processing import (
+    Idefics2ImageProcessor,
+    Idefics2ImageProcessorFast,
+    Idefics2Processor,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    IdeficsImageProcessor,
+    IdeficsProcessor,
+    Tokenizer,
+)
+from tests.helpers.processing import (
+    picture,
+    tiny_idefics2_processor,
+    tiny_idefics3_processor,
+    tiny_idefics_processor,
+    tokenizer_folder,
+)
+
+COMMON: dict[str, Any] = {
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": None,
+    "do_rescale": True,
+    "rescale_factor": 0.00392156862745098,
+    "do_normalize": True,
+    "image_mean": None,
+    "image_std": None,
+    "do_pad": True,
+}
+DEFAULTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "idefics": (
+        IdeficsImageProcessor,
+        {"image_size": 224, "image_mean": None, "image_std": None, "image_num_channels": 3},
+    ),
+    "idefics2": (
+        Idefics2ImageProcessor,
+        COMMON | {"resample": Image.Resampling.BILINEAR, "do_image_splitting": False},
+    ),
+    "idefics3": (
+        Idefics3ImageProcessor,
+        COMMON | {"resample": Image.Resampling.LANCZOS, "do_image_splitting": True, "max_image_size": None},
+    ),
+}
+DEFAULTS["idefics2_fast"] = (Idefics2ImageProcessorFast, DEFAULTS["idefics2"][1])
+SMALL: dict[str, dict[str, Any]] = {
+    "idefics": {"image_size": 12},
+    "idefics2": {"size": {"shortest_edge": 12, "longest_edge": 24}},
+    "idefics2_fast": {"size": {"shortest_edge": 12, "longest_edge": 24}},
+    "idefics3": {"size": {"longest_edge": 24}, "max_image_size": {"longest_edge": 12}},
+}
+# argument -> another value, which gives other values, or is refused with what is said here
+OTHER: dict[str, tuple[Any, str | None]] = {
+    "image_size": (10, None),
+    "image_num_channels": (1, "image_num_channels"),
+    "do_resize": (False, None),
+    "size": ({"shortest_edge": 8, "longest_edge": 16}, None),
+    "resample": (Image.Resampling.NEAREST, None),
+    "do_rescale": (False, None),
+    "rescale_factor": (1 / 128, None),
+    "do_normalize": (False, None),
+    "image_mean": (0.1, None),
+    "image_std": ([0.1, 0.2, 0.3], None),
+    "do_image_splitting": ("other", None),
+    "max_image_size": ({"longest_edge": 8}, None),
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_the_documented_defaults(kind: str) -> None:
+    processor, defaults = DEFAULTS[kind]
+    assert processor(**defaults).to_dict() == processor().to_dict()
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, (_, d) in DEFAULTS.items() for n in d if n in OTHER])
+def test_an_argument_does_something_for_one_call_as_in_the_constructor(kind: str, name: str) -> None:
+    make = DEFAULTS[kind][0]
+    other, refusal = OTHER[name]
+    small = make(**SMALL[kind])
+    if other == "other":
+        other = not small.do_image_splitting
+    image = picture(30, 20)
+    if refusal is not None:
+        for call in (lambda: small(image, **{name: other}), lambda: make(**SMALL[kind] | {name: other})(image)):
+            with pytest.raises(ValueError, match=refusal):
+                call()
+        return
+    plain, changed = values(small(image)), values(small(image, **{name: other}))
+    assert plain.shape != changed.shape or not np.array_equal(plain, changed)
+    assert np.array_equal(values(make(**SMALL[kind] | {name: other})(image)), changed)
+    assert np.array_equal(values(small(image, **{name: None})), plain)
+
+
+def values(output: Any) -> np.ndarray:
+    found = output["pixel_values"] if hasattr(output, "keys") else output
+    if isinstance(found, list):
+        found = found[0][0] if len(found[0]) == 1 else np.stack(list(found[0]))
+    return np.asarray(found)
+
+
+def test_padding_can_be_left_out() -> None:
+    small = Idefics2ImageProcessor(**SMALL["idefics2"])
+    images = [[picture(30, 20)], [picture(20, 30)]]
+    together, apart = small(images)["pixel_values"], small(images, do_pad=False)["pixel_values"]
+    assert np.asarray(together).shape == (2, 1, 3, 24, 24)
+    assert [np.asarray(sample[0]).shape for sample in apart] == [(3, 16, 24), (3, 24, 16)]
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "arguments"),
+    [
+        (tiny_idefics_processor, IdeficsProcessor, {"image_size": 224, "add_end_of_utterance_token": None}),
+        (tiny_idefics2_processor, Idefics2Processor, {"image_seq_len": 64, "chat_template": None}),
+        (tiny_idefics3_processor, Idefics3Processor, {"image_seq_len": 169, "chat_template": None}),
+    ],
+)
+def test_processors_take_their_documented_arguments(make: Any, kind: Any, arguments: dict[str, Any]) -> None:
+    image_processor = make().image_processor
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folder())
+    processor, plain = kind(image_processor, tokenizer, **arguments), kind(image_processor, tokenizer)
+    for name in arguments:
+        assert getattr(processor, name) == getattr(plain, name)
