@@ -56,20 +56,24 @@ class Source:
         """Says which samples are read next, so that an object store is asked for all of them at once."""
         if not is_remote(self.config.path):
             return
-        ranges: list[Range] = []
-        for sample in samples:
-            shard, number = self.index.locate(sample)
-            if number not in shard.bad:
-                members = shard.members(number)
-                images = range(sum(member.is_image for member in members))
-                ranges += self.shard_format.ranges(shard.shard, members, images)
-        self.files.expect(ranges)
+        self.files.expect([part for sample in samples for part in self._ranges(sample)])
+
+    def _ranges(self, sample: int) -> list[Range]:
+        """Where the text and all images of a sample lie, as far as its format knows."""
+        shard, number = self.index.locate(sample)
+        members = shard.members(number)
+        images = range(sum(member.is_image for member in members))
+        return self.shard_format.ranges(shard.shard, members, images) if members else []
 
     def read(self, sample: int) -> Sample:
         """The text of a sample. Raises BadSample, with the reason found when indexing where there is one."""
         shard, number = self.index.locate(sample)
         if number in shard.bad:
             raise BadSample(*shard.bad[number])
+        if is_remote(shard.shard):
+            parts = self._ranges(sample)
+            if parts and not self.files.holds(parts[0]):
+                self.files.expect(parts)  # the images are read next
         return self.shard_format.sample(self.files, shard.shard, shard.members(number))
 
     def images(

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 from m4train.data.block_cache import BlockCache
 from m4train.errors import ConfigError, DataError
 
-READ_ATTEMPTS = 5
-FIRST_PAUSE = 0.1  # seconds before the second attempt; doubles each time
+READ_ATTEMPTS = 8
+FIRST_PAUSE = 0.1  # seconds before the second attempt; doubles each time, so that lapses of 12 seconds are waited out
 _OPEN_FILES = 64
 _MAX_GAP = 512 << 10  # bytes between two remote ranges that are cheaper to fetch than another request
 _WINDOWS = 4  # stretches of a file that are kept where reading runs ahead
@@ -120,9 +120,7 @@ class FileReader:
         try:
             size = max(0, min(size, self.size(path) - offset))
         except FileNotFoundError:
-            raise DataError(
-                f"{path} was there when it was indexed and is gone: restore it, or index the rest."
-            ) from None
+            raise _gone(path) from None
         for start, data in self._held.get(path, ()):
             if start <= offset and offset + size <= start + len(data):
                 return data[offset - start : offset - start + size]
@@ -139,6 +137,11 @@ class FileReader:
         self._held = {}
         for (path, start, _), data in zip(merged, self._fetch(merged)):
             self._held.setdefault(path, []).append((start, data))
+
+    def holds(self, wanted: Range) -> bool:
+        """Whether a remote range was fetched before and is still at hand."""
+        path, offset, size = wanted
+        return any(start <= offset and offset + size <= start + len(data) for start, data in self._held.get(path, ()))
 
     def open(self, path: str) -> BinaryIO:
         """The file as a seekable stream. Raises FileNotFoundError."""
@@ -191,6 +194,9 @@ class FileReader:
             failed = [(number, answer) for number, answer in zip(left, answers) if number not in found]
             if not failed:
                 break
+            for number, answer in failed:
+                if _is_missing(answer):
+                    raise _gone(ranges[number][0])
             if attempt == READ_ATTEMPTS:
                 raise _gave_up(ranges[failed[0][0]][0], failed[0][1])
             time.sleep(pause)
@@ -311,6 +317,10 @@ def _is_missing(error: Exception) -> bool:
     """Whether the store says that there is no such file; fsspec says so of servers that fail, too."""
     status = getattr(error.__cause__, "status", 404)
     return isinstance(error, FileNotFoundError) and status in (404, 410)
+
+
+def _gone(path: str) -> DataError:
+    return DataError(f"{path} was there when it was indexed and is gone: restore it, or index the rest.")
 
 
 def _gave_up(path: str, error: Any) -> DataError:

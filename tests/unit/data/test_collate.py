@@ -133,7 +133,7 @@ def test_transient_read_errors_are_tried_again_and_lasting_ones_end_the_run(tmp_
     assert not bad
     assert len(batch.documents) == sum(len(pack.units) for pack in packs)
     monkeypatch.setattr(storage.os, "pread", lambda *_: (_ for _ in ()).throw(OSError("gone")))
-    with pytest.raises(DataError, match="failed 5 times"):
+    with pytest.raises(DataError, match="failed 8 times"):
         Collator(build_again(sources), PROCESSOR, data, 0).batch(packs, 1)
 
 

@@ -27,7 +27,7 @@ PROCESSOR = FakeProcessor()
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch) -> Iterator[HttpStore]:
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
     write_shards(tmp_path / "shards", documents(30), max_samples=10)
     with http_store(tmp_path / "shards") as served:
         yield served
@@ -88,7 +88,6 @@ def test_a_pack_takes_few_requests(store: HttpStore, tmp_path: Path) -> None:
 def test_a_single_sample_is_one_request_with_its_images(store: HttpStore, tmp_path: Path) -> None:
     source = opened(f"{store.url}/*.tar", tmp_path)
     store.ranges.clear()
-    source.expect([7])
     source.read(7)
     assert source.images(7)
     assert len(store.ranges) == 1
@@ -99,7 +98,7 @@ def test_lapses_are_waited_out_and_lasting_failure_ends_the_run(store: HttpStore
     store.failures = 2
     assert source.read(0).items
     store.broken = True
-    with pytest.raises(DataError, match="failed 5 times"):
+    with pytest.raises(DataError, match="failed 8 times"):
         source.read(3)
 
 
