@@ -67,6 +67,28 @@ def test_truncated_shard_keeps_its_complete_samples_and_names_the_cut(tmp_path: 
     assert "damaged_shard" in reasons(index).values()
 
 
+def test_zeros_over_the_last_sample_are_not_the_end_of_a_shorter_shard(tmp_path: Path) -> None:
+    for count in range(2, 24):  # every place the end can have in a record of 20 blocks
+        texts = [(f"d{number}", {"items": [{"text": "x"}]}, {}) for number in range(count)]
+        [path] = write_shards(tmp_path / str(count), texts)
+        assert not opened(path).bad_count
+        data = path.read_bytes()
+        start = data.rindex(b"d%d.json" % (count - 1))
+        path.write_bytes(data[:start] + bytes(len(data) - start))
+        index = opened(path)
+        assert len(index) - index.bad_count == count - 1
+        assert list(reasons(index).values()) == ["damaged_shard"]
+
+
+def test_shards_of_other_writers_end_in_a_whole_record(tmp_path: Path) -> None:
+    members = [(f"d{number}.json", b'{"items":[{"text":"x"}]}') for number in range(12)]
+    path = tar_of(tmp_path / "a.tar", members)
+    assert not opened(path).bad_count
+    data = path.read_bytes()
+    path.write_bytes(data + bytes(10240))
+    assert list(reasons(opened(path)).values()) == ["damaged_shard"]
+
+
 def test_damage_in_the_middle_costs_only_the_samples_it_touches(tmp_path: Path) -> None:
     [path] = write_shards(tmp_path, documents(10))
     data = bytearray(path.read_bytes())
