@@ -15,7 +15,6 @@ from m4train.models.initialisation import fill_normal, init_modules
 from m4train.models.layers import GatedMLP
 from m4train.models.model_configs import Idefics2Config
 from m4train.models.multimodal import MultimodalLM, MultimodalModel
-from m4train.models.padded import real_images
 from m4train.models.resampler import PerceiverResampler, perceiver_flops
 from m4train.models.vision import PatchAttention, VisionTower, cut_patches, normalise, vision_flops
 from m4train.positions import patch_position_ids
@@ -39,7 +38,7 @@ class Connector(nn.Module):
 class Idefics2Model(MultimodalModel):
     """See `MultimodalModel`; images are packed patches, each with its position in the table of the tower.
 
-    `position_rounding` chooses how pack_images fits grids into that table (see `patch_position_ids`).
+    `position_rounding` chooses how `pack` fits grids into that table (see `patch_position_ids`).
     """
 
     config_class: ClassVar[type[ModelConfig]] = Idefics2Config
@@ -68,23 +67,15 @@ class Idefics2Model(MultimodalModel):
         features = self.vision_model(pixels, images.patch_position_ids, PatchAttention(images.patches))
         return self.connector(features, images.patches)
 
-    def pack_images(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[PackedImages, Tensor]:
-        real = real_images(pixel_values)
-        counts = real.sum(1)
-        count = int(counts.sum())
-        size = self.config.vision_config.patch_size
-        # Where all images are padding the tower still runs, on one patch of them, so that all ranks call it.
-        chosen = pixel_values[real] if count else pixel_values[:1, 0, :, :size, :size]
-        mask = pixel_mask[real].bool() if pixel_mask is not None and count else None
-        pixels, shapes = _real_patches(chosen, mask, size)
+    def pack(self, images: Tensor, mask: Tensor | None) -> PackedImages:
+        pixels, shapes = _real_patches(images, mask, self.config.vision_config.patch_size)
         positions = [
             patch_position_ids(rows, columns, self.config.vision_config.grid, self.position_rounding)
             for rows, columns in shapes
         ]
-        device = pixel_values.device
-        patches = Segments.of([rows * columns for rows, columns in shapes], device)
-        packed = PackedImages(pixels, count, patches=patches, patch_position_ids=torch.cat(positions).to(device))
-        return packed, counts
+        patches = Segments.of([rows * columns for rows, columns in shapes], images.device)
+        ids = torch.cat(positions).to(images.device)
+        return PackedImages(pixels, len(shapes), patches=patches, patch_position_ids=ids)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Random weights for training from scratch: normal, biases 0, norms 1, latents that differ."""

@@ -15,7 +15,6 @@ from m4train.models.decoder import Decoder
 from m4train.models.initialisation import fill_normal, init_modules
 from m4train.models.model_configs import Idefics3Config, SmolVLMConfig
 from m4train.models.multimodal import MultimodalLM, MultimodalModel
-from m4train.models.padded import real_images
 from m4train.models.vision import (
     PatchAttention,
     VisionTower,
@@ -100,21 +99,13 @@ class Idefics3Model(MultimodalModel):
         features = self.vision_model(pixels, position_ids, attend)
         return self.connector(features.unflatten(0, (count, patches)))
 
-    def pack_images(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[PackedImages, Tensor]:
-        real = real_images(pixel_values)
-        counts = real.sum(1)
-        count = int(counts.sum())
-        if count == 0:
-            # The tower still runs, on a padding image, so that all ranks call it.
-            return PackedImages(pixel_values[:1, 0], 0), counts
+    def pack(self, images: Tensor, mask: Tensor | None) -> PackedImages:
         patch_mask = None
-        if pixel_mask is not None:
+        if mask is not None:
             size = self.config.vision_config.patch_size
             # A patch is real where any of its pixels is.
-            patch_mask = (
-                pixel_mask[real].bool().unfold(1, size, size).unfold(2, size, size).flatten(3).any(-1).flatten(1)
-            )
-        return PackedImages(pixel_values[real], count, patch_mask=patch_mask), counts
+            patch_mask = mask.unfold(1, size, size).unfold(2, size, size).flatten(3).any(-1).flatten(1)
+        return PackedImages(images, images.shape[0], patch_mask=patch_mask)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Random weights for training from scratch: normal, biases 0, norms 1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from m4train.models.generation import GenerationMixin
 from m4train.models.initialisation import fill_normal
 from m4train.models.layers import Rotary
 from m4train.models.loss import LMHead, token_loss
-from m4train.models.padded import check_image_counts
+from m4train.models.padded import check_image_counts, real_images
 from m4train.models.pretrained import PretrainedModel
 from m4train.models.token_rows import has_own_rows, joined_rows, split_rows
 
@@ -44,9 +45,19 @@ class MultimodalModel(ModelDoors, PretrainedModel):
         """Features (images x tokens per image, H) of all images, in one call of the tower."""
         raise NotImplementedError
 
+    def pack(self, images: Tensor, mask: Tensor | None) -> PackedImages:
+        """Images (I, 3, H, W) as `image_features` takes them; `mask` (I, H, W) bool is True where a pixel is real."""
+        raise NotImplementedError
+
     def pack_images(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[PackedImages, Tensor]:
         """The images of (B, N, 3, H, W) that are not padding, packed; and how many each sample has (B,)."""
-        raise NotImplementedError
+        real = real_images(pixel_values)
+        counts = real.sum(1)
+        count = int(counts.sum())
+        if count == 0:
+            # The tower still runs, on a padding image that nobody uses, so that all ranks call it.
+            return replace(self.pack(pixel_values[:1, 0], None), count=0), counts
+        return self.pack(pixel_values[real], None if pixel_mask is None else pixel_mask[real].bool()), counts
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
         hidden = self.text_model.embed_tokens(batch.input_ids)
