@@ -71,7 +71,7 @@ class ImageOptions:
 class SourceConfig:
     """One dataset of the mixture."""
 
-    path: str = ""  # shards: a path, a glob, or a brace pattern
+    path: str = ""  # shards: a path or a URL, a glob, or a brace pattern
     format: str = "canonical"  # how they are laid out, see m4train.data.sources.registry
     stream: bool = False  # read through webdataset without an index, such as `pipe:` commands; promises less
     weight: float = 1.0  # share of the samples drawn from this source
