@@ -48,6 +48,7 @@ class Case:
     weighted: bool = False  # loss weights per source
     ramp: bool = False  # two packs at first, three more every four steps
     steps: int = 20
+    native: bool = False
 
     @property
     def name(self) -> str:
@@ -84,6 +85,7 @@ def build(case: Case, run_dir: str) -> tuple[Config, nn.Module, Shape]:
         run_dir, max_steps=case.steps, micro_batch_size=case.micro, gradient_checkpointing=case.recompute, save_every=10
     )
     config.engine.name, config.engine.offload, config.engine.shard_within_node = case.engine, case.offload, case.nodes
+    config.engine.checkpoint = "native" if case.native else "portable"
     # Some gradients are zero but for rounding (the bias of attention keys); Adam would make full steps of that noise.
     config.optimizer.lr, config.optimizer.eps = 3e-3, 1e-6
     model, shape = _model(case)
@@ -155,16 +157,16 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 
 
 def _make(values: dict[str, Any]) -> tuple[int, Case]:
-    train = values["train"]
+    train, model = values["train"], values["model"]
     case = Case(
         engine=values["engine"],
-        model=values["model"],
+        model="idefics3" if train == "rows" and model == "tiny" else model,  # the tiny model cannot be split
         tied=values["tied"],
         packs=values["packs"],
         micro=values["micro"],
         recompute=values["recompute"],
         frozen=train == "frozen",
-        rows=train == "rows" and values["model"] != "tiny",
+        rows=train == "rows",
         adapter={"dora": "dora", "lora": "lora", "rows": "lora"}.get(train, "none"),
         weighted=values["extra"] == "weighted",
         ramp=values["extra"] == "ramp",

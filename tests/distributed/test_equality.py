@@ -60,6 +60,7 @@ def test_the_selection_covers_every_engine_with_every_hazard():
         mine = [case for _, case in rows if case.engine == engine]
         assert {case.adapter for case in mine} == {"none", "lora", "dora"}
         assert any(case.frozen for case in mine)
+        assert all(any(getattr(case, flag) for case in mine) for flag in ("rows", "weighted", "ramp"))
         assert any(case.tied for case in mine)
         assert any(case.packs % world for world, case in rows if case.engine == engine)
         assert engine == "ddp" or any(case.offload for case in mine)
