@@ -76,7 +76,10 @@ def _torch_loss() -> FusedLoss:
 
 @lru_cache(maxsize=1)
 def _liger_loss() -> FusedLoss:
-    """Liger's, in chunks, with the gradient of the head summed in fp32; it recomputes logits in the backward pass."""
+    """Liger's, in chunks, with the gradient of the head summed in fp32.
+
+    It recomputes logits in the backward pass, and waits for the device to count targets.
+    """
     function = import_module("liger_kernel.ops.fused_linear_cross_entropy").LigerFusedLinearCrossEntropyFunction
 
     def losses(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
