@@ -123,3 +123,17 @@ def test_conversations_for_generation(tmp_path: Path) -> None:
     assert found[0][2].messages[1]["role"] == "assistant"
     assert found[0][3][0].size == (16, 16)
     assert [n for source in sources for n, *_ in conversations(source, unreadable, range(1, len(source), 2))] == [1, 3]
+
+
+@pytest.mark.full
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_steps(tmp_path: Path) -> None:
+    """Of the trainer, its workers and the planning process, over twenty epochs, while the trainer is the slowest."""
+    sources, data = make_sources(tmp_path, num_workers=1)
+    held = {}
+    for step in Loader(Plan(sources, data, 1, 8), PROCESSOR, data, seed=1, micro_batch_size=4, stop_step=240):
+        if step.step in (40, 240):
+            family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+            held[step.step] = sum(process.memory_full_info().uss for process in family) / 2**20
+    assert min(stream["epoch"] for stream in step.state["streams"].values()) >= 20
+    assert held[240] - held[40] < 24
