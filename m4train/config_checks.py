@@ -98,6 +98,12 @@ def _check_engine(engine: EngineConfig) -> None:
         not engine.shard_within_node or engine.name == "fsdp2",
         f"engine.shard_within_node is true, but engine.name is {engine.name}: it is a setting of fsdp2.",
     )
+    one_of("engine.checkpoint", engine.checkpoint, ("portable", "native"))
+    require(
+        engine.checkpoint == "portable" or zero,
+        f"engine.checkpoint is native, but engine.name is {engine.name}, whose checkpoints are portable as they are: leave "
+        "it out.",
+    )
     require(
         engine.deepspeed is None or zero,
         f"engine.deepspeed is {engine.deepspeed}, but engine.name is {engine.name}: choose zero1, zero2 or zero3.",

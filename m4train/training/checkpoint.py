@@ -88,16 +88,34 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine, optimizer: bool = Tr
 
     Raises CheckpointError naming what the model has and the checkpoint lacks, or has in another shape.
     """
+    folder = checkpoint.folder / TENSORS
+
+    def read(tensors: dict[str, Tensor]) -> None:
+        wanted = {name: t for name, t in tensors.items() if optimizer or name.startswith(("parameter/", "buffer/"))}
+        read_tensors(folder, wanted)
+
+    native = optimizer and _is_native(checkpoint, engine)
     try:
-        engine.load(
-            lambda tensors: read_tensors(
-                checkpoint.folder / TENSORS,
-                {name: t for name, t in tensors.items() if optimizer or name.startswith(("parameter/", "buffer/"))},
-            )
-        )
+        engine.load(read, native)
     except (CheckpointException, RuntimeError, ValueError) as error:
         cause = str(error).strip().splitlines()[-1]
         raise CheckpointError(f"Checkpoint {checkpoint.folder} does not fit this model: {cause}") from error
+
+
+def _is_native(checkpoint: Checkpoint, engine: Engine) -> bool:
+    """Whether the checkpoint holds the optimizer as this engine on this number of ranks keeps it.
+
+    Raises CheckpointError where it does so for another engine or number of ranks.
+    """
+    names = dcp.FileSystemReader(checkpoint.folder / TENSORS).read_metadata().state_dict_metadata
+    native = next((name for name in names if name.startswith("native/")), None)
+    if native is not None and (engine.native_prefix is None or not native.startswith(engine.native_prefix)):
+        _, name, ranks, *_ = native.split("/")
+        raise CheckpointError(
+            f"Checkpoint {checkpoint.folder} holds the optimizer as {name} on {ranks} ranks keeps it: continue there, once "
+            "with engine.checkpoint=portable to move on elsewhere, or set resume_optimizer=fresh."
+        )
+    return native is not None
 
 
 def versions() -> dict[str, str]:

@@ -30,7 +30,8 @@ from m4train.training.stopping import StopRequests
 from m4train.training.throughput import Throughput, memory_gib
 from m4train.training.worst_batch import worst_batch
 
-_AGREED = ("end_of_data", "signal", "stop_file", "time_limit", "failed_save")  # why ranks may stop that only one of them may know
+# Why ranks may stop that only one of them may know.
+_AGREED = ("end_of_data", "signal", "stop_file", "time_limit", "failed_save")
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Wandb(Callback):
 
         table = wandb.Table(columns=["step", "source", "images", "question", "answer", "references", "score"])
         for line in samples:
-            images = [wandb.Image(_picture(link)) for link in line["images"]]
+            images = wandb.Image(_side_by_side(line["images"])) if line["images"] else None
             said = (line["question"], line["answer"], " | ".join(line["references"]), line["score"])
             table.add_data(line["step"], line["source"], images, *said)
         self._run.log({"samples": table, "step": trainer.step})
@@ -81,6 +81,12 @@ class Wandb(Callback):
             self._run = None
 
 
-def _picture(link: str) -> Image.Image:
-    """The image that a data link holds."""
-    return Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2])))
+def _side_by_side(links: list[str]) -> Image.Image:
+    """One picture of the images that data links hold: a cell of a table shows one."""
+    images = [Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) for link in links]
+    strip = Image.new("RGB", (sum(image.width + 2 for image in images) - 2, max(image.height for image in images)))
+    left = 0
+    for image in images:
+        strip.paste(image, (left, 0))
+        left += image.width + 2
+    return strip

@@ -106,9 +106,14 @@ class Engine(Protocol):
         """The same as copies in CPU memory, which stay as they are while training goes on, until it is called again."""
         ...
 
-    def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
+    @property
+    def native_prefix(self) -> str | None:
+        """How the names of tensors begin that this engine keeps in a form of its own, on this number of ranks; None: none."""
+        ...
+
+    def load(self, read: Callable[[dict[str, Tensor]], None], native: bool = False) -> None:
         """Overwrites parameters and optimizer; `read` fills the tensors it is given from a checkpoint, by name. What it
-        leaves out of the optimizer stays as it begins: zero."""
+        leaves out of the optimizer stays as it begins: zero. `native`: the optimizer is stored under `native_prefix`."""
         ...
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:

@@ -204,20 +204,38 @@ class DeepSpeedEngine(DistributedEngine):
             delattr(self._zero, name)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Copies gathered on rank 0; with engine.checkpoint=native the optimizer's stay as each rank holds them."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        native = self.config.engine.checkpoint == "native"
         tensors: dict[str, Tensor] = {}
         for name, parameter in canonical_parameters(self.model).items():
             if name not in self.trainable:
                 tensors[f"parameter/{name}"] = self._gathered(parameter)
                 continue
             tensors[f"parameter/{name}"] = self._kept(safe_get_full_fp32_param(parameter))
+            if native:
+                continue
             for kind, value in self._state_of(name).items():
                 full = safe_get_full_optimizer_state(parameter, kind) if value.ndim else value.detach()
                 tensors[f"optimizer/{kind}/{name}"] = self._kept(full)
         for key, live in {**self._buffers(), **self.guard.tensors()}.items():
             tensors[key] = self._kept(live)
-        return tensors if self.rank == 0 else {}
+        own = {key: value.detach().cpu().clone() for key, value in self._partitions().items()} if native else {}
+        return {**tensors, **own} if self.rank == 0 else own
+
+    @property
+    def native_prefix(self) -> str | None:
+        return f"native/{self.config.engine.name}/{self.world_size}/"
+
+    def _partitions(self) -> dict[str, Tensor]:
+        """The live optimizer state of this rank's flat partitions."""
+        return {
+            f"{self.native_prefix}{self.rank}/{kind}/{number}": value
+            for number, (_, flat) in enumerate(self._flats())
+            for kind, value in self.optimizer.state[flat].items()
+            if isinstance(value, Tensor)
+        }
 
     def staged(self) -> dict[str, Tensor]:
         return self.tensors()  # gathered, and so copies already
@@ -246,17 +264,17 @@ class DeepSpeedEngine(DistributedEngine):
         state = self.optimizer.state[self._flats()[number][1]]
         return {kind: value for kind, value in state.items() if isinstance(value, Tensor)}
 
-    def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
+    def load(self, read: Callable[[dict[str, Tensor]], None], native: bool = False) -> None:
         parameters = canonical_parameters(self.model)
         for name, parameter in parameters.items():
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             full = {f"parameter/{name}": torch.empty(shape, dtype=parameter.dtype)}
-            if name in self.trainable:
+            if name in self.trainable and not native:
                 for kind, value in self._state_of(name).items():
                     full[f"optimizer/{kind}/{name}"] = torch.zeros(shape if value.ndim else (), dtype=value.dtype)
             read(full)
             self._set(name, parameter, full)
-        if live := {**self._buffers(), **self.guard.tensors()}:
+        if live := {**self._buffers(), **self.guard.tensors(), **(self._partitions() if native else {})}:
             read(live)
 
     def _buffers(self) -> dict[str, Tensor]:

@@ -129,11 +129,16 @@ class SingleEngine:
     def staged(self) -> dict[str, Tensor]:
         if self._stager is None:
             cuda = self.device.type == "cuda"
-            self._stager = DefaultStager(StagingOptions(cuda, False, False, cuda))  # into pinned memory, kept for the next
+            pinned = StagingOptions(cuda, False, False, cuda)  # memory that is kept for the next time
+            self._stager = DefaultStager(pinned)
         plain = {k: t if isinstance(t, DTensor) else t.detach().as_subclass(Tensor) for k, t in self.tensors().items()}
         return self._stager.stage(plain)
 
-    def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
+    @property
+    def native_prefix(self) -> str | None:
+        return None
+
+    def load(self, read: Callable[[dict[str, Tensor]], None], native: bool = False) -> None:
         tensors = self.tensors()
         read(tensors)
         optim.take_step_counts(self.optimizer, tensors)

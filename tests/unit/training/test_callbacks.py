@@ -1,10 +1,13 @@
 import io
 import json
 
+from PIL import Image
 from rich.console import Console as RichConsole
 
+from m4train.evaluate_run import data_uri
 from m4train.training.callbacks import Checkpointing, Console, Jsonl, default_callbacks
 from m4train.training.callbacks.jsonl import truncate
+from m4train.training.callbacks.samples import Samples
 from m4train.training.callbacks.wandb import Wandb
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
@@ -13,7 +16,9 @@ def test_default_callbacks_follow_the_configuration(tmp_path):
     config = make_config(tmp_path, eval_every=3)
     config.logging.console, config.logging.wandb = True, "offline"
     names = [type(callback).__name__ for callback in default_callbacks(config)]
-    assert names == ["Evaluation", "Console", "Jsonl", "Wandb", "Checkpointing"]
+    assert names == ["Evaluation", "Samples", "Console", "Jsonl", "Wandb", "Checkpointing"]
+    config.evaluation.shown = 0
+    assert "Samples" not in [type(callback).__name__ for callback in default_callbacks(config)]
     assert [type(c).__name__ for c in default_callbacks(make_config(tmp_path))] == ["Jsonl", "Checkpointing"]
 
 
@@ -63,18 +68,28 @@ def test_a_progress_bar_on_a_terminal(tmp_path):
     assert "\x1b" in text
 
 
+_LINK = data_uri(Image.new("RGB", (4, 4)))
+
+
 def test_wandb_keeps_its_run_across_resumes(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
-    ids = []
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    ids, said = [], {"question": "?", "answer": "7", "references": ["7"], "score": 1.0, "images": [_LINK, _LINK]}
     for stop_after in (2, None):
         trainer = make_trainer(
             make_config(tmp_path, max_steps=4, stop_after=stop_after),
             TinyModel(),
-            callbacks=[Jsonl(), Wandb("offline", "tests"), Checkpointing(2)],
+            callbacks=[Samples(2, 4), Jsonl(), Wandb("offline", "tests"), Checkpointing(2)],
+            answers=lambda: [{"source": "web", "key": "a", **said}],
         )
         trainer.train()
         ids.append((tmp_path / "wandb_id").read_text())
+        (tmp_path / "wandb_id").unlink()  # the checkpoint knows it too
     assert ids[0] == ids[1]
+    assert [json.loads(line)["step"] for line in (tmp_path / "samples.jsonl").open()] == [2, 4]
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/table/samples*.table.json"))) == 2
+    staged = [path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert any(content.startswith(b"\x89PNG") for content in staged)  # the pictures of a table travel as its artifact
     runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
     assert runs
     assert all(name.endswith(ids[0]) for name in runs)
