@@ -72,6 +72,7 @@ ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,bf_interval=1
 SlurmdParameters=config_overrides
 GresTypes=gpu
 MpiDefault=none

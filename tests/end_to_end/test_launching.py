@@ -1,16 +1,20 @@
 """Two processes, started by `launch.processes` and by torchrun, train what one process trains."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.conftest import small_run
+from tests.helpers import warm
 
 pytestmark = pytest.mark.slow
+LAUNCH = Path(__file__).parents[2] / "launch"
 STEPS = 4
 TRAIN = ["-m", "m4train", "train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
@@ -32,8 +36,8 @@ def _losses(folder):
 @pytest.fixture(scope="module")
 def expected(digits_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    run = _start(digits_root, folder, [sys.executable])
-    assert run.wait(timeout=240) == 0, run.stderr.read()
+    run = warm.start_command("train", *small_run(digits_root, folder), f"trainer.max_steps={STEPS}", folder=folder)
+    assert run.wait(timeout=240) == 0, run.said()
     return _losses(folder)
 
 
@@ -65,6 +69,16 @@ def test_launch_processes_stops_on_a_signal_and_continues(digits_root, expected,
     _clean(_start(digits_root, tmp_path, [sys.executable], *two))
     assert _losses(tmp_path) == pytest.approx(expected, rel=1e-5)
     assert _clean(_start(digits_root, tmp_path, [sys.executable], *two)).count("trained already") == 1
+
+
+def test_the_script_for_torchrun_and_the_check_before_a_run(digits_root, tmp_path):
+    overrides = [*small_run(digits_root, tmp_path), "engine=ddp"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(LAUNCH.parent), "PROCESSES": "2"}
+    command = ["bash", str(LAUNCH / "torchrun.sh"), "launch", "check", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok"] * 6
 
 
 def test_what_cannot_work_is_said_in_a_sentence(digits_root, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import small_run
+from tests.helpers import warm
 from tests.slurm.conftest import CLUSTER
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,8 @@ def finished(cluster, digits_root, tmp_path_factory):
 
 def test_two_nodes_train_what_one_process_trains(finished, digits_root, tmp_path):
     alone = [*_overrides(digits_root, tmp_path), "engine=single", "logging=none"]
-    subprocess.run([sys.executable, "-m", "m4train", "train", *alone], check=True, timeout=240, capture_output=True)
+    run = warm.start_command("train", *alone, folder=tmp_path)
+    assert run.wait(timeout=240) == 0, run.said()
     expected = _rows(tmp_path)
     assert [row[0] for row in finished] == pytest.approx([row[0] for row in expected], rel=1e-5)
     assert [row[2] for row in finished] == [row[2] for row in expected]
