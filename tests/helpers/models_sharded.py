@@ -1,6 +1,6 @@
 """Two ranks, one with images and one without: their averaged gradients against those of one process.
 
-Run by tests/unit/models/test_sharded.py: torchrun --nproc-per-node 2 -m tests.helpers.models_sharded {fsdp2,zero3}
+Run by tests/unit/models/test_sharded.py: torchrun --nproc-per-node 2 -m tests.helpers.models_sharded {fsdp2,fsdp2_compiled,zero3}
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from m4train.batch import PackedBatch
+from m4train.training.compiling import compile_blocks
+from m4train.training.gradient_checkpointing import checkpoint_blocks
 from tests.unit.models.test_packing import documents_of, make
 
 
@@ -26,6 +28,13 @@ def fsdp2(model: nn.Module, batch: PackedBatch) -> dict[str, Tensor]:
     fully_shard(model)
     model(batch).loss.backward()
     return {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+
+
+def fsdp2_compiled(model: nn.Module, batch: PackedBatch) -> dict[str, Tensor]:
+    """As a run does it: blocks compiled, then recomputed, then sharded."""
+    compile_blocks(model.blocks(), backend="aot_eager")
+    checkpoint_blocks(model.blocks())
+    return fsdp2(model, batch)
 
 
 def zero3(model: nn.Module, batch: PackedBatch) -> dict[str, Tensor]:
@@ -63,7 +72,7 @@ def compare(kind: str, family: str) -> None:
         model(batch).loss.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    found = {"fsdp2": fsdp2, "zero3": zero3}[kind](model, batches[dist.get_rank()])
+    found = {"fsdp2": fsdp2, "fsdp2_compiled": fsdp2_compiled, "zero3": zero3}[kind](model, batches[dist.get_rank()])
     largest = max(float(g.abs().max()) for g in expected.values())
     for name, gradient in expected.items():
         difference = float((2 * found[name] - gradient).abs().max())

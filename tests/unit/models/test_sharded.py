@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
+@pytest.mark.parametrize("kind", ["fsdp2", "zero3", pytest.param("fsdp2_compiled", marks=pytest.mark.full)])
 def test_uneven_ranks(kind: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     done = subprocess.run(
