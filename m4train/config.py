@@ -173,7 +173,7 @@ class EngineConfig:
     name: str = "single"  # single, ddp, fsdp2, zero1, zero2, zero3
     offload: bool = False  # keep what the engine shards in CPU memory (fsdp2, zero1, zero2, zero3)
     shard_within_node: bool = False  # fsdp2: shard over the GPUs of a node, replicate over nodes
-    checkpoint: str = "portable"  # native: zero1-3 keep the optimizer as each rank holds it, for the same engine and ranks
+    checkpoint: str = "portable"  # native: zero1-3 keep the optimizer as each rank has it, for the same layout
     deepspeed: str | None = None  # zero1-3: a DeepSpeed JSON file merged into the generated configuration
 
 
