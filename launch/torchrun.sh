@@ -8,7 +8,7 @@
 # PROCESSES is the number per machine: its GPUs, or 2 without any.
 set -euo pipefail
 
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
 processes=${PROCESSES:-$((gpus > 0 ? gpus : 2))}
 meet=(--standalone)
 if [[ ${NODES:-1} != 1 ]]; then
