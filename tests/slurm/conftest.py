@@ -1,6 +1,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def cluster(tmp_path_factory):
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
     try:
-        yield {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as in an activated environment
+        settings = {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        yield {**os.environ, **settings, "PATH": path}
     finally:
         subprocess.run([CLUSTER, "stop", folder], capture_output=True, timeout=120)
 

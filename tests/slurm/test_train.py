@@ -60,7 +60,9 @@ def test_the_signal_before_the_time_limit_requeues_and_the_run_continues_exactly
     job = jobs.run("sbatch", "--parsable", *sizes, SCRIPT, *_overrides(digits_root, tmp_path)).stdout.strip()
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 300
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert time.monotonic() < deadline, jobs.said(job)
+        assert jobs.state(job)[0] in ("PENDING", "CONFIGURING", "RUNNING"), jobs.said(job)
         time.sleep(0.02)
     jobs.run("scancel", "--signal=USR1", "--batch", job)
     jobs.wait(job)
@@ -70,6 +72,19 @@ def test_the_signal_before_the_time_limit_requeues_and_the_run_continues_exactly
     assert f"job {job}, start 2" in said
     assert "Traceback" not in said
     assert _rows(tmp_path) == finished
+
+
+def test_a_job_without_m4train_on_its_path_says_so(jobs):
+    environment = {**jobs.environment, "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    job = (
+        type(jobs)(environment, jobs.folder)
+        .run(
+            "sbatch", "--parsable", "--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", SCRIPT
+        )
+        .stdout.strip()
+    )
+    jobs.wait(job, until=("FAILED",))
+    assert "m4train is not on the PATH" in jobs.said(job)
 
 
 def test_a_cluster_that_is_there_is_not_touched(cluster, tmp_path):
