@@ -56,8 +56,8 @@ class _Handler(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(last - first + 1))
         self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
         self.end_headers()
+        self.server.ranges.append((self.path, first, last - first + 1))  # before whoever asked can know
         self.wfile.write(data[first : last + 1])
-        self.server.ranges.append((self.path, first, last - first + 1))
 
     def log_message(self, *arguments: object) -> None:
         pass
