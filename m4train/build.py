@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from m4train.config import Config, DataConfig
+from m4train.config import Config, DataConfig, SourceConfig
 from m4train.data.layout import FRAMES, CrossFrames, Frames, Patches
 from m4train.data.loader import Loader, StepBatch, validation_steps
 from m4train.data.plan import Plan
@@ -83,6 +83,17 @@ def prepare_data(data: DataConfig) -> None:
         raise ConfigError(f"data.prepare is {data.prepare!r}, which cannot be loaded ({error}).") from error
     if prepare(Path(data.root)):
         print(f"data: built {data.root} ({data.prepare})", flush=True)
+
+
+def prepared_processor(config: Config) -> Any:
+    """The processor, after the dataset of data.prepare was built: what commands that only look at data begin with."""
+    prepare_data(config.data)
+    return build_processor(config)
+
+
+def all_sources(data: DataConfig) -> dict[str, SourceConfig]:
+    """The sources of training, and the held-out ones as `validation/NAME`."""
+    return {**data.sources, **{f"validation/{name}": source for name, source in data.validation.items()}}
 
 
 def build_processor(config: Config) -> Any:

@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import json
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +48,8 @@ def load_config(overrides: list[str]) -> Config:
     """
     overrides = [_checked(override) for override in overrides]
     ConfigStore.instance().store(name="schema", node=Config)
-    try:
-        with initialize_config_dir(str(resource_folder("conf")), version_base="1.3"):
-            composed = hydra_compose("train", overrides)
-        config = OmegaConf.to_object(composed)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error)) from error
-    assert isinstance(config, Config)
+    with _explained(), initialize_config_dir(str(resource_folder("conf")), version_base="1.3"):
+        config = _object(hydra_compose("train", overrides))
     check(config)
     return config
 
@@ -69,14 +66,11 @@ def load_run_config(overrides: list[str]) -> Config:
         return load_config(overrides)
     overrides = [_checked(override) for override in overrides]
     stored = _stored(Path(given["run_dir"]) if "run_dir" in given else None, Path(given.get("resume", "auto")))
-    try:
+    with _explained():
         merged = OmegaConf.merge(OmegaConf.structured(Config), stored)
         for override in overrides:
             _apply(merged, override)
-        config = OmegaConf.to_object(merged)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error)) from error
-    assert isinstance(config, Config)
+        config = _object(merged)
     check(config)
     return config
 
@@ -87,11 +81,24 @@ def stored_config(values: Any, where: Path) -> Config:
     Raises ConfigError, naming `where`, for values that this version does not know.
     """
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+        return _object(OmegaConf.merge(OmegaConf.structured(Config), values))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where} was written by another version of m4train ({_explain(error)}).") from error
+
+
+def _object(composed: Any) -> Config:
+    config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns what Hydra and OmegaConf refuse into one sentence."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from error
 
 
 def _stored(run_dir: Path | None, checkpoint: Path) -> Any:

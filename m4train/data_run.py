@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from m4train import build
-from m4train.config import Config, SourceConfig
+from m4train.config import Config
 from m4train.data.convert import QUARANTINE
 from m4train.data.convert import convert as convert_source
 from m4train.data.source import build_sources, index_sources, source_stats
@@ -18,16 +18,16 @@ from m4train.data.source import build_sources, index_sources, source_stats
 
 def index(config: Config) -> int:
     """Builds what is missing or stale of the indexes of all sources; an interrupted build goes on."""
-    processor = _processor(config)
+    processor = build.prepared_processor(config)
     with _progress("shards") as progress:
-        for name, source in _all_sources(config).items():
+        for name, source in build.all_sources(config.data).items():
             index_sources({name: source}, config.data, processor, _task(progress, name))
     return 0
 
 
 def stats(config: Config) -> int:
     """Prints what every source holds, as JSON, from the indexes alone."""
-    sources = build_sources(_all_sources(config), config.data, _processor(config))
+    sources = build_sources(build.all_sources(config.data), config.data, build.prepared_processor(config))
     print(json.dumps({source.name: source_stats(source) for source in sources}, indent=1))
     return 0
 
@@ -36,7 +36,7 @@ def convert(config: Config, folder: Path, workers: int) -> int:
     """Writes all sources as canonical shards into `folder`, and prints the counts as JSON."""
     counts: dict[str, Any] = {}
     with _progress("samples") as progress:
-        for source in build_sources(_all_sources(config), config.data, _processor(config)):
+        for source in build_sources(build.all_sources(config.data), config.data, build.prepared_processor(config)):
             report = _task(progress, source.name)
             counts[source.name] = convert_source(source, folder, workers=workers, progress=report)
     print(json.dumps(counts, indent=1))
@@ -44,16 +44,6 @@ def convert(config: Config, folder: Path, workers: int) -> int:
     if left_out:
         Console(stderr=True).print(f"{left_out} samples were left out: see {folder / QUARANTINE}")
     return 0
-
-
-def _processor(config: Config) -> Any:
-    build.prepare_data(config.data)
-    return build.build_processor(config)
-
-
-def _all_sources(config: Config) -> dict[str, SourceConfig]:
-    held_out = {f"validation/{name}": source for name, source in config.data.validation.items()}
-    return {**config.data.sources, **held_out}
 
 
 def _progress(unit: str) -> Progress:

@@ -13,7 +13,6 @@ from rich.console import Console
 from m4train import build
 from m4train.config import Config
 from m4train.data.collate import Collator
-from m4train.data.plan import Plan
 from m4train.data.source import build_sources
 from m4train.inspection.bench import bench as measure
 from m4train.inspection.bench import bench_tables
@@ -34,7 +33,9 @@ from m4train.inspection.validate import validate_source, validation_tables
 def plan(config: Config, ranks: int, as_json: bool) -> int:
     """Prints the plan of the run of `config` on `ranks` ranks; returns 0."""
     trainer = config.trainer
-    report = plan_report(_plan(config, _processor(config)), trainer.max_steps, ranks, trainer.micro_batch_size)
+    report = plan_report(
+        build.build_plan(config, build.prepared_processor(config)), trainer.max_steps, ranks, trainer.micro_batch_size
+    )
     _show(dataclasses.asdict(report), plan_tables(report), as_json)
     return 0
 
@@ -46,11 +47,10 @@ def validate(config: Config, workers: int, as_json: bool) -> int:
     """
     from rich.progress import Progress
 
-    processor, data = _processor(config), config.data
-    held_out = {f"validation/{name}": source for name, source in data.validation.items()}
+    processor, data = build.prepared_processor(config), config.data
     found = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        for source in build_sources({**data.sources, **held_out}, data, processor):
+        for source in build_sources(build.all_sources(data), data, processor):
             task = progress.add_task(source.name, total=len(source))
             advance = lambda done, task=task: progress.update(task, completed=done)
             found.append(validate_source(source, data, processor, workers, advance))
@@ -65,17 +65,17 @@ def validate(config: Config, workers: int, as_json: bool) -> int:
 
 def bench(config: Config, packs: int, as_json: bool) -> int:
     """Prints how fast the data side of the run of `config` is, measured on its first `packs` packs; returns 0."""
-    processor = _processor(config)
+    processor = build.prepared_processor(config)
     layout, micro = build.build_layout(config, processor), config.trainer.micro_batch_size
-    report = measure(_plan(config, processor), processor, config.data, config.seed, micro, layout, packs)
+    report = measure(build.build_plan(config, processor), processor, config.data, config.seed, micro, layout, packs)
     _show(dataclasses.asdict(report), bench_tables(report), as_json)
     return 0
 
 
 def preview(config: Config, packs: int) -> int:
     """Writes run_dir/preview.html, the first `packs` packs of the run as the model sees them; returns 0."""
-    processor = _processor(config)
-    plan = _plan(config, processor)
+    processor = build.prepared_processor(config)
+    plan = build.build_plan(config, processor)
     collator = Collator(plan.sources, processor, config.data, config.seed)
     first = islice((pack for step in plan.steps() for pack in step.packs), packs)
     path = Path(config.run_dir) / "preview.html"
@@ -91,8 +91,8 @@ def replay(run_dir: Path, step: int, as_json: bool) -> int:
     Returns 1 where the step was logged with another data_hash, which means that the data is no longer what it was.
     """
     config = stored_config(run_dir)
-    processor = _processor(config)
-    plan = _plan(config, processor)
+    processor = build.prepared_processor(config)
+    plan = build.build_plan(config, processor)
     collator = Collator(plan.sources, processor, config.data, config.seed)
     packs = [view_pack(collator, pack) for pack in planned_step(plan, step, run_dir).packs]
     samples = replayed_samples(collator, packs)
@@ -104,17 +104,6 @@ def replay(run_dir: Path, step: int, as_json: bool) -> int:
     report["samples"] = [dataclasses.asdict(sample) for sample in samples]
     _show(report, [replay_table(step, samples), f"data_hash {found}: {verdict}", f"page: {path}"], as_json)
     return 0 if logged in (None, found) else 1
-
-
-def _processor(config: Config) -> Any:
-    build.prepare_data(config.data)
-    return build.build_processor(config)
-
-
-def _plan(config: Config, processor: Any) -> Plan:
-    sources = build_sources(config.data.sources, config.data, processor)
-    trainer = config.trainer
-    return Plan(sources, config.data, config.seed, trainer.global_batch_size, trainer.batch_ramp)
 
 
 def _show(report: dict[str, Any], tables: list[Any], as_json: bool) -> None:

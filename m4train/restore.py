@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from m4train.training.checkpoint import TENSORS, read_tensors
 from m4train.training.resume import Checkpoint
 from m4train.training.weights import CheckpointWeights, weight_tensors
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional CPU kernels whenever peft is imported
-
 
 def restore_processor(config: Config, folder: Path) -> Any:
     """The processor a checkpoint holds."""
@@ -29,9 +26,7 @@ def restore_processor(config: Config, folder: Path) -> Any:
 
 def plain_model(config: Config, folder: Path) -> Any:
     """The model of a checkpoint without weights or adapters, on the meta device; rows of new tokens apart as it trained."""
-    kind = FAMILIES[config.model.family].model
-    with torch.device("meta"):
-        model = kind(kind.config_class.from_pretrained(folder))
+    model = _on_meta(config, folder)
     model.generation_config = _generation_config(folder)
     if config.freeze.new_rows_from is not None:
         model.split_token_rows(config.freeze.new_rows_from)
@@ -43,9 +38,7 @@ def restore_model(config: Config, folder: Path) -> Any:
 
     Raises CheckpointError where the checkpoint lacks one of its tensors.
     """
-    kind = FAMILIES[config.model.family].model
-    with torch.device("meta"):
-        model = kind(kind.config_class.from_pretrained(folder))
+    model = _on_meta(config, folder)
     fill(model)
     equip(model, config)
     read_tensors(folder / TENSORS, weight_tensors(model))
@@ -76,16 +69,21 @@ def hub_weights(
 def merged_model(checkpoint: Checkpoint) -> Any:
     """A plain fp32 model to start a run from: the weights of another run's checkpoint, what its adapters learned merged."""
     config = stored_config(checkpoint.state["config"], checkpoint.folder)
-    kind = FAMILIES[config.model.family].model
     _, shapes, read = hub_weights(config, checkpoint.folder)
-    with torch.device("meta"):
-        model = kind(kind.config_class.from_pretrained(checkpoint.folder))
+    model = _on_meta(config, checkpoint.folder)
     fill(model)
     with torch.no_grad():
         for name in shapes:
             model.get_parameter(name).copy_(read(name))
     model.generation_config = _generation_config(checkpoint.folder)
     return model.eval()
+
+
+def _on_meta(config: Config, folder: Path) -> Any:
+    """The model a folder describes, without weights."""
+    kind = FAMILIES[config.model.family].model
+    with torch.device("meta"):
+        return kind(kind.config_class.from_pretrained(folder))
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:

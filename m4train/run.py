@@ -1,10 +1,9 @@
-"""What the commands do with a configuration: train, data."""
+"""What `m4train train` does with a configuration."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from m4train.training.engines import make_engine
 from m4train.training.parts_table import parameter_table
 from m4train.training.resume import agreed_checkpoint
 from m4train.training.trainer import Trainer
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional CPU kernels whenever peft is imported
 
 
 def train(config: Config) -> int:

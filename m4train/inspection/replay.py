@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from m4train import compose
 from m4train.config import Config
 from m4train.data.collate import Collator
 from m4train.data.plan import Plan, StepPlan
@@ -47,11 +47,9 @@ def stored_config(run_dir: Path) -> Config:
     if not path.is_file():
         raise DataError(f"{run_dir} holds no config.yaml: set run_dir to the directory of a run.")
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
-    except OmegaConfBaseException as error:
-        raise DataError(f"{path} was written by another version of m4train ({str(error).splitlines()[0]}).") from error
-    assert isinstance(config, Config)
-    return config
+        return compose.stored_config(OmegaConf.load(path), path)
+    except ConfigError as error:
+        raise DataError(str(error)) from error
 
 
 def planned_step(plan: Plan, step: int, run_dir: Path) -> StepPlan:

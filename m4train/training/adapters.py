@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from m4train.config import ADAPTERS, AdapterConfig
 from m4train.errors import ConfigError
 from m4train.training.naming import ADAPTER_NAME, canonical_name, canonical_parameters, is_adapter, part_of
 from m4train.training.quantization import dequantized, is_quantized, quantize_parts
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional CPU kernels whenever peft is imported
 
 
 def resolve_targets(model: nn.Module, targets: Mapping[str, list[str]]) -> list[str]:

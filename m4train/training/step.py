@@ -53,7 +53,8 @@ def run_micro_batches(
     """Forward and backward of all micro-batches of this rank.
 
     The gradient is that of (sum of losses) / `total`, the number (or the weight) of the loss tokens of the whole optimizer
-    step over all ranks. `entering("forward" or "backward", batch)` is called before each. Raises TrainingError for a step without micro-batches: ranks must run the same number of them.
+    step over all ranks. `entering("forward" or "backward", batch)` is called before each. Raises TrainingError for a step
+    without micro-batches: ranks must run the same number of them.
     """
     if not micro_batches:
         raise TrainingError(

@@ -147,6 +147,16 @@ def write_shards(folder: Path, samples: Any, prefix: str = "shard", **limits: in
     return writer.paths
 
 
+def write_with_a_damaged_picture(folder: Path) -> str:
+    """Shards of pages and digits where one picture cannot be decoded; the key of its sample."""
+    key, sample, images = document(3)
+    damaged = bytearray(images["0.png"])
+    damaged[60:] = bytes(len(damaged) - 60)
+    write_shards(folder / "pages", [(key, sample, images | {"0.png": bytes(damaged)}), *map(document, range(4, 9))])
+    write_shards(folder / "digits", [document(20)])
+    return key
+
+
 def data_config(**changes: Any) -> DataConfig:
     return DataConfig(**{"sequence_length": 256, "images_per_pack": 24, "packing_pool": 12, "num_workers": 0} | changes)
 

@@ -45,7 +45,7 @@ def test_inner_stages_stop_the_clock_of_outer_ones(monkeypatch) -> None:
 
 def test_the_command_prints_json(tmp_path: Path, monkeypatch, capsys) -> None:
     _, data = make_sources(tmp_path)
-    monkeypatch.setattr(inspect_run, "_processor", lambda config: FakeProcessor())
+    monkeypatch.setattr(inspect_run.build, "prepared_processor", lambda config: FakeProcessor())
     monkeypatch.setattr(inspect_run.build, "build_layout", lambda config, processor: FRAMES)
     assert inspect_run.bench(Config(data=data), 4, True) == 0
     report = json.loads(capsys.readouterr().out)

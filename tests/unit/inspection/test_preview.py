@@ -12,7 +12,7 @@ from m4train.data.collate import Collator
 from m4train.data.plan import Plan
 from m4train.data.source import build_sources
 from m4train.inspection.preview import PackView, frame_uri, view_pack, write_page
-from tests.helpers.data import FakeProcessor, document, make_sources, write_shards
+from tests.helpers.data import FakeProcessor, document, make_sources, write_shards, write_with_a_damaged_picture
 
 
 @pytest.fixture
@@ -78,11 +78,7 @@ def test_a_split_document_shows_its_own_part(tmp_path: Path) -> None:
 
 
 def test_a_bad_sample_is_named_and_takes_no_tokens(tmp_path: Path) -> None:
-    key, sample, images = document(3)
-    damaged = bytearray(images["0.png"])
-    damaged[60:] = bytes(len(damaged) - 60)
-    write_shards(tmp_path / "pages", [(key, sample, images | {"0.png": bytes(damaged)}), *map(document, range(4, 9))])
-    write_shards(tmp_path / "digits", [document(20)])
+    key = write_with_a_damaged_picture(tmp_path)
     sources, data = make_sources(tmp_path, write=False)
     collator = Collator(sources, FakeProcessor(), data, 0)
     packs = [pack for step, _ in zip(Plan(sources, data, 0, 2).steps(), range(5)) for pack in step.packs]

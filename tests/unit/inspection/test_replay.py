@@ -16,7 +16,7 @@ from m4train.inspection.replay import (
     step_hash,
     stored_config,
 )
-from tests.helpers.data import FakeProcessor, document, make_sources, write_shards
+from tests.helpers.data import FakeProcessor, make_sources, write_with_a_damaged_picture
 
 
 def checkpoint(run_dir: Path, state: dict) -> None:
@@ -26,11 +26,7 @@ def checkpoint(run_dir: Path, state: dict) -> None:
 
 
 def test_the_hash_is_the_one_the_loader_gives_also_with_a_bad_sample(tmp_path: Path) -> None:
-    key, sample, images = document(3)
-    damaged = bytearray(images["0.png"])
-    damaged[60:] = bytes(len(damaged) - 60)
-    write_shards(tmp_path / "pages", [(key, sample, images | {"0.png": bytes(damaged)}), *map(document, range(4, 9))])
-    write_shards(tmp_path / "digits", [document(20)])
+    write_with_a_damaged_picture(tmp_path)
     sources, data = make_sources(tmp_path, write=False)
     plan = Plan(sources, data, 0, 3)
     collator = Collator(sources, FakeProcessor(), data, 0)

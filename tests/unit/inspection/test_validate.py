@@ -108,7 +108,7 @@ def test_the_command_fails_above_the_threshold_and_names_the_source(tmp_path: Pa
     damaged_shards(tmp_path / "pages")
     write_shards(tmp_path / "talks", conversations(10))
     sources = {name: SourceConfig(path=str(tmp_path / name / "*.tar")) for name in ("pages", "talks")}
-    monkeypatch.setattr(inspect_run, "_processor", lambda config: PROCESSOR)
+    monkeypatch.setattr(inspect_run.build, "prepared_processor", lambda config: PROCESSOR)
     for limit, status, failed in ((0.5, 0, []), (0.1, 1, ["validation/pages"])):
         data = data_config(
             sources={"talks": sources["talks"]}, validation={"pages": sources["pages"]}, max_bad_fraction=limit
