@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import psutil
 from torch.utils.data import get_worker_info
@@ -28,9 +29,17 @@ class Whereabouts:
             self._pids[worker.id] = os.getpid()
             self._places[worker.id] = _NONE if unit is None else unit.source * _SAMPLES + unit.sample
 
-    def of_the_dead(self) -> list[tuple[int, int]]:
-        """Source and sample number that each dead worker was at; nothing of one that died between two."""
-        dead = [n for n, pid in enumerate(self._pids) if pid != _NONE and not _lives(pid)]
+    def of_the_dead(self, patience: float = 5.0) -> list[tuple[int, int]]:
+        """Source and sample number that each dead worker was at; nothing of one that died between two.
+
+        A process closes its connections before it ends, so that the trainer may notice before the worker counts as dead:
+        waits up to `patience` seconds for a first one that does.
+        """
+        end = time.monotonic() + patience
+        while not (dead := [n for n, pid in enumerate(self._pids) if pid != _NONE and not _lives(pid)]):
+            if time.monotonic() >= end:
+                break
+            time.sleep(0.02)
         return [divmod(self._places[n], _SAMPLES) for n in dead if self._places[n] != _NONE]
 
 
