@@ -14,10 +14,9 @@ def why_not(engine: str, optimizer: str, adapter: str) -> str | None:
             f"optimizer.name=adamw_8bit cannot work with engine.name={engine}: its block-wise quantised state belongs to "
             "whole tensors, not to shards; choose engine=single or ddp, or optimizer=adamw."
         )
-    if optimizer == "muon" and sharded:
-        shards = "shards of rows" if engine == "fsdp2" else "flat shards"
+    if optimizer == "muon" and engine.startswith("zero"):
         return (
             f"optimizer.name=muon cannot work with engine.name={engine}: it makes whole matrices orthogonal, and each rank "
-            f"would hold {shards}; choose engine=single or ddp, or optimizer=adamw."
+            "would hold flat shards; choose engine=single, ddp or fsdp2, or optimizer=adamw."
         )
     return None

@@ -131,6 +131,11 @@ def _check_combinations(config: Config) -> None:
         "trainer.compile is true, but engine.name=zero3 gathers parameters by hooks inside the blocks, which cannot be "
         "compiled: choose engine=fsdp2, or trainer.compile=false.",
     )
+    require(
+        not (optimizer == "muon" and config.engine.offload),
+        "optimizer.name is muon, but engine.offload keeps shards in CPU memory, where whole matrices would have to be put "
+        "together: choose engine.offload=false, or optimizer=adamw.",
+    )
     if config.freeze.new_rows_from is not None:
         at_least("freeze.new_rows_from", config.freeze.new_rows_from, 1)
     require(

@@ -43,12 +43,15 @@ def _all(cells):
 SHARED = [cell for cell in CELLS if cell[0] != "single"]
 # Those of AdamW run in test_equality.py as well, but for a few.
 QUICK = [("ddp", optimizer, adapter) for optimizer in ("adamw_8bit", "muon") for adapter in ("none", "qlora")]
+QUICK.append(("fsdp2", "muon", "none"))
 
 
 def _check(cells):
-    for cell, losses in run_distributed(_all, 2, cells, timeout=900)[0].items():
+    found = run_distributed(_all, 2, cells, timeout=900)[0]
+    for cell, losses in found.items():
         assert not isinstance(losses, str), (cell, losses)
         assert losses[0] != losses[1], cell
+    return found
 
 
 @pytest.mark.slow
@@ -60,7 +63,11 @@ def test_one_process(optimizer, adapter, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes():
-    _check(QUICK)
+    found = _check(QUICK)
+    # Of shards Muon makes whole matrices: its steps are those of ddp but for the bf16 of its iterations.
+    sharded, whole = (found[engine, "muon", "none"] for engine in ("fsdp2", "ddp"))
+    assert sharded == pytest.approx(whole, rel=1e-3)
+    assert abs(whole[1] - whole[0]) > 1e-2 * whole[0]
 
 
 @pytest.mark.slow
