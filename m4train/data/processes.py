@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from functools import cache
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,6 +23,7 @@ def worker_context() -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["m4train.data.collate"])
+    resource_tracker.ensure_running()  # starting it unblocks SIGTERM, so it must be there before the server is
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         forkserver.ensure_running()

@@ -72,6 +72,8 @@ def four_bit(linear: nn.Linear, config: BitsAndBytesConfig) -> nn.Module:
     )
     if linear.bias is not None:
         layer.bias = nn.Parameter(linear.bias.data, requires_grad=False)
+    # On some CPUs bitsandbytes repacks a weight at its first use in evaluation, and drops the scales that a checkpoint keeps.
+    layer.support_avx512bf16_for_cpu = False
     return layer.to(linear.weight.device)  # the move is what quantises
 
 

@@ -37,7 +37,10 @@ def test_stopped_and_started_again(digits_root, tmp_path, uninterrupted, how, st
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.signal(how)
+    if how == signal.SIGKILL:
+        process.signal(how)
+    else:  # its data processes hear it too
+        process.signal_group(how)
     process.wait(timeout=100)
     assert (process.returncode == 0) == (how != signal.SIGKILL)  # a signal that can be heard ends in a checkpoint
     again = warm.start_command(*command, "data.num_workers=0", folder=tmp_path)

@@ -64,6 +64,11 @@ class Child:
         if self.poll() is None:  # the server has not reaped it, so that the number is still its own
             os.kill(self.pid, number)
 
+    def signal_group(self, number: int) -> None:
+        """Sends a signal to the process and to all it has started, as terminals, torchrun and SLURM do."""
+        if self.poll() is None:
+            os.killpg(self.pid, number)
+
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
 
@@ -153,6 +158,7 @@ def _serve(link: Connection) -> None:
 
 def _become(work: bytes, environment: dict[str, str], folder: str, *files: str) -> None:
     code: Any = 1
+    os.setpgid(0, 0)
     try:
         for stream, file in enumerate(files, start=1):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
