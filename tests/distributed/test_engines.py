@@ -193,14 +193,24 @@ def test_a_parameter_without_gradient_is_named_under_every_engine():
 def _quantised(run_dir, name):
     for stop_after in (2, None):
         config, model, shape = build(Case(name, "idefics3", packs=7, steps=4, adapter="qlora"), str(run_dir))
-        config.trainer.stop_after = stop_after
+        config.trainer.stop_after, config.trainer.eval_every = stop_after, 2
         make_trainer(config, model, make_engine(config), packs=7, shape=shape).train()
-    return [line["loss"] for line in read_metrics(run_dir)]
+    return _curves(run_dir)
 
 
-def test_qlora_trains_and_resumes_under_every_engine(tmp_path):
+def _curves(run_dir):
+    """Losses of training and of held-out data."""
+    rows = read_metrics(run_dir)
+    return [row["loss"] for row in rows if "loss" in row], [row["eval/loss"] for row in rows if "eval/loss" in row]
+
+
+def test_qlora_trains_evaluates_and_resumes_under_every_engine(tmp_path):
     config, model, shape = build(Case("single", "idefics3", packs=7, steps=4, adapter="qlora"), str(tmp_path))
+    config.trainer.eval_every = 2
     make_trainer(config, model, packs=7, shape=shape).train()
-    expected = [line["loss"] for line in read_metrics(tmp_path)]
-    for engine, losses in run_distributed(_in_folder, 2, _quantised, timeout=400)[0].items():
-        assert losses == pytest.approx(expected, rel=2e-3), engine
+    trained, held_out = _curves(tmp_path)
+    assert len(trained) == 4
+    assert len(held_out) == 2
+    for engine, curves in run_distributed(_in_folder, 2, _quantised, timeout=400)[0].items():
+        assert curves[0] == pytest.approx(trained, rel=2e-3), engine
+        assert curves[1] == pytest.approx(held_out, rel=2e-3), engine
