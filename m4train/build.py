@@ -22,6 +22,7 @@ from m4train.hub import PROCESSOR_FILES, WEIGHT_FILES, model_folder
 from m4train.processing.tokenizer import Tokenizer
 from m4train.training.adapter_files import start_adapter
 from m4train.training.adapters import apply_adapters
+from m4train.training.checkpoint_files import checkpoints_in
 from m4train.training.compiling import compile_blocks
 from m4train.training.freezing import apply_freezing
 from m4train.training.resume import FOLDER, STATE, Checkpoint, open_checkpoint
@@ -110,8 +111,8 @@ def build_processor(config: Config) -> Any:
 
 def start_folder(pretrained: str) -> str:
     """The folder or hub id to start from; of a run directory its newest checkpoint."""
-    checkpoints = Path(pretrained, FOLDER).glob("step-*")
-    return str(max(checkpoints, key=lambda path: int(path.name.removeprefix("step-")), default=pretrained))
+    checkpoints = checkpoints_in(Path(pretrained, FOLDER))
+    return str(checkpoints[-1][1]) if checkpoints else pretrained
 
 
 def _backbones(config: Config) -> tuple[Path, Path]:

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import m4train
 from m4train.errors import CheckpointError
-from m4train.training.checkpoint_files import fsync_folder, fsync_tree, write_json, write_manifest
+from m4train.training.checkpoint_files import checkpoints_in, fsync_folder, fsync_tree, write_json, write_manifest
 from m4train.training.engines.base import Engine
 from m4train.training.resume import STATE, Checkpoint
 
@@ -237,8 +237,7 @@ def _publish(aside: Path, target: Path) -> None:
 
 def _prune(folder: Path, keep_last: int, keep_every: int) -> None:
     """Removes the oldest checkpoints; each is renamed first, so that a half-removed one is never taken for whole."""
-    steps = sorted((int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*"))
-    for step, old in steps[:-keep_last]:
+    for step, old in checkpoints_in(folder)[:-keep_last]:
         if keep_every and step % keep_every == 0:
             continue
         doomed = folder / f".writing-{old.name}"

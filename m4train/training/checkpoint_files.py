@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 from m4train.errors import CheckpointError
@@ -16,6 +17,12 @@ def sha256(path: Path) -> str:
     """Hex digest of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run, oldest first, each with its step; whatever else lies there is not looked at."""
+    named = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*")]
+    return sorted((int(match[1]), path) for match, path in named if match)
 
 
 def fsync_folder(folder: Path) -> None:

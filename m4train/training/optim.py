@@ -110,7 +110,8 @@ def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
     Fused AdamW reads the flag inside its kernel, so nothing waits for the device; 8-bit AdamW and Muon cannot, and wait.
     """
     if isinstance(optimizer, torch.optim.AdamW):
-        optimizer.found_inf = skip
+        # Parameters kept in CPU memory read the flag at once: it must have arrived.
+        optimizer.found_inf = skip.to(optimizer.param_groups[0]["params"][0].device)
         optimizer.step()
     elif not skip.item():
         optimizer.step()

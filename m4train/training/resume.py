@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from m4train.config import Config
 from m4train.errors import CheckpointError, ConfigError, M4Error
-from m4train.training.checkpoint_files import check_manifest
+from m4train.training.checkpoint_files import check_manifest, checkpoints_in
 from m4train.training.engines.base import Engine
 
 STATE = "state.json"
@@ -131,7 +131,7 @@ def find_checkpoint(
     all checkpoints of the run are damaged; ConfigError where resume=never meets a run_dir that already holds some.
     """
     folder = Path(config.run_dir) / FOLDER
-    candidates = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    candidates = [path for _, path in reversed(checkpoints_in(folder))]
     if config.resume == "never":
         if candidates:
             raise ConfigError(

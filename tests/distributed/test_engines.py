@@ -55,6 +55,29 @@ def test_what_trains_is_stored_in_fp32_with_fp32_moments_and_computed_in_bf16():
     assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-2)
 
 
+def _whole_when_wrapped():
+    """Parameters that DeepSpeed, which moves all that is not split yet to the device at once, is given whole."""
+    import deepspeed
+
+    whole, given = [], deepspeed.initialize
+
+    def initialize(**options):
+        whole.extend(name for name, p in options["model"].named_parameters() if p.numel())
+        return given(**options)
+
+    deepspeed.initialize = initialize
+    for call in ("prepare", "place"):
+        with tempfile.TemporaryDirectory() as scratch:
+            config = make_config(scratch)
+            config.engine.name = "zero3"
+            getattr(make_engine(config), call)(TinyModel())
+    return whole
+
+
+def test_zero3_never_puts_a_whole_model_on_a_device():
+    assert run_distributed(_whole_when_wrapped, 2) == [[], []]
+
+
 def _half_base(run_dir, name):
     config, model, shape = build(Case(name, "idefics3", packs=7, steps=4, adapter="lora", recompute=True), str(run_dir))
     config.trainer.precision, config.freeze.frozen_dtype = "bf16", "bf16"

@@ -21,7 +21,7 @@ from m4train.training.engines.ddp import DistributedEngine
 from m4train.training.engines.deepspeed_config import STAGES, deepspeed_config
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.naming import canonical_parameters, persistent_buffers
-from m4train.training.quantization import quantization_tensors
+from m4train.training.quantization import is_quantized, quantization_tensors
 
 FILE = "deepspeed.json"
 
@@ -59,7 +59,6 @@ class DeepSpeedEngine(DistributedEngine):
         deepspeed = _library()
         self.stage = STAGES[self.config.engine.name]
         self.store(model)
-        self.model = model.to(self.device)
         if self.config.trainer.gradient_checkpointing:
             checkpoint_blocks(model.blocks())
         parts = model.parts()
@@ -70,6 +69,7 @@ class DeepSpeedEngine(DistributedEngine):
         if self.rank == 0:
             Path(self.config.run_dir).mkdir(parents=True, exist_ok=True)
             write_json(Path(self.config.run_dir) / FILE, settings)
+        self._distribute(model, settings)
         self._watch_gradients()
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -84,10 +84,26 @@ class DeepSpeedEngine(DistributedEngine):
 
     def place(self, model: nn.Module) -> None:
         """Splits the parameters over ranks under ZeRO-3; under the others every rank has them all."""
-        super().place(model)
+        settings = deepspeed_config(self.config, self.world_size)
+        self._distribute(model, settings)
         if self.sharded:
-            settings = deepspeed_config(self.config, self.world_size)
             self._engine, *_ = _library().initialize(model=model, config=settings, dist_init_required=False)
+
+    def _distribute(self, model: nn.Module, settings: dict[str, Any]) -> None:
+        """Puts the model on the device; under ZeRO-3 parameter by parameter, so that none ever holds more than its share."""
+        self.model = model
+        if not self.sharded:
+            model.to(self.device)
+            return
+        for module in model.modules():
+            if is_quantized(module):  # its scales are no parameters
+                module.to(self.device)
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.device))
+        deepspeed = _library()
+        deepspeed.init_distributed(dist_init_required=False)
+        own = {key: settings[key] for key in ("train_micro_batch_size_per_gpu", "zero_optimization")}
+        deepspeed.zero.Init(module=model, config_dict_or_path=own, dtype=torch.float32)
 
     @property
     def sharded(self) -> bool:  # type: ignore[override]  # which ZeRO stage decides

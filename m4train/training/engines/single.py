@@ -51,8 +51,11 @@ class SingleEngine:
         self.model = model.to(self.device)
 
     def store(self, model: nn.Module) -> None:
-        """Sets the dtype parameters are stored in: fp32 for what trains; for the rest what freeze.frozen_dtype asks."""
+        """Sets the dtype parameters are stored in: fp32 for what trains; for the rest what freeze.frozen_dtype asks, or fp32
+        where all is computed in it; otherwise that of the file they were loaded from."""
         frozen = torch.bfloat16 if self.config.freeze.frozen_dtype == "bf16" else None
+        if self.config.trainer.precision == "fp32":
+            frozen = torch.float32
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

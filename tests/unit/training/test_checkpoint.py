@@ -30,6 +30,13 @@ def test_some_are_kept_for_good(tmp_path):
     assert _names(tmp_path) == ["step-000005", "step-000010", "step-000011", "step-000012"]
 
 
+def test_what_else_lies_beside_checkpoints_is_left_alone(tmp_path):
+    (tmp_path / "checkpoints" / "step-000001.bak").mkdir(parents=True)
+    _train(make_config(tmp_path, save_every=2, keep_last=1, stop_after=4))
+    _train(make_config(tmp_path, save_every=2, keep_last=1))
+    assert _names(tmp_path) == ["step-000001.bak", "step-000012"]
+
+
 @pytest.mark.parametrize("file", ["tensors/__0_0.distcp", "tensors/.metadata", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(file, damage, tmp_path):

@@ -114,3 +114,12 @@ def test_a_step_without_micro_batches_is_an_error(tmp_path):
     engine.prepare(TinyModel())
     with pytest.raises(TrainingError, match="no micro-batch"):
         run_micro_batches(engine, [], 1, 0.0, None)
+
+
+def test_a_frozen_bf16_part_is_computed_in_fp32_where_all_else_is(tmp_path):
+    engine = SingleEngine(make_config(tmp_path, precision="fp32"), "cpu")
+    model = TinyModel().to(torch.bfloat16)
+    model.layers.requires_grad_(False)
+    engine.prepare(model)
+    run_micro_batches(engine, [join([make_pack(1)[0]])], 1, 0.0, None)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
