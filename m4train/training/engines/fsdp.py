@@ -25,7 +25,8 @@ from m4train.training.quantization import is_quantized
 class FSDPEngine(DistributedEngine):
     """Stored in fp32 where it trains, gathered and computed in the run's precision, reduced in fp32.
 
-    The optimizer works on each rank's own shards as plain tensors, so that any element-wise optimizer can be used.
+    The optimizer works on each rank's own shards as plain tensors, so that any element-wise optimizer can be used; Muon,
+    which is none, is given the distributed tensors and puts its matrices together.
     """
 
     sharded = True
@@ -58,7 +59,8 @@ class FSDPEngine(DistributedEngine):
             checkpoint_blocks(model.blocks())
         self.place(model)
         self._sharded = {n: p for n, p in canonical_parameters(model).items() if p.requires_grad}
-        self.optimise({name: nn.Parameter(p.to_local()) for name, p in self._sharded.items()})
+        local = {name: nn.Parameter(p.to_local()) for name, p in self._sharded.items()}
+        self.optimise(local, self._sharded if self.config.optimizer.name == "muon" else None)
 
     def place(self, model: nn.Module) -> None:
         # Packed 4-bit weights would lose their scales in shards: they stay whole on every rank, at half a byte a value.
@@ -96,6 +98,8 @@ class FSDPEngine(DistributedEngine):
         tensors = super().tensors()
         for key, value in optim.optimizer_tensors(self.optimizer).items():
             parameter = self._sharded[key.split("/", 2)[2]]
+            if isinstance(value, DTensor):
+                continue
             if value.shape == parameter.to_local().shape and value.ndim:
                 tensors[key] = _as_dtensor(value, parameter)
         return tensors

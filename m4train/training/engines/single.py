@@ -62,13 +62,14 @@ class SingleEngine:
             elif frozen is not None and parameter.is_floating_point():
                 parameter.data = parameter.data.to(frozen)
 
-    def optimise(self, trainable: dict[str, nn.Parameter]) -> None:
-        """Builds the optimizer over what trains, given by canonical name."""
+    def optimise(self, trainable: dict[str, nn.Parameter], updated: dict[str, nn.Parameter] | None = None) -> None:
+        """Builds the optimizer over what trains, given by canonical name; `updated` is what it works on, where not that."""
         self.trainable = trainable
         parts = self.model.parts()
         self._part_of = {name: part_of(name, parts) for name in trainable}
         self._part_names = tuple(dict.fromkeys(self._part_of.values()))
-        groups = optim.parameter_groups(trainable, optim.undecayed_names(self.model), parts, self.config.optimizer)
+        undecayed = optim.undecayed_names(self.model)
+        groups = optim.parameter_groups(updated or trainable, undecayed, parts, self.config.optimizer)
         self.optimizer = optim.build_optimizer(groups, self.config.optimizer)
 
     def autocast(self) -> AbstractContextManager[None]:
