@@ -144,7 +144,7 @@ def run_cases(cases: list[Case]) -> dict[str, list[dict[str, Any]]]:
 
 FACTORS: dict[str, tuple[Any, ...]] = {
     "engine": ("ddp", "fsdp2", "zero1", "zero2", "zero3"),
-    "world": (2, 4),
+    "world": (1, 2, 4),
     "model": ("tiny", "idefics", "idefics2", "idefics3"),
     "tied": (False, True),
     "packs": (6, 7),  # 7 does not divide by 2, neither by 4
