@@ -1,5 +1,7 @@
 """Training on a CUDA device: what the CPU tests cannot see."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -130,3 +132,33 @@ def test_frozen_layers_in_bf16_beside_fp32_adapters(tmp_path):
     for parameter in engine.model.parameters():
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
     assert read_metrics(tmp_path)[-1]["loss"] < read_metrics(tmp_path)[0]["loss"]
+
+
+OFFLOADED = [(engine, outliers) for engine in ("fsdp2", "zero1", "zero2", "zero3") for outliers in (0.0, 6.0)]
+
+
+@pytest.mark.parametrize(("engine", "outliers"), OFFLOADED)
+def test_offloading_keeps_the_curve(engine, outliers, tmp_path, alone):
+    """Optimizer and shards in CPU memory change nothing; neither does a flag that was made on the device."""
+    if engine != "fsdp2":
+        pytest.importorskip("deepspeed")
+    case = Case(engine, "idefics3", packs=6, steps=6)
+    _, there = _train(case, tmp_path / "device", "fp32")
+    _, here = _train(dataclasses.replace(case, offload=True), tmp_path / "host", "fp32", skip_outliers=outliers)
+    assert [line["loss"] for line in here] == pytest.approx([line["loss"] for line in there], rel=1e-4)
+    assert here[-1]["skipped_steps"] == 0
+
+
+@pytest.mark.parametrize("engine", ["single", "ddp", "fsdp2"])
+def test_a_deterministic_run_continues_to_the_last_bit(engine, tmp_path, alone, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        case = Case(engine, "idefics3", packs=6, steps=6)
+        whole = _train(case, tmp_path / "whole")[1]
+        for stop_after in (3, None):
+            broken = _train(case, tmp_path / "broken", stop_after=stop_after)[1]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [line["loss"] for line in broken] == [line["loss"] for line in whole]
+    assert [line["grad_norm"] for line in broken] == [line["grad_norm"] for line in whole]
