@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from m4train.config import AdapterConfig, FreezeConfig, FreezeRule
 from m4train.training.adapters import apply_adapters
@@ -15,14 +16,18 @@ from tests.helpers.training import IDEFICS3, make_config, make_trainer, read_met
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-@pytest.fixture
-def alone(monkeypatch):
-    """A process group of one, for engines of several processes."""
+@pytest.fixture(scope="module")
+def alone():
+    """A process group of one, for engines of several processes; DeepSpeed holds on to the first group of a process."""
     from tests.helpers.distributed import free_port
 
     values = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    for key, value in {**values, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}.items():
-        monkeypatch.setenv(key, value)
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {**values, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}.items():
+            patch.setenv(key, value)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        yield
+        dist.destroy_process_group()
 
 
 def _train(case, run_dir, precision="bf16", watched=lambda trainer: None, **trainer_settings):
