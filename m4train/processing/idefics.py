@@ -16,8 +16,9 @@ from m4train.processing.idefics_images import IdeficsImageProcessor
 from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.inputs import is_image, is_url
 from m4train.processing.pieces import EncodedImage, Piece
-from m4train.processing.processor import END_OF_UTTERANCE, FAKE, IMAGE, LAYOUT, Processor, Span
+from m4train.processing.processor import END_OF_UTTERANCE, FAKE, IMAGE, LAYOUT, Processor
 from m4train.processing.sample_encoding import Framing, encode_document
+from m4train.processing.spans import Span, spans_around_images
 from m4train.processing.tokenizer import Tokenizer
 
 Prompt = Sequence[Any]  # texts and images in reading order
@@ -104,14 +105,14 @@ class IdeficsProcessor(Processor):
             strings, samples = [self._expanded(one) for one, _ in placed], [sample for _, sample in placed]
         else:
             read = _prompts(images, text)
+            _refuse_placeholders(read)
             strings = [self._string(prompt, ends) for prompt in read]
             samples = [[item for item in prompt if not _is_text(item)] for prompt in read]
         strings = [string + (self.tokenizer.eos_token or "") * add_eos_token for string in strings]
         if debug:
             print("\n".join(repr(string) for string in strings))
-        rows: list[list[Span]] = [
-            [(self.tokenizer.encode(string, add_special_tokens=False), False)] for string in strings
-        ]
+        encoded = [self.tokenizer.encode(string, add_special_tokens=False) for string in strings]
+        rows = [spans_around_images(ids, self.image_token_id) for ids in encoded]
         self._refuse_other_media(options)
         layout = {name: options.pop(name) for name in LAYOUT if name in options}
         image_processor = self.image_processor.replace(**options)
@@ -123,38 +124,30 @@ class IdeficsProcessor(Processor):
         samples: list[list[Any]],
         image_processor: ImageProcessor,
         return_tensors: str | None,
-        padding: bool | str = "longest",
-        truncation: bool = False,
+        padding: bool | str | None = "longest",
+        truncation: bool | str | None = False,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
     ) -> Features:
-        """Rows of spans and their images as model inputs; truncation drops an image with its token."""
-        ids = [[i for span, _ in row for i in span] for row in rows]
-        if truncation:
-            limit = max_length or self.tokenizer.model_max_length
-            right = self.tokenizer.truncation_side == "right"
-            ids = [row[:limit] if right else row[max(len(row) - limit, 0) :] for row in ids]
+        """Rows of spans and their images as model inputs; truncation keeps bos, and drops an image with all its tokens."""
+        ids, kept = self._truncated(rows, samples, self.tokenizer.limit(truncation, max_length))
         inputs = self.tokenizer.pad(ids, padding, max_length, pad_to_multiple_of, padding_side)
         count = max(1, *(len(sample) for sample in samples))
-        inputs["pixel_values"] = self._pixels(inputs["input_ids"], samples, count, transform, image_processor)
+        inputs["pixel_values"] = self._pixels(kept, count, transform, image_processor)
         inputs["image_attention_mask"] = [self._image_attention(row, count) for row in inputs["input_ids"]]
         if not any(samples):
             inputs["image_attention_mask"] = [np.zeros((len(row), 1), bool) for row in inputs["input_ids"]]
         return inputs.convert(return_tensors)
 
-    def _pixels(
-        self, rows: list[list[int]], samples: list[list[Any]], count: int, transform: Any, processor: ImageProcessor
-    ) -> np.ndarray:
-        """Values (B, count, 3, S, S) of the images whose tokens are in the rows, zeros for what is missing."""
-        values = []
-        for ids, images in zip(rows, samples):
-            left = ids.count(self.image_token_id)
-            kept = images[:left] if self.tokenizer.truncation_side == "right" else images[max(len(images) - left, 0) :]
-            values.append(np.asarray(processor.preprocess(kept, transform=transform, return_tensors="np")))
+    def _pixels(self, samples: list[list[Any]], count: int, transform: Any, processor: ImageProcessor) -> np.ndarray:
+        """Values (B, count, 3, S, S) of the images of each sample, zeros for what is missing."""
+        values = [
+            np.asarray(processor.preprocess(images, transform=transform, return_tensors="np")) for images in samples
+        ]
         shape = next((value.shape[1:] for value in values if len(value)), (3, *[self.image_processor.image_size] * 2))
-        pixels = np.zeros((len(rows), count, *shape), np.float32)
+        pixels = np.zeros((len(samples), count, *shape), np.float32)
         for row, value in enumerate(values):
             if len(value):
                 pixels[row, : len(value)] = value
@@ -218,6 +211,17 @@ def _placed(images: Any, text: Any) -> list[tuple[str, list[Any]]] | None:
             f"The texts hold {counts} placeholders {IMAGE} and have other numbers of images: make them equal."
         )
     return list(zip(texts, samples)) if agree else None
+
+
+def _refuse_placeholders(prompts: list[Prompt]) -> None:
+    """Raises ValueError where a text spells the placeholder: it would take the place of another image, or of none."""
+    for number, prompt in enumerate(prompts):
+        count = sum(item.count(IMAGE) for item in prompt if _is_text(item))
+        if count:
+            raise ValueError(
+                f"The texts of prompt {number} hold {count} placeholders {IMAGE}, which stand for no image where images are "
+                "items of the prompt: leave them out, or give a placeholder for each image and the images in `images`."
+            )
 
 
 def _prompts(images: Any, text: Any) -> list[Prompt]:

@@ -13,8 +13,9 @@ from m4train.processing.chat import IDEFICS2_TEMPLATE
 from m4train.processing.idefics2_images import Idefics2ImageProcessor
 from m4train.processing.images import upright
 from m4train.processing.inputs import read_image
-from m4train.processing.processor import FAKE, IMAGE, Processor, Span
+from m4train.processing.processor import FAKE, IMAGE, Processor
 from m4train.processing.sample_encoding import Framing
+from m4train.processing.spans import Span
 from m4train.processing.tokenizer import Tokenizer
 
 

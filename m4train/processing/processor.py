@@ -21,12 +21,12 @@ from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.inputs import is_image, nest_images, read_image
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 from m4train.processing.sample_encoding import Framing, encode_document, encode_messages
+from m4train.processing.spans import Span, truncate
 from m4train.processing.tokenizer import Place, Tokenizer
 
 FAKE, IMAGE, END_OF_UTTERANCE = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
 
 Self = TypeVar("Self", bound="Processor")
-Span = tuple[list[int], bool]  # ids, and whether they are an image
 LAYOUT = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
 
 
@@ -198,8 +198,8 @@ class Processor(Detail):
         samples: list[list[Image.Image]],
         image_processor: ImageProcessor,
         return_tensors: str | None,
-        padding: bool | str = False,
-        truncation: bool = False,
+        padding: bool | str | None = False,
+        truncation: bool | str | None = False,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
@@ -210,19 +210,25 @@ class Processor(Detail):
         With `truncation` rows end (or begin) where `max_length` ids are full: an image is never cut, but dropped with all
         that lies beyond it.
         """
-        limit = max_length or self.tokenizer.model_max_length if truncation else None
-        side = self.tokenizer.truncation_side
-        ids, kept = [], []
-        for row, sample in zip(rows, samples):
-            spans = _truncate(row, limit, side)
-            ids.append([i for span, _ in spans for i in span])
-            left = sum(is_image for _, is_image in spans)
-            kept.append(sample[:left] if side == "right" else sample[len(sample) - left :])
+        ids, kept = self._truncated(rows, samples, self.tokenizer.limit(truncation, max_length))
         features = self.tokenizer.pad(ids, padding, max_length, pad_to_multiple_of, padding_side)
         features = features.convert(return_tensors)
         if any(kept):
             features |= image_processor.features(kept, return_tensors)
         return features
+
+    def _truncated(
+        self, rows: list[list[Span]], samples: list[list[Any]], limit: int | None
+    ) -> tuple[list[list[int]], list[list[Any]]]:
+        """Rows of at most `limit` ids, and the images whose places are left in each."""
+        side = self.tokenizer.truncation_side
+        ids, kept = [], []
+        for row, sample in zip(rows, samples):
+            spans = truncate(row, limit, side, self.bos_id, self.opening)
+            ids.append([i for span, _ in spans for i in span])
+            left = sum(is_image for _, is_image in spans)
+            kept.append(sample[:left] if side == "right" else sample[len(sample) - left :])
+        return ids, kept
 
     def read(self, image: Any) -> Image.Image:
         """An image in any accepted form, as a Pillow image."""
@@ -370,23 +376,3 @@ def _images_of(messages: list[dict]) -> list[Any]:
     items = [item for message in messages if isinstance(message["content"], list) for item in message["content"]]
     items = [item for item in items if item.get("type") == "image" or "image" in item]
     return [next(item[s] for s in sources if s in item) for item in items if any(s in item for s in sources)]
-
-
-def _truncate(spans: list[Span], limit: int | None, side: str) -> list[Span]:
-    """The spans that fit in `limit` ids, cut at the end or (`side` "left") at the beginning, what is put around kept.
-
-    Text may be cut; an image that would be is dropped, with all that lies beyond it.
-    """
-    if limit is None:
-        return spans
-    prefix, *body, suffix = spans
-    room = limit - len(prefix[0]) - len(suffix[0])
-    kept: list[Span] = []
-    for ids, image in body if side == "right" else reversed(body):
-        if len(ids) > room:
-            part = [] if image or room <= 0 else ids[:room] if side == "right" else ids[-room:]
-            kept.append((part, False))
-            break
-        kept.append((ids, image))
-        room -= len(ids)
-    return [prefix, *(kept if side == "right" else reversed(kept)), suffix]

@@ -196,8 +196,8 @@ class Tokenizer:
         self,
         text: str | list[str],
         add_special_tokens: bool = True,
-        padding: bool | str = False,
-        truncation: bool = False,
+        padding: bool | str | None = False,
+        truncation: bool | str | None = False,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         return_attention_mask: bool = True,
@@ -206,8 +206,7 @@ class Tokenizer:
         """`input_ids` and `attention_mask` of one text or of several. Raises ValueError where padding has no pad token."""
         rows = [self.encode(t, add_special_tokens=False) for t in ([text] if isinstance(text, str) else text)]
         prefix, suffix = self.affixes if add_special_tokens else ([], [])
-        if truncation:
-            limit = self.model_max_length if max_length is None else max_length
+        if (limit := self.limit(truncation, max_length)) is not None:
             room = max(limit - len(prefix) - len(suffix), 0)
             rows = [row[:room] if self.truncation_side == "right" else row[max(len(row) - room, 0) :] for row in rows]
         rows = [prefix + row + suffix for row in rows]
@@ -218,17 +217,27 @@ class Tokenizer:
             return Features({name: value[0] for name, value in features.items()})
         return features.convert(return_tensors)
 
+    def limit(self, truncation: bool | str | None, max_length: int | None) -> int | None:
+        """The number of ids at which `truncation` (True, or a strategy by name) cuts a row; None where it cuts nothing."""
+        if truncation in (False, None, "do_not_truncate"):
+            return None
+        if truncation not in (True, "longest_first", "only_first"):  # the same for rows of one sequence
+            raise ValueError(
+                f"truncation={truncation!r} is not known: use True, 'longest_first', 'only_first' or False."
+            )
+        return self.model_max_length if max_length is None else max_length
+
     def pad(
         self,
         rows: list[list[int]],
-        padding: bool | str = True,
+        padding: bool | str | None = True,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
     ) -> Features:
         """Rows of ids brought to one length on `padding_side`, with the mask (1 real, 0 padding) that tells them apart."""
         longest = max((len(row) for row in rows), default=0)
-        if padding in (False, "do_not_pad"):
+        if padding in (False, None, "do_not_pad"):
             return Features(input_ids=rows, attention_mask=[[1] * len(row) for row in rows])
         if padding not in (True, "longest", "max_length"):
             raise ValueError(f"padding={padding!r} is not known: use True, 'longest', 'max_length' or False.")

@@ -52,6 +52,56 @@ def test_truncation_keeps_the_images_whose_places_are_left(side):
         assert not inputs["pixel_values"][0, kept:].any()
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_truncation_cuts_no_image_and_keeps_bos(side):
+    processor = tiny_idefics_processor()
+    processor.tokenizer.truncation_side = side
+    prompt = ["one", picture(9, 9), picture(9, 9), "two", picture(9, 9), "three four"]
+    bos, end = processor.bos_id, processor.eos_id
+    image = "<fake_token_around_image><image><fake_token_around_image>"
+    messages = [
+        {"role": "user", "content": [{"image": picture(9, 9)} if i % 3 else {"text": "words"} for i in range(7)]}
+    ]
+    chat = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    for limit in range(1, 25):
+        layout = {"truncation": True, "max_length": limit, "padding": False}
+        for inputs in (
+            processor(prompt, add_eos_token=True, **layout),
+            processor.apply_chat_template(messages, **chat, **layout),
+        ):
+            ids = inputs["input_ids"][0].tolist()
+            assert len(ids) <= limit
+            assert ids[0] == bos
+            assert ids.count(bos) == 1
+            text = processor.decode(ids).replace(image + "<image><fake_token_around_image>", "").replace(image, "")
+            assert "<image>" not in text
+            assert "fake" not in text
+            assert inputs["pixel_values"].abs().flatten(2).any(2).sum() == ids.count(processor.image_token_id)
+    whole = processor(prompt, add_eos_token=True, truncation=True, max_length=100)["input_ids"][0].tolist()
+    assert whole == processor(prompt, add_eos_token=True)["input_ids"][0].tolist()
+    assert whole[-1] == end
+
+
+def test_placeholders_in_the_texts_of_prompts_are_refused(processor):
+    for prompts in (["a <image> b"], [["x"], ["a <image> b", picture(5, 5), "c"]], "a <image> b"):
+        with pytest.raises(ValueError, match=r"prompt [01] hold 1 placeholders <image>, which stand for no image"):
+            processor(prompts)
+    with pytest.raises(ValueError, match="prompt 0 hold 1 placeholders"):
+        processor(text=["a <image> b"])
+
+
+def test_padding_and_truncation_can_be_said_to_be_off(processor):
+    prompts = [["a"], ["b c d e f"]]
+    plain = processor(prompts, padding=False, return_tensors=None)["input_ids"]
+    assert len(plain[0]) < len(plain[1])
+    for off in ({"padding": None}, {"padding": "do_not_pad"}):
+        assert processor(prompts, **off, return_tensors=None)["input_ids"] == plain
+    for off in ("do_not_truncate", None):
+        assert (
+            processor(prompts, padding=False, truncation=off, max_length=2, return_tensors=None)["input_ids"] == plain
+        )
+
+
 def test_arguments_that_do_not_fit(processor):
     with pytest.raises(ValueError, match="2 texts and 1 images"):
         processor(images=[picture(5, 5)], text=["a", "b"])

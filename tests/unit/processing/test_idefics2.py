@@ -66,6 +66,40 @@ def test_truncation_never_cuts_an_image(limit, side, split):
         assert (inputs["pixel_values"] == alone).all()
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_images_that_are_left_are_opened_and_closed(split):
+    processor = tiny_idefics2_processor()
+    processor.tokenizer.truncation_side = "left"
+    text = "some words <image><image><image> and the end of it"
+    for limit in range(1, 90):
+        options = {"truncation": True, "max_length": limit, "do_image_splitting": split}
+        ids = processor([picture(10, 10)] * 3, text, **options)["input_ids"][0]
+        assert len(ids) <= limit
+        frames, rest = divmod(ids.count(processor.image_token_id), processor.image_seq_len)
+        assert rest == 0
+        assert ids.count(processor.opening[0]) == (frames + 1 if frames else 0)
+        words = [i for i in ids if i not in (processor.image_token_id, *processor.opening)]
+        assert words[0] == processor.bos_id
+
+
+def test_padding_and_truncation_can_be_said_to_be_off(processor):
+    texts = ["a", "b c d e f g h i j"]
+    plain = processor(text=texts)["input_ids"]
+    for off in ({"padding": None}, {"padding": "do_not_pad"}, {"truncation": None}, {"truncation": "do_not_truncate"}):
+        assert processor(text=texts, max_length=3, **off)["input_ids"] == plain
+    with pytest.raises(ValueError, match="truncation='yes' is not known"):
+        processor(text=texts, truncation="yes", max_length=3)
+
+
+def test_bos_of_a_conversation_is_kept():
+    processor = tiny_idefics2_processor()
+    processor.tokenizer.truncation_side = "left"
+    messages = [{"role": "user", "content": "many words of a text"}]
+    whole = processor.apply_chat_template(messages, tokenize=True)
+    cut = processor.apply_chat_template(messages, tokenize=True, truncation=True, max_length=5)
+    assert cut == [processor.bos_id, *whole[-4:]]
+
+
 @pytest.mark.parametrize(("height", "width"), [(28, 42), (30, 55), (14, 99)])
 def test_patches_are_those_of_a_strided_convolution(height, width):
     frame = np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8)

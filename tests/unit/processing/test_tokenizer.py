@@ -141,6 +141,10 @@ def test_calls_return_what_is_asked_for():
     longest = len(tokenizer("a b c")["input_ids"])
     assert tokenizer(["ab", "a b c"], padding=True, return_tensors="np").input_ids.shape == (2, longest)
     assert tokenizer("a b c", truncation=True, max_length=2)["input_ids"] == tokenizer("a b c")["input_ids"][:2]
+    for off in (False, None, "do_not_truncate"):
+        assert tokenizer("a b c", truncation=off, max_length=2, padding=None) == tokenizer("a b c")
+    with pytest.raises(ValueError, match="truncation='sometimes' is not known"):
+        tokenizer("a b c", truncation="sometimes", max_length=2)
     with pytest.raises(ValueError, match="different lengths"):
         tokenizer(["ab", "a b c"], return_tensors="np")
     with pytest.raises(ValueError, match="return_tensors='tf'"):
