@@ -13,7 +13,7 @@ from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.features import Features
 from m4train.processing.files import read_processor_files, write_json
 from m4train.processing.images import normalize_into, pixel_table
-from m4train.processing.inputs import is_floating, nest_images, read_image
+from m4train.processing.inputs import is_fractions, nest_images, read_image
 from m4train.processing.pieces import Frames
 
 Self = TypeVar("Self", bound="ImageProcessor")
@@ -24,6 +24,10 @@ class ImageProcessor:
 
     `upstream_reading` reads images as transformers does, for exact comparison: Pillow images are not rotated as their EXIF
     data say, and files lose their alpha channel instead of being laid on white.
+
+    Images are computed on in 256 levels. So an array of fractions that are no multiples of 1/255 loses what lies between
+    two levels, as it does in transformers wherever that resizes; transformers keeps it with do_resize=False, and until
+    what is transparent lies on white.
     """
 
     def __init__(
@@ -158,17 +162,19 @@ class ImageProcessor:
         return features.convert(return_tensors)
 
     def for_values_of(self: Self, images: Any, **settings: Any) -> Self:
-        """This processor with other settings, and set to rescale where the images are floating-point arrays.
+        """This processor with other settings, and set to rescale where the images are arrays of fractions in [0, 1].
 
-        Such arrays hold values in [0, 1], which `do_rescale=False` says; they are rounded to the 256 levels that files
-        have, and rescaled like them. Raises ValueError where only some of the images are.
+        That they are is what `do_rescale=False` says; they are brought to the 256 levels that files have, and rescaled like
+        them. Raises ValueError where only some of the images are fractions.
         """
         processor = self.replace(**settings)
-        floating = [is_floating(image) for sample in nest_images(images) for image in sample]
-        if processor.do_rescale or not any(floating):
+        if processor.do_rescale:
             return processor
-        if not all(floating):
-            raise ValueError("With do_rescale=False images must be all uint8 or all floating-point values in [0, 1].")
+        fractions = [is_fractions(image) for sample in nest_images(images) for image in sample]
+        if not any(fractions):
+            return processor
+        if not all(fractions):
+            raise ValueError("With do_rescale=False images must be all levels in 0..255, or all fractions in [0, 1].")
         return processor.replace(do_rescale=True, rescale_factor=1 / 255)
 
     def read_samples(self, images: Any, input_data_format: str | None = None) -> list[list[Image.Image]]:

@@ -32,9 +32,10 @@ def is_url(text: str) -> bool:
     return bool(parsed.scheme and parsed.netloc)
 
 
-def is_floating(image: Any) -> bool:
-    """Whether an image is an array or tensor of floating-point values."""
-    return hasattr(image, "dtype") and "float" in str(image.dtype)
+def is_fractions(image: Any) -> bool:
+    """Whether an image is an array or tensor of floating-point values none of which exceeds 1."""
+    floating = hasattr(image, "dtype") and "float" in str(image.dtype) and 0 not in image.shape
+    return floating and bool(image.max() <= 1)
 
 
 def nest_images(images: Any) -> list[list[Any]]:
@@ -56,9 +57,10 @@ def nest_images(images: Any) -> list[list[Any]]:
 def read_image(image: Any, upstream: bool = False, channels: str | None = None) -> Image.Image:
     """One image as a Pillow image, upright as its EXIF data say.
 
-    Files and URLs are decoded to RGB and laid on white. Arrays and tensors are (H, W), (H, W, C) or (C, H, W), uint8 or
-    floating point in [0, 1]; `channels` ("channels_first", "channels_last") decides where the shape does not. `upstream`:
-    see ImageProcessor. Raises BadSample for a file that cannot be read or is too large, and ValueError for an array that is no image.
+    Files and URLs are decoded to RGB and laid on white. Arrays and tensors are (H, W), (H, W, C) or (C, H, W) of levels from
+    0 to 255, whatever their type, or of floating-point values in [0, 1] (which is what they are where none exceeds 1);
+    `channels` ("channels_first", "channels_last") decides where the shape does not. `upstream`: see ImageProcessor. Raises
+    BadSample for a file that cannot be read or is too large, and ValueError for an array that is no image.
     """
     if isinstance(image, Image.Image):
         check_size(image, MAX_PIXELS)
@@ -89,8 +91,18 @@ def _from_array(array: np.ndarray, channels: str | None) -> Image.Image:
         array = array[..., 0] if array.shape[-1] == 1 else array
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
         raise ValueError(f"An array of shape {array.shape} is no image: use (H, W), (H, W, C) or (C, H, W).")
+    return Image.fromarray(np.ascontiguousarray(_levels(array)))
+
+
+def _levels(array: np.ndarray) -> np.ndarray:
+    """The values of an image as uint8 levels, which fractions become as in transformers: cut off, not rounded."""
+    if array.dtype == np.uint8 or not array.size:
+        return array.astype(np.uint8)
+    if not (array.min() >= 0 and array.max() <= 255):  # also where a value is NaN
+        raise ValueError(
+            f"The values of an image of {array.dtype} go from {array.min()} to {array.max()}: bring them to 0..255, or as "
+            "floating point to [0, 1]."
+        )
     if np.issubdtype(array.dtype, np.floating):
-        if array.size and (array.min() < 0 or array.max() > 1):
-            raise ValueError("An image of floating-point values must lie in [0, 1]: rescale it, or give uint8.")
-        array = np.round(array * 255)
-    return Image.fromarray(np.ascontiguousarray(array.astype(np.uint8)))
+        array = (array * np.float64(255)).astype(np.float32) if is_fractions(array) else np.round(array)
+    return array.astype(np.uint8)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from PIL import Image
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
@@ -78,6 +79,32 @@ def test_pixels_of_each_mode(mode):
     np.testing.assert_array_equal(ours(picture(50, 30, mode)), theirs(picture(50, 30, mode), return_tensors="np"))
 
 
+LEVELS = ["float32", "float64", "int64", "tensor"]
+FRACTIONS = ["fractions", "fractions of 4 bytes"]  # with do_rescale=True transformers takes them for levels below 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "rescale"), [(kind, True) for kind in LEVELS] + [(kind, False) for kind in LEVELS + FRACTIONS]
+)
+def test_pixels_of_arrays(kind, rescale):
+    levels = np.random.default_rng(0).integers(0, 256, (40, 50, 3))
+    levels[0, 0] = 0, 1, 255
+    image = levels.astype(kind) if hasattr(np, kind) else levels.astype(np.float32)
+    if kind == "tensor":
+        image = torch.from_numpy(image).permute(2, 0, 1)
+    if kind.startswith("fractions"):
+        image = np.random.default_rng(0).uniform(0, 1, levels.shape)
+        image = image.astype(np.float32) if "4" in kind else image
+    for ours, theirs, settings in (
+        (IdeficsImageProcessor, IdeficsImageProcessorPil, {"image_size": 28}),
+        (Idefics2ImageProcessor, Idefics2ImageProcessorPil, {**SMALL, "do_image_splitting": True}),
+        (Idefics3ImageProcessor, Idefics3ImageProcessorPil, {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}),
+    ):  # fmt: skip
+        found = ours(**settings)(image, return_tensors="np", do_rescale=rescale)
+        expected = theirs(**settings)(image, return_tensors="np", do_rescale=rescale)
+        assert_same(*({"values": o} if isinstance(o, np.ndarray) else o for o in (found, expected)))
+
+
 def test_batches_of_uneven_samples():
     batch = [[picture(50, 30)], [], [picture(10, 90), picture(64, 64, seed=1), picture(3, 3)]]
     for options in ({"return_tensors": "np"}, {"return_tensors": "pt"}, {"do_pad": False}):
@@ -113,7 +140,7 @@ def test_floating_point_arrays_are_the_levels_they_stand_for():
             assert_same(ours(**settings)(floating, return_tensors="np"), expected)
             upstream = theirs(**settings)(floating, do_rescale=False, return_tensors="np")
             assert_same(ours(**settings)(floating, do_rescale=False, return_tensors="np"), upstream)
-    with pytest.raises(ValueError, match="all uint8 or all floating-point"):
+    with pytest.raises(ValueError, match=r"all levels in 0\.\.255, or all fractions"):
         Idefics2ImageProcessor(**SMALL, do_rescale=False)([array, array / 255])
 
 
