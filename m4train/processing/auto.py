@@ -48,8 +48,7 @@ class AutoTokenizer:
         name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None, **settings: Any
     ) -> Tokenizer:
         """The tokenizer of a folder or hub model; `settings` override those of its tokenizer_config.json."""
-        tokenizer = Tokenizer.from_pretrained(model_folder(name, PROCESSOR_FILES, revision, cache_dir))
-        return Tokenizer(tokenizer.backend, tokenizer.config | settings) if settings else tokenizer
+        return Tokenizer.from_pretrained(model_folder(name, PROCESSOR_FILES, revision, cache_dir), **settings)
 
 
 def _class_of(folder: Path) -> type[Processor]:

@@ -47,11 +47,11 @@ def read_processor_files(folder: str | Path) -> ProcessorFiles:
             f"{folder} holds neither preprocessor_config.json nor an image_processor in processor_config.json: "
             "point to a folder saved by a processor."
         )
+    stored = processor.pop("chat_template", None)
     jinja = folder / "chat_template.jinja"
     template = jinja.read_text(encoding="utf-8") if jinja.is_file() else None
     template = template or (read_json(folder / "chat_template.json") or {}).get("chat_template")
-    template = template or processor.pop("chat_template", None)
-    return ProcessorFiles(image, processor, default_template(template))
+    return ProcessorFiles(image, processor, default_template(template or stored))
 
 
 def default_template(template: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +16,10 @@ from m4train.processing.files import read_processor_files, write_json
 from m4train.processing.images import normalize_into, pixel_table
 from m4train.processing.inputs import is_fractions, nest_images, read_image
 from m4train.processing.pieces import Frames
+from m4train.processing.settings import no_setting, warn_of_unused
 
 Self = TypeVar("Self", bound="ImageProcessor")
+_MARKS = ("image_processor_type", "processor_class")  # in files, written anew
 
 
 class ImageProcessor:
@@ -49,14 +52,32 @@ class ImageProcessor:
         self.image_mean = _per_channel(image_mean)
         self.image_std = _per_channel(image_std)
         self.upstream_reading = bool(extra.get("upstream_reading", False))
-        known = ("image_processor_type", "processor_class", "upstream_reading")
-        self._extra = {name: value for name, value in extra.items() if name not in known}
+        self._extra: dict[str, Any] = {}  # of preprocessor_config.json, kept for whoever knows them
+        for name in extra:
+            if name not in self.setting_names():
+                raise no_setting(type(self).__name__, name, self.setting_names())
 
     # Files
 
     @classmethod
+    def setting_names(cls) -> list[str]:
+        """The names of the settings that the constructor takes."""
+        kinds = inspect.signature(cls).parameters.values()
+        return [kind.name for kind in kinds if kind.kind is not kind.VAR_KEYWORD] + ["upstream_reading"]
+
+    @classmethod
     def from_dict(cls: type[Self], settings: dict[str, Any]) -> Self:
-        return cls(**settings)
+        """The image processor of what a file holds; settings that it does not know are kept, and warned about."""
+        processor = cls._of(settings)
+        warn_of_unused(cls.__name__, processor._extra)
+        return processor
+
+    @classmethod
+    def _of(cls: type[Self], settings: dict[str, Any]) -> Self:
+        known = cls.setting_names()
+        processor = cls(**{name: value for name, value in settings.items() if name in known and value is not None})
+        processor._extra = {name: value for name, value in settings.items() if name not in (*known, *_MARKS)}
+        return processor
 
     @classmethod
     def from_pretrained(
@@ -66,9 +87,12 @@ class ImageProcessor:
         cache_dir: str | Path | None = None,
         **settings: Any,
     ) -> Self:
-        """Reads preprocessor_config.json, or the image part of processor_config.json; `settings` override it."""
+        """Reads preprocessor_config.json, or the image part of processor_config.json; `settings` override it.
+
+        Raises TypeError for a setting there is not.
+        """
         folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir)
-        return cls.from_dict(read_processor_files(folder).image_processor | settings)
+        return cls.from_dict(read_processor_files(folder).image_processor).replace(**settings)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json."""
@@ -89,11 +113,11 @@ class ImageProcessor:
 
     def replace(self: Self, **settings: Any) -> Self:
         """A copy with some settings changed; those given as None stay. Raises TypeError for a setting there is not."""
-        unknown = [name for name in settings if name not in vars(self)]
-        if unknown:
-            raise TypeError(f"{type(self).__name__} has no setting {unknown[0]!r}; it has {', '.join(self.to_dict())}.")
+        for name in settings:
+            if name not in self.setting_names():
+                raise no_setting(type(self).__name__, name, self.setting_names())
         changes = {name: value for name, value in settings.items() if value is not None}
-        return type(self)(**(self.to_dict() | changes)) if changes else self
+        return self._of(self.to_dict() | changes) if changes else self
 
     # Images to frames
 
@@ -130,8 +154,8 @@ class ImageProcessor:
         """Width and height of each frame that an image of this size becomes."""
         raise NotImplementedError
 
-    def __call__(self, images: Any, **options: Any) -> Features:
-        return self.preprocess(images, **options)
+    def __call__(self, images: Any, *positional: Any, **options: Any) -> Features:
+        return self.preprocess(images, *positional, **options)
 
     def preprocess(
         self,
@@ -243,6 +267,26 @@ class ImageProcessor:
                 f"The image has mode {image.mode} and do_convert_rgb is False: give RGB, or set it to True."
             )
         return image
+
+
+def checked_size(name: str, size: Any, *forms: tuple[str, ...]) -> dict[str, int]:
+    """A size that has the keys of one of the `forms`. Raises ValueError for anything else."""
+    if isinstance(size, dict):
+        size = {key: value for key, value in size.items() if value is not None}
+        if any(set(form) <= set(size) for form in forms):
+            return size
+    allowed = " or ".join("{" + ", ".join(f"{key!r}: pixels" for key in form) + "}" for form in forms)
+    raise ValueError(f"{name}={size!r} is no size for these images: give {allowed}.")
+
+
+def square_side(name: str, size: Any) -> int:
+    """The side of a square, given as it is or as equal height and width. Raises ValueError for anything else."""
+    if isinstance(size, int):
+        return size
+    size = checked_size(name, size, ("height", "width"))
+    if size["height"] != size["width"]:
+        raise ValueError(f"{name}={size!r} is not square, but every frame is: make height and width equal.")
+    return size["height"]
 
 
 def _channels_last(features: Features) -> Features:

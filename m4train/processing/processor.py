@@ -21,8 +21,9 @@ from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.inputs import is_image, nest_images, read_image
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 from m4train.processing.sample_encoding import Framing, encode_document, encode_messages
+from m4train.processing.settings import no_setting, warn_of_unused
 from m4train.processing.spans import Span, truncate
-from m4train.processing.tokenizer import Place, Tokenizer
+from m4train.processing.tokenizer import SETTINGS, Place, Tokenizer
 
 FAKE, IMAGE, END_OF_UTTERANCE = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
 
@@ -85,17 +86,31 @@ class Processor(Detail):
         cache_dir: str | Path | None = None,
         **settings: Any,
     ) -> Self:
-        """Reads a folder of any layout, or a hub model; `settings` override those of the image processor or of this one.
+        """Reads a folder of any layout, or a hub model.
 
-        Raises ConfigError where a file is missing or unreadable, or the hub out of reach.
+        `settings` override those of this processor ("chat_template" among them), its image processor and its tokenizer; None stays.
+        Raises ConfigError where a file is missing or unreadable, or the hub out of reach, and TypeError for a setting that
+        none of the three has.
         """
+        own_names, image_names = cls._own_settings(), cls.image_processor_class.setting_names()
+        for given in settings:
+            if given not in (names := [*own_names, *SETTINGS, *image_names]):
+                raise no_setting(cls.__name__, given, names)
+        settings = {key: value for key, value in settings.items() if value is not None}
         folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir)
         files = read_processor_files(folder)
-        own = {key: settings.pop(key, files.processor.get(key)) for key in cls._own_settings()}
-        image_processor = cls.image_processor_class.from_dict(files.image_processor | settings)
+        of_tokenizer = {key: value for key, value in settings.items() if key in SETTINGS}
+        of_images = {key: value for key, value in settings.items() if key in image_names}
+        own = {key: settings.get(key, files.processor.get(key)) for key in own_names}
         own = {key: value for key, value in own.items() if value is not None}
-        processor = cls(image_processor, Tokenizer.from_pretrained(folder), chat_template=files.chat_template, **own)
-        processor._other_settings = {k: v for k, v in files.processor.items() if k not in cls._own_settings()}
+        processor = cls(
+            cls.image_processor_class.from_dict(files.image_processor).replace(**of_images),
+            Tokenizer.from_pretrained(folder, **of_tokenizer),
+            chat_template=settings.get("chat_template") or files.chat_template,
+            **own,
+        )
+        processor._other_settings = {k: v for k, v in files.processor.items() if k not in own_names}
+        warn_of_unused(cls.__name__, processor._other_settings)
         return processor
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -306,8 +321,11 @@ class Processor(Detail):
         if not settings:
             return self
         changed = copy.copy(self)
+        of_images = self.image_processor.setting_names()
         for name in self._own_settings():
-            setattr(changed, name, settings.pop(name, getattr(self, name)))
+            setattr(changed, name, settings.get(name, getattr(self, name)))
+            if name not in of_images:
+                settings.pop(name, None)
         changed.image_processor = self.image_processor.replace(**settings)
         return changed
 

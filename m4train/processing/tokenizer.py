@@ -25,10 +25,15 @@ from m4train.processing.sentencepiece_rules import (
     rebuilt_as_5x,
     without_first_mark,
 )
+from m4train.processing.settings import no_setting
 
 Place = Literal["start", "after_token", "inside"]
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SETTINGS = (  # of tokenizer_config.json, those that change something here
+    *NAMED_TOKENS, "additional_special_tokens", "extra_special_tokens", "padding_side", "truncation_side",
+    "model_max_length", "clean_up_tokenization_spaces", "chat_template",
+)  # fmt: skip
 
 
 class Tokenizer:
@@ -48,12 +53,16 @@ class Tokenizer:
         self._add_configured_tokens()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, rule: str = "4.46") -> Tokenizer:
+    def from_pretrained(cls, folder: str | Path, rule: str = "4.46", **settings: Any) -> Tokenizer:
         """Reads tokenizer.json and, where they are, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
         `rule` "4.46" takes the tokenizer as it is stored, "5.23" as transformers 5.x rebuilds it (other ids after special
-        tokens, with tokenizers of the LLaMA kind). Raises ConfigError where tokenizer.json is missing or unreadable.
+        tokens, with tokenizers of the LLaMA kind). `settings` override those of tokenizer_config.json. Raises ConfigError
+        where tokenizer.json is missing or unreadable, and TypeError for a setting there is not.
         """
+        for name in settings:
+            if name not in SETTINGS:
+                raise no_setting(cls.__name__, name, SETTINGS)
         folder = Path(folder)
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -69,6 +78,7 @@ class Tokenizer:
             config.setdefault("added_tokens_decoder", {}).setdefault(str(id_), {"content": content})
         if rule not in ("4.46", "5.23"):
             raise ConfigError(f"There is no tokenizer rule {rule!r}: use '4.46' or '5.23'.")
+        config |= {name: value for name, value in settings.items() if value is not None}
         return cls(rebuilt_as_5x(backend, config) if rule == "5.23" else backend, config)
 
     def save_pretrained(self, folder: str | Path) -> None:

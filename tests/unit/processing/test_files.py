@@ -1,11 +1,20 @@
 import json
+import warnings
 
 import pytest
 
 from m4train.errors import ConfigError
-from m4train.processing import AutoProcessor, Idefics3ImageProcessor, Idefics3Processor, SmolVLMProcessor
+from m4train.processing import (
+    AutoProcessor,
+    AutoTokenizer,
+    Idefics2ImageProcessor,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    IdeficsImageProcessor,
+    SmolVLMProcessor,
+)
 from m4train.processing.files import read_processor_files
-from tests.helpers.processing import tiny_idefics3_processor
+from tests.helpers.processing import tiny_idefics3_processor, tiny_idefics_processor
 
 
 def edit(path, change) -> None:
@@ -72,6 +81,54 @@ def test_settings_given_on_loading_win(folder):
     assert image_processor.do_image_splitting
 
 
+def test_settings_of_each_part_take_effect_on_loading(folder):
+    template = "{% for m in messages %}{{ m.role }}<end_of_utterance>{% endfor %}"
+    given = {"padding_side": "right", "truncation_side": "left", "pad_token": "<|end_of_text|>", "model_max_length": 9}
+    assert AutoProcessor.from_pretrained(folder).tokenizer.padding_side == "left"
+    processor = AutoProcessor.from_pretrained(folder, chat_template=template, resample=2, **given)
+    assert processor.chat_template == template
+    assert processor.image_processor.resample == 2
+    assert {name: getattr(processor.tokenizer, name) for name in given} == given
+    tokenizer = AutoTokenizer.from_pretrained(folder, **given)
+    assert {name: getattr(tokenizer, name) for name in given} == given
+    again = AutoProcessor.from_pretrained(folder, chat_template=None, padding_side=None, image_seq_len=None)
+    assert again.fingerprint() == AutoProcessor.from_pretrained(folder).fingerprint()
+
+
+def test_a_setting_of_two_parts_is_given_to_both(tmp_path):
+    tiny_idefics_processor(tmp_path, image_size=28)
+    processor = AutoProcessor.from_pretrained(tmp_path, image_size=14)
+    assert (processor.image_size, processor.image_processor.image_size) == (14, 14)
+
+
+@pytest.mark.parametrize("kind", [IdeficsImageProcessor, Idefics2ImageProcessor, Idefics3ImageProcessor])
+def test_settings_that_nobody_has_are_refused(folder, kind):
+    with pytest.raises(TypeError, match=f"{kind.__name__} has no setting 'resampel': did you mean 'resample'"):
+        kind(resampel=2)
+    for load in (AutoProcessor, Idefics3ImageProcessor):
+        with pytest.raises(TypeError, match=r"has no setting 'do_image_spliting': did you mean 'do_image_splitting'\?"):
+            load.from_pretrained(folder, do_image_spliting=True)
+    with pytest.raises(TypeError, match="Idefics3Processor has no setting 'foo': it has image_seq_len, bos_token, "):
+        AutoProcessor.from_pretrained(folder, foo=1)
+    with pytest.raises(TypeError, match="Tokenizer has no setting 'pading_side': did you mean 'padding_side'"):
+        AutoTokenizer.from_pretrained(folder, pading_side="left")
+
+
+def test_settings_of_a_file_that_nobody_has_are_told(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AutoProcessor.from_pretrained(folder)
+    for file, who in (
+        ("preprocessor_config.json", "Idefics3ImageProcessor"),
+        ("processor_config.json", "Idefics3Processor"),
+    ):
+        edit(folder / file, lambda config: config.update(do_image_spliting=True, crop=None, foo=1))
+        with pytest.warns(UserWarning, match=f"{who} keeps but does not use the settings do_image_spliting, foo"):
+            AutoProcessor.from_pretrained(folder)
+        edit(folder / file, lambda config: [config.pop(name) for name in ("do_image_spliting", "foo")])
+
+
+@pytest.mark.filterwarnings("ignore:.*keeps but does not use the settings video_sampling")
 def test_settings_of_others_are_kept(folder, tmp_path):
     video = {"video_processor": {"num_frames": 64}}
     edit(folder / "processor_config.json", lambda config: config.update(video))

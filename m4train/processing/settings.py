@@ -1,0 +1,26 @@
+"""Settings that nobody knows: refused where a caller gives them, kept and told where a file holds them."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# What transformers writes that says nothing of how images or texts are read.
+_SILENT = ("processor_class", "auto_map", "_valid_processor_keys", "feature_extractor_type", "video_processor")
+
+
+def no_setting(owner: str, name: str, known: Iterable[str]) -> TypeError:
+    """The error for a setting that `owner` has not, which names the one that may have been meant."""
+    names = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names)}."
+    return TypeError(f"{owner} has no setting {name!r}: {hint}")
+
+
+def warn_of_unused(owner: str, settings: Mapping[str, Any]) -> None:
+    """Warns of the settings of a file that are kept for whoever knows them, and change nothing here."""
+    unused = sorted(name for name, value in settings.items() if value is not None and name not in _SILENT)
+    if unused:
+        warnings.warn(f"{owner} keeps but does not use the settings {', '.join(unused)}", stacklevel=3)
