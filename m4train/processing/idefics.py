@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from m4train.processing.calls import LAYOUT, is_text, options_in_groups, refuse_other_inputs
 from m4train.processing.chat import IDEFICS_TEMPLATE
 from m4train.processing.features import Features
 from m4train.processing.idefics_images import IdeficsImageProcessor
 from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.inputs import is_image, is_url
 from m4train.processing.pieces import EncodedImage, Piece
-from m4train.processing.processor import END_OF_UTTERANCE, FAKE, IMAGE, LAYOUT, Processor
+from m4train.processing.processor import END_OF_UTTERANCE, FAKE, IMAGE, Processor
 from m4train.processing.sample_encoding import Framing, encode_document
 from m4train.processing.spans import Span, spans_around_images
 from m4train.processing.tokenizer import Tokenizer
@@ -73,48 +74,52 @@ class IdeficsProcessor(Processor):
         stripped = [{"text": item["text"].strip(" ")} if isinstance(item.get("text"), str) else item for item in items]
         return encode_document(self.tokenizer, stripped, self._framing())
 
+    @options_in_groups
     def __call__(  # type: ignore[override]  # prompts instead of images and text
         self,
-        prompts: list | None = None,
-        images: Any = None,
-        text: Any = None,
-        *,
+        prompts: Any = None,
+        padding: Any = "longest",  # bool | str | None, or the second of images and text
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
         add_eos_token: bool = False,
         add_end_of_utterance_token: bool | None = None,
-        add_special_tokens: bool = False,
         debug: bool = False,
         return_tensors: str | None = "pt",
+        *,
+        images: Any = None,
+        text: Any = None,
+        add_special_tokens: bool = False,
         **options: Any,
     ) -> Features:
         """`input_ids`, `attention_mask`, `pixel_values` (B, N, 3, S, S) and `image_attention_mask` (B, T, N) of prompts.
 
         A prompt is a list of texts and images; images are Pillow images or URLs. `prompts` is one or several. `text` with
         `images` is the other form: where texts hold a placeholder <image> for each image they are like those of the other
-        processors; else one image comes before each text, or a list of images after it. Every prompt begins with bos, once,
-        whatever `add_special_tokens` says. `transform` makes a tensor (3, S, S) of a Pillow image in place of the image
-        processor, for training. `debug` prints the prompts as they are encoded. `options` are those of padding ("longest"
-        by default) and truncation, and settings of the image processor. Raises ValueError for arguments that do not fit.
+        processors; else one image comes before each text, or a list of images after it. The two may be the first
+        arguments, as later versions have it. Every prompt begins with bos, once, whatever `add_special_tokens` says.
+        `transform` makes a tensor (3, S, S) of a Pillow image in place of the image processor, for training. `debug`
+        prints the prompts as they are encoded. `options` are others of padding and truncation, and settings of the
+        image processor; they may come in the dictionaries `text_kwargs` and `images_kwargs`. Raises ValueError for
+        arguments that do not fit.
         """
+        if not isinstance(padding, (bool, str, type(None))):  # the order of later versions: images, text
+            images, text = (prompts, padding) if is_text(padding) else (padding, prompts)
+            prompts, padding = None, "longest"
         if prompts is not None and text is None and images is None:
             text = prompts
         elif prompts is not None:
             images, text = (prompts, text) if images is None else (images, prompts)
         ends = self._ends_utterances if add_end_of_utterance_token is None else add_end_of_utterance_token
-        if (placed := _placed(images, text)) is not None:
-            strings, samples = [self._expanded(one) for one, _ in placed], [sample for _, sample in placed]
-        else:
-            read = _prompts(images, text)
-            _refuse_placeholders(read)
-            strings = [self._string(prompt, ends) for prompt in read]
-            samples = [[item for item in prompt if not _is_text(item)] for prompt in read]
+        strings, samples = self._strings(images, text, ends)
         strings = [string + (self.tokenizer.eos_token or "") * add_eos_token for string in strings]
         if debug:
             print("\n".join(repr(string) for string in strings))
         encoded = [self.tokenizer.encode(string, add_special_tokens=False) for string in strings]
         rows = [spans_around_images(ids, self.image_token_id) for ids in encoded]
-        self._refuse_other_media(options)
-        layout = {name: options.pop(name) for name in LAYOUT if name in options}
+        refuse_other_inputs(type(self).__name__, options)
+        layout = {"padding": padding, "truncation": truncation, "max_length": max_length}
+        layout |= {name: options.pop(name) for name in LAYOUT if name in options}
         image_processor = self.image_processor.replace(**options)
         return self._assemble(rows, samples, image_processor, return_tensors, **layout, transform=transform)
 
@@ -131,7 +136,7 @@ class IdeficsProcessor(Processor):
         padding_side: str | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
     ) -> Features:
-        """Rows of spans and their images as model inputs; truncation keeps bos, and drops an image with all its tokens."""
+        """Rows of spans and their images as model inputs; truncation keeps bos, and drops images whole."""
         ids, kept = self._truncated(rows, samples, self.tokenizer.limit(truncation, max_length))
         inputs = self.tokenizer.pad(ids, padding, max_length, pad_to_multiple_of, padding_side)
         count = max(1, *(len(sample) for sample in samples))
@@ -160,6 +165,15 @@ class IdeficsProcessor(Processor):
         bos = self.tokenizer.bos_token or ""
         expanded = run.sub(lambda match: FAKE + match.group().replace(IMAGE, IMAGE + FAKE), text)
         return expanded if bos and expanded.startswith(bos) else bos + expanded
+
+    def _strings(self, images: Any, text: Any, end_utterances: bool) -> tuple[list[str], list[list[Any]]]:
+        """Prompts in either form as one string each, with the tokens of their images, and these images."""
+        if (placed := _placed(images, text)) is not None:
+            return [self._expanded(one) for one, _ in placed], [sample for _, sample in placed]
+        prompts = _prompts(images, text)
+        _refuse_placeholders(prompts)
+        samples = [[item for item in prompt if not _is_text(item)] for prompt in prompts]
+        return [self._string(prompt, end_utterances) for prompt in prompts], samples
 
     def _string(self, prompt: Prompt, end_utterances: bool) -> str:
         """A prompt as one string, which begins with bos as the model was trained."""
@@ -219,8 +233,8 @@ def _refuse_placeholders(prompts: list[Prompt]) -> None:
         count = sum(item.count(IMAGE) for item in prompt if _is_text(item))
         if count:
             raise ValueError(
-                f"The texts of prompt {number} hold {count} placeholders {IMAGE}, which stand for no image where images are "
-                "items of the prompt: leave them out, or give a placeholder for each image and the images in `images`."
+                f"The texts of prompt {number} hold {count} placeholders {IMAGE}, which stand for no image where images"
+                " are items of the prompt: leave them out, or give one for each image, and the images in `images`."
             )
 
 

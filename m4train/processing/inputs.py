@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import urllib.error
 import urllib.request
@@ -47,24 +48,40 @@ def nest_images(images: Any) -> list[list[Any]]:
     if isinstance(images, (list, tuple)):
         if images and all(is_image(image) for image in images):
             return [list(images)]
-        if all(isinstance(sample, (list, tuple)) and all(map(is_image, sample)) for sample in images):
+        if all(_is_sample(sample) for sample in images):
             return [list(sample) for sample in images]
     raise ValueError(
         f"Images of type {type(images).__name__} are not understood: give an image, a list, or a list per sample."
     )
 
 
+def _is_sample(value: Any) -> bool:
+    """Whether `value` holds several images: a list of them, or an array with one dimension more."""
+    return getattr(value, "ndim", 0) == 4 or (isinstance(value, (list, tuple)) and all(map(is_image, value)))
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of an image file in base64, with or without "data:image/...;base64," before. Raises BadSample."""
+    try:
+        return base64.b64decode("".join(text.rpartition(",")[2].split()), validate=True)
+    except ValueError as error:
+        raise BadSample("unreadable_image", f"{text[:40]!r} is no image in base64: {error}.") from error
+
+
 def read_image(image: Any, upstream: bool = False, channels: str | None = None) -> Image.Image:
     """One image as a Pillow image, upright as its EXIF data say.
 
-    Files and URLs are decoded to RGB and laid on white. Arrays and tensors are (H, W), (H, W, C) or (C, H, W) of levels from
-    0 to 255, whatever their type, or of floating-point values in [0, 1] (which is what they are where none exceeds 1);
-    `channels` ("channels_first", "channels_last") decides where the shape does not. `upstream`: see ImageProcessor. Raises
-    BadSample for a file that cannot be read or is too large, and ValueError for an array that is no image.
+    Files, URLs and data URLs are decoded to RGB and laid on white. Arrays and tensors are (H, W), (H, W, C) or
+    (C, H, W) of levels from 0 to 255, whatever their type, or of floating-point values in [0, 1], which they are taken
+    for where none exceeds 1; `channels` ("channels_first", "channels_last") decides where the shape does not.
+    `upstream`: see ImageProcessor. Raises BadSample for a file that cannot be read or is too large, and ValueError for
+    an array that is no image.
     """
     if isinstance(image, Image.Image):
         check_size(image, MAX_PIXELS)
         return image if upstream else upright(image)
+    if isinstance(image, str) and image.startswith("data:"):
+        image = from_base64(image)
     if isinstance(image, str) and is_url(image):
         return decode_image(_download(image), drop_alpha=upstream)
     if isinstance(image, (str, bytes, os.PathLike)):
@@ -100,8 +117,8 @@ def _levels(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8)
     if not (array.min() >= 0 and array.max() <= 255):  # also where a value is NaN
         raise ValueError(
-            f"The values of an image of {array.dtype} go from {array.min()} to {array.max()}: bring them to 0..255, or as "
-            "floating point to [0, 1]."
+            f"The values of an image of {array.dtype} go from {array.min()} to {array.max()}: bring them to 0..255, or "
+            "as floating point to [0, 1]."
         )
     if np.issubdtype(array.dtype, np.floating):
         array = (array * np.float64(255)).astype(np.float32) if is_fractions(array) else np.round(array)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -13,12 +12,21 @@ import numpy as np
 from PIL import Image
 
 from m4train.hub import PROCESSOR_FILES, model_folder
+from m4train.processing.calls import (
+    LAYOUT,
+    conversations_of,
+    images_of,
+    images_per_text,
+    is_text,
+    options_in_groups,
+    refuse_other_inputs,
+)
 from m4train.processing.chat import ChatTemplate
 from m4train.processing.detail import Detail
 from m4train.processing.features import Features
 from m4train.processing.files import ProcessorFiles, read_processor_files, write_processor_files
 from m4train.processing.image_processor import ImageProcessor
-from m4train.processing.inputs import is_image, nest_images, read_image
+from m4train.processing.inputs import nest_images, read_image
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 from m4train.processing.sample_encoding import Framing, encode_document, encode_messages
 from m4train.processing.settings import no_setting, warn_of_unused
@@ -28,7 +36,6 @@ from m4train.processing.tokenizer import SETTINGS, Place, Tokenizer
 FAKE, IMAGE, END_OF_UTTERANCE = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
 
 Self = TypeVar("Self", bound="Processor")
-LAYOUT = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
 
 
 class Processor(Detail):
@@ -88,9 +95,9 @@ class Processor(Detail):
     ) -> Self:
         """Reads a folder of any layout, or a hub model.
 
-        `settings` override those of this processor ("chat_template" among them), its image processor and its tokenizer; None stays.
-        Raises ConfigError where a file is missing or unreadable, or the hub out of reach, and TypeError for a setting that
-        none of the three has.
+        `settings` override those of this processor ("chat_template" among them), its image processor and its tokenizer;
+        those given as None stay. Raises ConfigError where a file is missing or unreadable, or the hub out of reach, and
+        TypeError for a setting that none of the three has.
         """
         own_names, image_names = cls._own_settings(), cls.image_processor_class.setting_names()
         for given in settings:
@@ -175,6 +182,7 @@ class Processor(Detail):
 
     # Text and images, as inference gives them
 
+    @options_in_groups
     def __call__(
         self,
         images: Any = None,
@@ -187,13 +195,17 @@ class Processor(Detail):
         """`input_ids`, `attention_mask`, `pixel_values` and `pixel_attention_mask` of texts with <image> placeholders.
 
         `images` is one image, a flat list in the order of the placeholders, or a list per text. `options` are those of
-        padding and truncation (see `_assemble`), and settings of the image processor or of this processor for this call.
-        A text that begins with bos gets no second one. Raises ValueError where a text holds more or fewer placeholders than
-        it has images.
+        padding and truncation (see `_assemble`), and settings of the image processor or of this processor for this
+        call; they may come in the dictionaries `text_kwargs` and `images_kwargs`. A text that begins with bos gets no
+        second one. Raises ValueError where a text holds more or fewer placeholders than it has images.
         """
-        if text is not None and not _is_text(text):  # the order of older versions
-            images, text = text, images
-        self._refuse_other_media(options)
+        refuse_other_inputs(type(self).__name__, options)
+        if text is not None and not is_text(text):
+            if not is_text(images):
+                raise ValueError(
+                    f"text={str(text)[:80]!r} is no text: give a string, or a list with a string per sample."
+                )
+            images, text = text, images  # the order of older versions
         layout = {name: options.pop(name) for name in LAYOUT if name in options}
         processor = self._with(options)
         if text is None:
@@ -201,7 +213,7 @@ class Processor(Detail):
                 raise ValueError("Give the processor text, images, or both.")
             return processor.image_processor(images, return_tensors=return_tensors)
         texts = [text] if isinstance(text, str) else list(text)
-        given = _images_per_text(texts, images)
+        given = images_per_text(texts, images, IMAGE)
         samples = [[processor.read(image) for image in sample] for sample in given]
         rows = [processor._spans(one, sample, add_special_tokens) for one, sample in zip(texts, samples)]
         image_processor = processor.image_processor.for_values_of(given)
@@ -249,6 +261,7 @@ class Processor(Detail):
         """An image in any accepted form, as a Pillow image."""
         return read_image(image, self.image_processor.upstream_reading)
 
+    @options_in_groups
     def apply_chat_template(
         self,
         conversation: list,
@@ -263,19 +276,19 @@ class Processor(Detail):
         """The conversation (or each of several) as a string; with `tokenize`, its ids, or all model inputs if `return_dict`.
 
         Tokens are made of what the messages say as plain text, as in training: special tokens are those that the template
-        writes. Images are the "image", "url" or "path" of content items, or `images`, a list for each conversation.
-        `options` that the template reads are its variables; the others are those of a call of the processor.
+        writes. Images are the "image", "url", "path", "base64" or "image_url" of content items, or
+        `images`, a list for each conversation. `options` that the template reads are its variables; the others are
+        those of a call of the processor.
         """
         template = self._chat(chat_template)
         variables = {name: options.pop(name) for name in list(options) if name in template.variables}
-        several = bool(conversation) and isinstance(conversation[0], list)
-        conversations = conversation if several else [conversation]
+        conversations, several = conversations_of(conversation)
         if not tokenize:
             texts = [template.render(template.prepare(c), add_generation_prompt, **variables) for c in conversations]
             return texts if several else texts[0]
         layout = {name: options.pop(name) for name in LAYOUT if name in options}
         processor = self._with(options)
-        given = [_images_of(c) for c in conversations] if images is None else nest_images(images)
+        given = [images_of(c) for c in conversations] if images is None else nest_images(images)
         samples = [[processor.read(image) for image in sample] for sample in given]
         framing = processor._framing()
         pieces = [
@@ -306,14 +319,6 @@ class Processor(Detail):
 
     def _framing(self) -> Framing:
         return Framing(self.tokenizer.affixes[0], self.opening, image=IMAGE, edge=FAKE)
-
-    def _refuse_other_media(self, options: dict[str, Any]) -> None:
-        """Takes `audio` and `videos`, which older versions name, out of `options`. Raises ValueError where one is given."""
-        for name in ("audio", "videos"):
-            if options.pop(name, None) is not None:
-                raise ValueError(
-                    f"{name} is given, but {type(self).__name__} reads text and images: give the frames of a video as images."
-                )
 
     def _with(self: Self, settings: dict[str, Any]) -> Self:
         """This processor with other settings, for one call."""
@@ -359,38 +364,3 @@ class Processor(Detail):
             opening = spans.pop()[0] if self.opening and spans[-1] == (self.opening, False) else []
             spans.append((opening + self.image_ids(*images[piece.image].size).tolist(), True))
         return [*spans, ([], False)]
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value))
-
-
-def _images_per_text(texts: list[str], images: Any) -> list[list[Any]]:
-    """The images of each text, unread. Raises ValueError where their numbers differ from the placeholders'."""
-    counts = [text.count(IMAGE) for text in texts]
-    if images is None:
-        samples: list[list[Any]] = [[] for _ in texts]
-    elif isinstance(images, (list, tuple)) and images and all(is_image(image) for image in images):
-        ends = list(accumulate(counts, initial=0))
-        samples = [list(images[start:end]) for start, end in pairwise(ends)]
-        samples[-1] += images[ends[-1] :]
-    else:
-        samples = nest_images(images)
-    if len(samples) != len(texts):
-        raise ValueError(
-            f"There are {len(texts)} texts and images for {len(samples)}: give one list of images per text."
-        )
-    for number, (count, sample) in enumerate(zip(counts, samples)):
-        if count != len(sample):
-            raise ValueError(
-                f"Text {number} holds {count} {IMAGE} placeholders and has {len(sample)} images: make the numbers equal."
-            )
-    return samples
-
-
-def _images_of(messages: list[dict]) -> list[Any]:
-    """The images that the items of a conversation carry."""
-    sources = ("image", "url", "path")
-    items = [item for message in messages if isinstance(message["content"], list) for item in message["content"]]
-    items = [item for item in items if item.get("type") == "image" or "image" in item]
-    return [next(item[s] for s in sources if s in item) for item in items if any(s in item for s in sources)]

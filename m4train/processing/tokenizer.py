@@ -57,8 +57,8 @@ class Tokenizer:
         """Reads tokenizer.json and, where they are, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
         `rule` "4.46" takes the tokenizer as it is stored, "5.23" as transformers 5.x rebuilds it (other ids after special
-        tokens, with tokenizers of the LLaMA kind). `settings` override those of tokenizer_config.json. Raises ConfigError
-        where tokenizer.json is missing or unreadable, and TypeError for a setting there is not.
+        tokens, with tokenizers of the LLaMA kind). `settings` override those of tokenizer_config.json. Raises
+        ConfigError where tokenizer.json is missing or unreadable, and TypeError for a setting there is not.
         """
         for name in settings:
             if name not in SETTINGS:
@@ -228,7 +228,7 @@ class Tokenizer:
         return features.convert(return_tensors)
 
     def limit(self, truncation: bool | str | None, max_length: int | None) -> int | None:
-        """The number of ids at which `truncation` (True, or a strategy by name) cuts a row; None where it cuts nothing."""
+        """The number of ids at which `truncation` (True, or a strategy by name) cuts a row; None where it does not."""
         if truncation in (False, None, "do_not_truncate"):
             return None
         if truncation not in (True, "longest_first", "only_first"):  # the same for rows of one sequence

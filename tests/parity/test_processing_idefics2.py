@@ -95,14 +95,31 @@ def test_pixels_of_arrays(kind, rescale):
     if kind.startswith("fractions"):
         image = np.random.default_rng(0).uniform(0, 1, levels.shape)
         image = image.astype(np.float32) if "4" in kind else image
+    tiles = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
     for ours, theirs, settings in (
         (IdeficsImageProcessor, IdeficsImageProcessorPil, {"image_size": 28}),
         (Idefics2ImageProcessor, Idefics2ImageProcessorPil, {**SMALL, "do_image_splitting": True}),
-        (Idefics3ImageProcessor, Idefics3ImageProcessorPil, {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}),
-    ):  # fmt: skip
+        (Idefics3ImageProcessor, Idefics3ImageProcessorPil, tiles),
+    ):
         found = ours(**settings)(image, return_tensors="np", do_rescale=rescale)
         expected = theirs(**settings)(image, return_tensors="np", do_rescale=rescale)
         assert_same(*({"values": o} if isinstance(o, np.ndarray) else o for o in (found, expected)))
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_samples_as_arrays_of_four_dimensions(kind):
+    batch = [np.random.default_rng(n).integers(0, 256, (n, 3, 40, 50), dtype=np.uint8) for n in (1, 2)]
+    batch = [torch.from_numpy(sample) for sample in batch] if kind == "tensor" else batch
+    compare(batch, **SMALL)
+    compare(batch, Idefics2ImageProcessorFast, **SMALL)
+    tiles = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+    found = Idefics3ImageProcessor(**tiles)(batch, return_tensors="np")
+    assert_same(found, Idefics3ImageProcessorPil(**tiles)(batch, return_tensors="np"))
+    ours, theirs = IdeficsImageProcessor(image_size=28), IdeficsImageProcessorPil(image_size=28)
+    np.testing.assert_array_equal(ours(batch, return_tensors="np"), theirs(batch, return_tensors="np"))
+    processor = Idefics2Processor(Idefics2ImageProcessor(**SMALL), Tokenizer.from_pretrained(tokenizer_folder()))
+    inputs = processor(images=batch, text=["<image>", "<image> a <image>"], padding=True, return_tensors="np")
+    assert inputs["pixel_values"].shape[:2] == (2, 2)
 
 
 def test_batches_of_uneven_samples():

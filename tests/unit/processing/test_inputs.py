@@ -1,3 +1,4 @@
+import base64
 import io
 import struct
 import zlib
@@ -225,6 +226,89 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
     )
+
+
+@pytest.mark.parametrize("make", [tiny_idefics_processor, tiny_idefics2_processor, tiny_idefics3_processor])
+def test_options_may_come_in_groups(make):
+    processor = make()
+    images, texts = [[picture(30, 20)], [picture(9, 9)]], ["a <image>", "<image> b c d"]
+    named = {"padding": True, "return_tensors": "np", "resample": 0}
+    plain = processor(images=images, text=texts, **named)
+    grouped = processor(
+        images=images, text=texts, text_kwargs={"padding": True, "return_tensors": "np"},
+        images_kwargs={"resample": 0, "return_tensors": "np"}, common_kwargs={"return_tensors": "np"},
+    )  # fmt: skip
+    other = processor(images=images, text=texts, **named | {"resample": 2})
+    assert set(plain) == set(grouped)
+    assert all(np.array_equal(plain[name], grouped[name]) for name in plain)
+    assert not np.array_equal(plain["pixel_values"], other["pixel_values"])
+    assert all(
+        np.array_equal(processor(images=images, text=texts, **named, text_kwargs=None)[k], plain[k]) for k in plain
+    )
+    with pytest.raises(ValueError, match="padding is False in text_kwargs and True elsewhere: give it once"):
+        processor(images=images, text=texts, padding=True, text_kwargs={"padding": False})
+
+
+@pytest.mark.parametrize("make", [tiny_idefics_processor, tiny_idefics2_processor, tiny_idefics3_processor])
+def test_texts_in_words_are_refused(make):
+    processor = make()
+    with pytest.raises(ValueError, match=r"is_split_into_words=True is given, but Idefics\w+ reads whole texts: join"):
+        processor(text=[["a", "b"]], is_split_into_words=True)
+    assert processor(text=["a"], is_split_into_words=False)["input_ids"] is not None
+
+
+def test_texts_that_are_none_are_refused():
+    processor = tiny_idefics2_processor()
+    for text in ([["a", "b"]], [3], picture(5, 5)):
+        with pytest.raises(ValueError, match="is no text: give a string, or a list with a string per sample"):
+            processor(text=text)
+
+
+@pytest.mark.parametrize("given", ["hello", ["hello"], {"role": "user", "content": "a"}, [["a"]], [[], "b"], None, 3])
+def test_conversations_that_are_none_are_refused(given):
+    processor = tiny_idefics3_processor()
+    for tokenize in (False, True):
+        with pytest.raises(ValueError, match=r"is no conversation: give a list of messages, each like \{'role'"):
+            processor.apply_chat_template(given, tokenize=tokenize)
+
+
+def test_images_of_messages_in_every_form(tmp_path):
+    processor = tiny_idefics3_processor()
+    image = picture(30, 20)
+    path = str(tmp_path / "image.png")
+    image.save(path)
+    written = base64.encodebytes((tmp_path / "image.png").read_bytes()).decode()
+    address = "data:image/png;base64," + written
+    items = [
+        {"type": "image", "image": image},
+        {"image": image},
+        {"type": "image", "url": path},
+        {"type": "image", "path": path},
+        {"type": "image", "base64": written},
+        {"type": "image", "url": address},
+        {"type": "image", "image": np.asarray(image)},
+        {"type": "image_url", "image_url": {"url": path}},
+        {"type": "image_url", "image_url": path},
+        {"type": "image_url", "image_url": {"url": address}},
+        {"type": "image_url", "url": path},
+        {"type": "image_url", "path": path},
+        {"type": "image_url", "base64": written},
+        {"type": "image_url", "image": image},
+        {"type": "image", "image": None, "path": path},
+    ]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "np"}
+    expected = None
+    for item in items:
+        content = [item, {"type": "text", "text": "what?"}]
+        inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
+        expected = expected or inputs
+        assert all(np.array_equal(inputs[name], expected[name]) for name in expected), item
+    for broken in (
+        {"type": "image", "base64": "no!"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}},
+    ):
+        with pytest.raises(BadSample, match="is no image in base64"):
+            processor.apply_chat_template([{"role": "user", "content": [broken]}], **options)
 
 
 @pytest.mark.parametrize("side", [20_000, 60_000])
