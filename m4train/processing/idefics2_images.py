@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from m4train.processing.features import Features
-from m4train.processing.image_processor import ImageProcessor
+from m4train.processing.image_processor import ImageProcessor, checked_size
 from m4train.processing.images import to_rgb
 
 MEAN = STD = [0.5, 0.5, 0.5]
@@ -38,7 +38,8 @@ class Idefics2ImageProcessor(ImageProcessor):
         **extra: Any,
     ) -> None:
         self.do_resize = do_resize
-        self.size = dict(size or {"shortest_edge": 378, "longest_edge": 980})
+        size = {"shortest_edge": 378, "longest_edge": 980} if size is None else size
+        self.size = checked_size("size", size, ("shortest_edge", "longest_edge"), ("height", "width"))
         self.do_pad = do_pad
         self.do_image_splitting = do_image_splitting
         mean = MEAN if image_mean is None else image_mean
@@ -126,9 +127,11 @@ class Idefics2ImageProcessorFast(Idefics2ImageProcessor):
     ) -> Features:
         """As for every image processor; tensors are put on `device`.
 
-        Grouping and squares by default are accepted and change nothing: images are taken one by one, and sizes are dicts.
-        Raises ValueError for a crop, which Idefics2 has none of.
+        With `default_to_square` a `size` may be one number. Grouping is accepted and changes nothing: images are taken
+        one by one. Raises ValueError for a crop, which Idefics2 has none of.
         """
+        if default_to_square and isinstance(settings.get("size"), int):
+            settings["size"] = {"height": settings["size"], "width": settings["size"]}
         if do_center_crop or crop_size:
             raise ValueError("Idefics2 crops no centre out of its images: leave do_center_crop and crop_size out.")
         features = super().preprocess(images, return_tensors, data_format, input_data_format, **settings)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from m4train.processing.features import Features
-from m4train.processing.image_processor import ImageProcessor
+from m4train.processing.image_processor import ImageProcessor, checked_size, square_side
 from m4train.processing.images import to_rgb
 
 MAX_SIDE = 4096  # no image is resized beyond this, whatever the settings ask for
@@ -39,9 +39,10 @@ class Idefics3ImageProcessor(ImageProcessor):
         **extra: Any,
     ) -> None:
         self.do_resize = do_resize
-        self.size = _longest_edge(size, 4 * 364)
+        size = {"longest_edge": size or 4 * 364} if size is None or isinstance(size, int) else size
+        self.size = checked_size("size", size, ("longest_edge",), ("height", "width"))
         self.do_image_splitting = do_image_splitting
-        self.max_image_size = _longest_edge(max_image_size, 364)
+        self.max_image_size = {"longest_edge": _frame_side(364 if max_image_size is None else max_image_size)}
         self.do_pad = do_pad
         mean = MEAN if image_mean is None else image_mean
         std = STD if image_std is None else image_std
@@ -166,10 +167,11 @@ def _even(n: int) -> int:
     return n + n % 2
 
 
-def _longest_edge(size: dict[str, int] | int | None, default: int) -> dict[str, int]:
-    if size is None:
-        return {"longest_edge": default}
-    return {"longest_edge": size} if isinstance(size, int) else dict(size)
+def _frame_side(size: dict[str, int] | int) -> int:
+    """The side of a frame, given as a number, as its longest edge, or as equal height and width."""
+    if isinstance(size, dict) and size.get("longest_edge") is not None:
+        return size["longest_edge"]
+    return square_side("max_image_size", size)
 
 
 class SmolVLMImageProcessor(Idefics3ImageProcessor):

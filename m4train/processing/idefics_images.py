@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from m4train.processing.features import Features
-from m4train.processing.image_processor import ImageProcessor
+from m4train.processing.image_processor import ImageProcessor, square_side
 from m4train.processing.images import to_rgb
+
+Self = TypeVar("Self", bound="IdeficsImageProcessor")
 
 MEAN = [0.48145466, 0.4578275, 0.40821073]  # of CLIP
 STD = [0.26862954, 0.26130258, 0.27577711]
 
 
 class IdeficsImageProcessor(ImageProcessor):
-    """Resizes every image to `image_size` x `image_size`."""
+    """Resizes every image to `image_size` x `image_size`; a dictionary may say so as equal "height" and "width"."""
 
     def __init__(
         self,
-        image_size: int | None = None,
+        image_size: int | dict[str, int] | None = None,
         image_mean: float | list[float] | None = None,
         image_std: float | list[float] | None = None,
         image_num_channels: int = 3,
         do_convert_rgb: bool = True,
         do_resize: bool = True,
-        size: dict[str, int] | None = None,
+        size: int | dict[str, int] | None = None,
         resample: int = Image.Resampling.BICUBIC,
         do_rescale: bool = True,
         rescale_factor: float = 1 / 255,
         do_normalize: bool = True,
         **extra: Any,
     ) -> None:
-        self.image_size = image_size or (size or {}).get("height", 224)
+        self.image_size = square_side("image_size", image_size or size or 224)
         if image_num_channels != 3:
             raise ValueError(f"image_num_channels is {image_num_channels}, but every image becomes RGB: leave it at 3.")
         self.image_num_channels = image_num_channels
@@ -42,6 +44,13 @@ class IdeficsImageProcessor(ImageProcessor):
         mean = MEAN if image_mean is None else image_mean
         std = STD if image_std is None else image_std
         super().__init__(do_convert_rgb, resample, do_rescale, rescale_factor, do_normalize, mean, std, extra)
+
+    def replace(self: Self, **settings: Any) -> Self:
+        """As for every image processor; `size` is another word for `image_size`."""
+        size = settings.pop("size", None)
+        if size is not None and settings.get("image_size") is None:
+            settings["image_size"] = size
+        return super().replace(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"size": {"height": self.image_size, "width": self.image_size}}
@@ -65,18 +74,23 @@ class IdeficsImageProcessor(ImageProcessor):
     def preprocess(  # type: ignore[override]  # the reference returns the values alone
         self,
         images: Any,
+        image_num_channels: int | None = None,
+        image_size: int | dict[str, int] | None = None,
+        image_mean: float | list[float] | None = None,
+        image_std: float | list[float] | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
         return_tensors: str | None = "pt",
         input_data_format: str | None = None,
         **settings: Any,
     ) -> Any:
-        """The values (n, 3, S, S) float32 of all images, as one tensor or array.
+        """The values (n, 3, S, S) float32 of all images, as one tensor or array; settings are for this call.
 
         `transform`, for training, takes a Pillow image and gives a tensor (3, S, S); it replaces every other step.
         """
         if isinstance(images, (list, tuple)) and not images:
             return []
-        processor = self.for_values_of(images, **settings)
+        named = {"image_num_channels": image_num_channels, "image_mean": image_mean, "image_std": image_std}
+        processor = self.for_values_of(images, **named, image_size=image_size, **settings)
         samples = processor.read_samples(images, input_data_format)
         flat = [image for sample in samples for image in sample]
         if transform is not None:

@@ -28,9 +28,9 @@ class ImageProcessor:
     `upstream_reading` reads images as transformers does, for exact comparison: Pillow images are not rotated as their EXIF
     data say, and files lose their alpha channel instead of being laid on white.
 
-    Images are computed on in 256 levels. So an array of fractions that are no multiples of 1/255 loses what lies between
-    two levels, as it does in transformers wherever that resizes; transformers keeps it with do_resize=False, and until
-    what is transparent lies on white.
+    Images are computed on in 256 levels. So an array of fractions that are no multiples of 1/255 loses what lies
+    between two levels, as it does in transformers wherever that resizes; transformers keeps it with do_resize=False,
+    and until what is transparent lies on white.
     """
 
     def __init__(
@@ -188,8 +188,8 @@ class ImageProcessor:
     def for_values_of(self: Self, images: Any, **settings: Any) -> Self:
         """This processor with other settings, and set to rescale where the images are arrays of fractions in [0, 1].
 
-        That they are is what `do_rescale=False` says; they are brought to the 256 levels that files have, and rescaled like
-        them. Raises ValueError where only some of the images are fractions.
+        That they are is what `do_rescale=False` says; they are brought to the 256 levels that files have, and rescaled
+        like them. Raises ValueError where only some of the images are fractions.
         """
         processor = self.replace(**settings)
         if processor.do_rescale:

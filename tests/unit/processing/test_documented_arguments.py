@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from m4train.processing import (
@@ -105,6 +106,67 @@ def values(output: Any) -> np.ndarray:
     if isinstance(found, list):
         found = found[0][0] if len(found[0]) == 1 else np.stack(list(found[0]))
     return np.asarray(found)
+
+
+SQUARE = {"height": 14, "width": 14}
+
+
+def test_sizes_may_be_given_as_equal_height_and_width():
+    image = picture(30, 20)
+    small = Idefics3ImageProcessor(size={"longest_edge": 28}, max_image_size=14)
+    assert Idefics3ImageProcessor(size={"longest_edge": 28}, max_image_size=SQUARE).to_dict() == small.to_dict()
+    plain = IdeficsImageProcessor(image_size=14)(image)
+    for settings in ({"image_size": SQUARE}, {"size": SQUARE}, {"size": 14}):
+        assert np.array_equal(IdeficsImageProcessor()(image, **settings), plain)
+        assert np.array_equal(IdeficsImageProcessor(**settings)(image), plain)
+
+
+def test_sizes_of_the_fast_processor_may_be_one_number():
+    fast = Idefics2ImageProcessorFast()
+    assert values(fast(picture(30, 20), size=14, default_to_square=True)).shape == (1, 1, 3, 14, 14)
+    for options in ({}, {"default_to_square": False}):
+        with pytest.raises(ValueError, match="size=14 is no size for these images"):
+            fast(picture(30, 20), size=14, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "said"),
+    [
+        (Idefics2ImageProcessor, {"size": {"longest_edge": 56}}, r"size=\{'longest_edge': 56\} is no size for these "),
+        (Idefics2ImageProcessor, {"size": 64}, "give {'shortest_edge': pixels, 'longest_edge': pixels} or {'height': "),
+        (Idefics3ImageProcessor, {"size": {"shortest_edge": 64}}, "give {'longest_edge': pixels} or {'height': pix"),
+        (Idefics3ImageProcessor, {"max_image_size": {"height": 32, "width": 28}}, "is not square, but every frame is"),
+        (Idefics3ImageProcessor, {"max_image_size": {"shortest_edge": 32}}, "max_image_size=.* is no size for these"),
+        (IdeficsImageProcessor, {"image_size": {"height": 32, "width": 28}}, "is not square, but every frame is"),
+        (IdeficsImageProcessor, {"size": {"shortest_edge": 32}}, "image_size=.* is no size for these images"),
+    ],
+)  # fmt: skip
+def test_sizes_that_fit_no_image_processor_are_refused_in_one_sentence(make, settings, said):
+    for call in (lambda: make(**settings), lambda: make()(picture(30, 20), **settings)):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+def test_documented_orders_of_arguments():
+    image = picture(30, 20)
+    processor = IdeficsImageProcessor()
+    expected = IdeficsImageProcessor(image_size=14, image_mean=0.5, image_std=0.25)(image)
+    assert np.array_equal(processor.preprocess(image, 3, 14, 0.5, 0.25), expected)
+    assert np.array_equal(processor(image, 3, SQUARE, 0.5, 0.25), expected)
+    transformed = processor.preprocess(image, 3, None, None, None, lambda image: torch.ones(3, 2, 2))
+    assert transformed.shape == (1, 3, 2, 2)
+
+    processor = tiny_idefics_processor()
+    prompts = [["a", image], ["b c d e f g"]]
+    named = {"padding": "longest", "truncation": True, "max_length": 5, "add_eos_token": True, "return_tensors": "np"}
+    expected = processor(prompts, **named)
+    found = processor(prompts, "longest", True, 5, None, True, None, False, "np")
+    assert found["input_ids"].tolist() == expected["input_ids"].tolist()
+    assert type(found["pixel_values"]) is np.ndarray
+    for padding in ("longest", True, "do_not_pad", False, None):
+        assert processor(prompts[:1], padding)["input_ids"].shape == (1, 5)
+    later = processor([image], ["a"])
+    assert later["input_ids"].tolist() == processor(images=[image], text=["a"])["input_ids"].tolist()
 
 
 def test_padding_can_be_left_out() -> None:
