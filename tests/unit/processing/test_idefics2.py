@@ -1,3 +1,6 @@
+import os
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -5,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from m4train.processing.idefics2_images import cut_patches
+from m4train.processing.idefics2_images import Idefics2ImageProcessor, Idefics2ImageProcessorFast, cut_patches
 from m4train.processing.pieces import ImagePiece, TextPiece, text_ids
 from tests.helpers.processing import picture, tiny_idefics2_processor
 
+SIZE = {"shortest_edge": 28, "longest_edge": 56}
 FAKE = "<fake_token_around_image>"
 
 
@@ -64,6 +68,23 @@ def test_truncation_never_cuts_an_image(limit, side, split):
         left = images[:1] if side == "right" else images[1:]
         alone = processor.image_processor(left, do_image_splitting=split)["pixel_values"]
         assert (inputs["pixel_values"] == alone).all()
+
+
+def test_the_fast_processor_resizes_several_images_at_a_time(monkeypatch):
+    together = threading.Barrier(4)
+    alone = Idefics2ImageProcessor.frames
+
+    def frames(self, image, size=None):
+        together.wait(timeout=30)  # broken unless four images are here at once
+        return alone(self, image, size)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(Idefics2ImageProcessor, "frames", frames)
+    images = [[picture(30 + n, 20, seed=n) for n in range(3)], [], [picture(9, 50, seed=n) for n in range(5)]]
+    fast = Idefics2ImageProcessorFast(size=SIZE)(images, return_tensors="np")
+    monkeypatch.undo()
+    slow = Idefics2ImageProcessor(size=SIZE)(images, return_tensors="np")
+    assert all((fast[name] == slow[name]).all() for name in slow)
 
 
 @pytest.mark.parametrize("split", [False, True])
