@@ -7,8 +7,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m4train.errors import ConfigError, M4Error
+
+if TYPE_CHECKING:
+    from m4train.config import Config
 
 USAGE_EXIT = 2
 OVERRIDES = "[group=choice ...] [key=value ...]"
@@ -26,11 +30,8 @@ def _train(arguments: list[str]) -> int:
     from m4train.compose import load_config
 
     config = load_config(arguments)
-    from m4train import launching
-
-    launching.check_launched(config)
-    if launching.starts_processes(config):
-        return launching.launch(["train", *arguments], config.launch.processes or 1)
+    if _handed_over(config, ["train", *arguments]):
+        return 0
     from m4train.run import train
 
     return train(config)
@@ -40,6 +41,8 @@ def _evaluate(arguments: list[str]) -> int:
     from m4train.compose import load_run_config
 
     config = load_run_config(arguments)
+    if _handed_over(config, ["evaluate", *arguments]):
+        return 0
     from m4train.evaluate_run import evaluate
 
     return evaluate(config)
@@ -165,14 +168,25 @@ def _check(arguments: list[str]) -> int:
     from m4train.compose import load_config
 
     config = load_config(arguments)
-    from m4train import launching
-
-    launching.check_launched(config)
-    if launching.starts_processes(config):
-        return launching.launch(["launch", "check", *arguments], config.launch.processes or 1)
+    if _handed_over(config, ["launch", "check", *arguments]):
+        return 0
     from m4train.preflight import preflight
 
     return preflight(config)
+
+
+def _handed_over(config: Config, arguments: list[str]) -> bool:
+    """Runs `m4train ARGUMENTS` on the processes of launch.processes, where this process has to start them.
+
+    Raises ConfigError where this process is one of a group that does not fit the configuration.
+    """
+    from m4train import launching
+
+    launching.check_launched(config)
+    if not launching.starts_processes(config):
+        return False
+    launching.launch(arguments, config.launch.processes or 1)
+    return True
 
 
 def _number(name: str, arguments: list[str], default: int) -> tuple[int, list[str]]:

@@ -55,7 +55,8 @@ def load_config(overrides: list[str]) -> Config:
 
 
 def load_run_config(overrides: list[str]) -> Config:
-    """The configuration for a command about a run that was trained: `overrides` on top of what the run was trained with.
+    """The configuration for a command about a run that was trained: `overrides` on top of what the run was trained with,
+    but for how its processes were started.
 
     The run is `run_dir`, or the one of the checkpoint that `resume` names; a checkpoint that was moved away from its run
     brings its configuration itself. Overrides that choose an experiment or data compose anew, as for training. Raises
@@ -102,13 +103,17 @@ def _explained() -> Iterator[None]:
 
 
 def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
-    """What config.yaml of a run holds, or the state of a checkpoint."""
+    """What config.yaml of a run holds, or the state of a checkpoint, but for `launch`: how many processes trained it says
+    nothing about those of another command."""
     state = checkpoint / "state.json"
     folder = run_dir or checkpoint.resolve().parent.parent
+    stored: Any = None
     if (folder / "config.yaml").is_file():
-        return OmegaConf.load(folder / "config.yaml")
-    if state.is_file():
-        return {**json.loads(state.read_text(encoding="utf-8"))["config"], "run_dir": str(folder)}
+        stored = OmegaConf.load(folder / "config.yaml")
+    elif state.is_file():
+        stored = {**json.loads(state.read_text(encoding="utf-8"))["config"], "run_dir": str(folder)}
+    if stored is not None:
+        return {key: value for key, value in stored.items() if key != "launch"}
     raise ConfigError(
         f"{folder} holds no config.yaml: train first, or set run_dir to a trained run, or resume to a checkpoint."
     )

@@ -40,7 +40,7 @@ def check_launched(config: Config) -> None:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     if world_size > 1 and config.engine.name == "single":
         raise ConfigError(
-            f"engine.name is single, but {world_size} processes were started, each of which would train the whole run: "
+            f"engine.name is single, but {world_size} processes were started, each of which would do the whole work: "
             "choose engine=ddp, fsdp2 or zero1 to zero3, or start one process."
         )
     if config.launch.processes not in (None, here):

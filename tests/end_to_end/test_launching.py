@@ -69,6 +69,14 @@ def test_launch_processes_stops_on_a_signal_and_continues(digits_root, expected,
     _clean(_start(digits_root, tmp_path, [sys.executable], *two))
     assert _losses(tmp_path) == pytest.approx(expected, rel=1e-5)
     assert _clean(_start(digits_root, tmp_path, [sys.executable], *two)).count("trained already") == 1
+    evaluate = [sys.executable, "-m", "m4train", "evaluate", f"run_dir={tmp_path / 'run'}", "evaluation.max_samples=4"]
+    scores = []
+    for processes in ("launch.processes=2", "engine=single"):
+        done = subprocess.run([*evaluate, processes], capture_output=True, text=True, timeout=240, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        scores.append(json.loads((tmp_path / "run" / "evaluation.json").read_text()))
+    for source, result in scores[0].items():
+        assert result["loss"] == pytest.approx(scores[1][source]["loss"], rel=1e-5)
 
 
 def test_the_script_for_torchrun_and_the_check_before_a_run(digits_root, tmp_path):

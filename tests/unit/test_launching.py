@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from m4train.compose import load_config
+from m4train import launching
+from m4train.cli import main
+from m4train.compose import load_config, load_run_config, save_config
 from m4train.errors import ConfigError
 from m4train.launching import check_devices, check_launched, starts_processes
 
@@ -43,3 +45,23 @@ def test_every_process_needs_a_gpu_of_its_own(monkeypatch):
     check_devices(1)
     with pytest.raises(ConfigError, match=r"2 processes on this machine, but it has 1 GPUs.*launch\.processes"):
         check_devices(2)
+
+
+@pytest.mark.parametrize("command", [["train"], ["evaluate"], ["launch", "check"]])
+def test_commands_that_use_an_engine_start_its_processes_or_fit_those_that_were(command, monkeypatch):
+    started = []
+    monkeypatch.setattr(launching, "launch", lambda arguments, processes: started.append((arguments, processes)) or 0)
+    two = [DIGITS, "engine=ddp", "launch.processes=2"]
+    assert main([*command, *two]) == 0
+    assert started == [([*command, *two], 2)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*command, DIGITS]) == 2  # two processes under engine=single
+
+
+def test_a_run_does_not_say_how_the_processes_of_another_command_are_started(tmp_path):
+    trained = load_config([DIGITS, "engine=ddp", "launch.processes=2", f"run_dir={tmp_path}"])
+    save_config(trained, tmp_path / "config.yaml")
+    config = load_run_config([f"run_dir={tmp_path}"])
+    assert (config.engine.name, config.launch.processes) == ("ddp", None)
+    assert load_run_config([f"run_dir={tmp_path}", "launch.processes=4"]).launch.processes == 4
+    load_run_config([f"run_dir={tmp_path}", "engine=single"])  # launch.processes=2 would refuse it
