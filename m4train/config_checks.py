@@ -15,11 +15,11 @@ from m4train.config import (
     SCHEDULES,
     BatchRampConfig,
     Config,
-    EngineConfig,
     ExportConfig,
     OptimizerConfig,
 )
 from m4train.data_checks import check_data
+from m4train.deepspeed_config import check_deepspeed_file
 from m4train.errors import ConfigError
 
 
@@ -87,7 +87,8 @@ def _check_batch_ramp(ramp: BatchRampConfig, size: int) -> None:
     )
 
 
-def _check_engine(engine: EngineConfig) -> None:
+def _check_engine(config: Config) -> None:
+    engine = config.engine
     one_of("engine.name", engine.name, ENGINES)
     zero = engine.name.startswith("zero")
     require(
@@ -108,6 +109,8 @@ def _check_engine(engine: EngineConfig) -> None:
         engine.deepspeed is None or zero,
         f"engine.deepspeed is {engine.deepspeed}, but engine.name is {engine.name}: choose zero1, zero2 or zero3.",
     )
+    if engine.deepspeed is not None:
+        check_deepspeed_file(config)
 
 
 def _check_launch(processes: int | None, engine: str) -> None:
@@ -201,7 +204,7 @@ def _check_training(config: Config) -> None:
         f"trainer.eval_every is {trainer.eval_every} but data.validation is empty: add a held-out source or set trainer.eval_every=0.",
     )
     one_of("trainer.precision", trainer.precision, ("fp32", "bf16"))
-    _check_engine(config.engine)
+    _check_engine(config)
     _check_launch(config.launch.processes, config.engine.name)
     _check_combinations(config)
     one_of("optimizer.name", optimizer.name, OPTIMIZERS)

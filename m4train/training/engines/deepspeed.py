@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from m4train.batch import PackedBatch, PackedOutput
+from m4train.deepspeed_config import STAGES, deepspeed_config
 from m4train.training import optim
 from m4train.training.checkpoint_files import write_json
 from m4train.training.engines.base import Update
 from m4train.training.engines.ddp import DistributedEngine
-from m4train.training.engines.deepspeed_config import STAGES, deepspeed_config
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.naming import canonical_parameters, persistent_buffers
 from m4train.training.quantization import is_quantized, quantization_tensors
