@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from m4train.errors import ConfigError
 
 
@@ -16,3 +19,12 @@ def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
 
 def at_least(key: str, value: float, least: float) -> None:
     require(value >= least, f"{key} is {value}, but must be at least {least}.")
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings, items of lists by their number."""
+    if isinstance(value, (dict, list)):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import asdict
 
-from m4train.checking import at_least, one_of, require
+from m4train.checking import at_least, leaves, one_of, require
 from m4train.combinations import why_not
 from m4train.config import (
     ADAPTERS,
@@ -13,10 +15,12 @@ from m4train.config import (
     MODEL_FAMILIES,
     OPTIMIZERS,
     SCHEDULES,
+    AdapterConfig,
     BatchRampConfig,
     Config,
     ExportConfig,
     OptimizerConfig,
+    ScheduleConfig,
 )
 from m4train.data_checks import check_data
 from m4train.deepspeed_config import check_deepspeed_file
@@ -25,9 +29,23 @@ from m4train.errors import ConfigError
 
 def check(config: Config) -> None:
     """Refuses combinations that cannot work. Raises ConfigError with one sentence that names the key and the way out."""
+    _check_numbers(config)
     _check_model(config)
     check_data(config)
     _check_training(config)
+
+
+def _check_numbers(config: Config) -> None:
+    """What holds for numbers of any group, and the keys that belong to none."""
+    for key, value in leaves(asdict(config)):
+        endless = key == "trainer.max_grad_norm" and value == math.inf  # never clips
+        require(
+            not isinstance(value, float) or math.isfinite(value) or endless,
+            f"{key} is {value}, but must be a finite number.",
+        )
+    require(-(2**63) <= config.seed < 2**63, f"seed is {config.seed}, but must fit into 64 bits.")
+    if config.threads is not None:
+        at_least("threads", config.threads, 1)
 
 
 def _check_model(config: Config) -> None:
@@ -210,22 +228,7 @@ def _check_training(config: Config) -> None:
     one_of("optimizer.name", optimizer.name, OPTIMIZERS)
     require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _check_optimizer(optimizer)
-    one_of("schedule.name", config.schedule.name, SCHEDULES)
-    require(
-        0 <= config.schedule.warmup_steps <= trainer.max_steps,
-        f"schedule.warmup_steps is {config.schedule.warmup_steps}, but must lie between 0 and trainer.max_steps ({trainer.max_steps}).",
-    )
-    require(
-        config.schedule.name == "wsd" or config.schedule.decay_steps == 0,
-        f"schedule.decay_steps is {config.schedule.decay_steps}, but schedule.name={config.schedule.name} has no decay "
-        "of its own: choose schedule=wsd.",
-    )
-    require(
-        config.schedule.name != "wsd"
-        or 1 <= config.schedule.decay_steps <= trainer.max_steps - config.schedule.warmup_steps,
-        f"schedule.decay_steps is {config.schedule.decay_steps}, but with schedule=wsd it must be at least 1 and fit "
-        f"between schedule.warmup_steps and trainer.max_steps ({trainer.max_steps}).",
-    )
+    _check_schedule(config.schedule, trainer.max_steps)
     for key in ("neftune_alpha", "skip_outliers", "keep_every"):
         at_least(f"trainer.{key}", getattr(trainer, key), 0)
     require(
@@ -233,15 +236,44 @@ def _check_training(config: Config) -> None:
         f"trainer.max_hours is {trainer.max_hours}, but must be above 0; null sets no limit.",
     )
     at_least("trainer.hang_timeout", trainer.hang_timeout, 0)
-    one_of("adapter.kind", config.adapter.kind, ADAPTERS)
-    require(
-        config.adapter.kind == "none" or bool(config.adapter.targets),
-        f"adapter.kind is {config.adapter.kind} but adapter.targets is empty: name the modules per part, such as "
-        "adapter.targets.text=[q_proj,v_proj].",
-    )
+    _check_adapter(config.adapter)
     one_of("logging.wandb", config.logging.wandb, ("offline", "online", "disabled"))
     _check_export(config.export)
     _check_evaluation(config)
+
+
+def _check_schedule(schedule: ScheduleConfig, max_steps: int) -> None:
+    one_of("schedule.name", schedule.name, SCHEDULES)
+    require(
+        0 <= schedule.warmup_steps <= max_steps,
+        f"schedule.warmup_steps is {schedule.warmup_steps}, but must lie between 0 and trainer.max_steps ({max_steps}).",
+    )
+    require(
+        schedule.name == "wsd" or schedule.decay_steps == 0,
+        f"schedule.decay_steps is {schedule.decay_steps}, but schedule.name={schedule.name} has no decay "
+        "of its own: choose schedule=wsd.",
+    )
+    require(
+        schedule.name != "wsd" or 1 <= schedule.decay_steps <= max_steps - schedule.warmup_steps,
+        f"schedule.decay_steps is {schedule.decay_steps}, but with schedule=wsd it must be at least 1 and fit "
+        f"between schedule.warmup_steps and trainer.max_steps ({max_steps}).",
+    )
+    require(
+        0 <= schedule.final_fraction <= 1,
+        f"schedule.final_fraction is {schedule.final_fraction}, but must be a share of the peak rate from 0 to 1.",
+    )
+
+
+def _check_adapter(adapter: AdapterConfig) -> None:
+    one_of("adapter.kind", adapter.kind, ADAPTERS)
+    require(
+        adapter.kind == "none" or bool(adapter.targets),
+        f"adapter.kind is {adapter.kind} but adapter.targets is empty: name the modules per part, such as "
+        "adapter.targets.text=[q_proj,v_proj].",
+    )
+    at_least("adapter.rank", adapter.rank, 1)
+    require(adapter.alpha > 0, f"adapter.alpha is {adapter.alpha}, but must be above 0.")
+    require(0 <= adapter.dropout < 1, f"adapter.dropout is {adapter.dropout}, but must lie from 0 up to but not 1.")
 
 
 def _check_evaluation(config: Config) -> None:
@@ -249,6 +281,8 @@ def _check_evaluation(config: Config) -> None:
     for key in ("max_new_tokens", "batch_size"):
         at_least(f"evaluation.{key}", getattr(evaluation, key), 1)
     at_least("evaluation.shown", evaluation.shown, 0)
+    if evaluation.max_samples is not None:
+        at_least("evaluation.max_samples", evaluation.max_samples, 1)
     unknown = sorted(set(evaluation.metrics) - set(config.data.validation))
     require(
         not unknown,

@@ -16,6 +16,10 @@ def check_data(config: Config) -> None:
         at_least(f"data.{key}", getattr(data, key), 1)
     for key in ("num_workers", "auto_index_limit"):
         at_least(f"data.{key}", getattr(data, key), 0)
+    if data.epochs is not None:
+        at_least("data.epochs", data.epochs, 1)
+    for key in ("squared", "frame"):
+        at_least(f"data.cost.{key}", getattr(data.cost, key), 0)
     _check_augment(data)
     require(
         data.cache_size > 0, f"data.cache_size is {data.cache_size} GiB: give more than 0, or set data.cache_dir=null."

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from m4train.checking import leaves
 from m4train.config import Config
 from m4train.deepspeed_keys import TOP, ZERO
 from m4train.errors import ConfigError
@@ -125,7 +126,7 @@ def _user_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} sets zero_optimization to {zero!r}: it must be an object of keys.")
     _check_known(path, "", theirs, TOP)
     _check_known(path, "zero_optimization.", zero, ZERO)
-    for key, value in _leaves(theirs):
+    for key, value in leaves(theirs):
         if value == "auto":
             raise ConfigError(f'{path} leaves {key} at "auto"; give a value or remove the key.')
     return theirs
@@ -137,15 +138,6 @@ def _check_known(path: Path, prefix: str, given: dict[str, Any], known: frozense
             close = difflib.get_close_matches(key, known, n=1)
             hint = f" (did you mean {prefix}{close[0]}?)" if close else ""
             raise ConfigError(f"{path} sets {prefix}{key}, which is no key of DeepSpeed{hint}: correct or remove it.")
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested objects."""
-    if not isinstance(value, dict):
-        yield key, value
-        return
-    for name, inner in value.items():
-        yield from _leaves(inner, f"{key}.{name}" if key else name)
 
 
 def _value(settings: Any, key: str, default: Any) -> Any:

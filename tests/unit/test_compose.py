@@ -35,6 +35,35 @@ def test_a_wrong_request_is_refused_in_one_sentence_naming_the_key(overrides, ex
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "schedule.final_fraction=1.5",
+        "schedule.final_fraction=-0.1",
+        "adapter.rank=0",
+        "adapter.dropout=1",
+        "adapter.alpha=0",
+        "threads=0",
+        "evaluation.max_samples=0",
+        "seed=36893488147419103232",
+        "data.epochs=0",
+        "data.cost.squared=-1",
+        "data.cost.frame=nan",
+        "optimizer.lr=inf",
+        "optimizer.betas=[0.9,nan]",
+        "trainer.hang_timeout=-1",
+    ],
+)
+def test_numbers_out_of_range_are_refused(wrong):
+    key = wrong.split("=")[0]
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.") + r".* is "):
+        load_config(["experiment=digits_sft", wrong])
+
+
+def test_a_gradient_norm_may_be_without_limit():
+    load_config(["experiment=digits_sft", "trainer.max_grad_norm=inf"])
+
+
 def test_every_experiment_composes_and_keys_override():
     for experiment in groups()["experiment"]:
         config = load_config([f"experiment={experiment}", "trainer.max_steps=5000", "seed=7"])
