@@ -10,9 +10,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from m4train.data.sample import Sample, sample_from_dict
 from m4train.data.sources.dialogues import dialogue, question_answer_pairs
@@ -50,26 +51,46 @@ def _need(named: Named, suffix: str) -> None:
 
 
 class _Numbered(TarLayout):
-    """The layouts of the Idefics trainer m4: `K.{i}.image.jpeg`, `K.{i}.text.txt`, and `K.metadata.txt`, a list of them all."""
+    """The layouts of the Idefics trainer m4: `K.{i}.image.jpeg`, `K.{i}.text.txt`, i counting both from 0 without a gap, and
+    `K.metadata.txt`, a list of them all."""
 
     def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
-        if "metadata.txt" in named:
-            try:
-                listed = ast.literal_eval(_text(read("metadata.txt")))
-            except (ValueError, SyntaxError):
-                raise BadSample("bad_text", "metadata.txt is not a list of member names") from None
-            lost = [name for name in listed if str(name).removeprefix(key + ".") not in named]
-            if lost:
-                raise BadSample("missing_member", f"metadata.txt lists {lost[0]!r}, which the shard does not hold")
         texts: list[Ref] = []
         images: list[Ref] = []
         for suffix in named:
             number, _, kind = suffix.partition(".")
-            if number.isdigit() and kind.startswith(("text.", "image.")):
+            if number.isdecimal() and kind.startswith(("text.", "image.")):
                 (texts if kind.startswith("text.") else images).append(Ref(suffix, int(number)))
         if not texts:
             raise BadSample("missing_member", f"no numbered text among {sorted(named)}")
+        _check_numbers([*texts, *images], key)
+        if "metadata.txt" in named:
+            _check_listed(_text(read("metadata.txt")), key, named)
         return sorted(texts, key=lambda ref: ref.part), sorted(images, key=lambda ref: ref.part)
+
+
+def _check_numbers(refs: Sequence[Ref], key: str) -> None:
+    """Raises BadSample unless the parts are numbered 0, 1, 2 ...: a gap is a lost part, and not every sample lists its parts."""
+    numbers = sorted(ref.part for ref in refs)
+    for number, found in enumerate(numbers):
+        if found < number:
+            twice = sorted(ref.suffix for ref in refs if ref.part == found)
+            raise BadSample("duplicate_member", f"{key} has two parts numbered {found}: {', '.join(twice)}")
+        if found > number:
+            raise BadSample("missing_member", f"{key} has no part numbered {number}, but one numbered {numbers[-1]}")
+
+
+def _check_listed(metadata: str, key: str, named: Named) -> None:
+    """Raises BadSample where `K.metadata.txt` lists a member that the shard does not hold."""
+    try:
+        listed = ast.literal_eval(metadata)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        listed = None
+    if not isinstance(listed, (list, tuple)):
+        raise BadSample("bad_text", "metadata.txt is not a list of member names")
+    lost = [name for name in listed if str(name).removeprefix(key + ".") not in named]
+    if lost:
+        raise BadSample("missing_member", f"metadata.txt lists {lost[0]!r}, which the shard does not hold")
 
 
 class M4Documents(_Numbered):
@@ -84,17 +105,30 @@ class M4Documents(_Numbered):
 
 
 class M4Conversations(_Numbered):
-    """Instruction data of m4: the images, then one text with the turns as JSON."""
+    """Instruction data of m4: the images, then the turns as JSON, in one text or going on in the next."""
 
     name = "m4_conversations"
 
+    def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
+        texts, images = super().find(key, named, read)
+        if images and images[-1].part > texts[0].part:
+            detail = f"image {images[-1].suffix!r} follows {texts[0].suffix!r}, but images must come before all turns"
+            raise BadSample("image_order", detail)
+        return texts, images
+
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
-        return question_answer_pairs(_json(texts[0][1]), [str(part) for part in images])
+        turns = []
+        for part, data in texts:
+            more = _json(data)
+            if not isinstance(more, list):
+                raise BadSample("bad_json", f"text {part} is a {type(more).__name__}, but must be a list of turns")
+            turns += more
+        return question_answer_pairs(turns, [str(part) for part in images])
 
 
 class Pairs(TarLayout):
     """One image and its text: `K.jpg` and `K.txt`, or the `caption` in `K.json` (img2dataset, LAION, COYO); also m4's
-    `K.image.jpeg` and `K.text.txt`, and its `K.question.txt` and `K.answer.txt`."""
+    `K.image.jpeg` and `K.text.txt`, and its `K.question.txt` and `K.answer.txt`. `K.json` also says the `url`."""
 
     name = "pairs"
     _QUESTION, _ANSWER, _CAPTION, _RECORD = range(4)
@@ -103,29 +137,29 @@ class Pairs(TarLayout):
         images = [Ref(suffix) for suffix in named if _is_image(suffix)]
         if len(images) != 1:
             raise BadSample("missing_image", f"one image is expected among {sorted(named)}")
+        record = [Ref("json", self._RECORD)] if "json" in named else []
         if "question.txt" in named:
             _need(named, "answer.txt")
-            return [Ref("question.txt", self._QUESTION), Ref("answer.txt", self._ANSWER)], images
+            return [Ref("question.txt", self._QUESTION), Ref("answer.txt", self._ANSWER), *record], images
         text = next((suffix for suffix in ("txt", "text.txt") if suffix in named), None)
         if text is not None:
-            return [Ref(text, self._CAPTION)], images
+            return [Ref(text, self._CAPTION), *record], images
         _need(named, "json")
-        return [Ref("json", self._RECORD)], images
+        return record, images
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
         found = dict(texts)
+        record = _json(found[self._RECORD]) if self._RECORD in found else {}
+        if not isinstance(record, dict):
+            raise BadSample("bad_json", f"the record is a {type(record).__name__} where an object is expected")
+        source = {"url": record["url"]} if record.get("url") else {}
         if self._QUESTION in found:
             turn = {"user": _text(found[self._QUESTION]), "assistant": _text(found[self._ANSWER])}
-            return question_answer_pairs([turn], ["0"])
-        caption: Any
-        if self._CAPTION in found:
-            caption = _text(found[self._CAPTION])
-        else:
-            record = _json(found[self._RECORD])
-            caption = record.get("caption") if isinstance(record, dict) else None
+            return replace(question_answer_pairs([turn], ["0"]), source=source)
+        caption = _text(found[self._CAPTION]) if self._CAPTION in found else record.get("caption")
         if not isinstance(caption, str) or not caption.strip():
             raise BadSample("no_text", "the image has no caption")
-        return sample_from_dict({"items": [{"image": "0"}, {"text": caption}]})
+        return sample_from_dict({"items": [{"image": "0"}, {"text": caption}], "source": source})
 
 
 class EnergonInterleaved(TarLayout):
@@ -142,14 +176,20 @@ class EnergonInterleaved(TarLayout):
 
 
 class Mint1T(TarLayout):
-    """MINT-1T's PDFs: as Energon's layout, with all images as frames of one `K.tiff`, in the order of the names."""
+    """MINT-1T's PDFs: as Energon's layout, with all images as frames of one `K.tiff`, in the order of the names.
+
+    A lost frame would give every image behind it another one's picture, so their number and `image_metadata` are compared.
+    """
 
     name = "mint1t"
 
     def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
         _need(named, "json")
-        images = self.compose([(0, read("json"))], []).images
+        record = _json(read("json"))
+        images = interleaved(record).images
         file = next((suffix for suffix in ("tiff", "tif") if suffix in named), "tiff")
+        if file in named:
+            _check_frames(self._sizes(read(file)), images, record.get("image_metadata"))
         return [Ref("json")], [Ref(file, part) for part in range(len(images))]
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
@@ -167,6 +207,14 @@ class Mint1T(TarLayout):
         self._frame(data, part, lambda image: image.copy()).save(buffer, "png")
         return buffer.getvalue()
 
+    def _sizes(self, data: bytes) -> list[tuple[int, int]]:
+        """Width and height of every frame."""
+
+        def each(image: Image.Image) -> list[tuple[int, int]]:
+            return [frame.size for frame in ImageSequence.Iterator(image)]
+
+        return self._frame(data, 0, each)
+
     def _frame(self, data: bytes, part: int, use: Callable[[Image.Image], Any]) -> Any:
         try:
             with Image.open(io.BytesIO(data)) as image:
@@ -174,6 +222,20 @@ class Mint1T(TarLayout):
                 return use(image)
         except Exception as error:
             raise BadSample("unreadable_image", f"frame {part} of the tiff cannot be read: {error}") from None
+
+
+def _check_frames(sizes: Sequence[tuple[int, int]], names: Sequence[str], metadata: Any) -> None:
+    """Raises BadSample unless the frames of these sizes are as many as the names, and as large as `image_metadata` says."""
+    if len(sizes) != len(names):
+        raise BadSample("image_count", f"{len(sizes)} frames for {len(names)} image names")
+    known = [entry for entry in metadata or () if isinstance(entry, dict)] if isinstance(metadata, list) else []
+    if known and len(known) != len(names):
+        raise BadSample("image_count", f"`image_metadata` describes {len(known)} images, `images` {len(names)}")
+    for part, (entry, size) in enumerate(zip(known, sizes)):
+        said = entry.get("width"), entry.get("height")
+        if None not in said and said != size:
+            detail = f"frame {part} has the size {size}, but `image_metadata` says {said} of {names[part]!r}"
+            raise BadSample("image_count", detail)
 
 
 class Mmc4(TarLayout):
@@ -195,11 +257,16 @@ class Mmc4(TarLayout):
         sentences, infos = _field(record, "text_list", list), _field(record, "image_info", list)
         before: dict[int, list[dict[str, str]]] = {}
         for number, info in enumerate(infos):
-            if isinstance(info, dict) and info.get("image_base64"):
-                before.setdefault(_sentence_of(record, info, number), []).append({"image": str(number)})
+            if not isinstance(info, dict) or not isinstance(info.get("image_base64") or "", str):
+                raise BadSample("bad_json", f"image_info[{number}] must be an object with `image_base64` as a string")
+            if info.get("image_base64"):
+                place = _sentence_of(record, info, number, len(sentences))
+                before.setdefault(place, []).append({"image": str(number)})
         items: list[dict[str, str]] = []
         for number, sentence in enumerate(sentences):
-            items += [*before.get(number, []), {"text": sentence if number == 0 else " " + str(sentence)}]
+            if not isinstance(sentence, str):
+                raise BadSample("bad_json", f"text_list[{number}] is a {type(sentence).__name__}, not a string")
+            items += [*before.get(number, []), {"text": sentence if number == 0 else " " + sentence}]
         return sample_from_dict({"items": items, "source": {"url": record.get("url")}})
 
     def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
@@ -213,19 +280,39 @@ class Mmc4(TarLayout):
 
 
 class LlavaOneVision(TarLayout):
-    """LLaVA-OneVision-1.5: `K.json` with `texts` (role and content) and `name`, and one image `K.jpg` or several `K.{i}_{name}`."""
+    """LLaVA-OneVision-1.5: `K.json` with `texts` (role and content) and `name`, and one image `K.jpg` or several `K.{i}_{name}`.
+
+    The images are those of `name`, in its order; without it, all there are, in the order of their numbers. The variant that
+    packs several samples into one (`images`, `prompts`, `captions`) is refused.
+    """
 
     name = "llava_onevision"
 
     def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
         _need(named, "json")
-        images = sorted((suffix for suffix in named if _is_image(suffix)), key=_leading_number)
-        refs = [Ref(suffix, part) for part, suffix in enumerate(images)]
+        record = _json(read("json"))
+        if isinstance(record, dict) and "captions" in record and "texts" not in record:
+            detail = "the packed variant (`images`, `prompts`, `captions`) is not read: use the set before packing"
+            raise BadSample("packed_variant", detail)
+        stored = sorted((suffix for suffix in named if _is_image(suffix)), key=_leading_number)
+        names = record.get("name") if isinstance(record, dict) else None
+        refs = [Ref(suffix, part) for part, suffix in enumerate(_in_order(names, stored) if names else stored)]
         self.compose([(0, read("json"))], range(len(refs)))
         return [Ref("json")], refs
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
         return dialogue(_json(texts[0][1]), [str(part) for part in images])
+
+
+def _in_order(names: Any, stored: Sequence[str]) -> list[str]:
+    """The member of each of the `names`: `{name}`, `{i}_{name}`, or the only one, `K.jpg`; the name itself where none is."""
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadSample("bad_json", "`name` must be a list of image names")
+    if len(names) == len(stored) == 1 and "." not in stored[0]:
+        return list(stored)
+    candidates = [(name, f"{place}_{name}") for place, name in enumerate(names)]
+    return [next((suffix for suffix in some if suffix in stored), some[0]) for some in candidates]
 
 
 def interleaved(record: Any) -> Sample:
@@ -244,9 +331,10 @@ def interleaved(record: Any) -> Sample:
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes of a base64 string, with or without a data URL before it. Raises BadSample."""
+    """The bytes of a base64 string, with or without a data URL before it, and in lines or not. Raises BadSample."""
+    coded = text.partition(",")[2] if text.startswith("data:") else text
     try:
-        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+        return base64.b64decode("".join(coded.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadSample("unreadable_image", f"an image is not valid base64: {error}") from None
 
@@ -257,15 +345,18 @@ def _field(record: Any, name: str, kind: type) -> Any:
     return record[name]
 
 
-def _sentence_of(record: dict[str, Any], info: dict[str, Any], number: int) -> int:
+def _sentence_of(record: dict[str, Any], info: dict[str, Any], number: int, sentences: int) -> int:
+    """The sentence that image `number` was matched with, one of so many. Raises BadSample."""
     match = info.get("matched_text_index")
-    if isinstance(match, int):
-        return match
-    try:
-        row = record["similarity_matrix"][number]
-        return max(range(len(row)), key=row.__getitem__)
-    except (KeyError, IndexError, TypeError, ValueError):
-        raise BadSample("bad_json", f"image {number} is matched with no sentence") from None
+    if match is None:
+        try:
+            row = record["similarity_matrix"][number]
+            match = max(range(len(row)), key=row.__getitem__)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise BadSample("bad_json", f"image {number} is matched with no sentence") from None
+    if type(match) is not int or not 0 <= match < sentences:
+        raise BadSample("bad_json", f"image {number} is matched with sentence {match!r} of {sentences}, which is none")
+    return match
 
 
 def _leading_number(suffix: str) -> tuple[int, str]:

@@ -65,19 +65,38 @@ def reasons(built: Source) -> dict[str, str]:
 
 
 def test_m4_documents(tmp_path: Path) -> None:
-    names = ["7_a.0.text.txt", "7_a.1.image.jpeg", "7_a.2.text.txt", "7_a.10.image.jpeg"]
+    texts = {f"7_a.{number}.text.txt": f"Text {number}." for number in (0, 9, 8, 7, 6, 5, 4, 3, 2)}
     members = {
-        "7_a.0.text.txt": "Before.",
-        "7_a.1.image.jpeg": png(RED),
+        **texts,
         "7_a.10.image.jpeg": png(BLUE),
-        "7_a.2.text.txt": "Between.",
-        "7_a.metadata.txt": repr(names),
+        "7_a.1.image.jpeg": png(RED),
+        "7_a.metadata.txt": repr([*texts, "7_a.1.image.jpeg", "7_a.10.image.jpeg"]),
         "8_b.0.text.txt": "x",
         "8_b.metadata.txt": repr(["8_b.0.text.txt", "8_b.1.image.jpeg"]),
+        "9_c.0.text.txt": "x",
+        "9_c.metadata.txt": "5",
     }
     built = source(tar(tmp_path / "a.tar", members), "m4_documents")
-    check(built, 0, ["Before.", None, "Between.", None], [RED, BLUE])
-    assert reasons(built) == {"8_b": "missing_member"}
+    said = ["Text 0.", None, *(f"Text {number}." for number in range(2, 10)), None]
+    check(built, 0, said, [RED, BLUE])
+    assert reasons(built) == {"8_b": "missing_member", "9_c": "bad_text"}
+
+
+def test_m4_parts_are_numbered_without_gaps_and_repetitions(tmp_path: Path) -> None:
+    members = {
+        "0_a.0.text.txt": "x",
+        "0_a.2.text.txt": "y",
+        "1_b.1.text.txt": "x",
+        "2_c.0.text.txt": "x",
+        "2_c.0.image.jpeg": png(RED),
+        "3_d.0.text.txt": "x",
+    }
+    built = source(tar(tmp_path / "a.tar", members), "m4_documents")
+    assert reasons(built) == {"0_a": "missing_member", "1_b": "missing_member", "2_c": "duplicate_member"}
+    details = [detail for _, detail in built.index.shards[0].bad.values()]
+    assert "0_a has no part numbered 1" in details[0]
+    assert "1_b has no part numbered 0" in details[1]
+    assert "0.image.jpeg, 0.text.txt" in details[2]
 
 
 def test_m4_conversations(tmp_path: Path) -> None:
@@ -89,10 +108,28 @@ def test_m4_conversations(tmp_path: Path) -> None:
     assert built.read(0).source == {"dataset": "v"}
 
 
+def test_m4_conversations_in_several_texts_lose_no_turn(tmp_path: Path) -> None:
+    turns = [[{"user": f"Q{number}", "assistant": f"A{number}"}] for number in range(3)]
+    members = {
+        "k.0.image.jpeg": png(RED),
+        "k.1.text.txt": turns[0],
+        "k.2.text.txt": turns[1] + turns[2],
+        "l.0.text.txt": turns[0],
+        "l.1.image.jpeg": png(RED),
+        "m.0.text.txt": turns[0],
+        "m.1.text.txt": turns[1][0],
+    }
+    built = source(tar(tmp_path / "a.tar", members), "m4_conversations")
+    roles = (("user", "Q"), ("assistant", "A"))
+    said = [(role, [f"{letter}{number}"]) for number in range(3) for role, letter in roles]
+    check(built, 0, [("user", [None, "Q0"]), *said[1:]], [RED])
+    assert reasons(built) == {"l": "image_order", "m": "bad_json"}
+
+
 def test_pairs(tmp_path: Path) -> None:
     members = {
         "0.jpg": png(RED),
-        "0.json": {"caption": "no"},
+        "0.json": {"caption": "no", "url": "http://a/0.jpg"},
         "0.txt": "A red card.",
         "1.json": {"caption": "A blue card."},
         "1.webp": png(BLUE),
@@ -100,17 +137,27 @@ def test_pairs(tmp_path: Path) -> None:
         "2.text.txt": "A page.",
         "3.answer.txt": "Red.",
         "3.image.jpeg": png(RED),
+        "3.json": {"url": "http://a/3.jpg"},
         "3.question.txt": "Which colour?",
         "4.jpg": png(RED),
         "4.json": {"caption": None},
         "5.txt": "alone",
+        "6.jpg": png(RED),
+        "6.json": "{",
+        "6.txt": "A record that says nothing.",
     }
     built = source(tar(tmp_path / "a.tar", members), "pairs")
     check(built, 0, [None, "A red card."], [RED])
     check(built, 1, [None, "A blue card."], [BLUE])
     check(built, 2, [None, "A page."], [PAGE])
     check(built, 3, [("user", [None, "Which colour?"]), ("assistant", ["Red."])], [RED])
-    assert reasons(built) == {"4": "no_text", "5": "missing_image"}
+    assert [built.read(number).source.get("url") for number in range(4)] == [
+        "http://a/0.jpg",
+        None,
+        None,
+        "http://a/3.jpg",
+    ]
+    assert reasons(built) == {"4": "no_text", "5": "missing_image", "6": "bad_json"}
 
 
 def test_energon_interleaved(tmp_path: Path) -> None:
@@ -130,10 +177,26 @@ def test_mint1t(tmp_path: Path) -> None:
     tiff = io.BytesIO()
     RED.copy().save(tiff, "tiff", save_all=True, append_images=[PAGE.copy()])
     record = {"texts": ["One.", None, None], "images": [None, "page_0_image_85", "page_1_image_3"], "url": "u"}
-    members = {"k.json": record, "k.tiff": tiff.getvalue(), "l.json": record, "l.tiff": png(RED)}
-    built = source(tar(tmp_path / "a.tar", members), "mint1t")
+    sizes = [{"page": page, "width": image.width, "height": image.height} for page, image in enumerate((RED, PAGE))]
+    records = {
+        "k": record | {"image_metadata": sizes},
+        "l": {"texts": ["One.", None], "images": [None, "page_1_image_3"]},
+        "m": record | {"image_metadata": sizes[::-1]},
+        "n": record | {"image_metadata": sizes[:1]},
+        "o": record | {"image_metadata": None},
+    }
+    members = {f"{key}.json": content for key, content in records.items()}
+    members |= {f"{key}.tiff": tiff.getvalue() for key in records}
+    members |= {"p.json": record, "p.tiff": png(RED), "q.json": record, "q.tiff": tiff.getvalue()[:9]}
+    built = source(tar(tmp_path / "a.tar", {name: members[name] for name in sorted(members)}), "mint1t")
     check(built, 0, ["One.", None, None], [RED, PAGE])
-    assert reasons(built) == {"l": "unreadable_image"}
+    check(built, 4, ["One.", None, None], [RED, PAGE])
+    counts = dict.fromkeys("lmnp", "image_count")
+    assert reasons(built) == counts | {"q": "unreadable_image"}
+    details = [detail for _, detail in built.index.shards[0].bad.values()]
+    assert "2 frames for 1 image names" in details[0]
+    assert "frame 0 has the size (20, 10)" in details[1]
+    assert "`image_metadata` describes 1 images" in details[2]
 
 
 def test_mmc4(tmp_path: Path) -> None:
@@ -144,10 +207,22 @@ def test_mmc4(tmp_path: Path) -> None:
         {"image_base64": coded[1]},
     ]
     record = {"text_list": ["One.", "Two."], "image_info": infos, "similarity_matrix": [[0, 1], [0, 0], [0.9, 0.1]]}
-    bad = {"text_list": ["One."], "image_info": [{"image_base64": "%%%", "matched_text_index": 0}]}
-    built = source(tar(tmp_path / "a.tar", {"k.json": record, "l.json": bad}), "mmc4")
+    good = {"image_base64": coded[0], "matched_text_index": 0}
+    bad = {
+        "l": {"text_list": ["One."], "image_info": [{"image_base64": "%%%", "matched_text_index": 0}]},
+        "m": {"text_list": ["One."], "image_info": [good, {"image_base64": coded[1], "matched_text_index": 7}]},
+        "n": {"text_list": ["One."], "image_info": [{"image_base64": coded[0], "matched_text_index": -1}]},
+        "o": {"text_list": ["One.", None], "image_info": [good]},
+        "p": {"text_list": ["One."], "image_info": [{"image_base64": 5, "matched_text_index": 0}]},
+        "q": {"text_list": ["One."], "image_info": [{"image_base64": coded[0]}], "similarity_matrix": [[0, 1]]},
+    }
+    members = {"k.json": record} | {f"{key}.json": content for key, content in bad.items()}
+    built = source(tar(tmp_path / "a.tar", members), "mmc4")
     check(built, 0, [None, "One.", None, " Two."], [BLUE, RED])
-    assert reasons(built) == {"l": "unreadable_image"}
+    assert reasons(built) == {"l": "unreadable_image"} | dict.fromkeys("mnopq", "bad_json")
+    details = [detail for _, detail in built.index.shards[0].bad.values()]
+    assert "image 1 is matched with sentence 7 of 1" in details[1]
+    assert "text_list[1] is a NoneType" in details[3]
 
 
 def test_llava_onevision(tmp_path: Path) -> None:
@@ -162,6 +237,31 @@ def test_llava_onevision(tmp_path: Path) -> None:
     built = source(tar(tmp_path / "a.tar", members), "llava_onevision")
     check(built, 0, [("user", [None, "First, ", None, " second?"]), ("assistant", ["Yes."])], [RED, BLUE])
     assert reasons(built) == {"l": "image_count"}
+
+
+def test_llava_onevision_takes_the_images_that_it_names(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Compare."}, {"role": "assistant", "content": "Yes."}]
+    pair = {"0_x.jpg": png(RED), "1_y.jpg": png(BLUE)}
+    records = {
+        "k": ({"texts": turns, "name": ["1_y.jpg", "0_x.jpg"]}, pair),
+        "l": ({"texts": turns, "name": ["0_x.jpg", "1_y.jpg"]}, {"1_y.jpg": png(BLUE)}),
+        "m": ({"texts": turns, "name": ["red card.jpg"]}, {"jpg": png(RED)}),
+        "n": ({"texts": turns, "name": []}, {"1_b.jpg": png(BLUE), "0_a.jpg": png(RED)}),
+        "o": ({"texts": turns, "name": [5]}, pair),
+        "p": ({"images": list(pair), "prompts": ["p", "q"], "captions": ["c", "d"]}, pair),
+    }
+    members = {}
+    for key, (record, images) in records.items():
+        members |= {f"{key}.json": record} | {f"{key}.{name}": data for name, data in images.items()}
+    built = source(tar(tmp_path / "a.tar", members), "llava_onevision")
+    answer = ("assistant", ["Yes."])
+    check(built, 0, [("user", [None, None, "Compare."]), answer], [BLUE, RED])
+    check(built, 2, [("user", [None, "Compare."]), answer], [RED])
+    check(built, 3, [("user", [None, None, "Compare."]), answer], [RED, BLUE])
+    assert reasons(built) == {"l": "missing_image", "o": "bad_json", "p": "packed_variant"}
+    details = [detail for _, detail in built.index.shards[0].bad.values()]
+    assert "'0_x.jpg'" in details[0]
+    assert "`prompts`" in details[2]
 
 
 LLAVA = {
