@@ -22,7 +22,7 @@ from m4train.data.sources.base import Member
 from m4train.data.storage import is_remote
 from m4train.errors import ConfigError, StaleIndexError
 
-VERSION = 4
+VERSION = 5
 PIECE_KINDS = ("template", "document", "user", "system", "assistant", "image", "border")
 IMAGE_KIND = PIECE_KINDS.index("image")
 BORDER_KIND = PIECE_KINDS.index("border")

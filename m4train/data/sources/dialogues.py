@@ -1,7 +1,7 @@
 """Conversations as others write them, turned into canonical messages: LLaVA, ShareGPT, OpenAI and Cauldron styles.
 
 Images stand as the placeholder `<image>` in a text, or as items of a content list; where a text has none, all images go
-before what the first user says, as The Cauldron means it.
+before what the first user says, as The Cauldron means it. What a record says under `system` comes first, unless a turn does.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "ass
 _PLACEHOLDER = re.compile(r"\n?<image>\n?")
 
 
-def question_answer_pairs(turns: Any, images: Sequence[str]) -> Sample:
-    """The Cauldron, FineVision, Docmatix, m4: `[{"user":, "assistant":, "source":}]`, the images of these names before the first turn.
-
-    Raises BadSample.
+def question_answer_pairs(turns: Any, images: Sequence[str], system: Any = None) -> Sample:
+    """The Cauldron, FineVision, Docmatix, m4: `[{"user":, "assistant":, "source":}]`, the images of these names before the first
+    turn, and before all what the record has under `system`. Raises BadSample.
     """
     if not isinstance(turns, Sequence) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise BadSample("bad_json", "the turns must be a list of objects with `user` and `assistant`")
@@ -32,7 +31,8 @@ def question_answer_pairs(turns: Any, images: Sequence[str]) -> Sample:
             messages.append({"role": role, "content": [{"text": turn[role]}]})
     messages[0]["content"] = [*({"image": name} for name in images), *messages[0]["content"]]
     source = turns[0].get("source")
-    return sample_from_dict({"messages": messages, "source": {"dataset": source} if source else {}})
+    content = {"messages": _after_system(messages, system), "source": {"dataset": source} if source else {}}
+    return sample_from_dict(content)
 
 
 def dialogue(record: Any, images: Sequence[str] | None = None) -> Sample:
@@ -56,10 +56,20 @@ def dialogue(record: Any, images: Sequence[str] | None = None) -> Sample:
     elif len(open_places) == len(names):
         for item, name in zip(open_places, names):
             item["image"] = name
-    elif open_places or not places:
-        raise BadSample("image_count", f"{len(open_places)} places for images but {len(names)} images")
+    elif open_places or names != [item["image"] for item in places]:  # the same names again are no further images
+        found = f"{len(open_places)} places for images but {len(names)} images"
+        named = len(places) - len(open_places)
+        raise BadSample("image_count", found + (f", beside {named} that name their own" if named else ""))
     source = {"dataset": record["source"]} if isinstance(record.get("source"), str) else {}
-    return sample_from_dict({"messages": messages, "source": source})
+    return sample_from_dict({"messages": _after_system(messages, record.get("system")), "source": source})
+
+
+def _after_system(messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
+    if not system or any(message["role"] == "system" for message in messages):
+        return messages
+    if not isinstance(system, str):
+        raise BadSample("bad_json", f"`system` is a {type(system).__name__}, but must be a string")
+    return [{"role": "system", "content": [{"text": system}]}, *messages]
 
 
 def _named(record: dict[str, Any]) -> list[str]:

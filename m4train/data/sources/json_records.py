@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -20,15 +20,20 @@ from m4train.data.sources.base import Member, ScannedSample, content_hash
 from m4train.data.sources.records import image_member, record_sample, unchanged
 from m4train.data.sources.tar_layouts import from_base64
 from m4train.data.storage import FileReader, Range
-from m4train.errors import BadSample, DataError
-from m4train.processing.images import decode_image
+from m4train.errors import BadSample
+from m4train.processing.images import decode_image, read_image_info
 
 _LONGEST_NAME = 255  # characters of a file name
-_SPACE = re.compile(r"[\s,]*")
+_BETWEEN = re.compile(r"[ \t\r\n,]*")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_IN_FILE, _IN_RECORD = 0, 1  # where an image is stored, as its member's offset
 
 
 class JsonRecords:
-    """A file holding one JSON array of records, or one record a line."""
+    """A file holding one JSON array of records, one record a line, or records that go over several lines.
+
+    Where an array is cut or broken, what comes before is read; the rest is one bad sample.
+    """
 
     name = "json"
 
@@ -36,6 +41,8 @@ class JsonRecords:
         for number, (offset, raw) in enumerate(_records(files, path)):
             key = str(number)
             try:
+                if isinstance(raw, BadSample):
+                    raise raw
                 names = record_sample(_parse(raw)).images
                 images = [self._image(files, path, name, place) for place, name in enumerate(names)]
                 yield ScannedSample(key, (Member(offset, len(raw), content_hash(raw)), *images))
@@ -63,7 +70,8 @@ class JsonRecords:
         found = []
         for number in wanted:
             member, name = members[1 + number], names[number]
-            data = from_base64(name) if _embedded(name) else files.read(_beside(path, name), 0, member.size)
+            embedded = member.offset == _IN_RECORD
+            data = from_base64(name) if embedded else files.read(_beside(path, name), 0, member.size)
             found.append(unchanged(data, member, f"image {number} ({name[:80]})"))
         return found
 
@@ -77,19 +85,32 @@ class JsonRecords:
     def _image(self, files: FileReader, path: str, name: str, number: int) -> Member:
         if re.match(r"[a-z0-9]+://", name):
             raise BadSample("remote_image", f"image {number}, {name[:80]}, is a URL: fetch the images before training")
-        if _embedded(name):
-            data = from_base64(name)
-        else:
-            try:
-                data = files.read(_beside(path, name), 0, files.size(_beside(path, name)))
-            except (FileNotFoundError, NotADirectoryError):
-                raise BadSample("missing_image", f"image {number}: no file {_beside(path, name)}") from None
-        return image_member(data, number, size=len(data))
+        if _only_base64(name):
+            return image_member(from_base64(name), number, _IN_RECORD)
+        place = _beside(path, name)
+        try:
+            data = files.read(place, 0, files.size(place))
+        except (FileNotFoundError, NotADirectoryError):
+            coded = _short_base64(name)
+            if coded is None:
+                raise BadSample("missing_image", f"image {number}: no file {place[:1000]}") from None
+            return image_member(coded, number, _IN_RECORD)
+        return image_member(data, number, _IN_FILE, len(data))
 
 
-def _embedded(name: str) -> bool:
-    """Whether an image is given as base64, in a data URL or plainly, and not by its path."""
+def _only_base64(name: str) -> bool:
+    """Whether an image can only be given as base64, in a data URL or plainly, and not by its path."""
     return name.startswith("data:") or (len(name) > _LONGEST_NAME and "." not in name)
+
+
+def _short_base64(name: str) -> bytes | None:
+    """The image that a name is in base64, for the smallest ones are no longer than a path; None where it is none."""
+    try:
+        data = from_base64(name)
+        read_image_info(data)
+    except BadSample:
+        return None
+    return data
 
 
 def _beside(path: str, name: str) -> str:
@@ -103,14 +124,16 @@ def _parse(raw: bytes) -> Any:
         raise BadSample("bad_json", f"not JSON in UTF-8: {error}") from None
 
 
-def _records(files: FileReader, path: str) -> Iterator[tuple[int, bytes]]:
-    """Byte offset and bytes of every record."""
+def _records(files: FileReader, path: str) -> Iterator[tuple[int, bytes | BadSample]]:
+    """Byte offset and bytes of every record, or what is wrong with the file from there on."""
     with files.open(path) as file:
-        start = file.read(64).lstrip()
+        array = file.read(64).removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"[")
         file.seek(0)
-        if start.startswith(b"["):
-            yield from _array_records(path, file.read())
+        if array or _goes_on(file):
+            file.seek(0)
+            yield from _values(file.read())
             return
+        file.seek(0)
         offset = 0
         for line in file:
             if line.strip():
@@ -118,26 +141,44 @@ def _records(files: FileReader, path: str) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
 
 
-def _array_records(path: str, data: bytes) -> Iterator[tuple[int, bytes]]:
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}.") from None
+def _goes_on(file: BinaryIO) -> bool:
+    """Whether the first record goes on in the next line, as printers for people write them."""
+    first = next((line for line in file if line.removeprefix(_BYTE_ORDER_MARK).strip()), b"")
+    return first.strip().endswith((b"{", b"[", b","))
+
+
+def _values(data: bytes) -> Iterator[tuple[int, bytes | BadSample]]:
+    """The values of an array, or values one after the other, as `_records` gives them."""
+    text = data.decode("utf-8", "surrogateescape")  # what is no UTF-8 is found where its record is parsed
+    place = len(text) - len(text.removeprefix("\ufeff").lstrip())
+    array = text.startswith("[", place)
+    place += array
+    offset = len(_stored(text[:place]))
     decoder = json.JSONDecoder()
-    place, offset = text.index("[") + 1, len(text[: text.index("[") + 1].encode())
     while True:
-        skipped = _SPACE.match(text, place)
+        skipped = _BETWEEN.match(text, place)
         assert skipped is not None
-        offset += skipped.end() - place
-        place = skipped.end()
-        if text[place : place + 1] == "]":
+        offset, place = offset + skipped.end() - place, skipped.end()
+        ended = place == len(text)
+        if ended and not array:
+            return
+        if array and text.startswith("]", place):
+            if text[place + 1 :].strip():
+                yield offset + 1, _broken(offset + 1, "there is more behind the end of the array")
             return
         try:
             _, end = decoder.raw_decode(text, place)
-        except ValueError as error:
-            raise DataError(
-                f"{path} is no JSON array of records: {error}; mend it or write one record a line."
-            ) from None
-        raw = text[place:end].encode()
+        except (ValueError, RecursionError) as error:
+            yield offset, _broken(offset, "the file ends before its array does" if ended else str(error))
+            return
+        raw = _stored(text[place:end])
         yield offset, raw
         offset, place = offset + len(raw), end
+
+
+def _stored(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _broken(offset: int, what: str) -> BadSample:
+    return BadSample("bad_json", f"from byte {offset} on the file holds no further record: {what}")

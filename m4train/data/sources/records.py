@@ -17,7 +17,7 @@ from m4train.processing.images import read_image_info
 
 IMAGE_COLUMNS = ("images", "image")
 TEXT_COLUMNS = ("texts", "messages", "conversations")
-OTHER_COLUMNS = ("url", "general_metadata")
+OTHER_COLUMNS = ("system", "url", "general_metadata")
 
 
 def record_sample(record: Any, places: Sequence[str | None] | None = None) -> Sample:
@@ -40,7 +40,7 @@ def record_sample(record: Any, places: Sequence[str | None] | None = None) -> Sa
     kinds = [text for text in texts if isinstance(text, dict)]
     if not kinds:
         return replace(interleaved({"images": list(places), "texts": texts}), source=_origin(record))
-    return question_answer_pairs(texts, names) if "user" in kinds[0] else dialogue(record, names)
+    return question_answer_pairs(texts, names, record.get("system")) if "user" in kinds[0] else dialogue(record, names)
 
 
 def _origin(record: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def image_column(record: dict[str, Any]) -> list[Any]:
 
 def text_hash(record: dict[str, Any]) -> int:
     """Tells a record's text from changed text."""
-    text = {name: record[name] for name in TEXT_COLUMNS if record.get(name) is not None}
+    text = {name: record[name] for name in (*TEXT_COLUMNS, "system") if record.get(name) is not None}
     return content_hash(json.dumps(text, default=str, sort_keys=True).encode())
 
 

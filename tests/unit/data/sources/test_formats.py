@@ -312,6 +312,115 @@ def test_json_of_llava_sharegpt_and_messages(tmp_path: Path, array: bool) -> Non
     assert reasons(built) == {"3": "remote_image", "4": "image_count", "5": "missing_image"}
 
 
+USER = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "Red."}]
+
+
+def json_file(path: Path, records: list) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_the_system_prompt_of_a_record_is_its_first_turn_unless_a_turn_is_one(tmp_path: Path) -> None:
+    own = [{"from": "system", "value": "Own."}, *USER]
+    records = [
+        {"system": "Short.", "conversations": USER},
+        {"system": "Short.", "conversations": own},
+        {"system": "Short.", "texts": [{"user": "Which?", "assistant": "Red."}]},
+        {"system": "", "conversations": USER},
+        {"system": ["Short."], "conversations": USER},
+    ]
+    said = [("user", ["Which?"]), ("assistant", ["Red."])]
+    built = source(json_file(tmp_path / "a.jsonl", records), "json")
+    check(built, 0, [("system", ["Short."]), *said], [])
+    check(built, 1, [("system", ["Own."]), *said], [])
+    check(built, 2, [("system", ["Short."]), *said], [])
+    check(built, 3, said, [])
+    assert reasons(built) == {"4": "bad_json"}
+    built = source(parquet(tmp_path / "a.parquet", records[:1]), "parquet")
+    check(built, 0, [("system", ["Short."]), *said], [])
+
+
+def test_images_that_no_place_is_left_for_are_counted(tmp_path: Path) -> None:
+    for name, image in (("red.png", RED), ("blue.png", BLUE)):
+        image.save(tmp_path / name)
+    content = [{"type": "image", "image": "blue.png"}, {"type": "text", "text": "Which?"}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "Blue."}]
+    records = [
+        {"messages": messages, "images": ["blue.png"]},
+        {"messages": messages, "images": ["red.png"]},
+        {"messages": messages, "images": ["blue.png", "red.png"]},
+    ]
+    built = source(json_file(tmp_path / "a.jsonl", records), "json")
+    check(built, 0, [("user", [None, "Which?"]), ("assistant", ["Blue."])], [BLUE])
+    assert reasons(built) == {"1": "image_count", "2": "image_count"}
+    assert "0 places for images but 2 images, beside 1 that name their own" in built.index.shards[0].bad[2][1]
+
+
+def test_base64_may_be_short_or_in_lines(tmp_path: Path) -> None:
+    tiny, noise = Image.new("RGB", (1, 1), "red"), Image.effect_noise((20, 20), 50).convert("RGB")
+    short = base64.b64encode(png(tiny)).decode()
+    assert len(short) < 256
+    wrapped = base64.encodebytes(png(noise)).decode()
+    coded = [short, wrapped, "data:image/png;base64," + wrapped, "pictures/nofileatall"]
+    records = [{"image": image, "conversations": LLAVA["conversations"]} for image in coded]
+    built = source(json_file(tmp_path / "a.jsonl", records), "json")
+    for number, image in enumerate((tiny, noise, noise)):
+        check(built, number, [("user", [None, "Which?"]), ("assistant", ["Red."])], [image])
+    assert reasons(built) == {"3": "missing_image"}
+
+
+@pytest.mark.parametrize(
+    ("damaged", "byte", "what"),
+    [
+        ("[{0}, {0}", "", "the file ends before its array does"),
+        ("[{0}, {0},\n", "", "the file ends before its array does"),
+        ('[{0}, {0}, {{"conversations": [', '{"conversations": [', "Expecting value"),
+        ("[{0}, {0}] more", " more", "behind the end of the array"),
+        ("[{0}, {0}, ?, {0}]", "?, ", "Expecting value"),
+    ],
+    ids=["no_bracket", "comma", "in_a_record", "more", "no_json"],
+)
+def test_a_broken_array_keeps_the_records_before_and_names_the_byte(
+    tmp_path: Path, damaged: str, byte: str, what: str
+) -> None:
+    turns = [{"from": "human", "value": "Whích?"}, USER[1]]
+    text = damaged.format(json.dumps({"conversations": turns}, ensure_ascii=False))
+    (tmp_path / "a.json").write_text(text, "utf-8")
+    built = source(str(tmp_path / "a.json"), "json")
+    assert reasons(built) == {"2": "bad_json"}
+    for number in range(2):
+        check(built, number, [("user", ["Whích?"]), ("assistant", ["Red."])], [])
+    _, detail = built.index.shards[0].bad[2]
+    place = len(text[: text.rindex(byte)].encode()) if byte else len(text.encode())
+    assert f"from byte {place} on" in detail
+    assert what in detail
+
+
+def test_bytes_that_are_no_text_cost_their_record_only(tmp_path: Path) -> None:
+    data = json.dumps([{"conversations": USER}] * 3).encode()
+    place = data.index(b"Which", 80)
+    (tmp_path / "a.json").write_bytes(data[:place] + b"\xff" + data[place + 1 :])
+    built = source(str(tmp_path / "a.json"), "json")
+    assert reasons(built) == {"1": "bad_json"}
+    check(built, 2, [("user", ["Which?"]), ("assistant", ["Red."])], [])
+
+
+@pytest.mark.parametrize("indent", [None, 1, "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte_order_mark"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_objects_over_several_lines_are_one_record_each(tmp_path: Path, indent, mark: str, count: int) -> None:
+    text = json.dumps({"conversations": USER}, indent=indent)
+    (tmp_path / "a.json").write_text(mark + "\n".join([text] * count), "utf-8")
+    built = source(str(tmp_path / "a.json"), "json")
+    assert len(built) == count
+    assert not reasons(built)
+    check(built, count - 1, [("user", ["Which?"]), ("assistant", ["Red."])], [])
+    if indent:
+        (tmp_path / "a.json").write_text(mark + "\n".join([text] * 2)[:-9], "utf-8")
+        built = source(str(tmp_path / "a.json"), "json")
+        assert reasons(built) == {"1": "bad_json"}
+
+
 def parquet(path: Path, rows: list[dict], group: int = 2) -> str:
     import pyarrow
     import pyarrow.parquet
