@@ -39,7 +39,8 @@ def convert(
 ) -> dict[str, int]:
     """Writes every sample of `source` to canonical shards `folder/NAME-CHUNK-NUMBER.tar`; what is there already is kept.
 
-    Keys are made of the shard's name and the key there, with what a key may not hold replaced. Samples that cannot be
+    Keys are made of the shard's name and the key there, with what a key may not hold replaced, and where that makes two
+    alike the number of the sample. Samples that cannot be
     read are named in `folder/quarantine.jsonl`. Returns the number of samples `written`, and how many were left out for
     each reason. `progress(done, total)` counts samples. Raises DataError where `folder` holds another conversion.
     """
@@ -118,7 +119,10 @@ class _Chunk:
             return QuarantineEntry(0, -1, self.source.name, key, shard.shard, error.reason, error.detail)
         if stems[stem] > 1:
             stem = f"{self.source.index.shards.index(shard):05d}-{stem}"
-        writer.write(f"{stem}-{key}".replace(".", "_").replace("/", "_").lstrip("_"), content, images)
+        new = f"{stem}-{key}".replace(".", "_").replace("/", "_").lstrip("_")
+        while new in writer:
+            new = f"{new}-{number}"
+        writer.write(new, content, images)
         return None
 
 
@@ -149,7 +153,8 @@ def _content(sample: Sample, names: list[str], images: list[bytes]) -> dict[str,
         info = read_image_info(data)
         item |= {"image": name, "width": info.width, "height": info.height}
     body: dict[str, Any] = {"items": sample.items} if sample.items is not None else {"messages": sample.messages}
-    return body | {"source": sample.source} | ({"scores": sample.scores} if sample.scores else {})
+    optional = {"scores": sample.scores, "references": list(sample.references)}
+    return body | {"source": sample.source} | {name: value for name, value in optional.items() if value}
 
 
 def _extension(data: bytes) -> str:

@@ -81,6 +81,10 @@ class ShardWriter:
         self._bytes += size
         self._samples += 1
 
+    def __contains__(self, key: str) -> bool:
+        """Whether a sample with this key was written."""
+        return key in self._keys
+
     def _check(self, key: str, sample: Mapping[str, Any], images: Mapping[str, bytes]) -> None:
         if not key or "." in key or key.startswith("_") or key.strip("/") != key:
             raise DataError(f"Sample key {key!r} must be non-empty, without dots, and not start with '_' or '/'.")

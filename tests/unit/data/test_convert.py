@@ -1,4 +1,6 @@
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,16 @@ from m4train.config import SourceConfig
 from m4train.data.convert import convert
 from m4train.data.source import Source, build_sources
 from m4train.errors import DataError
-from tests.helpers.data import FakeProcessor, data_config, document, documents, write_shards
+from tests.helpers.data import (
+    FakeProcessor,
+    conversations,
+    data_config,
+    document,
+    documents,
+    page_picture,
+    png,
+    write_shards,
+)
 
 
 @pytest.fixture
@@ -68,6 +79,36 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped(pages: Source, tmp_p
     assert not list((tmp_path / "out").glob(".*.tmp"))
     with pytest.raises(DataError, match="holds a conversion of another 'pages'"):
         convert(pages, tmp_path / "out", max_samples=7)
+
+
+def test_keys_that_become_alike_are_told_apart_by_the_number_of_the_sample(tmp_path: Path) -> None:
+    texts = {f"{key}.txt": f"Card {key}." for key in ("a/b", "a_b", "a_b-1", "c")}
+    members = {name.replace("txt", "png"): png(page_picture(name)) for name in texts} | texts
+    with tarfile.open(tmp_path / "p.tar", "w") as tar:
+        for name in sorted(members):
+            data = members[name] if isinstance(members[name], bytes) else members[name].encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    pairs = SourceConfig(path=str(tmp_path / "p.tar"), format="pairs")
+    [before] = build_sources({"pages": pairs}, data_config(), FakeProcessor())
+    assert convert(before, tmp_path / "out") == {"written": 4}
+    after = opened(str(tmp_path / "out" / "*.tar"))
+    assert len({after.key(number) for number in range(4)}) == 4
+    said = {after.read(number).items[1]["text"]: after.key(number) for number in range(4)}
+    assert said["Card c."] == "p-c"
+    assert sorted(said) == sorted(texts.values())
+
+
+def test_references_scores_and_origin_are_kept(tmp_path: Path) -> None:
+    _, content, images = next(conversations(1))
+    extra = {"references": ["0", "zero"], "scores": {"clip": 0.5}}
+    write_shards(tmp_path / "a", [("chat", content | extra, images)])
+    convert(opened(str(tmp_path / "a" / "*.tar")), tmp_path / "out")
+    sample = opened(str(tmp_path / "out" / "*.tar")).read(0)
+    assert sample.references == ("0", "zero")
+    assert sample.scores == {"clip": 0.5}
+    assert sample.source == content["source"]
 
 
 @pytest.mark.slow

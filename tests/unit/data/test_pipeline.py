@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 import webdataset
 
+from m4train.config import SourceConfig
 from m4train.data.pipeline import planned_pipeline
 from m4train.data.plan import Plan
-from tests.helpers.data import document, documents, make_sources, write_shards
+from m4train.data.source import build_sources
+from tests.helpers.data import (
+    FakeProcessor,
+    conversations,
+    data_config,
+    document,
+    documents,
+    make_sources,
+    write_shards,
+)
 
 
 def test_the_pipeline_gives_what_the_plan_says_on_any_number_of_ranks(tmp_path: Path) -> None:
@@ -47,11 +57,17 @@ def test_samples_are_webdataset_s_own_and_go_through_its_stages(tmp_path: Path) 
     assert isinstance(read, dict)
 
 
-def test_an_unreadable_sample_is_named_and_left_out(tmp_path: Path, caplog) -> None:
-    from m4train.config import SourceConfig
-    from m4train.data.source import build_sources
-    from tests.helpers.data import FakeProcessor, data_config
+def test_the_answers_that_count_as_right_are_passed_on(tmp_path: Path) -> None:
+    write_shards(
+        tmp_path, [(key, content | {"references": ["7"]}, images) for key, content, images in conversations(3)]
+    )
+    data = data_config(epochs=1)
+    sources = build_sources({"digits": SourceConfig(path=str(tmp_path / "*.tar"))}, data, FakeProcessor())
+    found = [json.loads(sample["json"]) for sample in planned_pipeline(Plan(sources, data, 0, 1))]
+    assert [content["references"] for content in found] == [["7"]] * 3
 
+
+def test_an_unreadable_sample_is_named_and_left_out(tmp_path: Path, caplog) -> None:
     [path] = write_shards(tmp_path, documents(6))
     data = data_config(epochs=1)
     sources = build_sources({"pages": SourceConfig(path=str(path))}, data, FakeProcessor())
