@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 
 import numpy as np
 
 from m4train.data.balance import assign
+from m4train.data.kept_blocks import KeptBlocks
 from m4train.data.plan import Plan, StepPlan
-from m4train.data.sources.parquet import KEPT_GROUPS
 
 HIGH = 2.0  # above this, shards are the better form
 
@@ -23,7 +23,7 @@ class ReadSimulation:
         self._plan, self._ranks, self._micro = plan, ranks, micro_batch_size
         ends = {number: source.index.block_ends() for number, source in enumerate(plan.sources)}
         self._ends: dict[int, np.ndarray] = {number: found for number, found in ends.items() if found is not None}
-        self._kept: dict[tuple[int, int, int], OrderedDict[int, None]] = {}  # rank, worker, source -> blocks
+        self._kept: dict[tuple[int, int, int], KeptBlocks[bool]] = {}  # rank, worker, source -> blocks
         self._turns = [0] * ranks
         self._read: Counter[int] = Counter()
         self._used: Counter[int] = Counter()
@@ -46,13 +46,12 @@ class ReadSimulation:
         source = reader[2]
         ends = self._ends[source]
         block = int(np.searchsorted(ends, sample, side="right"))
-        kept = self._kept.setdefault(reader, OrderedDict())
-        if block not in kept:
-            self._read[source] += int(ends[block] - (ends[block - 1] if block else 0))
-        kept[block] = None
-        kept.move_to_end(block)
-        if len(kept) > KEPT_GROUPS:
-            kept.popitem(last=False)
+        if reader not in self._kept:
+            self._kept[reader] = KeptBlocks(self._plan.data.shuffle_window, self._plan.data.packing_pool)
+        if self._kept[reader].get(block) is None:
+            samples = int(ends[block] - (ends[block - 1] if block else 0))
+            self._kept[reader].add(block, True, samples)
+            self._read[source] += samples
         self._used[source] += 1
 
     def amplification(self) -> dict[str, float]:

@@ -17,6 +17,7 @@ from m4train.data.rendering import Renderer
 from m4train.data.sample import Sample
 from m4train.data.shards import expand_shards
 from m4train.data.sources.base import ShardFormat
+from m4train.data.sources.parquet import ParquetRows
 from m4train.data.sources.registry import shard_format
 from m4train.data.storage import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError
@@ -128,6 +129,8 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
         shards = expand_shards(config.path)
         form = shard_format(config)
         opened = open_index(shards, form, Renderer(processor, config, name), data.index_dir, data.auto_index_limit)
+        if isinstance(form, ParquetRows):
+            form.keep(data.shuffle_window, data.packing_pool)
         source = Source(name, config, SourceIndex(opened), form, FileReader(cache))
         if len(source) == source.index.bad_count:
             raise ConfigError(

@@ -1,18 +1,19 @@
 """Hugging Face datasets in parquet: The Cauldron, FineVision, Docmatix (images and turns), OBELICS once its images are
 fetched (parallel lists), and conversations with `messages` or `conversations`.
 
-Parquet is read by row group, so the plan orders samples within windows of row groups, and each process keeps the last few.
+Parquet is read by row group, so the plan orders samples within windows of row groups, and each process keeps those of two
+windows, as Arrow tables: a row becomes Python objects only when it is asked for.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
 from PIL import Image
 
+from m4train.data.kept_blocks import KeptBlocks
 from m4train.data.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample
 from m4train.data.sources.records import (
@@ -29,29 +30,28 @@ from m4train.data.storage import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.processing.images import decode_image
 
-KEPT_GROUPS = 4  # row groups per process
-
 
 class ParquetRows:
     """One sample a row. A member's `offset` is its row group, `size` its row in it, `part` the number of the image."""
 
     name = "parquet"
 
-    def __init__(self) -> None:
-        self._groups: OrderedDict[tuple[str, int], list[dict[str, Any]]] = OrderedDict()
+    def __init__(self, window: int = 1, pool: int = 0) -> None:
+        self.keep(window, pool)
+
+    def keep(self, window: int, pool: int) -> None:
+        """Prepares for samples drawn within `window` row groups and packed from a `pool`."""
+        self._kept: KeptBlocks[Any] = KeptBlocks(window, pool)
         self.groups_read = 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ParquetRows, (self._kept.window, self._kept.pool))
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         number = 0
         for group in range(len(self.blocks(files, path))):
-            for row, record in enumerate(self._group(files, path, group)):
-                yield self._scan_row(str(number), group, row, record)
+            for row in range(len(self._group(files, path, group))):
+                yield self._scan_row(str(number), group, row, self._row(files, path, group, row))
                 number += 1
 
     def count(self, files: FileReader, path: str, limit: int) -> int:
@@ -59,7 +59,7 @@ class ParquetRows:
 
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
         text = members[0]
-        record = self._group(files, path, text.offset)[text.size]
+        record = self._row(files, path, text.offset, text.size)
         if text_hash(record) != text.hash:
             detail = f"row {text.size} of row group {text.offset} has other text than when it was indexed"
             raise BadSample("damaged", detail)
@@ -74,9 +74,8 @@ class ParquetRows:
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> list[bytes]:
-        chosen = [(number, members[1 + number]) for number in wanted]
-        images = [_stored_images(self._group(files, path, m.offset)[m.size])[number] for number, m in chosen]
-        return [unchanged(data, member, f"image {number}") for data, (number, member) in zip(images, chosen)]
+        images = _stored_images(self._row(files, path, members[0].offset, members[0].size)) if wanted else []
+        return [unchanged(images[number], members[1 + number], f"image {number}") for number in wanted]
 
     def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
         return []
@@ -94,19 +93,18 @@ class ParquetRows:
         except BadSample as error:
             return ScannedSample(key, bad=(error.reason, error.detail))
 
-    def _group(self, files: FileReader, path: str, group: int) -> list[dict[str, Any]]:
-        """The rows of a row group, from the few that are kept or from the file."""
-        rows = self._groups.get((path, group))
-        if rows is None:
+    def _row(self, files: FileReader, path: str, group: int, row: int) -> dict[str, Any]:
+        return self._group(files, path, group).slice(row, 1).to_pylist()[0]
+
+    def _group(self, files: FileReader, path: str, group: int) -> Any:
+        """The table of a row group, from those that are kept or from the file."""
+        table = self._kept.get((path, group))
+        if table is None:
             with _open(files, path) as file:
-                columns = _columns(path, file.schema_arrow.names)
-                rows = file.read_row_group(group, columns=columns).to_pylist()
+                table = file.read_row_group(group, columns=_columns(path, file.schema_arrow.names))
             self.groups_read += 1
-            self._groups[path, group] = rows
-            if len(self._groups) > KEPT_GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end((path, group))
-        return rows
+            self._kept.add((path, group), table, len(table))
+        return table
 
 
 def _open(files: FileReader, path: str) -> Any:

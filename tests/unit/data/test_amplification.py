@@ -1,30 +1,36 @@
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from m4train.config import SourceConfig
+from m4train.config import DataConfig, SourceConfig
 from m4train.data.plan import Plan
 from m4train.data.planner import RankPlan
 from m4train.data.source import Source, build_sources
-from m4train.data.sources.parquet import ParquetRows
 from m4train.data.stream import SampleStream
 from m4train.inspection.plan_report import plan_report, plan_tables
 from tests.helpers.data import FakeProcessor, data_config, documents, write_shards
 from tests.helpers.stores import http_store
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> Source:
-    """60 rows in groups of 10."""
+def written(folder: Path, count: int, data: DataConfig, group: int) -> Source:
+    """Conversations of different lengths in row groups of `group`."""
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
-    table = [{"texts": [{"user": "Number?", "assistant": str(number)}], "images": []} for number in range(60)]
-    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.parquet", row_group_size=10)
-    config = {"rows": SourceConfig(path=str(tmp_path / "a.parquet"), format="parquet")}
-    return build_sources(config, data_config(), FakeProcessor())[0]
+    said = lambda number: "1" * (1 + number * 7 % 40)
+    table = [{"texts": [{"user": "Number?", "assistant": said(number)}], "images": []} for number in range(count)]
+    parquet.write_table(pyarrow.Table.from_pylist(table), folder / "a.parquet", row_group_size=group)
+    config = {"rows": SourceConfig(path=str(folder / "a.parquet"), format="parquet")}
+    return build_sources(config, data, FakeProcessor())[0]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Source:
+    """60 rows in groups of 10."""
+    return written(tmp_path, 60, data_config(), 10)
 
 
 def report(source: Source, ranks: int, **changes):
@@ -32,17 +38,27 @@ def report(source: Source, ranks: int, **changes):
     return plan_report(Plan([source], data, 0, 8), 100, ranks, 1)
 
 
-def test_the_prediction_is_what_one_reader_reads(rows: Source) -> None:
-    data = data_config(epochs=1, sequence_length=64, packing_pool=1, shuffle_window=6)
-    predicted = report(rows, 1, shuffle_window=6).sources[0].read_amplification
-    rows = replace(rows, shard_format=ParquetRows())  # with nothing kept of what indexing read
-    steps = RankPlan(Plan([rows], data, 0, 8), 0, 1, 1, None, 0, None)
-    packs = [pack for step in steps for group in step.micro_batches for pack in group]
-    used = [unit for pack in packs for unit in pack.units]
-    for unit in used:
-        rows.read(unit.sample)
-    assert predicted == pytest.approx(rows.shard_format.groups_read * 10 / len(used))
-    assert 1.2 < predicted < 8
+def really_read(source: Source, data: DataConfig, group: int) -> float:
+    """Rows read for each one used, by the workers of one rank, each with a reader of its own."""
+    workers = max(1, data.num_workers)
+    readers = [replace(source, shard_format=pickle.loads(pickle.dumps(source.shard_format))) for _ in range(workers)]
+    used = turn = 0
+    for step in RankPlan(Plan([source], data, 0, 8), 0, 1, 1, None, 0, None):
+        for packs in step.micro_batches:
+            for unit in (unit for pack in packs for unit in pack.units):
+                readers[turn % workers].read(unit.sample)
+                used += 1
+            turn += 1
+    return sum(reader.shard_format.groups_read for reader in readers) * group / used
+
+
+@pytest.mark.parametrize("group", [5, 40])
+def test_at_the_defaults_every_worker_reads_a_row_group_about_once_as_predicted(tmp_path: Path, group: int) -> None:
+    data = DataConfig(epochs=1)
+    source = written(tmp_path, 1600, data, group)
+    predicted = plan_report(Plan([source], data, 0, 8), 1000, 1, 1).sources[0].read_amplification
+    assert predicted == pytest.approx(really_read(source, data, group))
+    assert predicted < 1.1 * data.num_workers  # each of them reads every row group
 
 
 def test_many_readers_of_the_same_row_groups_are_pointed_to_conversion(rows: Source) -> None:
