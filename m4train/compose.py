@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from m4train.config import Config
 from m4train.config_checks import check
 from m4train.errors import ConfigError
+
+_BRACES = re.compile(r"\{[^{}:]*(\.\.|,)[^{}:]*\}")  # of a pattern for shards, which Hydra takes for a mapping
 
 
 def resource_folder(name: str) -> Path:
@@ -46,10 +49,17 @@ def load_config(overrides: list[str]) -> Config:
 
     Raises ConfigError, in one sentence, for an unknown key or choice, a wrong type, or a combination that cannot work.
     """
-    overrides = [_checked(override) for override in overrides]
+    choices: list[str] = []
+    keys: list[str] = []
+    for override in overrides:
+        name = _checked(override)
+        (choices if name in groups() or override.startswith("~") else keys).append(override)
     ConfigStore.instance().store(name="schema", node=Config)
     with _explained(), initialize_config_dir(str(resource_folder("conf")), version_base="1.3"):
-        config = _object(hydra_compose("train", overrides))
+        composed = hydra_compose("train", choices)
+        for override in keys:
+            _apply(composed, override, merge=True)
+        config = _object(composed)
     check(config)
     return config
 
@@ -65,12 +75,13 @@ def load_run_config(overrides: list[str]) -> Config:
     given = dict(override.partition("=")[::2] for override in overrides)
     if "experiment" in given or "data" in given or not given.keys() & {"run_dir", "resume"}:
         return load_config(overrides)
-    overrides = [_checked(override) for override in overrides]
+    for override in overrides:
+        _checked(override)
     stored = _stored(Path(given["run_dir"]) if "run_dir" in given else None, Path(given.get("resume", "auto")))
     with _explained():
         merged = OmegaConf.merge(OmegaConf.structured(Config), stored)
         for override in overrides:
-            _apply(merged, override)
+            _apply(merged, override, merge=False)
         config = _object(merged)
     check(config)
     return config
@@ -82,7 +93,7 @@ def stored_config(values: Any, where: Path) -> Config:
     Raises ConfigError, naming `where`, for values that this version does not know.
     """
     try:
-        return _object(OmegaConf.merge(OmegaConf.structured(Config), values))
+        return _object(OmegaConf.merge(OmegaConf.structured(Config), _typed(values, Config)))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where} was written by another version of m4train ({_explain(error)}).") from error
 
@@ -111,7 +122,7 @@ def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
     if (folder / "config.yaml").is_file():
         stored = OmegaConf.load(folder / "config.yaml")
     elif state.is_file():
-        stored = {**json.loads(state.read_text(encoding="utf-8"))["config"], "run_dir": str(folder)}
+        stored = _typed({**json.loads(state.read_text(encoding="utf-8"))["config"], "run_dir": str(folder)}, Config)
     if stored is not None:
         return {key: value for key, value in stored.items() if key != "launch"}
     raise ConfigError(
@@ -119,15 +130,61 @@ def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
     )
 
 
-def _apply(config: Any, override: str) -> None:
-    """Sets one key, or all keys of a group from the file of its choice."""
+def _apply(config: Any, override: str, merge: bool) -> None:
+    """Sets one key, or all keys of a group from the file of its choice; `merge` keeps what a mapping held before."""
     parsed = OverridesParser.create().parse_override(override)
     key = parsed.key_or_group
     value: Any = parsed.value()
     if key in groups():
         choice = OmegaConf.load(resource_folder("conf") / key / f"{value}.yaml")
         value = OmegaConf.merge(OmegaConf.structured(getattr(Config(), key)), choice)
-    OmegaConf.update(config, key, value, merge=False, force_add=True)
+    else:
+        path, inside = _split(key)
+        # OmegaConf makes no new entry of a mapping from a key that leads into it: it is given as a mapping to merge
+        for name in reversed(inside):
+            value = {name: value}
+        key, merge = ".".join(path), merge or bool(inside)
+        value = _typed(value, _hint(path), key)
+    OmegaConf.update(config, key, value, merge=merge, force_add=True)
+
+
+def _split(key: str) -> tuple[list[str], list[str]]:
+    """The part of a key that leads to the first mapping with open names, and the names inside it."""
+    path = key.split(".")
+    for end in range(1, len(path)):
+        if typing.get_origin(_hint(path[:end])) is dict:
+            return path[:end], path[end:]
+    return path, []
+
+
+def _hint(path: list[str]) -> Any:
+    """The type that the schema gives a key; Any where it leads into what is no group."""
+    hint: Any = Config
+    for name in path:
+        hint = _fields(hint).get(name, Any)
+    return hint
+
+
+def _typed(value: Any, hint: Any, key: str = "") -> Any:
+    """The value with what OmegaConf does not convert within mappings: whole numbers to float, and keys to numbers, of which
+    JSON makes strings."""
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, dict):
+        return value
+    inside = f"{key}." if key else ""
+    if dataclasses.is_dataclass(hint):
+        hints = _fields(hint)
+        return {name: _typed(inner, hints.get(name, Any), f"{inside}{name}") for name, inner in value.items()}
+    if typing.get_origin(hint) is not dict:
+        return value
+    names, of = typing.get_args(hint)
+    if names is int:
+        for name in value:
+            if not str(name).isdigit():
+                raise ConfigError(f"{inside}{name} is not a configuration key: {key} takes whole numbers for keys.")
+        value = {int(name): inner for name, inner in value.items()}
+    return {name: _typed(inner, of, f"{inside}{name}") for name, inner in value.items()}
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -136,7 +193,7 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def _checked(override: str) -> str:
-    """The override, marked as one that may add a key where the schema leaves the names open (model.architecture...)."""
+    """The key or group that an override sets. Raises ConfigError where there is none of that name, or no such choice."""
     if override.startswith("-"):
         raise ConfigError(
             f"{override!r} is no option of this command: overrides have the form key=value or group=choice."
@@ -144,19 +201,40 @@ def _checked(override: str) -> str:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        raise ConfigError(f"{override!r} is not an override: write key=value or group=choice.") from error
-    key = parsed.key_or_group
+        raise ConfigError(f"{override!r} is not an override: {_why_not(override)}.") from error
+    if parsed.is_sweep_override():
+        raise ConfigError(
+            f"{override!r} gives several values: give one, or a list in brackets, or quote what holds commas."
+        )
+    key, value = parsed.key_or_group, parsed.value()
     choices = groups().get(key)
     if choices is not None:
-        choice = parsed.value()
-        if isinstance(choice, str) and choice not in choices:
+        if isinstance(value, str) and value not in choices:
             raise ConfigError(
-                f"{key}={choice} is no choice{_suggest(choice, choices)}; {key} can be {', '.join(choices)}."
+                f"{key}={value} is no choice{_suggest(value, choices)}; {key} can be {', '.join(choices)}."
             )
-        return override
-    if not _known(Config, key.split(".")):
-        raise ConfigError(f"{key} is not a configuration key{_suggest(key, _all_keys(Config) + list(groups()))}.")
-    return override if override[0] in "+~" else f"++{override}"
+        return key
+    for path in ([*key.split("."), *inner] for inner in _paths(value)):
+        if not _known(Config, path):
+            name = ".".join(path)
+            raise ConfigError(f"{name} is not a configuration key{_suggest(name, _all_keys(Config, path))}.")
+    return key
+
+
+def _why_not(override: str) -> str:
+    pattern = _BRACES.search(override.partition("=")[2])
+    if pattern is None:
+        return "write key=value or group=choice"
+    return f'put quotes around the whole path that holds {pattern[0]}, within those of the shell: path="a-{pattern[0]}.tar"'
+
+
+def _paths(value: Any) -> Iterator[list[str]]:
+    """The names that lead to every value within nested mappings."""
+    if not isinstance(value, dict) or not value:
+        yield []
+        return
+    for name, inner in value.items():
+        yield from ([str(name), *rest] for rest in _paths(inner))
 
 
 def _suggest(word: str, known: list[str]) -> str:
@@ -184,11 +262,15 @@ def _known(node: Any, path: list[str]) -> bool:
     return node is Any
 
 
-def _all_keys(node: Any, prefix: str = "") -> list[str]:
-    keys = []
+def _all_keys(node: Any, meant: list[str], prefix: str = "") -> list[str]:
+    """The keys of the schema and the groups; within mappings with open names, those under the names that `meant` has."""
+    keys = [] if prefix else list(groups())
     for name, hint in _fields(node).items():
         keys.append(prefix + name)
-        keys.extend(_all_keys(hint, f"{prefix}{name}."))
+        inner, rest = f"{prefix}{name}.", meant[1:] if meant[:1] == [name] else []
+        if typing.get_origin(hint) is dict and rest:
+            hint, inner, rest = typing.get_args(hint)[1], f"{inner}{rest[0]}.", rest[1:]
+        keys.extend(_all_keys(hint, rest, inner))
     return keys
 
 

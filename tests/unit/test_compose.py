@@ -1,12 +1,15 @@
 """The configuration: what is refused, in which words, and how fast."""
 
+import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
-from m4train.compose import groups, load_config, resource_folder
+from m4train.compose import groups, load_config, load_run_config, resource_folder, save_config, stored_config
 from m4train.config import Config
 from m4train.errors import ConfigError
 
@@ -24,6 +27,12 @@ from m4train.errors import ConfigError
         (["experiment=digits_sft", "adapter.targets=null"], "adapter.targets"),
         (["experiment=digits_sft", "data.sources.single.weight=0"], "data.sources.single.weight"),
         (["experiment=digits_pretrain", "trainer.eval_every=5", "data.validation=null"], "data.validation"),
+        (["experiment=digits_sft", "data.sources.docs.pth=a"], "did you mean data.sources.docs.path?"),
+        (["experiment=digits_sft", "data.sources={docs: {pth: a}}"], "did you mean data.sources.docs.path?"),
+        (["experiment=digits_sft", "data.mixture.schedule.soon={single: 9}"], "takes whole numbers for keys"),
+        (["experiment=digits_sft", "optimizer.lr=1e-3,1e-4"], "gives several values"),
+        (["experiment=digits_sft", "data.sources={a: {path: x-{0..1}.tar}}"], "put quotes around the whole path"),
+        (["experiment=digits_sft", "data.sources.a.path=x-{a,b}.tar"], "put quotes around the whole path"),
         ([], "data is not chosen"),
         (["--trainer.max_steps=3"], "key=value"),
     ],
@@ -97,6 +106,47 @@ def test_own_data_replaces_that_of_the_experiment():
     assert config.data.sources["mine"].path == "mine-*.tar"
     assert not config.data.sources["mine"].images.enlarge
     assert (config.data.validation, config.data.prepare) == ({}, None)
+
+
+def test_names_of_ones_own_are_given_key_by_key():
+    config = load_config(
+        [
+            "experiment=digits_sft",
+            "data=own",
+            "data.sources.docs.path='docs-{0..9}.tar'",
+            "data.sources.docs.format=m4_documents",
+            "data.sources.docs.documents.max_images=3",
+            "data.sources.chats={path: chats.tar, weight: 2}",
+            "data.validation.docs.path=held-out.tar",
+            "optimizer.parts.text.lr=1",
+            "optimizer.parts={connector: {weight_decay: 0}}",
+            "adapter.targets.vision=[q_proj]",
+            "model.processor.size.longest_edge=64",
+            "trainer.eval_every=0",
+        ]
+    )
+    docs = config.data.sources["docs"]
+    assert (docs.path, docs.format, docs.documents.max_images) == ("docs-{0..9}.tar", "m4_documents", 3)
+    assert (config.data.sources["chats"].weight, config.data.validation["docs"].path) == (2.0, "held-out.tar")
+    assert (config.optimizer.parts["text"].lr, config.optimizer.parts["connector"].weight_decay) == (1.0, 0.0)
+    assert config.adapter.targets["vision"] == ["q_proj"]
+    assert config.model.processor["size"]["longest_edge"] == 64
+
+
+@pytest.mark.parametrize("override", ["={20: {single: 9}}", ".20={single: 9}", ".20.single=9", "={20: {single: 9.0}}"])
+def test_a_schedule_of_weights_is_given_in_any_form(override):
+    config = load_config(["experiment=digits_sft", f"data.mixture.schedule{override}"])
+    assert config.data.mixture.schedule == {20: {"single": 9.0}}
+    assert stored_config(json.loads(json.dumps(asdict(config))), Path("state.json")) == config
+
+
+def test_held_out_sources_are_added_to_what_a_run_was_trained_with(tmp_path):
+    save_config(load_config(["experiment=digits_sft", "trainer.max_steps=77"]), tmp_path / "config.yaml")
+    config = load_run_config(
+        [f"run_dir={tmp_path}", "data.validation.docs.path=docs.tar", "data.validation.docs.loss=all"]
+    )
+    assert (config.trainer.max_steps, config.data.validation["docs"].loss) == (77, "all")
+    assert set(config.data.validation) == {"single", "multi", "docs"}
 
 
 @pytest.mark.parametrize(
