@@ -109,10 +109,38 @@ def cut_patches(frame: np.ndarray, size: int) -> tuple[np.ndarray, int, int]:
     return np.ascontiguousarray(whole.transpose(1, 3, 0, 2, 4)).reshape(-1, 3, size, size), rows, columns
 
 
-class Idefics2ImageProcessorFast(Idefics2ImageProcessor):
-    """The same frames, with the images of a batch resized in parallel threads."""
+CALL_OPTIONS = (
+    "return_tensors", "data_format", "input_data_format", "device", "disable_grouping", "default_to_square",
+    "do_center_crop", "crop_size",
+)  # fmt: skip
 
-    def preprocess(
+
+def _square(size: Any) -> Any:
+    """The size itself, or that of a square where it is a number."""
+    return {"height": size, "width": size} if isinstance(size, int) else size
+
+
+class Idefics2ImageProcessorFast(Idefics2ImageProcessor):
+    """The same frames, with the images of a batch resized in parallel threads.
+
+    The options of a call may be given to the constructor, for all calls; they are not written to files.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._options = {name: settings.pop(name) for name in CALL_OPTIONS if name in settings}
+        if self._options.get("default_to_square"):
+            settings["size"] = _square(settings.get("size"))
+        super().__init__(**settings)
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        return [*Idefics2ImageProcessor.setting_names(), *CALL_OPTIONS]
+
+    def preprocess(self, images: Any, **options: Any) -> Features:  # type: ignore[override]  # nothing by position
+        """As for every image processor, with the options of `_preprocess`."""
+        return self._preprocess(images, **self._options | {k: v for k, v in options.items() if v is not None})
+
+    def _preprocess(
         self,
         images: Any,
         return_tensors: str | None = None,
@@ -130,8 +158,8 @@ class Idefics2ImageProcessorFast(Idefics2ImageProcessor):
         With `default_to_square` a `size` may be one number. Grouping is accepted and changes nothing: images are taken
         one by one. Raises ValueError for a crop, which Idefics2 has none of.
         """
-        if default_to_square and isinstance(settings.get("size"), int):
-            settings["size"] = {"height": settings["size"], "width": settings["size"]}
+        if default_to_square:
+            settings["size"] = _square(settings.get("size"))
         if do_center_crop or crop_size:
             raise ValueError("Idefics2 crops no centre out of its images: leave do_center_crop and crop_size out.")
         features = super().preprocess(images, return_tensors, data_format, input_data_format, **settings)

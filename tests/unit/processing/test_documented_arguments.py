@@ -129,6 +129,20 @@ def test_sizes_of_the_fast_processor_may_be_one_number():
             fast(picture(30, 20), size=14, **options)
 
 
+def test_options_of_the_fast_processor_may_be_given_to_its_constructor():
+    image, options = picture(30, 20), {"device": "cpu", "return_tensors": "pt", "data_format": "channels_last"}
+    fast = Idefics2ImageProcessorFast(size=14, default_to_square=True, disable_grouping=True, **options)
+    pixels = fast(image, do_normalize=False)["pixel_values"]
+    assert pixels.shape == (1, 1, 14, 14, 3)
+    named = Idefics2ImageProcessorFast()(image, size=SQUARE, do_normalize=False, **options)["pixel_values"]
+    assert torch.equal(pixels, named)
+    assert fast(image, data_format="channels_first")["pixel_values"].shape == (1, 1, 3, 14, 14)
+    with pytest.raises(ValueError, match="crops no centre"):
+        Idefics2ImageProcessorFast(do_center_crop=True)(image)
+    with pytest.raises(TypeError, match="no setting 'devise': did you mean 'device'"):
+        Idefics2ImageProcessorFast(devise="cpu")
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "said"),
     [
