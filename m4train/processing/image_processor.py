@@ -16,7 +16,7 @@ from m4train.processing.files import read_processor_files, write_json
 from m4train.processing.images import normalize_into, pixel_table
 from m4train.processing.inputs import is_fractions, nest_images, read_image
 from m4train.processing.pieces import Frames
-from m4train.processing.settings import no_setting, warn_of_unused
+from m4train.processing.settings import WrongSize, no_setting, warn_of_unused
 
 Self = TypeVar("Self", bound="ImageProcessor")
 _MARKS = ("image_processor_type", "processor_class")  # in files, written anew
@@ -270,22 +270,22 @@ class ImageProcessor:
 
 
 def checked_size(name: str, size: Any, *forms: tuple[str, ...]) -> dict[str, int]:
-    """A size that has the keys of one of the `forms`. Raises ValueError for anything else."""
+    """A size that has the keys of one of the `forms`. Raises WrongSize for anything else."""
     if isinstance(size, dict):
         size = {key: value for key, value in size.items() if value is not None}
         if any(set(form) <= set(size) for form in forms):
             return size
     allowed = " or ".join("{" + ", ".join(f"{key!r}: pixels" for key in form) + "}" for form in forms)
-    raise ValueError(f"{name}={size!r} is no size for these images: give {allowed}.")
+    raise WrongSize(f"{name}={size!r} is no size for these images: give {allowed}.")
 
 
 def square_side(name: str, size: Any) -> int:
-    """The side of a square, given as it is or as equal height and width. Raises ValueError for anything else."""
+    """The side of a square, given as it is or as equal height and width. Raises WrongSize for anything else."""
     if isinstance(size, int):
         return size
     size = checked_size(name, size, ("height", "width"))
     if size["height"] != size["width"]:
-        raise ValueError(f"{name}={size!r} is not square, but every frame is: make height and width equal.")
+        raise WrongSize(f"{name}={size!r} is not square, but every frame is: make height and width equal.")
     return size["height"]
 
 

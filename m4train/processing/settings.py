@@ -7,16 +7,26 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from m4train.errors import ConfigError
+
 # What transformers writes that says nothing of how images or texts are read.
 _SILENT = ("processor_class", "auto_map", "_valid_processor_keys", "feature_extractor_type", "video_processor")
 
 
-def no_setting(owner: str, name: str, known: Iterable[str]) -> TypeError:
+class UnknownSetting(ConfigError, TypeError):
+    """A setting that there is not: to Python an unknown argument, to the command line a key that cannot work."""
+
+
+class WrongSize(ConfigError, ValueError):
+    """A size in a form that the image processor does not read."""
+
+
+def no_setting(owner: str, name: str, known: Iterable[str]) -> UnknownSetting:
     """The error for a setting that `owner` has not, which names the one that may have been meant."""
     names = list(dict.fromkeys(known))
     close = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names)}."
-    return TypeError(f"{owner} has no setting {name!r}: {hint}")
+    return UnknownSetting(f"{owner} has no setting {name!r}: {hint}")
 
 
 def warn_of_unused(owner: str, settings: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from m4train.errors import ConfigError
 from m4train.processing import (
     Idefics2ImageProcessor,
     Idefics2ImageProcessorFast,
@@ -157,8 +158,9 @@ def test_options_of_the_fast_processor_may_be_given_to_its_constructor():
 )  # fmt: skip
 def test_sizes_that_fit_no_image_processor_are_refused_in_one_sentence(make, settings, said):
     for call in (lambda: make(**settings), lambda: make()(picture(30, 20), **settings)):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=said) as error:
             call()
+        assert isinstance(error.value, ConfigError)  # the command line says it without a traceback
 
 
 def test_documented_orders_of_arguments():
