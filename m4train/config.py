@@ -290,7 +290,7 @@ class Config:
     run_dir: str = "runs/${name}"
     seed: int = 0
     resume: str = "auto"  # auto, never, or the path of a checkpoint
-    resume_optimizer: str = "kept"  # fresh: go on with a new one, whose keys, schedule and freezing may then differ
+    resume_optimizer: str = "kept"  # fresh: go on with a new one; its keys, schedule, max_steps, freezing may differ
     threads: int | None = None  # CPU threads of torch; null: torch's own choice
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

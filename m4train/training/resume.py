@@ -19,12 +19,20 @@ from m4train.training.engines.base import Engine
 
 STATE = "state.json"
 MODEL_KEYS = ("model.*", "adapter.*", "freeze.*")  # what decides which tensors a checkpoint holds, and what they mean
-WITH_OPTIMIZER = ("resume_optimizer", "optimizer.*", "schedule.*", "freeze.rules", "trainer.max_grad_norm")
+WITH_OPTIMIZER = (
+    "resume_optimizer",
+    "optimizer.*",
+    "schedule.*",
+    "freeze.rules",
+    "trainer.max_grad_norm",
+    "trainer.max_steps",  # the schedule's length
+)
 SHOWN_KEYS = 8  # of a refusal
 _ABSENT = "absent"
 FOLDER = "checkpoints"
 
-# Keys that may differ between a checkpoint and the run that continues it: none of them changes what is computed.
+# Keys that may differ between a checkpoint and the run that continues it: none of them changes what is computed, but for
+# rounding, which trainer.compile, model.loss and another engine do differently.
 CHANGEABLE = (
     "name",
     "run_dir",
@@ -41,7 +49,17 @@ CHANGEABLE = (
     "data.num_workers",
     "data.prefetch_steps",
     "data.auto_index_limit",
+    "data.index_dir",
+    "data.cache_dir",
+    "data.cache_size",
+    "data.cost.*",
+    "data.max_bad_fraction",
+    "model.loss",
     "trainer.micro_batch_size",
+    "trainer.gradient_checkpointing",
+    "trainer.compile",
+    "trainer.deterministic",
+    "trainer.max_skipped_in_a_row",
     "trainer.stop_after",
     "trainer.log_every",
     "trainer.save_every",
@@ -176,8 +194,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def starts_optimizer_anew(checkpoint: Checkpoint, config: Config) -> bool:
     """Whether the run leaves the checkpoint's optimizer state behind: where resume_optimizer asks for it, until its first
-    checkpoint, which a later start of the same run continues with the optimizer that it holds."""
-    return config.resume_optimizer == "fresh" and checkpoint.state["config"].get("resume_optimizer") != "fresh"
+    checkpoint, which a later start of the same run continues with the optimizer that it holds. Other values of the keys that
+    come with an optimizer make it another run."""
+    if config.resume_optimizer != "fresh":
+        return False
+    return bool(differing_keys(checkpoint.state["config"], config_dict(config), WITH_OPTIMIZER))
 
 
 def _compatible(checkpoint: Checkpoint, config: Config, among: Sequence[str]) -> Checkpoint:
