@@ -192,7 +192,7 @@ def equip(model: Any, config: Config) -> None:
         model.split_token_rows(config.freeze.new_rows_from)
     torch.manual_seed(config.seed)  # adapters draw their first weights from the global generator
     apply_adapters(model, config.adapter)
-    apply_freezing(model, config.freeze)
+    apply_freezing(model, config.freeze, config.adapter.modules_to_save)
 
 
 def _fresh_model(kind: Any, config: Config, processor: Any) -> Any:

@@ -164,6 +164,7 @@ class AdapterConfig:
     alpha: float = 32.0
     dropout: float = 0.0
     targets: dict[str, list[str]] = field(default_factory=dict)  # part -> module names, such as text: [q_proj, v_proj]
+    modules_to_save: list[str] = field(default_factory=list)  # parts, or names of modules, that train in full beside it
     start_from: str | None = None  # go on from the adapter of a peft folder, or of another run's checkpoint
     quantize: list[str] = field(default_factory=lambda: ["text"])  # qlora: parts whose linear layers are stored in nf4
 

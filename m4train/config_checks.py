@@ -172,6 +172,11 @@ def _check_combinations(config: Config) -> None:
         f"adapter.start_from is {config.adapter.start_from}, but adapter.kind is none: choose adapter=lora, dora or qlora.",
     )
     require(
+        adapter != "none" or not config.adapter.modules_to_save,
+        f"adapter.modules_to_save is {config.adapter.modules_to_save}, but adapter.kind is none: choose adapter=lora, dora or "
+        "qlora, or say by freeze.rules what trains.",
+    )
+    require(
         adapter != "qlora" or bool(config.adapter.quantize),
         "adapter.quantize is empty, but adapter.kind is qlora: name the parts to store in 4 bits, such as [text].",
     )

@@ -142,7 +142,7 @@ def _trained_whole(config: Config, checkpoint: Checkpoint) -> list[str]:
     model = plain_model(config, checkpoint.folder)  # on the meta device, where nothing can be stored in 4 bits
     kind = "lora" if config.adapter.kind == "qlora" else config.adapter.kind
     apply_adapters(model, replace(config.adapter, kind=kind))
-    apply_freezing(model, config.freeze)
+    apply_freezing(model, config.freeze, config.adapter.modules_to_save)
     return trained_whole(model)
 
 

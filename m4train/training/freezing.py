@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -23,28 +23,28 @@ def _described(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
                 yield canonical_name(name), parameter, type(module).__name__
 
 
-def apply_freezing(model: nn.Module, config: FreezeConfig) -> None:
+def apply_freezing(model: nn.Module, config: FreezeConfig, in_full: Sequence[str] = ()) -> None:
     """Sets `requires_grad` of every base parameter by the ordered rules; later rules win, adapters are left alone.
 
     Without adapters the model starts as its own configuration freezes it; with adapters everything but them starts frozen.
-    Raises ConfigError for a
-    rule that matches nothing, names an unknown part, or leaves nothing to train.
+    The parts or modules `in_full` (adapter.modules_to_save) are rules that come last. Raises ConfigError for a rule that
+    matches nothing, names an unknown part, or leaves nothing to train.
     """
     parts = model.parts()
     adapted = any(is_adapter(name) for name, _ in model.named_parameters())
     described = [(name, parameter, kind, part_of(name, parts)) for name, parameter, kind in _described(model)]
     for _, parameter, _, _ in described:
         parameter.requires_grad_(not adapted and parameter.requires_grad)
-    for number, rule in enumerate(config.rules):
-        _check_part(rule, number, parts)
+    for key, rule in [*_written(config.rules, parts), *_trained_in_full(in_full, parts)]:
         matched = [p for name, p, kind, part in described if _matches(rule, name, kind, part)]
         if not matched:
             raise ConfigError(
-                f"freeze.rules[{number}] ({_text(rule)}) matches no parameter; correct its part, names or module types."
+                f"{key} ({_text(rule)}) matches no parameter; correct its part, names or module types; this model has the "
+                f"parts {', '.join(parts)}."
             )
         if rule.trainable and not all(parameter.is_floating_point() for parameter in matched):
             raise ConfigError(
-                f"freeze.rules[{number}] ({_text(rule)}) makes weights trainable that adapter.quantize stores in 4 bits; "
+                f"{key} ({_text(rule)}) makes weights trainable that adapter.quantize stores in 4 bits; "
                 "leave them frozen, or take their part out of adapter.quantize."
             )
         for parameter in matched:
@@ -53,10 +53,28 @@ def apply_freezing(model: nn.Module, config: FreezeConfig) -> None:
         raise ConfigError("freeze.rules leave no trainable parameter; make some part trainable or choose an adapter.")
 
 
+def _written(rules: Sequence[FreezeRule], parts: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, FreezeRule]]:
+    for number, rule in enumerate(rules):
+        _check_part(rule, number, parts)
+        yield f"freeze.rules[{number}]", rule
+
+
+def _trained_in_full(names: Sequence[str], parts: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, FreezeRule]]:
+    """One rule for each part, or for the modules whose whole or last names a pattern is."""
+    for number, name in enumerate(names):
+        key = f"adapter.modules_to_save[{number}]"
+        if name not in parts and name in _HINTS:
+            raise ConfigError(f"{key} is {name!r}, but this model has {', '.join(parts)}{_HINTS[name]}.")
+        rule = FreezeRule(part=name) if name in parts else FreezeRule(names=[f"{name}.*", f"*.{name}.*"])
+        rule.trainable = True
+        yield key, rule
+
+
 _HINTS = {
     "new_tokens": "; freeze.new_rows_from makes new_tokens",
     "norms": '; the norms of all parts are module_types: ["*Norm"]',
     "resampler": "; a resampler is the connector",
+    "lm_head": "; a head tied to the embeddings is them",
 }
 
 

@@ -24,6 +24,7 @@ WITH_OPTIMIZER = (
     "optimizer.*",
     "schedule.*",
     "freeze.rules",
+    "adapter.modules_to_save",
     "trainer.max_grad_norm",
     "trainer.max_steps",  # the schedule's length
 )

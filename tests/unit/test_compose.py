@@ -33,6 +33,7 @@ from m4train.errors import ConfigError
         (["experiment=digits_sft", "optimizer.lr=1e-3,1e-4"], "gives several values"),
         (["experiment=digits_sft", "data.sources={a: {path: x-{0..1}.tar}}"], "put quotes around the whole path"),
         (["experiment=digits_sft", "data.sources.a.path=x-{a,b}.tar"], "put quotes around the whole path"),
+        (["experiment=digits_pretrain", "adapter.modules_to_save=[lm_head]"], "adapter.modules_to_save is ['lm_head']"),
         ([], "data is not chosen"),
         (["--trainer.max_steps=3"], "key=value"),
     ],

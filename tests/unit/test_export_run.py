@@ -126,6 +126,19 @@ def test_an_adapter_apart_is_read_by_peft_on_transformers(tmp_path):
     assert json.loads((done.folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
 
 
+def test_what_adapter_modules_to_save_names_is_carried_apart(tmp_path):
+    named = "adapter.modules_to_save=[lm_head, connector]"
+    untied = "model.architecture.tie_word_embeddings=false"
+    config, live = saved_run(tmp_path, *LORA, "adapter.targets={text: [q_proj]}", named, untied)
+    config.export.adapters = "apart"
+    done = export_checkpoint(config)
+    stored = load_file(done.folder / "adapter_model.safetensors")
+    assert torch.equal(stored["base_model.model.lm_head.weight"], live.lm_head.weight)
+    whole = json.loads((done.folder / "adapter_config.json").read_text())["modules_to_save"]
+    assert sorted(whole) == ["lm_head", "model.connector"]
+    assert done.drift == 0
+
+
 @pytest.mark.slow
 def test_qlora_may_be_merged_into_the_original_base(tmp_path):
     base, _ = saved_run(tmp_path / "base")

@@ -72,3 +72,40 @@ def test_adapters_leave_only_what_rules_ask_for():
     _freeze(FreezeRule(part="connector", trainable=True), model=model)
     assert {name for name in _trainable(model) if "lora" not in name} == {"connector.weight", "connector.bias"}
     assert "layers.0.q_proj.lora_A.weight" in _trainable(model)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["lm_head"], {"lm_head.weight"}),
+        (["connector", "norm"], None),
+        (["layers.1.up_proj"], None),
+        (["layers.*.down_proj"], None),
+    ],
+)
+def test_modules_to_save_train_in_full_beside_an_adapter_after_all_rules(names, expected):
+    model = TinyModel()
+    apply_adapters(model, AdapterConfig(kind="lora", rank=2, targets={"text": ["q_proj"]}))
+    apply_freezing(model, FreezeConfig([FreezeRule(part="lm_head")]), names)
+    trained = {name for name in _trainable(model) if "lora" not in name}
+    wanted = {
+        ("connector", "norm"): {"connector.weight", "connector.bias"}
+        | {name for name, _ in model.named_parameters() if "norm." in name},
+        ("layers.1.up_proj",): {
+            f"{tower}layers.1.up_proj.{leaf}" for tower in ("", "vision.") for leaf in ("weight", "bias")
+        },
+        ("layers.*.down_proj",): {name for name, _ in model.named_parameters() if ".down_proj." in name},
+    }
+    assert trained == (expected or wanted[tuple(names)])
+
+
+def test_modules_to_save_that_match_nothing_are_refused():
+    model = TinyModel()
+    apply_adapters(model, AdapterConfig(kind="lora", rank=2, targets={"text": ["q_proj"]}))
+    with pytest.raises(ConfigError, match=r"adapter\.modules_to_save\[1\].*lm_heads.*parts vision, connector"):
+        apply_freezing(model, FreezeConfig(), ["lm_head", "lm_heads"])
+    tied = TinyModel(tied=True)
+    parts = {name: prefixes for name, prefixes in tied.parts().items() if name != "lm_head"}
+    tied.parts = lambda: parts
+    with pytest.raises(ConfigError, match=r"modules_to_save\[0\] is 'lm_head'.*tied to the embeddings"):
+        apply_freezing(tied, FreezeConfig(), ["lm_head"])
