@@ -22,6 +22,7 @@ from m4train.evaluation.metrics import load_metric, metric_name
 from m4train.restore import restore_model, restore_processor
 from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
+from m4train.training.heartbeat import Heartbeat
 from m4train.training.held_out import held_out_loss
 from m4train.training.resume import MODEL_KEYS, agreed_checkpoint
 
@@ -48,19 +49,30 @@ def evaluate(config: Config) -> int:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     engine = make_engine(config)
+    with Heartbeat(Path(config.run_dir), engine.rank, engine.world_size, config.trainer.hang_timeout) as heart:
+        _evaluate(config, engine, heart)
+    engine.shutdown()
+    return 0
+
+
+def _evaluate(config: Config, engine: Engine, heart: Heartbeat) -> None:
+    heart.beat("data")
     if engine.rank == 0:
         build.prepare_data(config.data)
     engine.barrier()
+    heart.beat("model")
     subject = _subject(config, engine)
     engine.place(subject.model)
+    heart.beat("index")
     layout = build.FAMILIES[subject.config.model.family].layout(subject.model.config, subject.processor)
     sources, steps = build.build_validation(config, subject.processor, layout, engine.rank, engine.world_size)
-    losses = held_out_loss(engine, steps(), [source.name for source in sources])
+    entering = lambda batch: heart.beat("evaluation", batch=batch)
+    losses = held_out_loss(engine, steps(), [source.name for source in sources], entering)
     scores: dict[str, dict[str, Any]] = {}
     lines: list[dict[str, Any]] = []
     for source in sources:
         unreadable: list[str] = []
-        answers = answers_of(source, engine, subject.model, subject.processor, config, None, unreadable)
+        answers = answers_of(source, engine, subject.model, subject.processor, config, None, unreadable, heart)
         gathered = [answer for part in engine.gather(answers) for answer in part]
         missed = [sample for part in engine.gather(unreadable) for sample in part]
         if engine.rank == 0:
@@ -68,8 +80,6 @@ def evaluate(config: Config) -> int:
             lines += answer_lines(config, source.name, gathered, PICTURED_ANSWERS)
     if engine.rank == 0:
         _write(Path(config.run_dir), scores, lines, subject.name)
-    engine.shutdown()
-    return 0
 
 
 def metric_of(config: Config, source: str) -> str:
@@ -108,35 +118,43 @@ def answers_of(
     config: Config,
     limit: int | None,
     unreadable: list[str],
+    heart: Heartbeat | None = None,
 ) -> list[Answer]:
     """This rank's share of the answers to a source's conversations, every world-size-th one.
 
     At most `limit` samples (or evaluation.max_samples) of the source are looked at. All ranks call it; where they share the
-    weights they make the same forward passes.
+    weights they make the same forward passes. Every sample that is read is a beat of `heart`.
     """
     bounds = [n for n in (len(source), limit, config.evaluation.max_samples) if n is not None]
     numbers = range(engine.rank, min(bounds), engine.world_size)
     together = (lambda here: engine.agree([not here])[0] == 0) if engine.sharded else None
     metric = load_metric(metric_of(config, source.name))
-    asked = _asked(source, numbers, unreadable)
+    asked = _asked(source, numbers, unreadable, heart)
     with engine.autocast():
         return list(answer_conversations(model, processor, asked, config.evaluation, metric, engine.device, together))
 
 
 def sample_answers(
-    sources: Sequence[Source], engine: Engine, model: Any, processor: Any, config: Config
+    sources: Sequence[Source],
+    engine: Engine,
+    model: Any,
+    processor: Any,
+    config: Config,
+    heart: Heartbeat | None = None,
 ) -> list[dict[str, Any]]:
     """On rank 0 the lines of a few answers per source, `evaluation.shown`, while a model trains; all ranks call it."""
     lines = []
     for source in sources:
-        answers = answers_of(source, engine, model, processor, config, config.evaluation.shown, [])
+        answers = answers_of(source, engine, model, processor, config, config.evaluation.shown, [], heart)
         gathered = [answer for part in engine.gather(answers) for answer in part]
         lines += answer_lines(config, source.name, gathered, len(gathered))
     return lines
 
 
-def _asked(source: Source, numbers: Sequence[int], unreadable: list[str]) -> Iterator[Asked]:
+def _asked(source: Source, numbers: Sequence[int], unreadable: list[str], heart: Heartbeat | None) -> Iterator[Asked]:
     for number, key, sample, images in conversations(source, unreadable, numbers):
+        if heart is not None:
+            heart.beat("generate")
         assert sample.messages is not None
         yield Asked(number, key, sample.messages, images, sample.references)
 

@@ -16,8 +16,10 @@ from m4train.config import Config
 from m4train.evaluate_run import sample_answers
 from m4train.training.callbacks import default_callbacks
 from m4train.training.engines import make_engine
+from m4train.training.engines.base import Engine
+from m4train.training.heartbeat import Heartbeat
 from m4train.training.parts_table import parameter_table
-from m4train.training.resume import agreed_checkpoint
+from m4train.training.resume import Checkpoint, agreed_checkpoint
 from m4train.training.trainer import Trainer
 
 
@@ -25,25 +27,35 @@ def train(config: Config) -> int:
     """Trains, or continues, the run of `config`; returns 0."""
     _set_up(config)
     engine = make_engine(config)
-    run_dir = Path(config.run_dir)
-    resume = agreed_checkpoint(config, engine)
-    if resume is not None and resume.step >= config.trainer.max_steps:
-        if engine.rank == 0:
-            print(f"{run_dir} is trained already: {resume.folder.name} is its last step.")
-        engine.shutdown()
-        return 0
+    with Heartbeat(Path(config.run_dir), engine.rank, engine.world_size, config.trainer.hang_timeout) as heart:
+        heart.beat("checkpoint")
+        resume = agreed_checkpoint(config, engine)
+        if resume is None or resume.step < config.trainer.max_steps:
+            _trainer(config, engine, resume, heart).train()
+        elif engine.rank == 0:
+            print(f"{config.run_dir} is trained already: {resume.folder.name} is its last step.")
+    engine.shutdown()
+    return 0
+
+
+def _trainer(config: Config, engine: Engine, resume: Checkpoint | None, heart: Heartbeat) -> Trainer:
+    """Data, model and what a run writes about itself, ready to train."""
+    heart.beat("data")
     if engine.rank == 0:
         build.prepare_data(config.data)
     engine.barrier()
+    heart.beat("model")
     processor = build.build_processor(config)
     model = build.build_model(config, processor)
+    heart.beat("index")
     data = build.build_data(config, processor, engine.rank, engine.world_size)
     if engine.rank == 0:
+        run_dir = Path(config.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, run_dir / "config.yaml")
         table = [dataclasses.asdict(row) for row in parameter_table(model, config)]
         (run_dir / "parameters.json").write_text(json.dumps(table, indent=1) + "\n")
-    trainer = Trainer(
+    return Trainer(
         config,
         model,
         data.steps(resume),
@@ -53,11 +65,9 @@ def train(config: Config) -> int:
         resume=resume,
         save_extra=lambda folder: describe_model(folder, model, processor),
         quarantined=lambda: data.quarantine.bad,
-        answers=lambda: sample_answers(data.validation, engine, model, processor, config),
+        answers=lambda: sample_answers(data.validation, engine, model, processor, config, heart),
+        heart=heart,
     )
-    trainer.train()
-    engine.shutdown()
-    return 0
 
 
 def describe_model(folder: Path, model: Any, processor: Any) -> None:

@@ -15,6 +15,8 @@ from m4train.batch import PackedBatch
 EXIT_CODE = 86
 FOLDER = "stalled"
 TABLE = "ranks.txt"
+PATIENCE = 4  # a stage of preparation may take this many times the timeout
+_PREPARATION = ("checkpoint", "data", "index", "model")
 _GRACE = 30.0  # seconds the ranks have to write down where they are, before they end
 
 
@@ -25,6 +27,9 @@ class Heartbeat:
     `run_dir/stalled/rank-N.txt` and to standard error, rank 0 prints those of all ranks and keeps them in
     `run_dir/stalled/ranks.txt`, and the process ends with exit code 86. Ranks that wait for a stuck one stall with it, so
     that all of them report; none ends before rank 0 has spoken, since launchers kill the others when one ends.
+
+    What comes before the first step (a checkpoint is checked, data made, an index built, a model read) makes no beats on the
+    way and may rightly take long on one rank while the others wait: each of its stages has `PATIENCE` times the timeout.
     """
 
     def __init__(self, run_dir: Path, rank: int, world_size: int, timeout: float) -> None:
@@ -37,14 +42,21 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins to watch, and forgets what an earlier run left behind."""
-        if self.timeout <= 0:
+        """Begins to watch, unless it does already, and forgets what an earlier run left behind."""
+        if self.timeout <= 0 or self._thread is not None:
             return
         for name in (_name(self.rank), *([TABLE] if self.rank == 0 else [])):
             (self.folder / name).unlink(missing_ok=True)
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> Heartbeat:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stops watching."""
@@ -66,12 +78,14 @@ class Heartbeat:
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self.timeout / 4)):
-            if time.monotonic() - self._last > self.timeout:
-                self._report()
+            limit = self.timeout * (PATIENCE if self._stage in _PREPARATION else 1)
+            if time.monotonic() - self._last > limit:
+                self._report(limit)
 
-    def _report(self) -> NoReturn:
+    def _report(self, limit: float) -> NoReturn:
         line = self.describe()
-        print(f"No progress for {self.timeout:.0f} s (trainer.hang_timeout). {line}", file=sys.stderr, flush=True)
+        times = f"{PATIENCE} times " if limit > self.timeout else ""
+        print(f"No progress for {limit:.0f} s ({times}trainer.hang_timeout). {line}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr)
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.folder / _name(self.rank), line)

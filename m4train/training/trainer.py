@@ -60,7 +60,7 @@ class Trainer:
     `validation()` returns a fresh pass over held-out steps, equally many on every rank. `resume` is the checkpoint to
     continue from, whose plan state the loader was already given. `save_extra(folder)` adds files to every checkpoint.
     `quarantined()` counts the samples this rank has dropped since the run began. `answers()`, which all ranks call, gives
-    rank 0 what the model answers to held-out questions.
+    rank 0 what the model answers to held-out questions. `heart` already watches what came before.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Trainer:
         save_extra: Callable[[Path], None] | None = None,
         quarantined: Callable[[], int] | None = None,
         answers: Callable[[], list[dict[str, Any]]] | None = None,
+        heart: Heartbeat | None = None,
     ) -> None:
         self.config, self.model, self.loader, self.engine = config, model, loader, engine
         self.callbacks, self.validation, self.resume = list(callbacks), validation, resume
@@ -86,7 +87,7 @@ class Trainer:
         self._first_step = self.step + 1
         self._plan: dict[str, Any] = resume.plan if resume else {}
         self._stops = StopRequests(self.run_dir, config.trainer.max_hours)
-        self.heart = Heartbeat(self.run_dir, engine.rank, engine.world_size, config.trainer.hang_timeout)
+        self.heart = heart or Heartbeat(self.run_dir, engine.rank, engine.world_size, config.trainer.hang_timeout)
         self._noise: EmbeddingNoise | None = None
         trainer, folder = config.trainer, self.run_dir / FOLDER
         self._saver = Saver(folder, engine, trainer.keep_last, trainer.keep_every, save_extra, trainer.save_beside)
@@ -134,6 +135,7 @@ class Trainer:
 
     def _start(self) -> None:
         self.heart.start()
+        self.heart.beat("start", self.step)
         if self.config.trainer.neftune_alpha:
             self._noise = EmbeddingNoise(self.model, self.config.trainer.neftune_alpha, self.config.seed)
         self._throughput = Throughput(self.model)

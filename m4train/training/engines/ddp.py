@@ -16,6 +16,7 @@ from m4train.batch import PackedBatch, PackedOutput
 from m4train.config import Config
 from m4train.training.engines.processes import Processes
 from m4train.training.engines.single import SingleEngine
+from m4train.training.heartbeat import PATIENCE
 
 # torch 2.13 renamed the option; buffers are constants here, equal on every rank.
 _SYNC_BUFFERS = (
@@ -31,7 +32,7 @@ class DistributedEngine(SingleEngine):
 
     def __init__(self, config: Config) -> None:
         # The heartbeat, which can name the stage and the samples, speaks before a collective gives up.
-        seconds = 2 * config.trainer.hang_timeout or _FOREVER
+        seconds = 2 * PATIENCE * config.trainer.hang_timeout or _FOREVER
         self.processes = Processes(timedelta(seconds=seconds))
         super().__init__(config, self.processes.device)
         self.rank, self.world_size = self.processes.rank, self.processes.world_size
