@@ -236,7 +236,9 @@ class TrainerConfig:
     neftune_alpha: float = 0.0  # noise on the text embeddings; 5 is the paper's choice for fine-tuning
     worst_batch_first: bool = True  # run the largest possible batch once before the first step, changing nothing
     deterministic: bool = False  # the same bits on CUDA too, where an operation has a slower form that gives them
-    hang_timeout: float = 1800.0  # seconds without progress (preparing: 4 times) before all ranks report and end; 0: never
+    hang_timeout: float = (
+        1800.0  # seconds without progress (preparing: 4 times) before all ranks report and end; 0: never
+    )
 
 
 @dataclass

@@ -53,7 +53,7 @@ def _trainer(config: Config, engine: Engine, resume: Checkpoint | None, heart: H
         run_dir = Path(config.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, run_dir / "config.yaml")
-        table = [dataclasses.asdict(row) for row in parameter_table(model, config)]
+        table = [dataclasses.asdict(row) for row in parameter_table(model, config, engine.device)]
         (run_dir / "parameters.json").write_text(json.dumps(table, indent=1) + "\n")
     return Trainer(
         config,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from m4train.batch import Segments
 from m4train.errors import ConfigError
@@ -49,8 +50,7 @@ def attention(
         window = None
     if window is not None and window >= key_segments.longest:
         window = None
-    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    if half and not dropout and _fits_varlen(query.shape[-1]):
+    if kernel(query.device, query.dtype, query.shape[-1], dropout) == "varlen":
         return _varlen(query, key, value, query_segments, key_segments, causal, window)
     dense = partial(_dense, causal=causal, window=window, dropout=dropout)
     if _uniform(query_segments) and _uniform(key_segments):
@@ -66,6 +66,28 @@ def attention(
         )
     ]
     return torch.cat(outputs)
+
+
+def kernel(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: float = 0.0) -> str:
+    """Which kernel computes `attention`: varlen, over all segments at once; or sdpa, scaled_dot_product_attention by segment."""
+    half = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    return "varlen" if half and not dropout and _fits_varlen(head_dim) else "sdpa"
+
+
+def attention_kernels(
+    blocks: Mapping[str, Iterable[nn.Module]], device: torch.device, dtype: torch.dtype
+) -> dict[str, tuple[str, ...]]:
+    """Per part of `blocks`, the kernels its attention layers train with where it has any: modules with a `head_dim`."""
+    found = {
+        part: {
+            kernel(device, dtype, module.head_dim, getattr(module, "dropout", 0.0))
+            for block in members
+            for module in block.modules()
+            if isinstance(getattr(module, "head_dim", None), int)
+        }
+        for part, members in blocks.items()
+    }
+    return {part: tuple(sorted(kernels)) for part, kernels in found.items() if kernels}
 
 
 def check_attention(name: str | None, dtype: torch.dtype) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedBatch, PackedImages, PackedOutput
 from m4train.errors import DataError
+from m4train.models.attention import attention_kernels
 from m4train.models.contexts import PackedContext
 from m4train.models.decoder import Decoder, decoder_flops
 from m4train.models.doors import LMDoors, ModelDoors, PaddedInputs
@@ -191,6 +192,10 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
             "connector": [self.model.connector],
             "text": list(self.model.text_model.layers),
         }
+
+    def attention_kernels(self, device: torch.device, dtype: torch.dtype) -> dict[str, tuple[str, ...]]:
+        """Part name -> the kernels its attention trains with on `device`, computed in `dtype`."""
+        return attention_kernels(self.blocks(), device, dtype)
 
     def image_flops(self, images: PackedImages) -> tuple[float, float]:
         """Forward FLOPs of the tower and of the connector."""

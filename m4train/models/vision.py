@@ -56,7 +56,7 @@ class VisionEmbeddings(nn.Module):
 class VisionAttention(nn.Module):
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.head_dim, self.dropout = heads, size // heads, dropout
         self.q_proj = nn.Linear(size, size)
         self.k_proj = nn.Linear(size, size)
         self.v_proj = nn.Linear(size, size)

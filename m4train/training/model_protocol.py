@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from m4train.batch import PackedBatch, PackedOutput
@@ -17,6 +18,7 @@ class TrainableModel(Protocol):
     Rows of new tokens that are parameters of their own are the part `new_tokens`.
     `blocks()` lists, per part and in execution order, the modules that are sharded and checkpointed as units.
     `flops(batch)` counts the floating-point operations of one forward pass, per part.
+    `attention_kernels(device, dtype)` names, per part that has attention, what computes it there in that dtype.
     """
 
     training: bool
@@ -28,6 +30,8 @@ class TrainableModel(Protocol):
     def blocks(self) -> dict[str, list[nn.Module]]: ...
 
     def flops(self, batch: PackedBatch) -> dict[str, float]: ...
+
+    def attention_kernels(self, device: torch.device, dtype: torch.dtype) -> dict[str, tuple[str, ...]]: ...
 
     def train(self, mode: bool = True) -> Any: ...
 

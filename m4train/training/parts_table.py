@@ -1,4 +1,4 @@
-"""The table of parts: what trains, how it is stored and computed, and at which rates; printed when a run begins."""
+"""The table of parts: what trains, how it is stored and computed, by which kernels, and at which rates; printed when a run begins."""
 
 from __future__ import annotations
 
@@ -30,24 +30,36 @@ class PartRow:
     quantized: int  # parameters stored in 4 bits
     storage: tuple[str, ...]
     compute: str
+    attention: tuple[str, ...] = ()  # kernels of its attention layers
     state: str = ""
     lr: float | None = None
     decay: tuple[float, ...] = ()
 
 
-def parameter_table(model: nn.Module, config: Config) -> list[PartRow]:
-    """One row per part of the model, in the model's order, and a last row `total`."""
+def parameter_table(model: nn.Module, config: Config, device: torch.device) -> list[PartRow]:
+    """One row per part of the model, in the model's order, and a last row `total`; `device` is where it trains."""
     parts = model.parts()
     by_part: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in parts}
     for name, parameter in canonical_parameters(model).items():
         by_part[part_of(name, parts)].append((name, parameter))
     trainable = {name: p for members in by_part.values() for name, p in members if p.requires_grad}
     groups = optim.parameter_groups(trainable, optim.undecayed_names(model), parts, config.optimizer)
-    rows = [_row(part, members, config, [g for g in groups if g["part"] == part]) for part, members in by_part.items()]
+    dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+    kernels = model.attention_kernels(device, dtype)
+    rows = [
+        _row(part, members, config, [g for g in groups if g["part"] == part], kernels.get(part, ()))
+        for part, members in by_part.items()
+    ]
     return [*rows, _row("total", [member for members in by_part.values() for member in members], config, [])]
 
 
-def _row(part: str, members: list[tuple[str, nn.Parameter]], config: Config, groups: list[dict]) -> PartRow:
+def _row(
+    part: str,
+    members: list[tuple[str, nn.Parameter]],
+    config: Config,
+    groups: list[dict],
+    kernels: tuple[str, ...] = (),
+) -> PartRow:
     return PartRow(
         part=part,
         parameters=sum(_count(p) for _, p in members),
@@ -56,6 +68,7 @@ def _row(part: str, members: list[tuple[str, nn.Parameter]], config: Config, gro
         quantized=sum(_count(p) for _, p in members if not p.is_floating_point()),
         storage=tuple(sorted({_storage(p, config.freeze.frozen_dtype) for _, p in members})),
         compute=config.trainer.precision,
+        attention=kernels,
         state=_STATE[config.optimizer.name] if groups else "",
         lr=groups[0]["base_lr"] if groups else None,
         decay=tuple(sorted({group["weight_decay"] for group in groups})),
@@ -81,13 +94,26 @@ def _storage(parameter: nn.Parameter, frozen_dtype: str | None) -> str:
 
 def format_table(rows: list[PartRow]) -> str:
     """The table as aligned text."""
-    head = ("part", "parameters", "trainable", "adapters", "4-bit", "storage", "compute", "state", "rate", "decay")
+    head = (
+        "part",
+        "parameters",
+        "trainable",
+        "adapters",
+        "4-bit",
+        "storage",
+        "compute",
+        "attention",
+        "state",
+        "rate",
+        "decay",
+    )
     cells = [head] + [
         (
             row.part,
             *(f"{count:,}" for count in (row.parameters, row.trainable, row.adapted, row.quantized)),
             "/".join(row.storage),
             row.compute,
+            "/".join(row.attention),
             row.state,
             "" if row.lr is None else f"{row.lr:g}",
             "/".join(f"{decay:g}" for decay in row.decay),

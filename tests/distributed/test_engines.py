@@ -132,10 +132,10 @@ def test_adapters_are_saved_whole_by_every_engine():
 def _held_out(run_dir, name):
     config = make_config(run_dir, max_steps=4, eval_every=2)
     config.engine.name = name
-    model = TinyModel()
-    expected = parameter_table(model, config)
-    make_trainer(config, model, make_engine(config)).train()
-    assert parameter_table(model, config) == expected, "sharded parameters count as whole ones"
+    model, engine = TinyModel(), make_engine(config)
+    expected = parameter_table(model, config, engine.device)
+    make_trainer(config, model, engine).train()
+    assert parameter_table(model, config, engine.device) == expected, "sharded parameters count as whole ones"
     return [line["eval/loss"] for line in read_metrics(run_dir) if "eval/loss" in line]
 
 

@@ -52,7 +52,7 @@ def save(config: Config, live: Any, processor: Any, step: int = 3) -> Path:
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir / "config.yaml")
-    table = [dataclasses.asdict(row) for row in parameter_table(live, config)]
+    table = [dataclasses.asdict(row) for row in parameter_table(live, config, torch.device("cpu"))]
     (run_dir / "parameters.json").write_text(json.dumps(table))
     engine = SingleEngine(config, "cpu")
     engine.prepare(live)

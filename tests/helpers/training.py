@@ -97,6 +97,9 @@ class TinyModel(nn.Module):
     def blocks(self) -> dict[str, list[nn.Module]]:
         return {"vision": list(self.vision.layers), "text": list(self.layers)}
 
+    def attention_kernels(self, device: torch.device, dtype: torch.dtype) -> dict[str, tuple[str, ...]]:
+        return {"text": ("mean",)}  # of a segment so far
+
     def flops(self, batch: PackedBatch) -> dict[str, float]:
         images = batch.images.count if batch.images is not None else 0
         return {"vision": 1e3 * images, "text": 1e3 * batch.tokens}

@@ -30,7 +30,8 @@ class Console(Callback):
         if not self._main:
             return
         self._since = None
-        self._console.print(format_table(parameter_table(trainer.model, trainer.config)), markup=False)
+        table = parameter_table(trainer.model, trainer.config, trainer.engine.device)
+        self._console.print(format_table(table), markup=False)
         if trainer.step:
             self._console.print(f"continuing from step {trainer.step}")
         if self._console.is_terminal:

@@ -152,7 +152,7 @@ def test_qlora_quantises_the_named_parts_only():
     plain = {name: p.detach().clone() for name, p in model.named_parameters()}
     apply_adapters(model, AdapterConfig(kind="qlora", rank=2, targets={"text": ["q_proj"]}))
     apply_freezing(model, FreezeConfig([FreezeRule(part="connector", trainable=True)]))
-    rows = {row.part: row for row in parameter_table(model, Config())}
+    rows = {row.part: row for row in parameter_table(model, Config(), torch.device("cpu"))}
     assert rows["text"].quantized > 0.9 * (rows["text"].parameters - rows["text"].adapted)
     assert all(rows[part].quantized == 0 for part in ("vision", "connector", "embeddings", "lm_head"))
     assert rows["connector"].trainable == rows["connector"].parameters

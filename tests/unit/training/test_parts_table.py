@@ -1,3 +1,6 @@
+import pytest
+import torch
+
 from m4train.config import AdapterConfig, FreezeConfig, FreezeRule, PartOptimizerConfig
 from m4train.training.adapters import apply_adapters
 from m4train.training.engines.single import SingleEngine
@@ -5,12 +8,14 @@ from m4train.training.freezing import apply_freezing
 from m4train.training.parts_table import format_table, parameter_table
 from tests.helpers.training import TinyModel, make_config
 
+CPU = torch.device("cpu")
+
 
 def _table(config, model=None):
     model = model or TinyModel(tied=True)
     apply_adapters(model, config.adapter)
     apply_freezing(model, config.freeze)
-    return model, {row.part: row for row in parameter_table(model, config)}
+    return model, {row.part: row for row in parameter_table(model, config, CPU)}
 
 
 def test_each_parameter_is_counted_once(tmp_path):
@@ -47,7 +52,28 @@ def test_the_text_has_a_line_for_each_part(tmp_path):
     config = make_config(tmp_path)
     lines = format_table(list(_table(config)[1].values())).splitlines()
     assert lines[0].split() == [
-        "part", "parameters", "trainable", "adapters", "4-bit", "storage", "compute", "state", "rate", "decay"
+        "part", "parameters", "trainable", "adapters", "4-bit", "storage", "compute", "attention", "state", "rate", "decay"
     ]  # fmt: skip
     assert [line.split()[0] for line in lines[1:]] == [*TinyModel().parts(), "total"]
     assert len({line.index(" fp32") for line in lines[1:] if not line.startswith(("lm_head", "total"))}) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "kernel"), [("cuda", "bf16", "varlen"), ("cuda", "fp32", "sdpa"), ("cpu", "bf16", "sdpa")]
+)
+def test_the_attention_kernel_of_each_tower_is_named(device, precision, kernel, tmp_path):
+    from m4train.models import Idefics2Config, Idefics2ForConditionalGeneration
+    from tests.helpers.models import tiny_idefics2
+
+    config = make_config(tmp_path, precision=precision)
+    model = Idefics2ForConditionalGeneration(Idefics2Config.from_dict(tiny_idefics2()))
+    rows = {row.part: row for row in parameter_table(model, config, torch.device(device))}
+    named = {part: row.attention for part, row in rows.items() if row.attention}
+    fits = {part: _head_dim(model, part) % 8 == 0 for part in ("vision", "connector", "text")}
+    assert named == {part: (kernel if fits[part] else "sdpa",) for part in fits}
+    text = next(line for line in format_table(list(rows.values())).splitlines() if line.startswith("text"))
+    assert text.split()[6:8] == [precision, named["text"][0]]
+
+
+def _head_dim(model, part):
+    return next(m.head_dim for block in model.blocks()[part] for m in block.modules() if hasattr(m, "head_dim"))
