@@ -69,11 +69,6 @@ def test_the_attention_kernel_of_each_tower_is_named(device, precision, kernel, 
     model = Idefics2ForConditionalGeneration(Idefics2Config.from_dict(tiny_idefics2()))
     rows = {row.part: row for row in parameter_table(model, config, torch.device(device))}
     named = {part: row.attention for part, row in rows.items() if row.attention}
-    fits = {part: _head_dim(model, part) % 8 == 0 for part in ("vision", "connector", "text")}
-    assert named == {part: (kernel if fits[part] else "sdpa",) for part in fits}
+    assert named == dict.fromkeys(("vision", "connector", "text"), (kernel,))
     text = next(line for line in format_table(list(rows.values())).splitlines() if line.startswith("text"))
-    assert text.split()[6:8] == [precision, named["text"][0]]
-
-
-def _head_dim(model, part):
-    return next(m.head_dim for block in model.blocks()[part] for m in block.modules() if hasattr(m, "head_dim"))
+    assert text.split()[6:8] == [precision, kernel]
