@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m4train.errors import CheckpointError
@@ -18,7 +16,8 @@ from m4train.hub import model_folder, weight_patterns
 from m4train.models.attention import check_attention
 from m4train.models.configuration import ModelConfig
 from m4train.models.quantized import BitsAndBytesConfig, is_quantized, quantize_linears
-from m4train.models.tensor_folder import INDEX, TensorFolder
+from m4train.models.tensor_folder import TensorFolder
+from m4train.models.weight_files import write_files
 
 # Buffers that old releases stored and that are computed here.
 _OBSOLETE = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
@@ -98,7 +97,7 @@ class PretrainedModel(nn.Module):
             folder, dtype=dtype or torch_dtype, device=device, strict=strict, allow_pickle=allow_pickle
         )
         if missing:
-            model._fill_missing(missing)
+            model._fill_missing(missing, dtype or torch_dtype, device)
         check_attention(attn_implementation, model.dtype)
         if quantization_config is not None:
             quantize_linears(model, BitsAndBytesConfig.of(quantization_config))
@@ -121,7 +120,7 @@ class PretrainedModel(nn.Module):
         Returns:
             names of parameters the folder does not hold (only with `strict` False).
         """
-        wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+        wanted = _dtype_of(dtype)
         stored = TensorFolder(folder, allow_pickle)
         expected = {name: p for name, p in self.named_parameters() if name not in self.tied_names()}
         names = self._stored_names(stored)
@@ -137,7 +136,7 @@ class PretrainedModel(nn.Module):
                     "configuration belongs to another checkpoint"
                 )
             tensor = stored[names[name]]
-            self._replace(name, tensor.to(device=device, dtype=None if wanted == "auto" else wanted))
+            self._replace(name, tensor.to(device=device, dtype=wanted))
         self.tie_weights()
         return missing
 
@@ -155,14 +154,25 @@ class PretrainedModel(nn.Module):
         trainable = getattr(owner, attribute).requires_grad
         setattr(owner, attribute, nn.Parameter(tensor, requires_grad=trainable))
 
-    def _fill_missing(self, missing: list[str]) -> None:
-        fresh = type(self)(self.config)
+    def _fill_missing(self, missing: list[str], dtype: torch.dtype | str | None, device: torch.device | str) -> None:
+        """Random weights for the parameters `missing`; in the dtype of the others where None is given."""
+        wanted = _dtype_of(dtype) or next((p.dtype for p in self.parameters() if not p.is_meta), None)
+        with torch.device("meta"):
+            fresh = type(self)(self.config)
+        # Initialisation passes over what is on the meta device: nothing is drawn or held but what is missing.
         for name in missing:
-            self._replace(name, fresh.get_parameter(name).detach().to(self.device, self.dtype))
+            fresh._replace(name, torch.empty(fresh.get_parameter(name).shape, dtype=wanted, device=device))
+        fresh.init_weights()
+        for name in missing:
+            self._replace(name, fresh.get_parameter(name).detach())
         self.tie_weights()
 
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Random weights for training from scratch; leaves parameters on the meta device alone."""
+        raise NotImplementedError
+
     def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
-        """Writes config.json, generation_config.json (where there is one) and the weights.
+        """Writes config.json, generation_config.json (where there is one) and the weights; those of an earlier save go.
 
         Raises CheckpointError for a model whose layers are stored in 4 bits.
         """
@@ -184,41 +194,27 @@ def save_folder(
     *,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a model folder from tensors by name; what a checkpoint exporter calls with gathered parameters."""
+    """Writes a model folder from tensors by name, in place of the model it may hold.
+
+    It is what a checkpoint exporter calls with gathered parameters.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
+    stated = folder / "generation_config.json"
     if generation_config:
-        text = json.dumps(generation_config, indent=2, sort_keys=True) + "\n"
-        (folder / "generation_config.json").write_text(text, encoding="utf-8")
-    shards = _shards(tensors, max_shard_bytes)
-    names = [
-        "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        for i in range(1, len(shards) + 1)
-    ]
-    for file, shard in zip(names, shards):
-        # Written aside: the parameters may be memory-mapped from the very file that is replaced.
-        aside = folder / f".{file}.writing"
-        save_file({name: tensor.contiguous().cpu() for name, tensor in shard.items()}, aside, metadata={"format": "pt"})
-        os.replace(aside, folder / file)
-    if len(shards) > 1:
-        weight_map = {name: file for file, shard in zip(names, shards) for name in shard}
-        total = sum(t.numel() * t.element_size() for t in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        stated.write_text(json.dumps(generation_config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    else:
+        stated.unlink(missing_ok=True)  # one of an earlier save would go on to decide how this model generates
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    write_files(folder, sizes, max_shard_bytes, tensors.__getitem__)
 
 
-def _shards(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        nbytes = tensor.numel() * tensor.element_size()
-        if shards[-1] and size + nbytes > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += nbytes
-    return shards
+def _dtype_of(given: torch.dtype | str | None) -> torch.dtype | None:
+    """None: as stored."""
+    if isinstance(given, str):
+        return None if given == "auto" else getattr(torch, given)
+    return given
 
 
 def _mismatch(folder: str | Path, missing: list[str], extra: list[str]) -> str:

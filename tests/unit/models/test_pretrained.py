@@ -11,8 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from m4train.errors import CheckpointError, ConfigError
-from m4train.models import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Model
-from tests.helpers.models import perturb, tiny_idefics3
+from m4train.models import (
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Model,
+    IdeficsConfig,
+    IdeficsForVisionText2Text,
+)
+from m4train.models.pretrained import save_folder
+from tests.helpers.models import perturb, tiny_idefics, tiny_idefics2, tiny_idefics3
 
 
 @pytest.fixture
@@ -45,6 +54,25 @@ def test_saving_over_the_folder_it_is_mapped_from(model: Idefics3ForConditionalG
     loaded.save_pretrained(tmp_path)
     assert same(model, loaded)
     assert same(model, Idefics3ForConditionalGeneration.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("limits", [(20_000, 5_000_000_000), (5_000_000_000, 20_000), (20_000, 60_000)])
+def test_saving_over_another_model_leaves_nothing_of_it(
+    model: Idefics3ForConditionalGeneration, limits: tuple[int, int], tmp_path: Path
+) -> None:
+    model.generation_config = {"eos_token_id": [5]}
+    model.save_pretrained(tmp_path, max_shard_bytes=limits[0])
+    (tmp_path / "other.safetensors").write_bytes(b"")
+    perturb(model, seed=1)
+    model.generation_config = {}
+    model.save_pretrained(tmp_path, max_shard_bytes=limits[1])
+    model.save_pretrained(tmp_path / "fresh", max_shard_bytes=limits[1])
+    files = {path.name for path in tmp_path.iterdir()} - {"fresh", "other.safetensors"}
+    assert files == {path.name for path in (tmp_path / "fresh").iterdir()}
+    loaded = Idefics3ForConditionalGeneration.from_pretrained(tmp_path)
+    assert same(model, loaded)
+    assert loaded.generation_config == {}
+    assert (tmp_path / "other.safetensors").exists()  # not a name that is ever written: not ours to remove
 
 
 def test_dtype(model: Idefics3ForConditionalGeneration, tmp_path: Path) -> None:
@@ -87,6 +115,54 @@ def test_missing_and_extra_tensors_are_listed(model: Idefics3ForConditionalGener
     loaded = load(tmp_path, strict=False)
     assert bool((loaded.model.text_model.norm.weight == 1).all())
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+FAMILIES = {
+    "idefics": (IdeficsForVisionText2Text, IdeficsConfig, tiny_idefics),
+    "idefics2": (Idefics2ForConditionalGeneration, Idefics2Config, tiny_idefics2),
+    "idefics3": (Idefics3ForConditionalGeneration, Idefics3Config, tiny_idefics3),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whatever_is_missing_starts_as_in_a_new_model(family: str, tmp_path: Path) -> None:
+    kind, config, tiny = FAMILIES[family]
+    model = kind(config.from_dict(tiny()))
+    model.bfloat16().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    first = next(name for name, _ in model.named_parameters())
+    save_file({name: t for name, t in tensors.items() if name != first}, tmp_path / "model.safetensors")
+    loaded = kind.from_pretrained(tmp_path, strict=False)
+    assert {(p.device.type, p.dtype) for p in loaded.parameters()} == {("cpu", torch.bfloat16)}
+    # All but one missing: uninitialised memory would not have the spread of a new model's.
+    save_file({first: tensors[first]}, tmp_path / "model.safetensors")
+    loaded = kind.from_pretrained(tmp_path, strict=False, dtype="float32")
+    for name, parameter in loaded.named_parameters():
+        expected = model.get_parameter(name).float()
+        assert parameter.dtype == torch.float32
+        assert parameter.requires_grad == model.get_parameter(name).requires_grad, name
+        if expected.numel() < 24 or expected.std() == 0:
+            assert torch.equal(parameter, expected), name
+        else:
+            assert 0.6 < parameter.std() / expected.std() < 1.7, name
+
+
+def test_filling_in_makes_no_second_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = {"hidden_size": 512, "intermediate_size": 2048, "vocab_size": 16000}
+    model = Idefics3ForConditionalGeneration(Idefics3Config.from_dict(tiny_idefics3(text_config=large)))
+    tensors = model.hub_tensors({name: p.detach() for name, p in model.named_parameters()})
+    del tensors["model.text_model.norm.weight"]
+    save_folder(tmp_path, model.config, tensors)
+    del model, tensors
+    drawn: list[int] = []
+    real = torch.Tensor.normal_
+    monkeypatch.setattr(
+        torch.Tensor, "normal_", lambda t, *a, **k: drawn.append(0 if t.is_meta else t.numel()) or real(t, *a, **k)
+    )
+    before = psutil.Process().memory_info().rss
+    Idefics3ForConditionalGeneration.from_pretrained(tmp_path, strict=False)
+    assert psutil.Process().memory_info().rss - before < 0.3 * (tmp_path / "model.safetensors").stat().st_size
+    assert sum(drawn) == 0
 
 
 def test_another_shape_is_refused(model: Idefics3ForConditionalGeneration, tmp_path: Path) -> None:
