@@ -12,6 +12,7 @@ from PIL import Image
 from m4train.processing.features import Features
 from m4train.processing.image_processor import ImageProcessor, checked_size
 from m4train.processing.images import to_rgb
+from m4train.processing.settings import in_documented_order
 
 MEAN = STD = [0.5, 0.5, 0.5]
 
@@ -21,6 +22,11 @@ class Idefics2ImageProcessor(ImageProcessor):
 
     With splitting, an image becomes its four quarters and then the whole, each resized on its own.
     """
+
+    documented_order = (
+        "do_convert_rgb", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
+        "image_std", "do_pad", "do_image_splitting", "return_tensors", "input_data_format", "data_format",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -136,16 +142,14 @@ class Idefics2ImageProcessorFast(Idefics2ImageProcessor):
     def setting_names(cls) -> list[str]:
         return [*Idefics2ImageProcessor.setting_names(), *CALL_OPTIONS]
 
-    def preprocess(self, images: Any, **options: Any) -> Features:  # type: ignore[override]  # nothing by position
+    @in_documented_order
+    def preprocess(self, images: Any, **options: Any) -> Features:
         """As for every image processor, with the options of `_preprocess`."""
         return self._preprocess(images, **self._options | {k: v for k, v in options.items() if v is not None})
 
     def _preprocess(
         self,
         images: Any,
-        return_tensors: str | None = None,
-        data_format: str | None = None,
-        input_data_format: str | None = None,
         device: Any = None,
         disable_grouping: bool | None = None,
         default_to_square: bool | None = None,
@@ -162,7 +166,7 @@ class Idefics2ImageProcessorFast(Idefics2ImageProcessor):
             settings["size"] = _square(settings.get("size"))
         if do_center_crop or crop_size:
             raise ValueError("Idefics2 crops no centre out of its images: leave do_center_crop and crop_size out.")
-        features = super().preprocess(images, return_tensors, data_format, input_data_format, **settings)
+        features = super().preprocess(images, **settings)
         return features if device is None else features.to(device)
 
     def frames_of_batch(self, samples: list[list[Image.Image]]) -> list[list[np.ndarray]]:

@@ -11,6 +11,7 @@ from PIL import Image
 from m4train.processing.features import Features
 from m4train.processing.image_processor import ImageProcessor, checked_size, square_side
 from m4train.processing.images import to_rgb
+from m4train.processing.settings import in_documented_order
 
 MAX_SIDE = 4096  # no image is resized beyond this, whatever the settings ask for
 MEAN = STD = [0.5, 0.5, 0.5]
@@ -21,6 +22,12 @@ class Idefics3ImageProcessor(ImageProcessor):
 
     Without splitting an image is one frame. Every frame is square, with sides of `max_image_size["longest_edge"]`.
     """
+
+    documented_order = (
+        "do_convert_rgb", "do_resize", "size", "resample", "do_image_splitting", "do_rescale", "max_image_size",
+        "rescale_factor", "do_normalize", "image_mean", "image_std", "do_pad", "return_tensors", "return_row_col_info",
+        "data_format", "input_data_format",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -100,9 +107,11 @@ class Idefics3ImageProcessor(ImageProcessor):
         frames[count] = np.asarray(self._resize(image, (side, side))).transpose(2, 0, 1)
         return frames
 
-    def preprocess(  # type: ignore[override]  # one more option
+    @in_documented_order
+    def preprocess(
         self,
         images: Any,
+        *,
         return_tensors: str | None = None,
         return_row_col_info: bool = False,
         data_format: str | None = None,

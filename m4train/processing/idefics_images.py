@@ -11,6 +11,7 @@ from PIL import Image
 from m4train.processing.features import Features
 from m4train.processing.image_processor import ImageProcessor, square_side
 from m4train.processing.images import to_rgb
+from m4train.processing.settings import in_documented_order
 
 Self = TypeVar("Self", bound="IdeficsImageProcessor")
 
@@ -20,6 +21,8 @@ STD = [0.26862954, 0.26130258, 0.27577711]
 
 class IdeficsImageProcessor(ImageProcessor):
     """Resizes every image to `image_size` x `image_size`; a dictionary may say so as equal "height" and "width"."""
+
+    documented_order = ("image_num_channels", "image_size", "image_mean", "image_std", "transform")
 
     def __init__(
         self,
@@ -71,26 +74,23 @@ class IdeficsImageProcessor(ImageProcessor):
         image = image if image.size == target else image.resize(target, Image.Resampling(self.resample))
         return [np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))]
 
-    def preprocess(  # type: ignore[override]  # the reference returns the values alone
+    @in_documented_order
+    def preprocess(  # the reference returns the values alone
         self,
         images: Any,
-        image_num_channels: int | None = None,
-        image_size: int | dict[str, int] | None = None,
-        image_mean: float | list[float] | None = None,
-        image_std: float | list[float] | None = None,
+        *,
         transform: Callable[[Image.Image], Any] | None = None,
         return_tensors: str | None = "pt",
         input_data_format: str | None = None,
         **settings: Any,
     ) -> Any:
-        """The values (n, 3, S, S) float32 of all images, as one tensor or array; settings are for this call.
+        """The values (n, 3, S, S) float32 of all images, as one tensor or array; `settings` are for this call.
 
         `transform`, for training, takes a Pillow image and gives a tensor (3, S, S); it replaces every other step.
         """
         if isinstance(images, (list, tuple)) and not images:
             return []
-        named = {"image_num_channels": image_num_channels, "image_mean": image_mean, "image_std": image_std}
-        processor = self.for_values_of(images, **named, image_size=image_size, **settings)
+        processor = self.for_values_of(images, **settings)
         samples = processor.read_samples(images, input_data_format)
         flat = [image for sample in samples for image in sample]
         if transform is not None:

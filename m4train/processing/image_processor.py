@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ from m4train.processing.files import read_processor_files, write_json
 from m4train.processing.images import normalize_into, pixel_table
 from m4train.processing.inputs import is_fractions, nest_images, read_image
 from m4train.processing.pieces import Frames
-from m4train.processing.settings import WrongSize, no_setting, warn_of_unused
+from m4train.processing.settings import WrongSize, in_documented_order, no_setting, warn_of_unused
 
 Self = TypeVar("Self", bound="ImageProcessor")
 _MARKS = ("image_processor_type", "processor_class")  # in files, written anew
@@ -32,6 +32,8 @@ class ImageProcessor:
     between two levels, as it does in transformers wherever that resizes; transformers keeps it with do_resize=False,
     and until what is transparent lies on white.
     """
+
+    documented_order: ClassVar[tuple[str, ...]] = ()  # of the arguments of `preprocess` after the images
 
     def __init__(
         self,
@@ -157,9 +159,11 @@ class ImageProcessor:
     def __call__(self, images: Any, *positional: Any, **options: Any) -> Features:
         return self.preprocess(images, *positional, **options)
 
+    @in_documented_order
     def preprocess(
         self,
         images: Any,
+        *,
         return_tensors: str | None = None,
         data_format: str | None = None,
         input_data_format: str | None = None,

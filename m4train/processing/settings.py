@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 from m4train.errors import ConfigError
+
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 # What transformers writes that says nothing of how images or texts are read.
 _SILENT = ("processor_class", "auto_map", "_valid_processor_keys", "feature_extractor_type", "video_processor")
@@ -34,3 +37,21 @@ def warn_of_unused(owner: str, settings: Mapping[str, Any]) -> None:
     unused = sorted(name for name, value in settings.items() if value is not None and name not in _SILENT)
     if unused:
         warnings.warn(f"{owner} keeps but does not use the settings {', '.join(unused)}", stacklevel=3)
+
+
+def in_documented_order(preprocess: Call) -> Call:
+    """Lets the arguments of `preprocess` after the images be given by position, in the order of `documented_order`.
+
+    Raises TypeError where there are too many, or one is given by name as well.
+    """
+
+    @functools.wraps(preprocess)
+    def ordered(self: Any, images: Any, *positional: Any, **options: Any) -> Any:
+        names = self.documented_order
+        if len(positional) > len(names):
+            raise TypeError(
+                f"{type(self).__name__} takes at most {len(names)} arguments after the images: name the others."
+            )
+        return preprocess(self, images, **dict(zip(names, positional)), **options)
+
+    return cast("Call", ordered)

@@ -172,6 +172,23 @@ def test_documented_orders_of_arguments():
     transformed = processor.preprocess(image, 3, None, None, None, lambda image: torch.ones(3, 2, 2))
     assert transformed.shape == (1, 3, 2, 2)
 
+    size, tiles = {"shortest_edge": 14, "longest_edge": 28}, {"longest_edge": 28}
+    given = (True, True, size, 2, True, 1 / 128, True, 0.5, 0.25, True, False, "np", None, "channels_last")
+    found = Idefics2ImageProcessor().preprocess(image, *given)["pixel_values"]
+    settings = {"size": size, "rescale_factor": 1 / 128, "image_mean": 0.5, "image_std": 0.25}
+    expected = Idefics2ImageProcessor(**settings)(image, return_tensors="np", data_format="channels_last")
+    assert np.array_equal(found, expected["pixel_values"])
+    given = (True, True, tiles, 1, True, True, 14, 1 / 128, True, 0.5, 0.25, True, "np", True)
+    features = Idefics3ImageProcessor()(image, *given)
+    settings |= {"size": tiles, "max_image_size": 14}
+    expected = Idefics3ImageProcessor(**settings)(image, return_tensors="np", return_row_col_info=True)
+    assert np.array_equal(features["pixel_values"], expected["pixel_values"])
+    assert features["rows"] == expected["rows"] == [[2]]
+    with pytest.raises(TypeError, match="Idefics2ImageProcessor takes at most 14 arguments after the images"):
+        Idefics2ImageProcessor()(image, *[None] * 15)
+    with pytest.raises(TypeError, match="multiple values"):
+        Idefics2ImageProcessor()(image, True, do_convert_rgb=True)
+
     processor = tiny_idefics_processor()
     prompts = [["a", image], ["b c d e f g"]]
     named = {"padding": "longest", "truncation": True, "max_length": 5, "add_eos_token": True, "return_tensors": "np"}
