@@ -8,6 +8,7 @@ windows, as Arrow tables: a row becomes Python objects only when it is asked for
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -49,10 +50,15 @@ class ParquetRows:
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         number = 0
-        for group in range(len(self.blocks(files, path))):
-            for row in range(len(self._group(files, path, group))):
-                yield self._scan_row(str(number), group, row, self._row(files, path, group, row))
-                number += 1
+        for group, rows in enumerate(self.blocks(files, path)):
+            try:
+                self._group(files, path, group)
+            except BadSample as error:  # once for all its rows, which would each read it again
+                bad = (error.reason, error.detail)
+                yield from (ScannedSample(str(number + row), bad=bad) for row in range(rows))
+            else:
+                yield from (self._scan_row(files, path, str(number + row), group, row) for row in range(rows))
+            number += rows
 
     def count(self, files: FileReader, path: str, limit: int) -> int:
         return sum(self.blocks(files, path))
@@ -75,6 +81,8 @@ class ParquetRows:
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> list[bytes]:
         images = _stored_images(self._row(files, path, members[0].offset, members[0].size)) if wanted else []
+        if wanted and len(images) != len(members) - 1:
+            raise BadSample("damaged", f"the row holds {len(images)} images, but held {len(members) - 1} when indexed")
         return [unchanged(images[number], members[1 + number], f"image {number}") for number in wanted]
 
     def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
@@ -85,8 +93,9 @@ class ParquetRows:
             metadata = file.metadata
             return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
-    def _scan_row(self, key: str, group: int, row: int, record: dict[str, Any]) -> ScannedSample:
+    def _scan_row(self, files: FileReader, path: str, key: str, group: int, row: int) -> ScannedSample:
         try:
+            record = self._row(files, path, group, row)
             _compose(record)
             images = [image_member(data, n, group, row) for n, data in enumerate(_stored_images(record))]
             return ScannedSample(key, (Member(group, row, text_hash(record)), *images))
@@ -94,7 +103,9 @@ class ParquetRows:
             return ScannedSample(key, bad=(error.reason, error.detail))
 
     def _row(self, files: FileReader, path: str, group: int, row: int) -> dict[str, Any]:
-        return self._group(files, path, group).slice(row, 1).to_pylist()[0]
+        table = self._group(files, path, group)
+        with _named_damage():
+            return table.slice(row, 1).to_pylist()[0]
 
     def _group(self, files: FileReader, path: str, group: int) -> Any:
         """The table of a row group, from those that are kept or from the file."""
@@ -107,15 +118,40 @@ class ParquetRows:
         return table
 
 
-def _open(files: FileReader, path: str) -> Any:
+@contextmanager
+def _open(files: FileReader, path: str) -> Iterator[Any]:
+    """The open file. Raises DataError where it is no parquet file, and BadSample where what is read of it is damaged."""
     try:
         import pyarrow.parquet
     except ImportError:
         raise ConfigError("Reading parquet needs pyarrow: install it, or convert the source to shards.") from None
     try:
-        return pyarrow.parquet.ParquetFile(files.open(path) if is_remote(path) else path)
-    except pyarrow.ArrowInvalid as error:
+        opened = pyarrow.parquet.ParquetFile(files.open(path) if is_remote(path) else path)
+    except (pyarrow.ArrowException, OSError) as error:
+        if _failed_to_read(error):
+            raise
         raise DataError(f"{path} is no readable parquet file: {error}.") from None
+    with opened as file, _named_damage():
+        yield file
+
+
+@contextmanager
+def _named_damage() -> Iterator[None]:
+    """Raises BadSample for what pyarrow says of damaged content."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
+        if _failed_to_read(error):
+            raise
+        said, _, _ = str(error).partition("\n")
+        raise BadSample("damaged", f"its row group cannot be read: {said}") from None
+
+
+def _failed_to_read(error: Exception) -> bool:
+    """Whether the storage failed; of damaged content pyarrow also raises OSError, but without a number."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _columns(path: str, names: Sequence[str]) -> list[str]:

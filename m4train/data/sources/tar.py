@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -49,6 +49,10 @@ class TarLayout:
         """The sample from (part, bytes) of its texts and the parts of its images. Raises BadSample."""
         raise NotImplementedError
 
+    def lists_members(self, suffixes: Collection[str]) -> bool:
+        """Whether a sample with these suffixes says itself which members it has, so that one that is lost is missed."""
+        return True
+
     def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
         """Upright width and height of image `part` in a member's bytes. Raises BadSample."""
         info = read_image_info(data)
@@ -65,11 +69,12 @@ class TarLayout:
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         """Every sample, with the hash of each member and the size of each image; one pass over the shard."""
         seen: set[str] = set()
-        for key, group in groupby(walk_tar(files, path), key=_group):
+        for key, entries, torn in _runs(walk_tar(files, path)):
             if key is None:
-                yield from (_stray(entry) for entry in group)
+                yield from (_stray(entry) for entry in entries)
                 continue
-            found = self._scan_sample(files, path, key, [entry for entry in group if isinstance(entry, TarMember)])
+            members = [entry for entry in entries if isinstance(entry, TarMember)]
+            found = self._scan_sample(files, path, key, members, torn)
             if key in seen:
                 found = ScannedSample(key, bad=("duplicate_key", f"key {key!r} occurs earlier in the same shard"))
             seen.add(key)
@@ -132,7 +137,10 @@ class TarLayout:
     def blocks(self, files: FileReader, path: str) -> None:
         return None
 
-    def _scan_sample(self, files: FileReader, path: str, key: str, members: list[TarMember]) -> ScannedSample:
+    def _scan_sample(
+        self, files: FileReader, path: str, key: str, members: list[TarMember], torn: bool
+    ) -> ScannedSample:
+        """The sample of these members; `torn`: where damage lies beside them, further ones may be lost."""
         named: dict[str, TarMember] = {}
         for member in members:
             suffix = member.name[len(key) + 1 :]
@@ -145,6 +153,9 @@ class TarLayout:
 
         try:
             texts, images = self.resolve(key, named, read)
+            if torn and not self.lists_members(named):
+                detail = f"the shard is damaged beside {sorted(named)}, so that members may be lost"
+                raise BadSample("damaged_shard", detail)
             found = [_text(named[ref.suffix], ref, read(ref.suffix)) for ref in texts]
             found += [self._image(named[ref.suffix], ref, read(ref.suffix)) for ref in images]
             return ScannedSample(key, tuple(found))
@@ -208,6 +219,22 @@ class CanonicalTar(TarLayout):
 def _group(entry: TarMember | TarDamage) -> str | None:
     match = _NAME.match(entry.name) if isinstance(entry, TarMember) else None
     return match[1] if match else None
+
+
+def _runs(
+    entries: Iterable[TarMember | TarDamage],
+) -> Iterator[tuple[str | None, list[TarMember | TarDamage], bool]]:
+    """Each run of members that share a key (None: of what has none), and whether damage lies directly before or behind it."""
+    held: tuple[str | None, list[TarMember | TarDamage]] | None = None
+    before = now = False
+    for key, group in groupby(entries, key=_group):
+        found = list(group)
+        behind = any(isinstance(entry, TarDamage) for entry in found)
+        if held is not None:
+            yield *held, before or behind
+        held, before, now = (key, found), now, behind
+    if held is not None:
+        yield *held, before
 
 
 def _stray(entry: TarMember | TarDamage) -> ScannedSample:
