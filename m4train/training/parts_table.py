@@ -60,13 +60,14 @@ def _row(
     groups: list[dict],
     kernels: tuple[str, ...] = (),
 ) -> PartRow:
+    frozen = "fp32" if config.trainer.precision == "fp32" else config.freeze.frozen_dtype
     return PartRow(
         part=part,
         parameters=sum(_count(p) for _, p in members),
         trainable=sum(_count(p) for _, p in members if p.requires_grad),
         adapted=sum(_count(p) for name, p in members if is_adapter(name)),
         quantized=sum(_count(p) for _, p in members if not p.is_floating_point()),
-        storage=tuple(sorted({_storage(p, config.freeze.frozen_dtype) for _, p in members})),
+        storage=tuple(sorted({_storage(p, frozen) for _, p in members})),
         compute=config.trainer.precision,
         attention=kernels,
         state=_STATE[config.optimizer.name] if groups else "",
@@ -83,13 +84,13 @@ def _count(parameter: nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
-def _storage(parameter: nn.Parameter, frozen_dtype: str | None) -> str:
-    """The dtype engines store a parameter in."""
+def _storage(parameter: nn.Parameter, frozen: str | None) -> str:
+    """The dtype engines store a parameter in; `frozen` is that of frozen ones, None for that of their file."""
     if not parameter.is_floating_point():
         return "4-bit"
     if parameter.requires_grad:
         return "fp32"
-    return frozen_dtype or _SHORT.get(parameter.dtype, str(parameter.dtype).removeprefix("torch."))
+    return frozen or _SHORT.get(parameter.dtype, str(parameter.dtype).removeprefix("torch."))
 
 
 def format_table(rows: list[PartRow]) -> str:

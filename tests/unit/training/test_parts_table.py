@@ -72,3 +72,11 @@ def test_the_attention_kernel_of_each_tower_is_named(device, precision, kernel, 
     assert named == dict.fromkeys(("vision", "connector", "text"), (kernel,))
     text = next(line for line in format_table(list(rows.values())).splitlines() if line.startswith("text"))
     assert text.split()[6:8] == [precision, kernel]
+
+
+def test_frozen_parts_of_a_bf16_file_are_stored_as_the_run_computes(tmp_path):
+    for precision, stored in (("fp32", ("fp32",)), ("bf16", ("bf16",))):
+        model = TinyModel().to(torch.bfloat16)
+        model.vision.requires_grad_(False)
+        rows = parameter_table(model, make_config(tmp_path, precision=precision), CPU)
+        assert next(row.storage for row in rows if row.part == "vision") == stored
