@@ -21,6 +21,7 @@ from m4train.data.sources.tarfiles import TarMember
 from m4train.errors import BadSample, DataError
 
 _SHUFFLE_BUFFER = 1000
+_MOST_IN_VAIN = 100_000  # samples in a row that could not be used, where a round through the shards is longer
 _CLOSING = 10.0  # seconds a command may take to end when nobody reads it any more
 _HUNG_UP = (0, -13, 141)  # exit statuses of a command that did its work, or whose reader went away
 
@@ -40,7 +41,8 @@ class ShardStream:
     """Every sample of `urls` again and again: the shards in another order each time, the samples mixed in a buffer.
 
     `position` counts the rounds through all shards, the shards of the last one as its fraction; reading begins at
-    `position`. What cannot be read is added to `bad`. Iterating raises DataError where a shard keeps failing to open.
+    `position`. What cannot be read is added to `bad`, which whoever iterates empties. Iterating raises DataError where a
+    shard keeps failing to open, or where a whole round holds nothing that can be used.
     """
 
     def __init__(
@@ -50,6 +52,30 @@ class ShardStream:
         self.position = position
         self._name, self._urls, self._layout = name, list(urls), layout
         self._seed, self._shuffle = seed, shuffle
+        self._in_vain = 0
+        self._most_in_vain = _MOST_IN_VAIN
+        self._why = ""
+
+    def leave_out(self, key: str, url: str, reason: str, detail: str) -> None:
+        """Adds a sample to `bad`. Raises DataError where as many in a row were bad as a round through the shards has."""
+        self._note(key, url, reason, detail)
+        self._in_vain += 1
+        if self._in_vain >= self._most_in_vain:
+            raise DataError(self._nothing(f"none of {self._in_vain} samples in a row"))
+
+    def used(self) -> None:
+        """Says that a sample could be used."""
+        self._in_vain, self._why = 0, ""
+
+    def _note(self, key: str, url: str, reason: str, detail: str) -> None:
+        self.bad.append(QuarantineEntry(0, -1, self._name, key, url, reason, detail))
+        self._why = self._why or f"the first, {key} in {url}: {reason}, {detail}"
+
+    def _nothing(self, what: str) -> str:
+        return (
+            f"Of the streamed source {self._name!r} {what} can be used ({self._why or 'its shards are empty'}): look at its "
+            f"shards, or correct data.sources.{self._name}.format."
+        )
 
     def __iter__(self) -> Iterator[Streamed]:
         import webdataset
@@ -63,7 +89,7 @@ class ShardStream:
             try:
                 yield Streamed(key, url, cycle, *streamed_sample(self._layout, stored))
             except BadSample as error:
-                self.bad.append(QuarantineEntry(0, -1, self._name, key, url, error.reason, error.detail))
+                self.leave_out(key, url, error.reason, error.detail)
 
     def _stored(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The samples as webdataset gives them, shard after shard."""
@@ -73,10 +99,16 @@ class ShardStream:
             order = list(self._urls)
             if self._shuffle:
                 self._random(f"shards {cycle}").shuffle(order)
+            given = 0
             for place in range(first, count):
                 self.position = cycle + place / count
                 for stored in self._shard(order[place]):
+                    given += 1
                     yield cycle, stored
+            if not first:
+                if not given:
+                    raise DataError(self._nothing("no sample"))
+                self._most_in_vain = min(_MOST_IN_VAIN, given + (_SHUFFLE_BUFFER if self._shuffle else 0))
             cycle, first = cycle + 1, 0
 
     def _shard(self, url: str) -> Iterator[dict[str, Any]]:
@@ -91,7 +123,7 @@ class ShardStream:
                 return
             except (tarfile.TarError, ValueError) as error:
                 where = f"after {given} samples: {error}"
-                self.bad.append(QuarantineEntry(0, -1, self._name, f"@{given}", url, "damaged_shard", where))
+                self._note(f"@{given}", url, "damaged_shard", where)
                 return
             except OSError as error:
                 if attempt == storage.READ_ATTEMPTS:

@@ -32,7 +32,7 @@ from m4train.data.shard_stream import ShardStream, Streamed
 from m4train.data.sources.registry import shard_format
 from m4train.data.sources.tar import TarLayout
 from m4train.data.variants import variant_drawn
-from m4train.errors import BadSample, ConfigError, DataError
+from m4train.errors import BadSample, ConfigError, DataError, M4Error
 
 _LOG = logging.getLogger(__name__)
 PROMISES = (
@@ -101,7 +101,7 @@ class StreamLoader:
         while self._stop is None or step < self._stop:
             step += 1
             begun = time.perf_counter()
-            built = [next(batches) for _ in range(self.micro_batches)]
+            built = [_raised(next(batches)) for _ in range(self.micro_batches)]
             bad = [replace(entry, step=step) for one in built for entry in one.bad]
             for one in built:
                 self._positions |= one.positions
@@ -119,7 +119,7 @@ class _Built:
 
 
 class _Packs(IterableDataset):
-    """The endless micro-batches of one reader."""
+    """The endless micro-batches of one reader. An error comes as a value, so that its sentence reaches the trainer alone."""
 
     def __init__(
         self,
@@ -149,7 +149,13 @@ class _Packs(IterableDataset):
         self._positions = positions
         self._assembler = Assembler(processor, list(sources), layout)
 
-    def __iter__(self) -> Iterator[_Built]:
+    def __iter__(self) -> Iterator[_Built | M4Error]:
+        try:
+            yield from self._micro_batches()
+        except M4Error as error:
+            yield error
+
+    def _micro_batches(self) -> Iterator[_Built]:
         worker = get_worker_info()
         reader = self._rank * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
         streams = {name: self._stream(name, reader) for name in self._sources}
@@ -188,10 +194,12 @@ class _Packs(IterableDataset):
     def _documents(self, stream: ShardStream, name: str) -> Iterator[Document]:
         for streamed in stream:
             try:
-                yield self._document(streamed, name)
+                document = self._document(streamed, name)
             except BadSample as error:
-                where = (name, streamed.key, streamed.url)
-                stream.bad.append(QuarantineEntry(0, -1, *where, error.reason, error.detail))
+                stream.leave_out(streamed.key, streamed.url, error.reason, error.detail)
+                continue
+            stream.used()
+            yield document
 
     def _document(self, streamed: Streamed, name: str) -> Document:
         key, cycle, sample, images = streamed.key, streamed.cycle, streamed.sample, streamed.images
@@ -228,6 +236,12 @@ def _layout(name: str, config: SourceConfig) -> TarLayout:
 def _hash(document: Document) -> int:
     described = f"{document.record.source}\0{document.record.key}\0{document.record.tokens}".encode()
     return int.from_bytes(hashlib.blake2b(described, digest_size=8).digest(), "little")
+
+
+def _raised(built: _Built | M4Error) -> _Built:
+    if isinstance(built, M4Error):
+        raise built
+    return built
 
 
 def _unchanged(value: Any) -> Any:

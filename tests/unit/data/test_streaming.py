@@ -146,6 +146,48 @@ def test_a_command_that_fails_is_run_again_and_then_ends_the_run(tmp_path: Path,
         keys(ShardStream("pages", [f"pipe:cat {tmp_path}/none.tar 2>/dev/null"], CanonicalTar(), "0", False), 1)
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_stream_without_a_usable_sample_ends_the_run_with_the_first_reason(tmp_path: Path, shuffle: bool) -> None:
+    write_shards(tmp_path, documents(30), max_samples=10)
+    path = f"{tmp_path}/shard-{{000000..000002}}.tar"
+    data = data_config(shuffle=shuffle)
+    with pytest.raises(
+        DataError,
+        match=r"streamed source 'pages' none of .*the first, doc.*: (no_text|missing_image), .*sources\.pages\.format",
+    ):
+        load({"pages": SourceConfig(path=path, format="pairs")}, data)
+    with pytest.raises(DataError, match=r"none of .*too_long, .*do not fit a pack"):
+        load({"pages": SourceConfig(path=path)}, replace(data, sequence_length=8))
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    with pytest.raises(DataError, match=r"no sample can be used \(its shards are empty"):
+        load({"pages": SourceConfig(path=str(tmp_path / "empty.tar"))}, data)
+
+
+def test_a_source_of_which_little_is_usable_is_streamed_and_its_bad_samples_are_bounded(
+    tmp_path: Path, monkeypatch
+) -> None:
+    key, content, images = document(0)
+    broken = [(f"{key}x{number}", content, images | {"0.png": b"no image"}) for number in range(20)]
+    write_shards(tmp_path, [*broken, document(1)])
+    found = ShardStream("pages", [f"{tmp_path}/shard-000000.tar"], CanonicalTar(), "0", False)
+    for streamed in islice(found, 4):
+        assert streamed.key == "doc00001"
+        found.used()
+    assert len(found.bad) == 80
+    monkeypatch.setattr("m4train.data.shard_stream._MOST_IN_VAIN", 15)
+    with pytest.raises(DataError, match="none of 15 samples in a row"):
+        next(iter(ShardStream("pages", [f"{tmp_path}/shard-000000.tar"], CanonicalTar(), "0", False)))
+
+
+@pytest.mark.slow
+def test_an_error_of_a_worker_is_one_sentence(tmp_path: Path) -> None:
+    write_shards(tmp_path, documents(3))
+    with pytest.raises(DataError) as error:
+        load({"pages": SourceConfig(path=f"{tmp_path}/shard-000000.tar", format="pairs")}, data_config(num_workers=1))
+    assert "\n" not in str(error.value)
+
+
 def test_other_layouts_are_streamed_as_they_are_indexed(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, data in (("0.JPG", png(page_picture("a"))), ("0.txt", b"A page."), ("1.txt", b"alone")):
