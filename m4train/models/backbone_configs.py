@@ -68,6 +68,7 @@ class LlamaConfig(ModelConfig):
     mlp_bias: bool = False
     attention_dropout: float = 0.0
     pad_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 2
     use_cache: bool = True
     tie_word_embeddings: bool = False
 

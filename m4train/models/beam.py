@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from m4train.models.sampling import forbid
+from m4train.models.sampling import constrain
 
 if TYPE_CHECKING:
-    from m4train.models.generation import DecodingSteps, GenerationSettings
+    from m4train.models.generation import DecodingSteps
+    from m4train.models.generation_settings import GenerationSettings
 
 _NEVER = -1e9  # score of a beam that must not be chosen
 
@@ -26,7 +27,7 @@ class _Prompt:
 
 def beam_search(steps: DecodingSteps, input_ids: Tensor, settings: GenerationSettings, new: int, pad: int) -> Tensor:
     """(B * num_return_sequences, T + longest) the best sequences of each prompt, best first, `pad` behind the short ones."""
-    search = _Search(input_ids, settings, new)
+    search = _Search(input_ids, steps.mask.bool(), settings, new)
     scores = steps()
     rows = torch.arange(input_ids.shape[0], device=input_ids.device).repeat_interleave(settings.num_beams)
     steps.select(rows)
@@ -44,10 +45,11 @@ def beam_search(steps: DecodingSteps, input_ids: Tensor, settings: GenerationSet
 
 
 class _Search:
-    def __init__(self, input_ids: Tensor, settings: GenerationSettings, new: int) -> None:
+    def __init__(self, input_ids: Tensor, real: Tensor, settings: GenerationSettings, new: int) -> None:
         self.settings, self.new = settings, new
         self.beams, self.batch, self.prompt = settings.num_beams, input_ids.shape[0], input_ids.shape[1]
         self.running = input_ids.repeat_interleave(self.beams, 0)  # (B * beams, T)
+        self.real = real.repeat_interleave(self.beams, 0)  # beams never leave the rows of their prompt
         # All beams of a prompt start equal: only the first may be continued.
         self.scores = torch.full((self.batch, self.beams), _NEVER, device=input_ids.device)
         self.scores[:, 0] = 0.0
@@ -56,7 +58,7 @@ class _Search:
     def advance(self, log_probs: Tensor, length: int) -> Tensor:
         """Extends the running beams by one token, to `length` new ones; returns the row (B * beams,) each came from."""
         ends = self.settings.ends
-        log_probs = forbid(log_probs, self.running, self.settings.bad_words_ids, ends)
+        log_probs = constrain(log_probs, self.running, self.settings, self.real)
         vocab = log_probs.shape[1]
         total = (log_probs.view(self.batch, self.beams, vocab) + self.scores[:, :, None]).flatten(1)
         # Enough candidates that, if every beam ends in every possible way, as many as there are beams go on.

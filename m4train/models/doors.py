@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedBatch
 from m4train.errors import DataError
+from m4train.models.checks import check_ids
 from m4train.models.contexts import CachedContext, KeyValueCache, PackedContext, RecordingContext
 from m4train.models.loss import token_loss
 from m4train.models.outputs import BaseModelOutput, CausalLMOutput
-from m4train.models.padded import PaddedTokens, input_mask, shifted_targets
+from m4train.models.padded import PaddedTokens, as_tensor, input_mask, shifted_targets
 
 
 @dataclass
@@ -66,9 +67,12 @@ class ModelDoors(nn.Module):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cache_position: Tensor | None = None,
         **images: Any,
     ) -> Any:
         """Hidden states: (T, H) for a PackedBatch; a `BaseModelOutput` for padded arguments.
+
+        Lists and arrays become tensors; what is None is as the configuration says.
 
         Args:
             input_ids: (B, T), or the PackedBatch; or give inputs_embeds (B, T, H).
@@ -76,12 +80,14 @@ class ModelDoors(nn.Module):
             position_ids: (B, T); by default see `default_positions`.
             past_key_values: what an earlier call with `use_cache` returned, or keys and values (B, kv_heads, past, head_dim)
                 of each layer.
+            cache_position: not used: a cache knows which columns it holds.
             images: the arguments named in `image_arguments`.
 
         Raises:
             DataError: inputs that do not fit each other or the model.
         """
         if isinstance(input_ids, PackedBatch):
+            check_ids("input_ids", input_ids.input_ids, self.config.token_rows)
             return self.forward_packed(input_ids)
         if (input_ids is None) == (inputs_embeds is None):
             raise DataError("give exactly one of input_ids and inputs_embeds")
@@ -89,51 +95,51 @@ class ModelDoors(nn.Module):
         if unknown:
             raise TypeError(f"{type(self).__name__} has no argument {', '.join(unknown)}")
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        cache = _cache(past_key_values, attention_mask, bool(use_cache))
-        inputs = self._gather(input_ids, attention_mask, position_ids, cache, inputs_embeds, bool(output_attentions))
-        inputs.images = images
-        inputs.record = [] if output_hidden_states else None
-        hidden, features = self.run_padded(inputs)
+        given = self._tensors(input_ids=input_ids, mask=attention_mask, positions=position_ids, embeds=inputs_embeds)
+        cache = _cache(past_key_values, given["mask"], bool(use_cache))
+        inputs = self._gather(**given, cache=cache, record=wanted(self.config, "output_attentions", output_attentions))
+        inputs.images = self._tensors(**images)
+        inputs.record = [] if wanted(self.config, "output_hidden_states", output_hidden_states) else None
+        output = self._output(inputs, *self.run_padded(inputs))
+        return output if wanted(self.config, "return_dict", return_dict) else output.to_tuple()
+
+    def _tensors(self, **values: Any) -> dict[str, Any]:
+        device = next(self.parameters()).device
+        return {name: as_tensor(name, value, device) for name, value in values.items()}
+
+    def _output(self, inputs: PaddedInputs, hidden: Tensor, features: Tensor | None) -> BaseModelOutput:
         tokens, context = inputs.tokens, inputs.context
-        output = BaseModelOutput(
+        return BaseModelOutput(
             last_hidden_state=tokens.unflatten(hidden),
-            past_key_values=cache,
+            past_key_values=inputs.cache,
             hidden_states=None if inputs.record is None else tuple(tokens.unflatten(h) for h in inputs.record),
             attentions=tuple(context.weights) if isinstance(context, RecordingContext) else None,
             image_hidden_states=features,
         )
-        return output if return_dict is not False else output.to_tuple()
 
     def _gather(
         self,
         input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        embeds: Tensor | None,
         cache: KeyValueCache | None,
-        inputs_embeds: Tensor | None,
-        output_attentions: bool,
+        record: bool,
     ) -> PaddedInputs:
-        embeds = inputs_embeds if input_ids is None else self._checked_embed(input_ids)
+        if input_ids is not None:
+            check_ids("input_ids", input_ids, self.config.token_rows)
+            embeds = self.embed(input_ids)
         assert embeds is not None
         shape = (embeds.shape[0], embeds.shape[1])
-        mask = input_mask(attention_mask, shape, cache, embeds.device)
+        mask = input_mask(mask, shape, cache, embeds.device)
         # With a cache every column is computed, so that a step is the same few operations for any mask.
         tokens = PaddedTokens.of(torch.ones_like(mask) if cache is not None and cache.length else mask)
-        if position_ids is None:
-            position_ids = self.default_positions(mask, cache)
-        tables = self.rotary.tables(tokens.flatten(position_ids.expand(shape)))
-        context = self._context(tables, tokens, mask, cache, output_attentions)
+        if positions is None:
+            positions = self.default_positions(mask, cache)
+        tables = self.rotary.tables(tokens.flatten(positions.expand(shape)))
+        context = self._context(tables, tokens, mask, cache, record)
         ids = None if input_ids is None else tokens.flatten(input_ids)
         return PaddedInputs(tokens.flatten(embeds), ids, tokens, context, cache)
-
-    def _checked_embed(self, input_ids: Tensor) -> Tensor:
-        size = self.config.token_rows
-        if not input_ids.is_cuda and input_ids.numel() and int(input_ids.max()) >= size:
-            raise DataError(
-                f"input_ids holds the id {int(input_ids.max())}, but the embedding has {size} rows: use the tokenizer of "
-                "this model"
-            )
-        return self.embed(input_ids)
 
     def _context(
         self,
@@ -165,6 +171,11 @@ def _cache(
     return given if isinstance(given, KeyValueCache) else KeyValueCache.of(given, mask)
 
 
+def wanted(config: Any, name: str, given: bool | None) -> bool:
+    """What a call says of its outputs, else the configuration, else: a return_dict, and nothing further."""
+    return bool(getattr(config, name, name == "return_dict") if given is None else given)
+
+
 class LMDoors(nn.Module):
     """The doors of a model with head."""
 
@@ -179,6 +190,9 @@ class LMDoors(nn.Module):
         self,
         input_ids: Tensor | PackedBatch | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | Sequence[tuple[Tensor, Tensor]] | None = None,
+        inputs_embeds: Tensor | None = None,
         *,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -195,28 +209,33 @@ class LMDoors(nn.Module):
             logits_to_keep: logits of that many last columns only (0: all), or of the columns of a tensor.
             num_items_in_batch: divides the summed loss in place of the number of labels.
             z_loss, return_logits: for a PackedBatch: weight of the z-loss; whether to compute logits (T, V).
+
+        Raises:
+            DataError: inputs or labels that do not fit each other or the model.
         """
         if isinstance(input_ids, PackedBatch):
+            check_ids("targets", input_ids.targets, self.config.token_rows)
             return self.forward_packed(input_ids, z_loss, return_logits)
-        out: BaseModelOutput = self.model(input_ids, attention_mask, **inputs)
+        out: BaseModelOutput = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, return_dict=True, **inputs
+        )
         hidden = out.last_hidden_state
-        loss = None
-        if labels is not None:
-            mask = input_mask(attention_mask, (hidden.shape[0], hidden.shape[1]), None, hidden.device)
-            loss = self._mean_loss(hidden, labels, PaddedTokens.of(mask), num_items_in_batch)
         kept = hidden[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
         output = CausalLMOutput(
-            loss=loss,
+            loss=None if labels is None else self._mean_loss(hidden, labels, attention_mask, num_items_in_batch),
             logits=self.lm_head(kept),
             past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
             image_hidden_states=out.image_hidden_states,
         )
-        return output if return_dict is not False else output.to_tuple()
+        return output if wanted(self.config, "return_dict", return_dict) else output.to_tuple()
 
-    def _mean_loss(self, hidden: Tensor, labels: Tensor, tokens: PaddedTokens, count: int | Tensor | None) -> Tensor:
+    def _mean_loss(self, hidden: Tensor, labels: Any, mask: Any, count: int | Tensor | None) -> Tensor:
+        labels, mask = as_tensor("labels", labels, hidden.device), as_tensor("attention_mask", mask, hidden.device)
+        tokens = PaddedTokens.of(input_mask(mask, (hidden.shape[0], hidden.shape[1]), None, hidden.device))
         # Idefics names no image token: the images of its text take one position each, which its labels decide on.
         positions, targets = shifted_targets(labels, tokens, getattr(self.config, "image_token_id", None))
+        check_ids("labels", targets, self.config.token_rows)
         loss, _ = token_loss(self.lm_head, tokens.flatten(hidden)[positions], targets)
         return loss / (max(1, targets.shape[0]) if count is None else count)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -12,55 +10,9 @@ from torch import Tensor, nn
 from m4train.errors import DataError
 from m4train.models.beam import beam_search
 from m4train.models.contexts import KeyValueCache
-from m4train.models.sampling import choose, forbid
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How to generate; by default what `generation_config` of the model says, else these.
-
-    max_new_tokens, or max_length, which counts the prompt too. do_sample: draw (with `generator`) instead of taking the most
-    likely, after `temperature`, the `top_k` most likely (0: all), and the fewest that hold `top_p` of the probability.
-    num_beams above 1: beam search; num_return_sequences of the best (or drawn) ones a prompt; length_penalty: exponent of
-    the length a score is divided by; early_stopping: True stops at num_beams finished ones, False when no running one is
-    better, "never" when none can become better. eos_token_id: one id or several that end a row. pad_token_id: what
-    follows in a row that has ended. bad_words_ids: sequences of ids that must not appear. all_ended: asked after each token,
-    with whether every row has ended, whether to stop: ranks that share the weights must stop together.
-    """
-
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 1.0
-    num_beams: int = 1
-    num_return_sequences: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool | str = False
-    eos_token_id: int | Sequence[int] | None = None
-    pad_token_id: int | None = None
-    bad_words_ids: Sequence[Sequence[int]] | None = None
-    generator: torch.Generator | None = None
-    all_ended: Callable[[bool], bool] | None = None
-
-    @property
-    def ends(self) -> list[int]:
-        if self.eos_token_id is None:
-            return []
-        return [self.eos_token_id] if isinstance(self.eos_token_id, int) else list(self.eos_token_id)
-
-    def check(self) -> None:
-        """Raises DataError for settings that do not go together."""
-        if self.do_sample and self.num_beams > 1:
-            raise DataError(f"do_sample and num_beams={self.num_beams} do not go together: set one of them")
-        if self.all_ended is not None and self.num_beams > 1:
-            raise DataError(f"num_beams={self.num_beams} cannot stop together with other ranks: set num_beams=1")
-        if not self.do_sample and self.num_return_sequences > self.num_beams:
-            raise DataError(
-                f"num_return_sequences={self.num_return_sequences} is more than num_beams={self.num_beams}: raise num_beams, "
-                "or set do_sample"
-            )
+from m4train.models.generation_settings import GenerationSettings, generation_settings, model_arguments
+from m4train.models.padded import as_tensor
+from m4train.models.sampling import choose, constrain
 
 
 class GenerationMixin(nn.Module):
@@ -78,8 +30,8 @@ class GenerationMixin(nn.Module):
         """Continues each prompt.
 
         Args:
-            input_ids: (B, T) prompts, padded on the left.
-            attention_mask: (B, T), 0 at padding.
+            input_ids: (B, T) prompts, padded on the left; here and below, lists and arrays become tensors.
+            attention_mask: (B, T), 0 at padding; by default 0 at pad_token_id, unless that is also an eos_token_id.
             options: fields of `GenerationSettings`, and further arguments of the model, such as pixel_values.
 
         Returns:
@@ -87,98 +39,106 @@ class GenerationMixin(nn.Module):
 
         Raises:
             DataError: a prompt ends in padding, or settings that do not go together.
+            TypeError: an argument that there is not, or that asks for what is not implemented.
         """
-        settings = self._settings(options)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        settings = generation_settings(self.config, self.generation_config, options)
+        device = next(self.parameters()).device
+        given = model_arguments(options, self.model.image_arguments)
+        inputs = {name: as_tensor(name, value, device) for name, value in given.items()}
+        input_ids = as_tensor("input_ids", input_ids, device)
+        mask = as_tensor("attention_mask", attention_mask, device)
+        mask = _mask_of(input_ids, settings) if mask is None else mask
         if not bool(mask[:, -1].all()):
             raise DataError("a prompt ends in padding: pad prompts on the left (tokenizer.padding_side = 'left')")
-        names = {f.name for f in fields(GenerationSettings)}
-        inputs = {name: value for name, value in options.items() if name not in names}
-        new = _new_tokens(settings, input_ids.shape[1])
+        new = settings.most_new(input_ids.shape[1])
         if new < 1:
             return input_ids
-        steps = DecodingSteps(self, input_ids, mask, inputs, new)
+        steps = DecodingSteps(self, input_ids, mask, inputs, new if settings.use_cache else None)
         pad = self._pad(settings)
         if settings.num_beams > 1:
             return beam_search(steps, input_ids, settings, new, pad)
         return _one_by_one(steps, input_ids, settings, new, pad)
 
-    def _settings(self, options: dict[str, Any]) -> GenerationSettings:
-        names = {f.name for f in fields(GenerationSettings)}
-        ends = getattr(self.config, "eos_token_id", self.config.extra.get("eos_token_id"))
-        stated = {"eos_token_id": ends, **self.generation_config}
-        stated = {name: value for name, value in stated.items() if name in names and value is not None}
-        settings = GenerationSettings(**{**stated, **{name: options[name] for name in names if name in options}})
-        settings.check()
-        return settings
-
     def _pad(self, settings: GenerationSettings) -> int:
-        config = self.config
-        own = getattr(config, "pad_token_id", None)
-        candidates = (settings.pad_token_id, own, config.text_config.pad_token_id, *settings.ends, 0)
+        candidates = (settings.pad_token_id, self.config.text_config.pad_token_id, *settings.ends, 0)
         # The default of a class is made for its published model: it may lie beyond a smaller vocabulary.
-        return next(value for value in candidates if value is not None and value < config.token_rows)
+        return next(value for value in candidates if value is not None and value < self.config.token_rows)
+
+
+def _mask_of(input_ids: Tensor, settings: GenerationSettings) -> Tensor:
+    """The attention mask of prompts that come without one."""
+    pad = settings.pad_token_id
+    return torch.ones_like(input_ids) if pad is None or pad in settings.ends else (input_ids != pad).long()
 
 
 class DecodingSteps:
-    """One forward pass a step: the prompts first, then a token a row."""
+    """One forward pass a step: the prompts first, then a token a row, with what came before in a cache.
 
-    def __init__(self, model: Any, input_ids: Tensor, mask: Tensor, inputs: dict[str, Any], new: int) -> None:
+    Without room `new` for new tokens there is no cache: each step computes all tokens again.
+    """
+
+    def __init__(self, model: Any, input_ids: Tensor, mask: Tensor, inputs: dict[str, Any], new: int | None) -> None:
         self.model = model
-        self.cache = KeyValueCache(input_ids.shape[1] + new)
-        self.again = model.next_inputs(inputs)
+        self.cache = None if new is None else KeyValueCache(input_ids.shape[1] + new)
+        self.ids, self.mask, self.inputs = input_ids, mask, inputs
         self.positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        self._prompt: tuple[Tensor, Tensor, dict[str, Any]] | None = (input_ids, mask, inputs)
 
     def __call__(self, tokens: Tensor | None = None) -> Tensor:
         """Logits (B, V) fp32 after the prompts, or after one more token a row (B,)."""
-        if tokens is None:
-            assert self._prompt is not None
-            ids, mask, inputs = self._prompt
-            self._prompt = None
-        else:
-            ids, inputs = tokens[:, None], self.again
-            mask = torch.ones_like(ids)
-            self.positions = self.positions[:, -1:] + 1
+        if tokens is not None:
+            self._follow(tokens[:, None])
         output = self.model(
-            ids,
-            mask,
+            self.ids,
+            self.mask,
             position_ids=self.positions,
             past_key_values=self.cache,
-            use_cache=True,
+            use_cache=self.cache is not None,
             logits_to_keep=1,
-            **inputs,
+            output_hidden_states=False,
+            output_attentions=False,
+            return_dict=True,
+            **self.inputs,
         )
+        if self.cache is not None:
+            self.inputs = self.model.next_inputs(self.inputs)
         return output.logits[:, -1].float()
+
+    def _follow(self, ids: Tensor) -> None:
+        """Goes on with one more column of ids (B, 1): alone, where a cache holds the others."""
+        mask, positions, again = torch.ones_like(ids), self.positions[:, -1:] + 1, self.model.next_inputs(self.inputs)
+        if self.cache is None:
+            ids, mask = torch.cat((self.ids, ids), 1), torch.cat((self.mask, mask.to(self.mask.dtype)), 1)
+            positions = torch.cat((self.positions, positions), 1)
+            again = {**self.inputs, **{name: torch.cat((self.inputs[name], more), 1) for name, more in again.items()}}
+        self.ids, self.mask, self.positions, self.inputs = ids, mask, positions, again
 
     def select(self, rows: Tensor) -> None:
         """Goes on with these rows of the batch."""
-        self.cache.select(rows)
-        self.positions = self.positions[rows]
-        self.again = {name: value[rows] for name, value in self.again.items()}
-
-
-def _new_tokens(settings: GenerationSettings, prompt: int) -> int:
-    if settings.max_new_tokens is not None:
-        return settings.max_new_tokens
-    return 20 if settings.max_length is None else settings.max_length - prompt
+        if self.inputs.get("image_hidden_states") is not None:  # one row an image, not one a prompt
+            raise DataError(
+                "image_hidden_states are given for several sequences a prompt without a cache: leave use_cache out"
+            )
+        if self.cache is not None:
+            self.cache.select(rows)
+        self.ids, self.mask, self.positions = self.ids[rows], self.mask[rows], self.positions[rows]
+        self.inputs = {name: v[rows] if isinstance(v, Tensor) else v for name, v in self.inputs.items()}
 
 
 def _one_by_one(steps: DecodingSteps, input_ids: Tensor, settings: GenerationSettings, new: int, pad: int) -> Tensor:
-    logits = steps()
+    real, logits = steps.mask.bool(), steps()
     if settings.num_return_sequences > 1:
         rows = torch.arange(input_ids.shape[0], device=input_ids.device).repeat_interleave(
             settings.num_return_sequences
         )
         steps.select(rows)
-        input_ids, logits = input_ids[rows], logits[rows]
+        input_ids, real, logits = input_ids[rows], real[rows], logits[rows]
     stop = torch.tensor(settings.ends, dtype=torch.int64, device=input_ids.device)
     ended = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     sequences = input_ids
     for step in range(new):
         if step:
             logits = steps(sequences[:, -1])
-        logits = forbid(logits, sequences, settings.bad_words_ids, settings.ends)
+        logits = constrain(logits, sequences, settings, real)
         tokens = torch.where(ended, pad, choose(logits, settings))
         sequences = torch.cat((sequences, tokens[:, None]), dim=1)
         ended = ended | torch.isin(tokens, stop)

@@ -263,7 +263,8 @@ class IdeficsConfig(ModelConfig):
         names = "hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act rms_norm_eps rope_theta"
         values = {name: getattr(self, name) for name in names.split()}
         values["attention_dropout"] = self.dropout
-        return IdeficsTextConfig(vocab_size=self.vocab_size, pad_token_id=self.pad_token_id, **values)
+        values |= {"pad_token_id": self.pad_token_id, "eos_token_id": self.eos_token_id}
+        return IdeficsTextConfig(vocab_size=self.vocab_size, **values)
 
     @property
     def token_rows(self) -> int:

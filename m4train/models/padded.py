@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +40,22 @@ class PaddedTokens:
             return x.unflatten(0, self.shape)
         out = x.new_zeros(*self.shape, *x.shape[1:])
         return out.index_put((self.rows, self.columns), x)
+
+
+def as_tensor(name: str, value: Any, device: torch.device) -> Any:
+    """Lists and arrays, as processors give them where no tensors are asked for, as a tensor; anything else as it is.
+
+    Raises:
+        DataError: rows of different lengths.
+    """
+    if not isinstance(value, list | tuple | np.ndarray):
+        return value
+    try:
+        return torch.from_numpy(np.asarray(value)).to(device)
+    except (TypeError, ValueError):  # what numpy and torch say depends on their version
+        raise DataError(
+            f"{name} is a list that makes no tensor: give rows of equal length, as the processor does with padding=True"
+        ) from None
 
 
 def input_mask(

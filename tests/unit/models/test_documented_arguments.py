@@ -232,7 +232,7 @@ FORWARD: dict[str, str] = {  # of the model with head; the one without has no la
     "perceiver_embeddings image_attention_mask labels use_cache output_attentions output_hidden_states "
     "interpolate_pos_encoding return_dict",
     "idefics2": "input_ids attention_mask position_ids past_key_values inputs_embeds pixel_values pixel_attention_mask "
-    "image_hidden_states labels use_cache output_attentions output_hidden_states return_dict",
+    "image_hidden_states labels use_cache output_attentions output_hidden_states return_dict cache_position logits_to_keep",
     "idefics3": "input_ids attention_mask position_ids past_key_values inputs_embeds pixel_values pixel_attention_mask "
     "image_hidden_states labels use_cache output_attentions output_hidden_states return_dict",
 }
@@ -244,9 +244,27 @@ def test_every_documented_argument_of_forward_may_be_left_at_none(family: str) -
     model = kind(config.from_dict(tiny())).eval()
     given = inputs(family)
     nothing = dict.fromkeys(FORWARD[family].split())
+    if "logits_to_keep" in nothing:
+        nothing["logits_to_keep"] = 0  # its documented default
     assert given.keys() <= nothing.keys()
     assert torch.equal(model(**nothing | given).logits, model(**given).logits)
-    del nothing["labels"]
+    for name in ("labels", "logits_to_keep"):
+        nothing.pop(name, None)
     assert torch.equal(model.model(**nothing | given)[0], model.model(**given)[0])
     with pytest.raises(TypeError, match="has no argument head_mask"):
         model(**given, head_mask=None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_arguments_of_forward_by_position(family: str) -> None:
+    kind, config, tiny, _ = FAMILIES[family]
+    model = kind(config.from_dict(tiny())).eval()
+    perturb(model)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    mask, positions = torch.ones_like(ids), torch.arange(4)[None] + 3
+    expected = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    assert torch.equal(model(ids, mask, positions).logits, expected)
+    past = model(ids[:, :2], mask[:, :2], positions[:, :2], use_cache=True).past_key_values
+    tail = model(None, mask, positions[:, 2:], past, model.model.embed(ids[:, 2:]), cache_position=torch.arange(2, 4))
+    torch.testing.assert_close(tail.logits, expected[:, 2:], rtol=0, atol=1e-5)
+    assert len(model.model(ids, mask, positions, None, None, return_dict=False)) > 0

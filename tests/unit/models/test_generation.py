@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,5 +113,74 @@ def test_settings_that_do_not_go_together(model: Idefics3ForConditionalGeneratio
         model.generate(PROMPT, bad_words_ids=[[97]])
     with pytest.raises(DataError, match="a prompt ends in padding"):
         model.generate(PROMPT, torch.tensor([[1, 1, 1, 0]]))
-    with pytest.raises(TypeError, match="Idefics3Model has no argument pixels"):
-        model.generate(PROMPT, pixels=3)
+    with pytest.raises(DataError, match=r"repetition_penalty is 0.0, but must be positive"):
+        model.generate(PROMPT, repetition_penalty=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("pixels", 3, "^generate has no argument pixels: give fields of GenerationSettings, or image_hidden_states, "),
+        ("position_ids", PROMPT, "^generate has no argument position_ids"),
+        ("typical_p", 0.9, r"^generate does not implement typical_p, which is 0.9: leave it out$"),
+        ("stop_strings", ["a"], "^generate does not implement stop_strings"),
+        ("return_dict_in_generate", True, "^generate does not implement return_dict_in_generate"),
+    ],
+)
+def test_arguments_that_cannot_be_honoured(
+    model: Idefics3ForConditionalGeneration, name: str, value: Any, message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        model.generate(PROMPT, **{name: value})
+
+
+def test_values_that_ask_for_nothing(model: Idefics3ForConditionalGeneration) -> None:
+    plain = model.generate(PROMPT, max_new_tokens=6).tolist()
+    nothing = {"typical_p": 1.0, "num_beam_groups": 1, "stop_strings": None, "renormalize_logits": False, "min_p": None}
+    rest = {"pixel_values": None, "labels": PROMPT, "cache_implementation": "static", "early_stopping": None}
+    assert model.generate(PROMPT, max_new_tokens=6, **nothing, **rest).tolist() == plain
+    draws = {}
+    for off in (None, {"temperature": 1.0, "top_k": 0, "top_p": 1.0}):
+        off = off or dict.fromkeys(("temperature", "top_k", "top_p"))
+        generator = torch.Generator().manual_seed(3)
+        drawn = model.generate(PROMPT, do_sample=True, max_new_tokens=30, eos_token_id=[], generator=generator, **off)
+        draws[str(off)] = drawn.tolist()
+    first, second = draws.values()
+    assert first == second
+
+
+def test_what_a_folder_states_in_vain_is_named(model: Idefics3ForConditionalGeneration) -> None:
+    model.generation_config = {"typical_p": 0.5, "min_p": 0.1, "bos_token_id": 1, "transformers_version": "4.46.3"}
+    with pytest.warns(UserWarning, match=r"generation_config.json says by typical_p=0.5, min_p=0.1$") as caught:
+        model.generate(PROMPT, max_new_tokens=1)
+    assert caught[0].filename == __file__
+    model.generation_config = {"typical_p": 1.0, "output_attentions": False, "use_cache": False, "num_beam_groups": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate(PROMPT, max_new_tokens=1)
+    model.generation_config = {"repetition_penalty": 1e6}
+    assert not set(model.generate(PROMPT, max_new_tokens=6, eos_token_id=[])[0, 4:].tolist()) & set(PROMPT[0].tolist())
+
+
+def test_end_ids_of_any_type(model: Idefics3ForConditionalGeneration) -> None:
+    stop = model.generate(PROMPT, max_new_tokens=8)[0, 6].item()
+    ended = model.generate(PROMPT, max_new_tokens=8, eos_token_id=stop).tolist()
+    for ids in (torch.tensor([stop]), torch.tensor(stop), np.int64(stop), (stop,)):
+        assert model.generate(PROMPT, max_new_tokens=8, eos_token_id=ids).tolist() == ended
+
+
+def test_without_a_cache_every_step_takes_all_tokens(model: Idefics3ForConditionalGeneration) -> None:
+    sizes: list[int] = []
+    model.model.text_model.layers[0].register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[0]))
+    model.generate(PROMPT, max_new_tokens=4, use_cache=False, eos_token_id=[])
+    assert sizes == [4, 5, 6, 7]
+    images = {"image_hidden_states": torch.zeros(1, 4, 32)}
+    prompt = torch.tensor([[5, 90, 90, 90, 90, 6]])
+    assert model.generate(prompt, max_new_tokens=3, use_cache=False, eos_token_id=[], **images).shape == (1, 9)
+    with pytest.raises(DataError, match="image_hidden_states are given for several sequences a prompt without a cache"):
+        model.generate(prompt, max_new_tokens=3, use_cache=False, num_beams=2, **images)
+
+
+def test_rows_that_make_no_tensor(model: Idefics3ForConditionalGeneration) -> None:
+    with pytest.raises(DataError, match="input_ids is a list that makes no tensor: give rows of equal length"):
+        model.generate([[5, 6], [7]])

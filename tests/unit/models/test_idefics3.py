@@ -79,7 +79,7 @@ def test_image_tokens_and_padding_never_count_as_labels() -> None:
 
 
 def test_ids_beyond_the_embedding_are_refused() -> None:
-    with pytest.raises(DataError, match="holds the id 97, but the embedding has 97 rows"):
+    with pytest.raises(DataError, match="holds the id 97, but the model knows the ids 0 to 96"):
         model_of(torch.float32)(torch.tensor([[1, 97]]))
 
 
