@@ -1,6 +1,6 @@
 """How full packs could be at best: the configuration LP of all documents at once, by column generation.
 
-    PYTHONPATH=. python benchmarks/packing_bound.py 12 10
+    PYTHONPATH=. python benchmarks/packing_bound.py 10
 
 No packer, with whatever pool, needs fewer packs than the LP's value. Columns (ways to fill one pack) are priced by a
 two-dimensional knapsack; the value is bounded from below at every iteration (Farley, 1990). Token counts are rounded down to
