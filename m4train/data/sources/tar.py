@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -38,6 +38,9 @@ class TarLayout:
     """One sample is the run of members that share a key, as in webdataset. Layouts fill in the first four methods."""
 
     name = ""
+    proves_itself = (
+        False  # whether a sample says what members it has and what is in them: else damage beside it may be in it
+    )
 
     def find(
         self, key: str, named: Mapping[str, TarMember], read: Callable[[str], bytes]
@@ -48,10 +51,6 @@ class TarLayout:
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
         """The sample from (part, bytes) of its texts and the parts of its images. Raises BadSample."""
         raise NotImplementedError
-
-    def lists_members(self, suffixes: Collection[str]) -> bool:
-        """Whether a sample with these suffixes says itself which members it has, so that one that is lost is missed."""
-        return True
 
     def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
         """Upright width and height of image `part` in a member's bytes. Raises BadSample."""
@@ -140,7 +139,7 @@ class TarLayout:
     def _scan_sample(
         self, files: FileReader, path: str, key: str, members: list[TarMember], torn: bool
     ) -> ScannedSample:
-        """The sample of these members; `torn`: where damage lies beside them, further ones may be lost."""
+        """The sample of these members; `torn`: damage lies beside them."""
         named: dict[str, TarMember] = {}
         for member in members:
             suffix = member.name[len(key) + 1 :]
@@ -153,8 +152,8 @@ class TarLayout:
 
         try:
             texts, images = self.resolve(key, named, read)
-            if torn and not self.lists_members(named):
-                detail = f"the shard is damaged beside {sorted(named)}, so that members may be lost"
+            if torn and not self.proves_itself:
+                detail = f"the shard is damaged beside {sorted(named)}, so that members or bytes of them may be lost"
                 raise BadSample("damaged_shard", detail)
             found = [_text(named[ref.suffix], ref, read(ref.suffix)) for ref in texts]
             found += [self._image(named[ref.suffix], ref, read(ref.suffix)) for ref in images]
@@ -198,6 +197,7 @@ class CanonicalTar(TarLayout):
     """`KEY.json` and the images it names."""
 
     name = "canonical"
+    proves_itself = True
 
     def find(
         self, key: str, named: Mapping[str, TarMember], read: Callable[[str], bytes]

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,9 +67,6 @@ class _Numbered(TarLayout):
         if "metadata.txt" in named:
             _check_listed(_text(read("metadata.txt")), key, named)
         return sorted(texts, key=lambda ref: ref.part), sorted(images, key=lambda ref: ref.part)
-
-    def lists_members(self, suffixes: Collection[str]) -> bool:
-        return "metadata.txt" in suffixes
 
 
 def _check_numbers(refs: Sequence[Ref], key: str) -> None:
@@ -149,9 +146,6 @@ class Pairs(TarLayout):
             return [Ref(text, self._CAPTION), *record], images
         _need(named, "json")
         return record, images
-
-    def lists_members(self, suffixes: Collection[str]) -> bool:
-        return False
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
         found = dict(texts)
@@ -305,9 +299,6 @@ class LlavaOneVision(TarLayout):
         refs = [Ref(suffix, part) for part, suffix in enumerate(_in_order(names, stored) if names else stored)]
         self.compose([(0, read("json"))], range(len(refs)))
         return [Ref("json")], refs
-
-    def lists_members(self, suffixes: Collection[str]) -> bool:
-        return False  # not all have `name`
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
         return dialogue(_json(texts[0][1]), [str(part) for part in images])
