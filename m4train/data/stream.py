@@ -71,7 +71,7 @@ class SampleStream:
 
     def _find(self) -> Draw:
         dropped: list[Dropped] = []
-        epoch, position = self.epoch, self.position
+        epoch, position, tried = self.epoch, self.position, 0
         while True:
             if position == len(self._source):
                 epoch, position = epoch + 1, 0
@@ -82,7 +82,8 @@ class SampleStream:
             units, images = self._units(sample, epoch, dropped)
             if units:
                 return Draw(units, images, dropped, (epoch, position))
-            if len(dropped) > len(self._source):
+            tried += 1
+            if tried > len(self._source):
                 raise DataError(
                     f"None of the {len(self._source)} samples of source {self._source.name!r} can be packed, "
                     f"last: {dropped[-1].detail}."

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m4train.config import SourceConfig
+from m4train.config import DocumentOptions, SourceConfig
 from m4train.data.index import Pieces
 from m4train.data.plan import Plan
 from m4train.data.source import build_sources
@@ -78,6 +78,16 @@ def test_bad_and_long_samples_are_dropped_and_counted(tmp_path: Path) -> None:
     tiny = replace(data, sequence_length=10, epochs=None)
     with pytest.raises(DataError, match="can be packed"):
         next(Plan(sources, tiny, 0, 8).steps())
+
+
+def test_a_document_of_many_parts_that_are_too_long_is_one_sample(tmp_path: Path) -> None:
+    long = ("0long", {"items": [{"text": "|".join(["x" * 300] * 6)}]}, {})
+    write_shards(tmp_path, [long, document(0), document(1)])
+    data = data_config(long_documents="drop", shuffle=False)
+    config = SourceConfig(path=str(tmp_path / "*.tar"), documents=DocumentOptions(end_marker="|"))
+    step = next(Plan(build_sources({"pages": config}, data, FakeProcessor()), data, 0, 1).steps())
+    assert {unit.sample for pack in step.packs for unit in pack.units} <= {1, 2}
+    assert {(d.sample, d.reason) for d in step.dropped} == {(0, "too_long")}
 
 
 def test_weights_must_be_positive(tmp_path: Path) -> None:
