@@ -13,7 +13,7 @@ from m4train import build
 from m4train.config import Config
 from m4train.data.convert import QUARANTINE
 from m4train.data.convert import convert as convert_source
-from m4train.data.source import build_sources, index_sources, source_stats
+from m4train.data.source import build_sources, index_sources, open_sources, source_stats
 
 
 def index(config: Config) -> int:
@@ -27,7 +27,7 @@ def index(config: Config) -> int:
 
 def stats(config: Config) -> int:
     """Prints what every source holds, as JSON, from the indexes alone."""
-    sources = build_sources(build.all_sources(config.data), config.data, build.prepared_processor(config))
+    sources = open_sources(build.all_sources(config.data), config.data, build.prepared_processor(config))
     print(json.dumps({source.name: source_stats(source) for source in sources}, indent=1))
     return 0
 

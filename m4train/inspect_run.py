@@ -13,7 +13,7 @@ from rich.console import Console
 from m4train import build
 from m4train.config import Config
 from m4train.data.collate import Collator
-from m4train.data.source import build_sources
+from m4train.data.source import open_sources
 from m4train.inspection.bench import bench as measure
 from m4train.inspection.bench import bench_tables
 from m4train.inspection.plan_report import plan_report, plan_tables
@@ -43,18 +43,20 @@ def plan(config: Config, ranks: int, as_json: bool) -> int:
 def validate(config: Config, workers: int, as_json: bool) -> int:
     """Reads every sample of all sources, held-out ones too, and prints what is wrong with them.
 
-    Returns 1 where a source has a larger share of bad samples than data.max_bad_fraction.
+    Returns 1 where a source has a larger share of bad samples than data.max_bad_fraction, or no good one.
     """
     from rich.progress import Progress
 
     processor, data = build.prepared_processor(config), config.data
     found = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        for source in build_sources(build.all_sources(data), data, processor):
+        for source in open_sources(build.all_sources(data), data, processor):
             task = progress.add_task(source.name, total=len(source))
             advance = lambda done, task=task: progress.update(task, completed=done)
             found.append(validate_source(source, data, processor, workers, advance))
-    failed = [source.name for source in found if source.bad_fraction > data.max_bad_fraction]
+    failed = [
+        source.name for source in found if source.bad_fraction > data.max_bad_fraction or source.bad == source.samples
+    ]
     report = {"max_bad_fraction": data.max_bad_fraction, "failed": failed}
     report["sources"] = {source.name: source.report() for source in found}
     limit = f"data.max_bad_fraction={data.max_bad_fraction}"

@@ -114,7 +114,7 @@ class Source:
         return self.shard_format.stored_images(self.files, shard.shard, members, wanted)
 
 
-def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any) -> list[Source]:
+def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any) -> list[Source]:
     """Opens every source, in the order given, indexing small ones on first use.
 
     Raises ConfigError for a missing path or weight, DataError for a pattern without shards, StaleIndexError for large
@@ -132,11 +132,22 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
         if isinstance(form, ParquetRows):
             form.keep(data.shuffle_window, data.packing_pool)
         source = Source(name, config, SourceIndex(opened), form, FileReader(cache))
-        if len(source) == source.index.bad_count:
-            raise ConfigError(
-                f"data source {name!r} ({config.path}) holds no usable sample: look at `m4train data stats`."
-            )
         built.append(source)
+    return built
+
+
+def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any) -> list[Source]:
+    """As `open_sources`, for what needs something to read. Raises ConfigError for a source without a usable sample."""
+    built = open_sources(sources, data, processor)
+    for source in built:
+        if len(source) == source.index.bad_count:
+            first = next(
+                (f"the first: {why}" for shard in source.index.shards for _, why in shard.bad.values()), "none at all"
+            )
+            raise ConfigError(
+                f"data source {source.name!r} ({source.config.path}) holds no usable sample of {len(source)} ({first}): "
+                "look at `m4train data stats`."
+            )
     return built
 
 

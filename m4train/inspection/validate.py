@@ -107,7 +107,8 @@ def validate_source(
 def expected_fill(source: Source, data: DataConfig) -> tuple[float, float]:
     """Shares of the token and of the frame budget that the first packs of this source alone use."""
     alone = replace(data, epochs=1, mixture=MixtureConfig())
-    plan = Plan([source], alone, seed=0, global_batch_size=_PACKS)
+    once = replace(source, config=replace(source.config, epochs=1))
+    plan = Plan([once], alone, seed=0, global_batch_size=_PACKS)
     packs = [pack for step in islice(plan.steps(), _STEPS) for pack in step.packs]
     if not packs:
         return 0.0, 0.0

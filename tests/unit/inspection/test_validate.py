@@ -9,6 +9,7 @@ import pytest
 from m4train import inspect_run
 from m4train.config import Config, DataConfig, DocumentOptions, SourceConfig
 from m4train.data.source import Source, build_sources
+from m4train.errors import ConfigError
 from m4train.inspection.validate import class_end, expected_fill, validate_source, validation_tables
 from tests.helpers.data import FakeProcessor, conversations, data_config, document, documents, write_shards
 
@@ -119,3 +120,17 @@ def test_the_command_fails_above_the_threshold_and_names_the_source(tmp_path: Pa
         assert report["sources"]["talks"]["bad"] == 0
     assert inspect_run.validate(Config(data=data), 1, False) == 1
     assert "more bad samples than data.max_bad_fraction=0.1: validation/pages" in capsys.readouterr().out
+
+
+def test_a_source_without_a_good_sample_is_reported_and_fails(tmp_path: Path, monkeypatch, capsys) -> None:
+    write_shards(tmp_path, documents(3))
+    config = SourceConfig(path=str(tmp_path / "*.tar"), format="pairs", epochs=2)
+    data = data_config(sources={"pages": config}, max_bad_fraction=1.0)
+    monkeypatch.setattr(inspect_run.build, "prepared_processor", lambda config: PROCESSOR)
+    assert inspect_run.validate(Config(data=data), 1, True) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["failed"] == ["pages"]
+    assert report["sources"]["pages"]["bad"] == report["sources"]["pages"]["samples"] == 3
+    assert report["sources"]["pages"]["expected_fill"] == {"tokens": 0.0, "frames": 0.0}
+    with pytest.raises(ConfigError, match=r"no usable sample of 3 \(the first: "):
+        build_sources(data.sources, data, PROCESSOR)
