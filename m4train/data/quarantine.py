@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from m4train.errors import DataError
+from m4train.json_lines import keep_lines
 
 _FEWEST = 50  # bad samples before the share of them means anything
 CHOICES = frozenset({"too_long", "skipped"})  # left out because the configuration says so, not because they are bad
@@ -39,11 +40,8 @@ class Quarantine:
         self.max_fraction = max_fraction
         self.counts: Counter[tuple[str, str]] = Counter()  # by source and reason
         self.documents = 0
-        self._written: set[tuple[str, str, str]] = set()
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                entry = json.loads(line)
-                self._written.add((entry["source"], entry["shard"], entry["key"]))
+        entries = keep_lines(self.path)
+        self._written = {(entry["source"], entry["shard"], entry["key"]) for entry in entries}
 
     @property
     def bad(self) -> int:

@@ -16,6 +16,7 @@ from m4train.data.collate import Collator
 from m4train.data.plan import Plan, StepPlan
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.inspection.preview import PackView, SegmentView
+from m4train.json_lines import read_lines
 
 _MODULUS = 1 << 64
 
@@ -53,7 +54,7 @@ def stored_config(run_dir: Path) -> Config:
 
 
 def planned_step(plan: Plan, step: int, run_dir: Path) -> StepPlan:
-    """Step `step`, planned from the nearest checkpoint before it, or from the beginning. Raises ConfigError where the plan
+    """Step `step`, planned from the nearest logged cursor before it, or from the beginning. Raises ConfigError where the plan
     ends earlier."""
     for planned in plan.steps(nearest_state(run_dir, step)):
         if planned.step == step:
@@ -62,13 +63,10 @@ def planned_step(plan: Plan, step: int, run_dir: Path) -> StepPlan:
 
 
 def nearest_state(run_dir: Path, step: int) -> dict[str, Any] | None:
-    """The plan's state of the latest checkpoint before `step`; None where there is none."""
-    best = None
-    for path in sorted((run_dir / "checkpoints").glob("step-*/state.json")):
-        state = json.loads(path.read_text())["plan"]
-        if state and state["step"] < step and (best is None or state["step"] > best["step"]):
-            best = state
-    return best
+    """The latest state of the plan before `step` that cursors.jsonl or a checkpoint holds; None where there is none."""
+    checkpoints = (run_dir / "checkpoints").glob("step-*/state.json")
+    states = [json.loads(path.read_text())["plan"] for path in checkpoints] + read_lines(run_dir / "cursors.jsonl")
+    return max((s for s in states if s and s["step"] < step), key=lambda s: s["step"], default=None)
 
 
 def step_hash(collator: Collator, packs: Sequence[PackView]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from m4train.errors import DataError
+from m4train.json_lines import read_lines
 
 LINEAGE_FILE = "m4train.json"  # in an exported folder: which run and step it came from
 
@@ -43,12 +44,12 @@ def read_run(folder: Path) -> RunFiles:
     return RunFiles(
         folder=folder,
         config=OmegaConf.load(folder / "config.yaml"),
-        metrics=_lines(folder / "metrics.jsonl"),
+        metrics=read_lines(folder / "metrics.jsonl"),
         parameters=_json(folder / "parameters.json", []),
         evaluation=_json(folder / "evaluation.json", {}),
-        answers=_lines(folder / "answers.jsonl"),
-        samples=_lines(folder / "samples.jsonl"),
-        quarantine=_lines(folder / "quarantine.jsonl"),
+        answers=read_lines(folder / "answers.jsonl"),
+        samples=read_lines(folder / "samples.jsonl"),
+        quarantine=read_lines(folder / "quarantine.jsonl"),
     )
 
 
@@ -77,7 +78,3 @@ def _origin(start: Path) -> str | None:
 
 def _json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text()) if path.is_file() else default
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []

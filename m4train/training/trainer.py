@@ -85,7 +85,7 @@ class Trainer:
         self.saved_step = self.step  # before the first step there is nothing that a fresh start would not make again
         self.metrics: dict[str, Any] = {}
         self._first_step = self.step + 1
-        self._plan: dict[str, Any] = resume.plan if resume else {}
+        self.plan_state: dict[str, Any] = resume.plan if resume else {}
         self._stops = StopRequests(self.run_dir, config.trainer.max_hours)
         self.heart = heart or Heartbeat(self.run_dir, engine.rank, engine.world_size, config.trainer.hang_timeout)
         self._noise: EmbeddingNoise | None = None
@@ -124,7 +124,7 @@ class Trainer:
         self.heart.beat("save", self.step)
         state = {
             "step": self.step,
-            "plan": self._plan,
+            "plan": self.plan_state,
             "config": config_dict(self.config),
             "callbacks": {type(callback).__name__: callback.state() for callback in self.callbacks},
             "skipped": self._check_skips(),
@@ -216,7 +216,7 @@ class Trainer:
         self.heart.beat("update", step)
         update = self.engine.update(factor, self.config.trainer.max_grad_norm)
         self._skips.update(update.skipped)
-        self.step, self._plan = step, batch.state
+        self.step, self.plan_state = step, batch.state
         for micro in batch.micro_batches:
             window.tokens += real_tokens(micro)
             self._throughput.add(micro)

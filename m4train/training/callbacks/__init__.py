@@ -6,6 +6,7 @@ from m4train.config import Config
 from m4train.training.callbacks.base import Callback
 from m4train.training.callbacks.checkpointing import Checkpointing
 from m4train.training.callbacks.console import Console
+from m4train.training.callbacks.cursors import Cursors
 from m4train.training.callbacks.evaluation import Evaluation
 from m4train.training.callbacks.jsonl import Jsonl
 from m4train.training.callbacks.samples import Samples
@@ -21,7 +22,7 @@ def default_callbacks(config: Config) -> list[Callback]:
             callbacks.append(Samples(config.trainer.eval_every, config.trainer.max_steps))
     if config.logging.console:
         callbacks.append(Console())
-    callbacks.append(Jsonl())
+    callbacks += [Jsonl(), Cursors()]
     if config.logging.wandb in ("offline", "online"):
         callbacks.append(Wandb(config.logging.wandb, config.logging.project))
     callbacks.append(Checkpointing(config.trainer.save_every))

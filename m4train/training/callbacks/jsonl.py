@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from m4train.json_lines import keep_lines
 from m4train.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ class Jsonl(Callback):
         if trainer.engine.rank == 0:
             path = trainer.run_dir / FILE
             path.parent.mkdir(parents=True, exist_ok=True)
-            truncate(path, trainer.step)
+            keep_lines(path, trainer.step)
             self._file = path.open("a", encoding="utf-8")
 
     def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
@@ -43,17 +42,3 @@ class Jsonl(Callback):
 def _finite(value: Any) -> Any:
     """The value, or null where JSON has no word for it, as for the gradient norm of a skipped step."""
     return value if not isinstance(value, float) or math.isfinite(value) else None
-
-
-def truncate(path: Path, step: int) -> None:
-    """Keeps the whole lines of steps up to `step`; the file is replaced at once, so a kill loses nothing."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-    aside = path.with_suffix(".writing")
-    aside.write_text("".join(kept), encoding="utf-8")
-    os.replace(aside, path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from m4train.json_lines import keep_lines
 from m4train.training.callbacks.base import Callback
-from m4train.training.callbacks.jsonl import truncate
 
 if TYPE_CHECKING:
     from m4train.training.trainer import Trainer
@@ -22,7 +22,7 @@ class Samples(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         if trainer.engine.rank == 0:
-            truncate(trainer.run_dir / FILE, trainer.step)
+            keep_lines(trainer.run_dir / FILE, trainer.step)
 
     def measures(self, step: int) -> bool:
         return step % self.every == 0 or step == self.max_steps

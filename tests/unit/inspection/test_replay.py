@@ -39,7 +39,7 @@ def test_the_hash_is_the_one_the_loader_gives_also_with_a_bad_sample(tmp_path: P
     assert dropped
 
 
-def test_planning_begins_at_the_nearest_checkpoint_and_gives_the_same_step(tmp_path: Path) -> None:
+def test_planning_begins_at_the_nearest_cursor_or_checkpoint_and_gives_the_same_step(tmp_path: Path) -> None:
     sources, data = make_sources(tmp_path)
     plan = Plan(sources, data, 0, 4)
     steps = [step for step, _ in zip(plan.steps(), range(9))]
@@ -47,6 +47,9 @@ def test_planning_begins_at_the_nearest_checkpoint_and_gives_the_same_step(tmp_p
         checkpoint(tmp_path, steps[number - 1].state)
     assert nearest_state(tmp_path, 8)["step"] == 6
     assert nearest_state(tmp_path, 3) is None
+    cursors = "".join(json.dumps(steps[number - 1].state) + "\n" for number in (2, 4, 7))
+    (tmp_path / "cursors.jsonl").write_text(cursors + '{"plan": "')  # as a kill leaves it
+    assert [nearest_state(tmp_path, number)["step"] for number in (3, 5, 7, 8, 9)] == [2, 4, 6, 7, 8]
     for number in (2, 7, 9):
         assert planned_step(plan, number, tmp_path).packs == steps[number - 1].packs
 

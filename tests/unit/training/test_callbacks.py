@@ -1,12 +1,12 @@
 import io
 import json
+from dataclasses import replace
 
 from PIL import Image
 from rich.console import Console as RichConsole
 
 from m4train.evaluate_run import data_uri
-from m4train.training.callbacks import Checkpointing, Console, Jsonl, default_callbacks
-from m4train.training.callbacks.jsonl import truncate
+from m4train.training.callbacks import Checkpointing, Console, Jsonl, cursors, default_callbacks
 from m4train.training.callbacks.samples import Samples
 from m4train.training.callbacks.wandb import Wandb
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
@@ -16,20 +16,25 @@ def test_default_callbacks_follow_the_configuration(tmp_path):
     config = make_config(tmp_path, eval_every=3)
     config.logging.console, config.logging.wandb = True, "offline"
     names = [type(callback).__name__ for callback in default_callbacks(config)]
-    assert names == ["Evaluation", "Samples", "Console", "Jsonl", "Wandb", "Checkpointing"]
+    assert names == ["Evaluation", "Samples", "Console", "Jsonl", "Cursors", "Wandb", "Checkpointing"]
     config.evaluation.shown = 0
     assert "Samples" not in [type(callback).__name__ for callback in default_callbacks(config)]
-    assert [type(c).__name__ for c in default_callbacks(make_config(tmp_path))] == ["Jsonl", "Checkpointing"]
+    assert [type(c).__name__ for c in default_callbacks(make_config(tmp_path))] == ["Jsonl", "Cursors", "Checkpointing"]
 
 
-def test_truncate_keeps_whole_lines_up_to_the_step(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    truncate(path, 3)
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 6)) + '{"step": 6, "lo')
-    truncate(path, 9)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
-    truncate(path, 3)
-    assert path.read_text().count("\n") == 3
+def test_cursors_are_logged_and_those_after_the_checkpoint_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(cursors, "EVERY", 2)
+    path = tmp_path / "cursors.jsonl"
+    run = lambda **changes: make_trainer(make_config(tmp_path, **changes), TinyModel())
+    first = run(stop_after=5)
+    first.loader = (replace(step, state={"plan": "x", "step": n, "steps": n}) for n, step in enumerate(first.loader, 1))
+    first.train()
+    logged = [json.loads(line) for line in path.read_text().splitlines()]
+    assert logged == [{"plan": "x", "step": step, "steps": step} for step in (2, 4)]
+    path.write_text(path.read_text() + json.dumps({"step": 6}) + '\n{"step": 8, "pl')
+    again = run(stop_after=1)
+    again.train()  # whose data has no plan
+    assert [json.loads(line) for line in path.read_text().splitlines()] == logged
 
 
 def test_no_step_appears_twice_after_a_kill(tmp_path):

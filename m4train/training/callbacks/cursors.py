@@ -1,0 +1,28 @@
+"""cursors.jsonl: where the plan of the data was every so often, so that any step is replayed from nearby."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from m4train.json_lines import keep_lines
+from m4train.training.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from m4train.training.trainer import Trainer
+
+FILE = "cursors.jsonl"
+EVERY = 50  # steps: planned again in well under a second, and a state takes kilobytes
+
+
+class Cursors(Callback):
+    """Appends the state of the plan to `run_dir/cursors.jsonl` on rank 0; streamed data has none to go back to."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        if trainer.engine.rank == 0:
+            keep_lines(trainer.run_dir / FILE, trainer.step)
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        if trainer.engine.rank == 0 and trainer.step % EVERY == 0 and "plan" in trainer.plan_state:
+            with (trainer.run_dir / FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(trainer.plan_state) + "\n")
