@@ -12,8 +12,8 @@ from PIL import Image
 from m4train.processing.idefics import IdeficsProcessor
 from m4train.processing.idefics2 import Idefics2Processor
 from m4train.processing.idefics2_images import Idefics2ImageProcessor
-from m4train.processing.idefics3 import Idefics3Processor
-from m4train.processing.idefics3_images import Idefics3ImageProcessor
+from m4train.processing.idefics3 import Idefics3Processor, SmolVLMProcessor
+from m4train.processing.idefics3_images import Idefics3ImageProcessor, SmolVLMImageProcessor
 from m4train.processing.idefics_images import IdeficsImageProcessor
 from m4train.processing.tokenizer import Tokenizer
 from m4train.processing.tokenizer_training import train_bpe_tokenizer
@@ -86,3 +86,11 @@ def tiny_idefics3_processor(
     if folder is not None:
         processor.save_pretrained(folder)
     return processor
+
+
+def tiny_smolvlm_processor(image_size: int = 32, image_seq_len: int = 4, tiles: int = 2) -> SmolVLMProcessor:
+    """A processor with frames of `image_size`, whose images' longest side is `tiles` frames long."""
+    image_processor = SmolVLMImageProcessor(
+        size={"longest_edge": image_size * tiles}, max_image_size={"longest_edge": image_size}
+    )
+    return SmolVLMProcessor(image_processor, Tokenizer.from_pretrained(tokenizer_folder()), image_seq_len=image_seq_len)
