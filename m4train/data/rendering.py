@@ -27,6 +27,7 @@ from m4train.errors import BadSample, ConfigError, StaleIndexError
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 
 _BORDER = TextPiece(np.empty(0, np.int64), "border")
+_OBELICS_MARKER = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # stands between documents that one row holds
 _ADVICE = "run `m4train data index` again"
 
 
@@ -62,11 +63,12 @@ class Renderer:
     def __init__(self, processor: Any, config: SourceConfig, name: str = "") -> None:
         self.processor = processor
         self.documents, self.conversations, self.images = config.documents, config.conversations, config.images
+        self._key = f"data.sources.{name or '*'}"
         random = self.conversations.shuffle_turns or self.conversations.newline_probability > 0
         random = random or (self.images.upscale_max > 1 and self.images.upscale_probability > 0)
         self.variants = config.variants if random else 1
         if self.images != ImageOptions():
-            _check_images(processor, self.images, f"data.sources.{name or '*'}.images")
+            _check_images(processor, self.images, f"{self._key}.images")
 
     def _options(self) -> list[dict[str, Any]]:
         return [asdict(replace(self.images, scaled_decode=False))]
@@ -81,10 +83,16 @@ class Renderer:
         return hashlib.sha256(described.encode()).hexdigest()
 
     def prepare(self, sample: Sample, key: str, sizes: Sequence[tuple[int, int]], variant: int = 0) -> Prepared:
-        """One variant of a sample whose stored images have these (width, height). Raises BadSample."""
+        """One variant of a sample whose stored images have these (width, height). Raises BadSample, and ConfigError for a text
+        that is no text but a marker, which would be trained on."""
         if len(sizes) != len(sample.images):
             detail = f"the sample names {len(sample.images)} images but holds {len(sizes)}"
             raise BadSample("image_count", detail)
+        if self.documents.end_marker is None and any(_OBELICS_MARKER in i.get("text", "") for i in sample.items or ()):
+            raise ConfigError(
+                f"Sample {key!r} holds {_OBELICS_MARKER}, by which OBELICS divides documents, and would be trained on it: set "
+                f"{self._key}.documents.end_marker={_OBELICS_MARKER}, which needs an index."
+            )
         pieces = self._pieces(sample, Draws(key, variant, "turns"))
         used = {piece.image: sizes[piece.image] for piece in pieces if isinstance(piece, ImagePiece)}
         views = image_views(used, self.images, self.processor, Draws(key, variant, "images"))

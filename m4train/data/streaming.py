@@ -143,7 +143,7 @@ class _Packs(IterableDataset):
                     "use fewer workers, or write more shards."
                 )
         self._sources, self._processor, self._data = dict(sources), processor, data
-        self._renderers = {name: Renderer(processor, config) for name, config in sources.items()}
+        self._renderers = {name: Renderer(processor, config, name) for name, config in sources.items()}
         self._layouts = {name: _layout(name, config) for name, config in sources.items()}
         self._seed, self._micro, self._rank, self._readers = seed, micro_batch_size, rank, readers
         self._positions = positions

@@ -19,6 +19,7 @@ from m4train.data.plan import Plan
 from m4train.data.rendering import Renderer, encode_view, expand
 from m4train.data.sample import sample_from_dict
 from m4train.data.source import build_sources
+from m4train.data.streaming import StreamLoader
 from m4train.data.variants import Draws, conversation_variant, document_parts, image_numbers, image_views, variant_drawn
 from m4train.errors import BadSample, ConfigError
 from tests.helpers.data import FakeProcessor, data_config, png, write_shards
@@ -294,6 +295,24 @@ def test_parts_of_documents_are_packed_apart_and_trained_to_their_own_end(tmp_pa
         for frames in document.rendered.frames:
             red = 0 if "two" in processor.decode(document.rendered.ids) else 50
             assert frames[0][0, 0, 0] == red
+
+
+def test_the_marker_of_obelics_is_never_trained_on(tmp_path: Path) -> None:
+    marker = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
+    write_shards(tmp_path, [("a", {"items": [{"text": f"one\n\n{marker}\n\ntwo"}]}, {})])
+    config = SourceConfig(path=str(tmp_path / "shard-000000.tar"))
+    key = f"data.sources.web.documents.end_marker={marker}"
+    with pytest.raises(ConfigError, match=f"Sample 'a' holds {marker}.*{key}"):
+        build_sources({"web": config}, data_config(), FakeProcessor())
+    streams = StreamLoader(
+        {"web": config}, FakeProcessor(), data_config(), seed=0, global_batch_size=1, micro_batch_size=1
+    )
+    with pytest.raises(ConfigError, match=key):
+        next(iter(streams))
+    config = SourceConfig(path=config.path, documents=DocumentOptions(end_marker=marker))
+    [source] = build_sources({"web": config}, data_config(), FakeProcessor())
+    [step] = Plan([source], data_config(epochs=1), 0, 1).steps()
+    assert sum(pack.tokens for pack in step.packs) == 2 * (1 + 3 + 1)  # bos, the text, eos
 
 
 def test_scaled_decoding_changes_no_length_and_little_of_the_pixels(tmp_path: Path) -> None:
