@@ -9,12 +9,17 @@ from m4train.errors import ConfigError
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "additional_chat_templates/*")  # everything of a model folder but its weights
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
+CONFIG_FILES = ("config.json",)
 _PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
-def weight_patterns(allow_pickle: bool) -> tuple[str, ...]:
-    """The files a model is loaded from."""
-    return (*WEIGHT_FILES, *_PICKLE_FILES) if allow_pickle else WEIGHT_FILES
+def weight_folder(
+    name: str | Path, allow_pickle: bool, revision: str | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """The `model_folder` with what a model is loaded from: its configuration and its weights."""
+    patterns = (*WEIGHT_FILES, *_PICKLE_FILES) if allow_pickle else WEIGHT_FILES
+    weights = ("*.safetensors", *_PICKLE_FILES[: int(allow_pickle)])
+    return model_folder(name, patterns, revision, cache_dir, required=(CONFIG_FILES, weights))
 
 
 def model_folder(
@@ -22,11 +27,13 @@ def model_folder(
     patterns: Sequence[str],
     revision: str | None = None,
     cache_dir: str | Path | None = None,
+    required: Sequence[Sequence[str]] = (),
 ) -> Path:
     """The folder `name`, or where the files of hub model `name` that match `patterns` lie after a download.
 
     Files already in the cache are not fetched again, and are enough without a network. Raises ConfigError where there is
-    neither such a folder nor such a model within reach.
+    neither such a folder nor such a model within reach, or where of the hub model no file matches any pattern of one of
+    `required`: without a network the cache may hold no more than its processor.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -36,13 +43,19 @@ def model_folder(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    at = f" at revision {revision}" if revision else ""
     try:
         folder = snapshot_download(text, revision=revision, cache_dir=cache_dir, allow_patterns=list(patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        at = f" at revision {revision}" if revision else ""
         raise ConfigError(
             f"There is no folder {text}, and the hub model {text}{at} is neither cached nor within reach ({reason}): "
             "download it first, or give a folder."
         ) from error
+    for alternatives in required:
+        if not any(any(Path(folder).glob(pattern)) for pattern in alternatives):
+            raise ConfigError(
+                f"The cache holds no {' or '.join(alternatives)} of the hub model {text}{at}, and none could be fetched: "
+                "download it first, with a network, or give a folder."
+            )
     return Path(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m4train.errors import ConfigError
-from m4train.hub import model_folder, weight_patterns
+from m4train.hub import weight_folder
 
 _CLASSES = {
     "idefics": ("m4train.models.idefics", "IdeficsForVisionText2Text"),
@@ -30,8 +30,7 @@ class AutoModelForImageTextToText:
         Raises:
             ConfigError: there is no such folder or hub model, or it is of a kind m4train does not have.
         """
-        patterns = weight_patterns(options.get("allow_pickle", False))
-        folder = model_folder(name, patterns, revision, cache_dir)
+        folder = weight_folder(name, options.get("allow_pickle", False), revision, cache_dir)
         return model_class_of(folder).from_pretrained(folder, **options)
 
 

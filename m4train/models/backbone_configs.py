@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ class SiglipVisionConfig(ModelConfig):
     num_channels: int = 3
     image_size: int = 224
     patch_size: int = 32
-    hidden_act: str = "gelu_pytorch_tanh"
+    hidden_act: str | Callable[[Any], Any] = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
     attention_dropout: float = 0.0
 
@@ -59,7 +60,7 @@ class LlamaConfig(ModelConfig):
     num_attention_heads: int = 32
     num_key_value_heads: int | None = None
     head_dim: int | None = None
-    hidden_act: str = "silu"
+    hidden_act: str | Callable[[Any], Any] = "silu"
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0

@@ -41,7 +41,8 @@ class ClipEmbeddings(nn.Module):
         first = self.class_embedding.to(patches.dtype).expand(count, 1, -1)
         # Looked up, not read: a sharded table is whole only inside its own forward.
         positions = self.position_embedding(torch.arange(self.grid**2 + 1, device=frames.device))
-        if not fits:
+        # As the reference does, a square frame with pixels to spare beyond the same patches has the same positions.
+        if not (height == width and patches.shape[1] == self.grid**2):
             # The tenth of a patch is part of what the scale means for the reference.
             rows, columns = height // self.patch_size, width // self.patch_size
             scale = ((rows + 0.1) / self.grid, (columns + 0.1) / self.grid)

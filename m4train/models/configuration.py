@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from m4train.errors import ConfigError
+from m4train.hub import CONFIG_FILES, model_folder
 
 # Keys that releases of transformers dump into every config and that change no computation here.
 _GENERIC_KEYS = frozenset(
@@ -31,11 +32,28 @@ _GENERIC_KEYS = frozenset(
 )
 
 
+class _TakesAnyKey(type):
+    """Makes the keys of old releases new ones, and those that no field has `extra`, warned about where they have no meaning."""
+
+    def __call__(cls, **values: Any) -> Any:
+        kind: Any = cls
+        values = kind._modernise(values)
+        values.pop("model_type", None)
+        known = {f.name for f in fields(kind)}
+        extra = {**values.pop("extra", {}), **{key: values.pop(key) for key in list(values) if key not in known}}
+        unknown = sorted(set(extra) - _GENERIC_KEYS)
+        if unknown:
+            warnings.warn(f"{cls.__name__} keeps but does not use the keys {', '.join(unknown)}", stacklevel=2)
+        return super().__call__(**values, extra=extra)
+
+
 @dataclass(kw_only=True)
-class ModelConfig:
+class ModelConfig(metaclass=_TakesAnyKey):
     """Fields shared by every configuration.
 
-    `extra` holds the keys of a config.json that m4train does not use; they are written back unchanged.
+    `extra` holds the keys of a config.json, or further arguments, that no field has; they can be read as attributes, and are
+    written back unchanged. Among them `output_attentions`, `output_hidden_states` and `return_dict` are what the models give
+    where a call does not say.
     """
 
     model_type: ClassVar[str] = ""
@@ -58,13 +76,13 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The configuration a config.json describes; keys m4train does not know are kept and warned about, once."""
-        values = cls._modernise(dict(values))
-        known = {f.name for f in fields(cls)} - {"extra"}
-        extra = {key: value for key, value in values.items() if key not in known and key != "model_type"}
-        unknown = sorted(set(extra) - _GENERIC_KEYS)
-        if unknown:
-            warnings.warn(f"{cls.__name__} keeps but does not use the keys {', '.join(unknown)}", stacklevel=2)
-        return cls(**{key: value for key, value in values.items() if key in known}, extra=extra)
+        return cls(**values)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["extra"][name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no field {name}") from None
 
     @classmethod
     def for_type(cls, model_type: str | None) -> type[ModelConfig]:
@@ -80,13 +98,15 @@ class ModelConfig:
         return values
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Reads `folder`/config.json.
+    def from_pretrained(
+        cls, folder: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None
+    ) -> Self:
+        """Reads config.json of a folder or hub model.
 
         Raises:
             ConfigError: the file is missing or describes another kind of model.
         """
-        path = Path(folder) / "config.json"
+        path = model_folder(folder, CONFIG_FILES, revision, cache_dir, required=(CONFIG_FILES,)) / "config.json"
         if not path.is_file():
             raise ConfigError(f"there is no config.json in {folder}: name a folder that holds a saved model")
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -113,10 +133,16 @@ class ModelConfig:
         return {**self.extra, **values}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `folder`/config.json."""
+        """Writes `folder`/config.json. Raises ConfigError for a value it cannot hold, such as a function."""
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, default=_refuse_value) + "\n"
         Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         (Path(folder) / "config.json").write_text(text, encoding="utf-8")
+
+
+def _refuse_value(value: Any) -> Any:
+    raise ConfigError(
+        f"the configuration holds {value!r}, which config.json cannot: give a function such as hidden_act by its name"
+    )
 
 
 def check_dropout(config: ModelConfig, *names: str) -> None:

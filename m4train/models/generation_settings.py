@@ -11,27 +11,29 @@ import torch
 
 from m4train.errors import DataError
 
-# Further fields of a generation_config.json, and the values with which they choose no token. None, False, 0 and "" do not
-# either, for any of them.
+# Further fields of a generation_config.json and further arguments, which choose no token where they are None, False, 0 or "".
+_NOT_IMPLEMENTED = """
+    begin_suppress_tokens constraints diversity_penalty dola_layers encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff
+    exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id generation_config logits_processor
+    max_time min_p output_attentions output_hidden_states output_logits output_scores penalty_alpha prefix_allowed_tokens_fn
+    renormalize_logits return_dict_in_generate sequence_bias stop_strings stopping_criteria streamer suppress_tokens
+    token_healing top_h watermarking_config
+"""
+# The same, which choose none where they are 1 either.
+_NEUTRAL_AT_ONE = "encoder_repetition_penalty guidance_scale num_beam_groups typical_p"
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(
-        """begin_suppress_tokens constraints diversity_penalty dola_layers encoder_no_repeat_ngram_size epsilon_cutoff
-        eta_cutoff exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id generation_config
-        logits_processor max_time min_p output_attentions output_hidden_states output_logits output_scores penalty_alpha
-        prefix_allowed_tokens_fn renormalize_logits return_dict_in_generate sequence_bias stop_strings stopping_criteria
-        streamer suppress_tokens token_healing top_h watermarking_config""".split(),
-        (),
-    ),
-    **dict.fromkeys("encoder_repetition_penalty guidance_scale num_beam_groups typical_p".split(), (1,)),
+    **dict.fromkeys(_NOT_IMPLEMENTED.split(), ()),
+    **dict.fromkeys(_NEUTRAL_AT_ONE.split(), (1,)),
 }
 # How fast the reference gets to the same tokens, and what does not concern these models.
-_WITHOUT_EFFECT = frozenset(
-    """_from_model_config assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
+_WITHOUT_EFFECT = """
+    _from_model_config assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
     bos_token_id cache_config cache_implementation cache_position compile_config continuous_batching_config
     decoder_start_token_id disable_compile is_assistant labels low_memory max_cache_len max_matching_ngram_size
     num_assistant_tokens num_assistant_tokens_schedule prefill_chunk_size prompt_lookup_num_tokens remove_invalid_values
-    return_dict return_legacy_cache speculation_type target_lookbehind transformers_version use_mtp""".split()
-)
+    return_dict return_legacy_cache speculation_type target_lookbehind transformers_version use_mtp
+"""
+_IGNORED = frozenset(_WITHOUT_EFFECT.split())
 _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # what None means where the default is another value
 
 
@@ -132,7 +134,7 @@ def model_arguments(options: Mapping[str, Any], known: Iterable[str]) -> dict[st
     others = {name: value for name, value in options.items() if name not in _NAMES}
     known = sorted(known)
     for name, value in others.items():
-        if name in known or name in _WITHOUT_EFFECT:
+        if name in known or name in _IGNORED:
             continue
         if name not in _UNSUPPORTED:
             raise TypeError(
@@ -144,13 +146,13 @@ def model_arguments(options: Mapping[str, Any], known: Iterable[str]) -> dict[st
 
 
 def _neutral(name: str, value: Any) -> bool:
-    return not value or name in _WITHOUT_EFFECT or value in _UNSUPPORTED.get(name, ())
+    return not value or name in _IGNORED or value in _UNSUPPORTED.get(name, ())
 
 
 def _id_of(config: Any, name: str) -> Any:
     """What the configuration says of a special token, else that of its decoder."""
     for holder in (config, config.text_config):
-        value = getattr(holder, name, holder.extra.get(name))
+        value = getattr(holder, name, None)
         if value is not None:
             return value
     return None

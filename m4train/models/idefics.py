@@ -98,7 +98,8 @@ class IdeficsModel(ModelDoors, PretrainedModel):
 
     `forward` takes a `PackedBatch` and returns hidden states (T, H); or the documented padded arguments, among them
     `pixel_values` (B, N, 3, H, W), or `image_encoder_embeddings` or `perceiver_embeddings` (B, N, n, Hv) in their place, and
-    `image_attention_mask` (B, T, N), 1 where a token sees an image.
+    `image_attention_mask` (B, T, N), 1 where a token sees an image. The first of its `hidden_states` are the embeddings, as
+    documented and in transformers 4; release 5 gives there what the first gated layer made of them.
     """
 
     config_class: ClassVar[type[ModelConfig]] = IdeficsConfig

@@ -97,9 +97,14 @@ def _real_patches(images: Tensor, mask: Tensor | None, size: int) -> tuple[Tenso
     """Patches (P, 3, p, p) of images (I, 3, H, W) all of whose pixels are real by `mask`, and their grid per image.
 
     Raises:
-        DataError: the real patches of an image are not a rectangle at its top left.
+        DataError: images smaller than a patch, or the real patches of one are not a rectangle at its top left.
     """
     rows, columns = images.shape[2] // size, images.shape[3] // size
+    if not rows or not columns:
+        raise DataError(
+            f"pixel_values are {images.shape[2]} x {images.shape[3]} pixels, but a patch of the vision tower takes "
+            f"{size} x {size}: use the image processor of this model"
+        )
     patches = cut_patches(images, size)
     if mask is None:
         return patches, [(rows, columns)] * images.shape[0]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from m4train.errors import ConfigError
 
+Activation = str | Callable[[Tensor], Tensor]  # of hidden_act: a name, or the function itself
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -21,7 +23,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activation(name: str) -> Callable[[Tensor], Tensor]:
+def activation(name: Activation) -> Callable[[Tensor], Tensor]:
+    """The function of that name, or the one given. Raises ConfigError for a name that no function has."""
+    if callable(name):
+        return name
     if name not in ACTIVATIONS:
         raise ConfigError(f"hidden_act {name!r} is not implemented: choose one of {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]
@@ -58,7 +63,7 @@ class RMSNorm(nn.Module):
 class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x)), without biases."""
 
-    def __init__(self, size: int, inner: int, out: int | None = None, act: str = "silu") -> None:
+    def __init__(self, size: int, inner: int, out: int | None = None, act: Activation = "silu") -> None:
         super().__init__()
         self.act = activation(act)
         self.gate_proj = nn.Linear(size, inner, bias=False)

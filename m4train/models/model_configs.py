@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -80,7 +81,7 @@ class Idefics2PerceiverConfig(ModelConfig):
 
     model_type: ClassVar[str] = "idefics2"
 
-    hidden_act: str = "silu"
+    hidden_act: str | Callable[[Any], Any] = "silu"
     hidden_size: int = 4096
     rms_norm_eps: float = 1e-6
     resampler_n_latents: int = 64
@@ -150,7 +151,7 @@ class IdeficsVisionConfig(ModelConfig):
     num_hidden_layers: int = 32
     num_attention_heads: int = 16
     num_channels: int = 3
-    hidden_act: str = "gelu"
+    hidden_act: str | Callable[[Any], Any] = "gelu"
     layer_norm_eps: float = 1e-5
     attention_dropout: float = 0.0
     initializer_factor: float = 1.0
@@ -220,7 +221,7 @@ class IdeficsConfig(ModelConfig):
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
     dropout: float = 0.0
-    hidden_act: str = "silu"
+    hidden_act: str | Callable[[Any], Any] = "silu"
     alpha_initializer: str = "zeros"
     alphas_initializer_range: float = 0.0
     alpha_type: str = "float"

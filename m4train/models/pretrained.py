@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from m4train.errors import CheckpointError
-from m4train.hub import model_folder, weight_patterns
+from m4train.hub import weight_folder
 from m4train.models.attention import check_attention
 from m4train.models.configuration import ModelConfig
 from m4train.models.quantized import BitsAndBytesConfig, is_quantized, quantize_linears
@@ -87,7 +87,7 @@ class PretrainedModel(nn.Module):
                 would not be used.
             CheckpointError: files, tensors or shapes that do not fit.
         """
-        folder = model_folder(name, weight_patterns(allow_pickle), revision, cache_dir)
+        folder = weight_folder(name, allow_pickle, revision, cache_dir)
         config = cls.config_class.from_pretrained(folder)
         if device_map is not None:
             device = ("cuda" if torch.cuda.is_available() else "cpu") if device_map == "auto" else device_map

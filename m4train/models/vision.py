@@ -10,7 +10,7 @@ from m4train.batch import Segments
 from m4train.errors import DataError
 from m4train.models.attention import attention
 from m4train.models.backbone_configs import SiglipVisionConfig
-from m4train.models.layers import activation
+from m4train.models.layers import Activation, activation
 
 
 class PatchAttention:
@@ -71,7 +71,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    def __init__(self, size: int, inner: int, act: str) -> None:
+    def __init__(self, size: int, inner: int, act: Activation) -> None:
         super().__init__()
         self.fc1 = nn.Linear(size, inner)
         self.fc2 = nn.Linear(inner, size)
@@ -84,7 +84,7 @@ class VisionMLP(nn.Module):
 class VisionLayer(nn.Module):
     """Pre-norm transformer block with biases; `dropout` is that of attention weights."""
 
-    def __init__(self, size: int, inner: int, heads: int, act: str, eps: float, dropout: float) -> None:
+    def __init__(self, size: int, inner: int, heads: int, act: Activation, eps: float, dropout: float) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(size, eps=eps)
         self.self_attn = VisionAttention(size, heads, dropout)

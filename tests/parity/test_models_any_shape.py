@@ -63,15 +63,34 @@ def assert_same_logits(kind: str, config: dict[str, Any], ours: type, inputs: di
 
 @pytest.mark.slow
 @any_shape
-@given(decoders(), towers(), st.integers(1, 3), st.integers(1, 3), st.sampled_from([4, 7, 8]), st.booleans(), sides)
+@given(
+    decoders(),
+    towers(),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([4, 7, 8]),
+    st.booleans(),
+    sides,
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=3),
+)
 def test_idefics3(
-    text: dict[str, Any], vision: dict[str, Any], factor: int, cells: int, patch: int, tied: bool, side: str
+    text: dict[str, Any],
+    vision: dict[str, Any],
+    factor: int,
+    cells: int,
+    patch: int,
+    tied: bool,
+    side: str,
+    shares: list[tuple[float, float]],
 ) -> None:
     spare = patch - 1 if patch == 7 else 0  # pixels beyond the last whole patch
     vision = {**vision, "image_size": factor * cells * patch + spare, "patch_size": patch}
     config = tiny_idefics3(scale_factor=factor, text_config=text, vision_config=vision, tie_word_embeddings=tied)
     inputs = idefics3_inputs(config, side)
-    inputs["pixel_attention_mask"].fill_(1)  # positions of partly padded frames are tested with tables
+    mask, size = inputs["pixel_attention_mask"].zero_(), vision["image_size"]
+    whole = size - spare  # a frame real only beyond its last whole patch has no patch
+    for frame, (height, width) in zip(((0, 0), (0, 1), (1, 0)), shares):
+        mask[frame][: 1 + round(height * (whole - 1)), : 1 + round(width * (whole - 1))] = 1
     assert_same_logits("Idefics3", config, Idefics3ForConditionalGeneration, inputs)
 
 

@@ -68,6 +68,25 @@ def test_logits_loss_and_gradients(name: str, side: str, tmp_path: Path) -> None
     assert_same_gradients(found, wanted)
 
 
+@pytest.mark.parametrize("name", ["plain", "interval_one"])
+def test_hidden_states_and_attentions(name: str, tmp_path: Path) -> None:
+    config = tiny_idefics(**CASES[name])
+    theirs, ours = pair(config, tmp_path)
+    theirs.set_attn_implementation("eager")
+    inputs = idefics_inputs(config, "left")
+    wanted = {"output_hidden_states": True, "output_attentions": True}
+    expected, actual = theirs(**inputs, **wanted), ours(**inputs, **wanted)
+    real = inputs["attention_mask"].bool()
+    assert len(actual.hidden_states) == len(expected.hidden_states)
+    assert len(actual.attentions) == len(expected.attentions) == config["num_hidden_layers"]
+    for mine, other in zip(actual.hidden_states[1:], expected.hidden_states[1:]):
+        closest(mine[real], other[real], 1e-5)
+    # The current release records the input of the first decoder layer, behind the first gated one; 4.46 the embeddings.
+    closest(actual.hidden_states[0][real], theirs.get_input_embeddings()(inputs["input_ids"])[real], 1e-6)
+    for mine, other in zip(actual.attentions, expected.attentions):
+        closest(mine.transpose(1, 2)[real], other.transpose(1, 2)[real], 1e-5)
+
+
 def test_text_only(tmp_path: Path) -> None:
     config = tiny_idefics()
     theirs, ours = pair(config, tmp_path)
@@ -91,7 +110,7 @@ def test_an_image_no_token_sees_changes_nothing(tmp_path: Path) -> None:
     assert torch.equal(ours(**inputs).logits, before)
 
 
-@pytest.mark.parametrize("size", [24, 20, 12])
+@pytest.mark.parametrize("size", [24, 20, 12, 17, 19])
 def test_interpolated_positions(size: int, tmp_path: Path) -> None:
     config = tiny_idefics()
     theirs, ours = pair(config, tmp_path)
@@ -99,6 +118,18 @@ def test_interpolated_positions(size: int, tmp_path: Path) -> None:
     real = inputs["attention_mask"].bool()
     with pytest.raises(DataError, match=f"{size} x {size} pixels, but the vision tower takes 16 x 16"):
         ours(**inputs)
+    expected = theirs(**inputs, interpolate_pos_encoding=True).logits
+    closest(ours(**inputs, interpolate_pos_encoding=True).logits[real], expected[real], 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(17, 18), (16, 19), (18, 22), (20, 40), (16, 24)])
+def test_interpolated_positions_of_frames_that_are_not_square(shape: tuple[int, int], tmp_path: Path) -> None:
+    config = tiny_idefics()
+    theirs, ours = pair(config, tmp_path)
+    inputs = idefics_inputs(config)
+    generator = torch.Generator().manual_seed(6)
+    inputs["pixel_values"] = torch.randn(3, 2, 3, *shape, generator=generator)
+    real = inputs["attention_mask"].bool()
     expected = theirs(**inputs, interpolate_pos_encoding=True).logits
     closest(ours(**inputs, interpolate_pos_encoding=True).logits[real], expected[real], 1e-5)
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from m4train.errors import DataError
-from m4train.models import Idefics2ForConditionalGeneration
+from m4train.models import Idefics2Config, Idefics2ForConditionalGeneration
 from m4train.positions import patch_position_ids
 from tests.helpers.models import IMAGE_TOKEN, tiny_idefics2
 from tests.parity.models_inputs import idefics2_inputs, labels_for
@@ -63,6 +63,13 @@ def test_attention_weights(window: int | None, tmp_path: Path) -> None:
     assert len(actual.attentions) == len(expected)
     for mine, other in zip(actual.attentions, expected):
         closest(mine.transpose(1, 2)[real], other.transpose(1, 2)[real], 1e-5)
+
+
+def test_images_smaller_than_a_patch() -> None:
+    model = Idefics2ForConditionalGeneration(Idefics2Config.from_dict(tiny_idefics2()))
+    ids = torch.tensor([[5, *[90] * 6, 6]])
+    with pytest.raises(DataError, match="pixel_values are 3 x 9 pixels, but a patch of the vision tower takes 4 x 4"):
+        model(ids, pixel_values=torch.ones(1, 1, 3, 3, 9))
 
 
 def test_images_without_mask(tmp_path: Path) -> None:

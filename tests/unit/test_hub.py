@@ -3,7 +3,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from m4train.errors import ConfigError
-from m4train.hub import PROCESSOR_FILES, model_folder
+from m4train.hub import PROCESSOR_FILES, model_folder, weight_folder
 
 
 def test_an_existing_folder_is_itself(tmp_path):
@@ -38,3 +38,19 @@ def test_without_a_network_one_sentence_says_so(monkeypatch):
         ConfigError, match=r"owner/name at revision v1 is neither cached nor within reach \(no connection\)"
     ):
         model_folder("owner/name", PROCESSOR_FILES, revision="v1")
+
+
+def test_a_cache_that_holds_no_more_than_the_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(
+        ConfigError, match=r"The cache holds no \*.safetensors of the hub model owner/name, .*: download it first"
+    ):
+        weight_folder("owner/name", allow_pickle=False)
+    (tmp_path / "pytorch_model.bin").write_text("")
+    with pytest.raises(ConfigError, match=r"holds no \*.safetensors"):
+        weight_folder("owner/name", allow_pickle=False)
+    assert weight_folder("owner/name", allow_pickle=True) == tmp_path
+    (tmp_path / "model.safetensors").write_text("")
+    assert weight_folder("owner/name", allow_pickle=False) == tmp_path
