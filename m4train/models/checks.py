@@ -14,7 +14,8 @@ def check_ids(name: str, ids: Tensor, size: int) -> None:
     """
     if ids.device.type != "cpu" or not ids.numel():
         return
-    least, most = (int(x) for x in ids.aminmax())
+    held = ids.numpy()  # host memory: training stays without an operation that would wait for a device
+    least, most = int(held.min()), int(held.max())
     if least < 0 or most >= size:
         ignored = ", and -100 where nothing is to be predicted" if name != "input_ids" else ""
         raise DataError(
