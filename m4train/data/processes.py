@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from functools import cache
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,9 +23,10 @@ def worker_context() -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["m4train.data.collate"])
-    resource_tracker.ensure_running()  # starting it unblocks SIGTERM, so it must be there before the server is
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
+        resource_tracker.ensure_running()  # the server would start it, which unblocks some of them
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -36,9 +37,12 @@ def worker_context() -> Any:
 def lifeline() -> tuple[Connection, Connection]:
     """A pipe that this process holds open at both ends as long as it lives; children are given the first, the reading end.
 
-    The children of a fork server keep it alive and it keeps them, so nobody would notice that the trainer was killed.
+    The children of a fork server keep it alive and it keeps them, so nobody would notice that the trainer was killed. Where
+    this process ends by itself, its end closes before multiprocessing waits for children, which SIGTERM does not reach.
     """
-    return multiprocessing.Pipe(duplex=False)
+    line = multiprocessing.Pipe(duplex=False)
+    util.Finalize(None, line[1].close, exitpriority=100)
+    return line
 
 
 def live_with_the_trainer(line: Connection) -> None:

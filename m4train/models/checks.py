@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 
 from m4train.errors import DataError
 
 
+@contextmanager
+def naming_ids(size: int, **ids: Tensor) -> Iterator[None]:
+    """What fails within it on the CPU for an id beyond the `size` of the model says which; `ids` are looked at only then."""
+    try:
+        yield
+    except (IndexError, RuntimeError):
+        for name, values in ids.items():
+            check_ids(name, values, size)
+        raise
+
+
 def check_ids(name: str, ids: Tensor, size: int) -> None:
     """Raises DataError where `ids`, called `name`, holds one that is not among the `size` of the model.
 
-    On another device than the CPU nothing is checked: to look would be to wait for it, at every step of a training.
+    On another device than the CPU nothing is checked: to look would be to wait for it.
     """
     if ids.device.type != "cpu" or not ids.numel():
         return
-    held = ids.numpy()  # host memory: training stays without an operation that would wait for a device
-    least, most = int(held.min()), int(held.max())
+    least, most = int(ids.min()), int(ids.max())
     if least < 0 or most >= size:
         ignored = ", and -100 where nothing is to be predicted" if name != "input_ids" else ""
         raise DataError(

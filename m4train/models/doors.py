@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedBatch
 from m4train.errors import DataError
-from m4train.models.checks import check_ids
+from m4train.models.checks import check_ids, naming_ids
 from m4train.models.contexts import CachedContext, KeyValueCache, PackedContext, RecordingContext
 from m4train.models.loss import token_loss
 from m4train.models.outputs import BaseModelOutput, CausalLMOutput
@@ -87,8 +87,8 @@ class ModelDoors(nn.Module):
             DataError: inputs that do not fit each other or the model.
         """
         if isinstance(input_ids, PackedBatch):
-            check_ids("input_ids", input_ids.input_ids, self.config.token_rows)
-            return self.forward_packed(input_ids)
+            with naming_ids(self.config.token_rows, input_ids=input_ids.input_ids):
+                return self.forward_packed(input_ids)
         if (input_ids is None) == (inputs_embeds is None):
             raise DataError("give exactly one of input_ids and inputs_embeds")
         unknown = sorted(set(images) - set(self.image_arguments))
@@ -214,8 +214,8 @@ class LMDoors(nn.Module):
             DataError: inputs or labels that do not fit each other or the model.
         """
         if isinstance(input_ids, PackedBatch):
-            check_ids("targets", input_ids.targets, self.config.token_rows)
-            return self.forward_packed(input_ids, z_loss, return_logits)
+            with naming_ids(self.config.token_rows, targets=input_ids.targets):
+                return self.forward_packed(input_ids, z_loss, return_logits)
         out: BaseModelOutput = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, return_dict=True, **inputs
         )
