@@ -17,7 +17,6 @@ from m4train.data.rendering import Renderer
 from m4train.data.sample import Sample
 from m4train.data.shards import expand_shards
 from m4train.data.sources.base import ShardFormat
-from m4train.data.sources.parquet import ParquetRows
 from m4train.data.sources.registry import shard_format
 from m4train.data.storage import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError
@@ -129,8 +128,7 @@ def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processo
         shards = expand_shards(config.path)
         form = shard_format(config)
         opened = open_index(shards, form, Renderer(processor, config, name), data.index_dir, data.auto_index_limit)
-        if isinstance(form, ParquetRows):
-            form.keep(data.shuffle_window, data.packing_pool)
+        form.keep(data.shuffle_window, data.packing_pool)
         source = Source(name, config, SourceIndex(opened), form, FileReader(cache))
         built.append(source)
     return built

@@ -77,5 +77,8 @@ class ShardFormat(Protocol):
     def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
         """What `sample` and `images` will read of their files, as far as that is known before."""
 
+    def keep(self, window: int, pool: int) -> None:
+        """Prepares for samples drawn within `window` blocks and packed from a `pool`."""
+
     def blocks(self, files: FileReader, path: str) -> list[int] | None:
         """Samples in each stretch that is read whole, where single samples cannot be read; None where they can."""

@@ -79,6 +79,9 @@ class JsonRecords:
         """The records: where their images lie is said by them."""
         return [(path, members[0].offset, members[0].size)]
 
+    def keep(self, window: int, pool: int) -> None:
+        return  # samples are read one by one
+
     def blocks(self, files: FileReader, path: str) -> None:
         return None
 

@@ -133,6 +133,9 @@ class TarLayout:
         read = [member for member in members if not member.is_image] + [pictures[number] for number in wanted]
         return [(path, member.offset, member.size) for member in read]
 
+    def keep(self, window: int, pool: int) -> None:
+        return  # samples are read one by one
+
     def blocks(self, files: FileReader, path: str) -> None:
         return None
 
