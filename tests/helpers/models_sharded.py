@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedBatch
 from m4train.training.compiling import compile_blocks
+from m4train.training.engines.processes import Processes
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from tests.unit.models.test_packing import documents_of, make
 
@@ -80,10 +82,10 @@ def compare(kind: str, family: str) -> None:
 
 
 def main(kind: str) -> None:
-    dist.init_process_group("gloo")
+    processes = Processes(timedelta(minutes=5))
     for family in SIZES:
         compare(kind, family)
-    dist.destroy_process_group()
+    processes.shutdown()
 
 
 if __name__ == "__main__":

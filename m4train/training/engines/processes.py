@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
+import time
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +34,8 @@ class Processes:
             torch.cuda.set_device(self.device)
         else:
             self.device = torch.device("cpu")
+        atexit.unregister(let_gloo_finish)  # once, however many groups a process makes
+        atexit.register(let_gloo_finish)
         self._owned = not dist.is_initialized()
         if self._owned:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
@@ -72,6 +77,32 @@ class Processes:
         if self._owned and dist.is_initialized():
             self.barrier()
             dist.destroy_process_group()
+
+
+def let_gloo_finish(patience: float = 10.0) -> None:
+    """Lets go of the interpreter until the threads of gloo sleep, at most `patience` seconds.
+
+    After the caller of a collective has gone on, such a thread still drops its tensors, and needs the interpreter for it. Python before 3.14 ends a thread
+    that asks while the interpreter itself ends, which C++ answers with "terminate called without an active exception" and exit code 134
+    (pytorch/pytorch#38228).
+    """
+    end, quiet = time.monotonic() + patience, 0
+    while quiet < 2 and _gloo_threads() and time.monotonic() < end:
+        time.sleep(0.01)  # twice the switch interval, so that whoever waits for the interpreter has had it
+        quiet = 0 if _gloo_threads().strip("S") else quiet + 1
+
+
+def _gloo_threads() -> str:
+    """The state of each thread of this process that runs collectives over gloo, as a letter; nothing where there is no /proc."""
+    states = ""
+    for stat in Path("/proc/self/task").glob("*/stat"):
+        try:
+            name, _, rest = stat.read_text().rpartition(")")
+        except OSError:  # it has ended meanwhile
+            continue
+        if name.endswith("(pt_gloo_runloop"):
+            states += rest.split()[0]
+    return states
 
 
 def _complete_environment() -> None:
