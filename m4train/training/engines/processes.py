@@ -34,8 +34,6 @@ class Processes:
             torch.cuda.set_device(self.device)
         else:
             self.device = torch.device("cpu")
-        atexit.unregister(let_gloo_finish)  # once, however many groups a process makes
-        atexit.register(let_gloo_finish)
         self._owned = not dist.is_initialized()
         if self._owned:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
@@ -79,6 +77,7 @@ class Processes:
             dist.destroy_process_group()
 
 
+@atexit.register
 def let_gloo_finish(patience: float = 10.0) -> None:
     """Lets go of the interpreter until the threads of gloo sleep, at most `patience` seconds.
 
@@ -87,22 +86,21 @@ def let_gloo_finish(patience: float = 10.0) -> None:
     (pytorch/pytorch#38228).
     """
     end, quiet = time.monotonic() + patience, 0
-    while quiet < 2 and _gloo_threads() and time.monotonic() < end:
+    while quiet < 2 and time.monotonic() < end:
         time.sleep(0.01)  # twice the switch interval, so that whoever waits for the interpreter has had it
-        quiet = 0 if _gloo_threads().strip("S") else quiet + 1
+        quiet = 0 if _gloo_at_work() else quiet + 1
 
 
-def _gloo_threads() -> str:
-    """The state of each thread of this process that runs collectives over gloo, as a letter; nothing where there is no /proc."""
-    states = ""
+def _gloo_at_work() -> bool:
+    """Whether a thread of this process that runs collectives over gloo is awake; False where there is no /proc."""
     for stat in Path("/proc/self/task").glob("*/stat"):
         try:
             name, _, rest = stat.read_text().rpartition(")")
         except OSError:  # it has ended meanwhile
             continue
-        if name.endswith("(pt_gloo_runloop"):
-            states += rest.split()[0]
-    return states
+        if name.endswith("(pt_gloo_runloop") and rest.split()[0] != "S":
+            return True
+    return False
 
 
 def _complete_environment() -> None:
