@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+# One thread a process, as the processes that tests start have: results are compared to the last bit, and threads that wait
+# for a busy core only spin. This comes before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # DeepSpeed compiles a small extension for the CPU on first use; each environment keeps its own, or two would take turns.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

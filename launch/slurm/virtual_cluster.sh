@@ -48,14 +48,11 @@ for program in slurmctld slurmd; do
 done
 
 host=$(hostname -s)
-ports=($(python3 - <<'PYTHON'
-import socket
-probes = [socket.socket() for _ in range(3)]
-for probe in probes:
-    probe.bind(("127.0.0.1", 0))
-print(*(probe.getsockname()[1] for probe in probes))
-PYTHON
-))
+ports=() port=$((10000 + RANDOM % 20000)) # below the ports that the system hands out, which may be gone before they are used
+while ((${#ports[@]} < 3)); do
+    port=$((port + 1))
+    (: > "/dev/tcp/127.0.0.1/$port") 2> /dev/null || ports+=("$port") # nobody listens there
+done
 chmod 755 "$dir"
 mkdir -p "$dir/state" "$dir/munge"
 chmod 700 "$dir/munge"

@@ -17,10 +17,15 @@ def _metrics(folder):
     return {row["step"]: (row["loss"], row["grad_norm"], row["data_hash"]) for row in rows}
 
 
+def _run(digits_root, folder):
+    """Long enough that no kill comes too late."""
+    return [*small_run(digits_root, folder), "trainer.max_steps=20"]
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(digits_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    run = warm.start_command("train", *small_run(digits_root, folder), folder=folder)
+    run = warm.start_command("train", *_run(digits_root, folder), folder=folder)
     assert run.wait(timeout=240) == 0, run.said()
     return _metrics(folder / "run")
 
@@ -29,7 +34,7 @@ def uninterrupted(digits_root, tmp_path_factory):
     ("how", "step"), [(signal.SIGKILL, 6), (signal.SIGKILL, 9), (signal.SIGINT, 3), (signal.SIGTERM, 7)]
 )
 def test_stopped_and_started_again(digits_root, tmp_path, uninterrupted, how, step):
-    command = ["train", *small_run(digits_root, tmp_path)]
+    command = ["train", *_run(digits_root, tmp_path)]
     metrics = tmp_path / "run" / "metrics.jsonl"
     process = warm.start_command(*command, folder=tmp_path)
     deadline = time.monotonic() + 200

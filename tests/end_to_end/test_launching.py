@@ -15,7 +15,7 @@ from tests.helpers import warm
 
 pytestmark = pytest.mark.slow
 LAUNCH = Path(__file__).parents[2] / "launch"
-STEPS = 4
+STEPS = 12  # so many that a signal after the first one comes in time
 TRAIN = ["-m", "m4train", "train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 

@@ -28,7 +28,9 @@ SCRIPT = """
 
     class Slow(Callback):
         def on_step_end(self, trainer):
-            (trainer.run_dir / f"pid-{trainer.engine.rank}").write_text(str(os.getpid()))
+            pid = trainer.run_dir / f"pid-{trainer.engine.rank}"
+            pid.with_name("writing-" + pid.name).write_text(str(os.getpid()))
+            pid.with_name("writing-" + pid.name).rename(pid)  # never seen empty
             time.sleep(float(sys.argv[3]))
 
     config = make_config(sys.argv[1], save_every=2)
@@ -112,8 +114,10 @@ def test_kills_at_random_moments(expected, tmp_path):
         run = _start(tmp_path, pause=0.15)
         _wait_for(tmp_path / "pid-1")
         time.sleep(generator.uniform(0.0, 0.8))
-        with contextlib.suppress(ProcessLookupError, ValueError):  # it may have just ended, or be writing its file
-            os.kill(int((tmp_path / f"pid-{generator.randrange(2)}").read_text()), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have just ended
+            victim = tmp_path / f"pid-{generator.randrange(2)}"
+            _wait_for(victim)
+            os.kill(int(victim.read_text()), signal.SIGKILL)
             kills += 1
         run.communicate(timeout=240)
         checkpoint = find_checkpoint(make_config(tmp_path), lambda sentence: pytest.fail(sentence))

@@ -16,7 +16,7 @@ from tests.slurm.conftest import CLUSTER
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "launch" / "slurm" / "train.sbatch"
-STEPS = 6
+STEPS = 12  # so many that a signal after the first one comes in time
 
 
 def _rows(folder):
