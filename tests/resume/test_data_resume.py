@@ -20,6 +20,7 @@ from m4train.errors import DataError
 from tests.helpers.data import FakeProcessor, make_sources
 
 STEPS, BATCH = 24, 10
+SHARED = Path("/dev/shm")
 
 
 def hashes(sources, data, world: int, state=None, stop: int = STEPS) -> tuple[dict[int, tuple], dict]:
@@ -136,12 +137,13 @@ def test_any_stop_continues_on_any_number_of_workers(tmp_path: Path) -> None:
 def test_kill_9_leaves_nothing_behind_and_the_rest_is_the_same(tmp_path: Path) -> None:
     sources, data = make_sources(tmp_path)
     whole, _ = hashes(sources, data, 1)
-    before = set(os.listdir("/dev/shm"))
     state, reached, seen = None, 0, {}
     for workers, more in ((3, 5), (1, 4)):
-        process, lines = run_until_killed(tmp_path, workers, state, more)
-        assert wait_until_gone(process), "processes outlive the killed trainer"
-        assert wait_until_gone_from_memory(before), "shared memory outlives the killed trainer"
+        family, shared, lines = run_until_killed(tmp_path, workers, state, more)
+        assert wait_until_gone(family), "processes outlive the killed trainer"
+        assert shared, "no shared memory was seen"
+        left = [path for path in shared | tensors_of(family) if path.exists()]
+        assert not left, "shared memory outlives the killed trainer"
         seen |= {line["step"]: line["hash"] for line in lines}
         state, reached = lines[-1]["state"], lines[-1]["step"]
     assert list(seen) == list(range(1, reached + 1))
@@ -150,31 +152,37 @@ def test_kill_9_leaves_nothing_behind_and_the_rest_is_the_same(tmp_path: Path) -
     assert rest == {step: entry for step, entry in whole.items() if step > reached}
 
 
-def run_until_killed(folder: Path, workers: int, state, lines: int) -> tuple[list[psutil.Process], list[dict]]:
-    """Runs this file's `main` until it has written so many steps, then kills it; all its processes, and the steps."""
+def run_until_killed(
+    folder: Path, workers: int, state, lines: int
+) -> tuple[list[psutil.Process], set[Path], list[dict]]:
+    """Runs this file's `main` until it has written so many steps, then kills it; its processes, what they shared, the steps."""
     (folder / "state.json").write_text(json.dumps(state))
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.resume.test_data_resume", str(folder), str(workers)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as running:
         assert running.stdout is not None
         read = [json.loads(running.stdout.readline()) for _ in range(lines)]
-        family = psutil.Process(running.pid).children(recursive=True)
-        assert len(family) >= workers + 2, "no planning process, or workers missing"
+        trainer = psutil.Process(running.pid)
+        family = [trainer, *trainer.children(recursive=True)]
+        assert len(family) >= workers + 3, "no planning process, or workers missing"
+        shared = shared_by(family)
         os.kill(running.pid, signal.SIGKILL)
         read += [json.loads(line) for line in running.stdout if line.endswith("\n")]
-    return family, read
+    return family, shared, read
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=30)[1]
 
 
-def wait_until_gone_from_memory(before: set[str]) -> bool:
-    """Whether all that is new in shared memory goes; what other processes of this machine use passes."""
-    deadline, new = time.monotonic() + 30, set(os.listdir("/dev/shm")) - before
-    while (new := new & set(os.listdir("/dev/shm"))) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not new
+def shared_by(family: list[psutil.Process]) -> set[Path]:
+    """The files of shared memory that these processes hold, semaphores too; those of other programs lie beside them."""
+    held = (Path(memory.path) for process in family for memory in process.memory_maps())
+    return tensors_of(family) | {path for path in held if path.parent == SHARED}
+
+
+def tensors_of(family: list[psutil.Process]) -> set[Path]:
+    return {path for process in family for path in SHARED.glob(f"torch_{process.pid}_*")}
 
 
 def main(folder: Path, workers: int) -> None:
