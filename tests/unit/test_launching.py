@@ -1,5 +1,9 @@
 """What is refused before processes are started, or in each of them."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -65,3 +69,16 @@ def test_a_run_does_not_say_how_the_processes_of_another_command_are_started(tmp
     assert (config.engine.name, config.launch.processes) == ("ddp", None)
     assert load_run_config([f"run_dir={tmp_path}", "launch.processes=4"]).launch.processes == 4
     load_run_config([f"run_dir={tmp_path}", "engine=single"])  # launch.processes=2 would refuse it
+
+
+@pytest.mark.parametrize(("given", "spins"), [({}, False), ({"OMP_WAIT_POLICY": "active"}, True)])
+def test_threads_that_wait_sleep_unless_told_otherwise(given, spins):
+    code = "from m4train.cli import main; main(['--help']); import torch"
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **given}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this torch was not built with GNU OpenMP")
+    assert ("GOMP_SPINCOUNT = '0'" in done.stderr) != spins
