@@ -248,9 +248,10 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 a run that failed, 2 a request that was refused."""
-    # Read when torch is imported: its threads then sleep while they wait for each other. To spin gains nothing here, and
-    # where other programs want the same cores it makes a step many times as long (benchmarks/README.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch is imported: its threads then soon sleep where they wait for each other. To spin for long makes a step
+    # many times as long where other programs want the same cores (benchmarks/README.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
