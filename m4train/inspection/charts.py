@@ -52,7 +52,7 @@ def line_chart(lines: list[Line], x_label: str, y_label: str, log: bool = False)
             parts += [
                 f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3.2" fill="{colour}"/>' for x, y in line.points
             ]
-        parts.append(_legend(number, line.name, colour))
+    parts += [_legend(number, line.name, COLOURS[number % len(COLOURS)]) for number, line in enumerate(lines)]
     parts.append("</svg>")
     return "".join(parts)
 
