@@ -64,9 +64,9 @@ def test_a_dead_worker_ends_the_run_naming_step_and_samples(tmp_path: Path) -> N
     sources, data = make_sources(tmp_path, num_workers=1)
     batches = iter(Loader(Plan(sources, data, 1, 8), PROCESSOR, data, seed=1, micro_batch_size=2))
     next(batches)
-    workers = [p for p in psutil.Process().children(recursive=True) if p.ppid() != os.getpid()]
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGKILL)
+    for process in multiprocessing.active_children():
+        if process.name != "m4train-plan":
+            process.kill()
     with pytest.raises(DataError, match=r"(?s)worker died while building step \d+ to \d+ .*(pages|digits):\w+"):
         list(batches)
 
