@@ -44,6 +44,7 @@ def line_chart(lines: list[Line], x_label: str, y_label: str, log: bool = False)
     parts.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>'
     )
+    legend = []  # comes last, to be read above the lines
     for number, line in enumerate(lines):
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points)
@@ -52,9 +53,8 @@ def line_chart(lines: list[Line], x_label: str, y_label: str, log: bool = False)
             parts += [
                 f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3.2" fill="{colour}"/>' for x, y in line.points
             ]
-    parts += [_legend(number, line.name, COLOURS[number % len(COLOURS)]) for number, line in enumerate(lines)]
-    parts.append("</svg>")
-    return "".join(parts)
+        legend.append(_legend(number, line.name, colour))
+    return "".join([*parts, *legend, "</svg>"])
 
 
 def _legend(number: int, name: str, colour: str) -> str:
