@@ -12,7 +12,7 @@ import time
 import torch
 
 from m4train import build
-from m4train.compose import load_config
+from m4train.config.compose import load_config
 
 ROUNDS = 15
 

@@ -27,7 +27,7 @@ class Command:
 
 
 def _train(arguments: list[str]) -> int:
-    from m4train.compose import load_config
+    from m4train.config.compose import load_config
 
     config = load_config(arguments)
     if _handed_over(config, ["train", *arguments]):
@@ -38,7 +38,7 @@ def _train(arguments: list[str]) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    from m4train.compose import load_run_config
+    from m4train.config.compose import load_run_config
 
     config = load_run_config(arguments)
     if _handed_over(config, ["evaluate", *arguments]):
@@ -49,7 +49,7 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    from m4train.compose import load_run_config
+    from m4train.config.compose import load_run_config
 
     config = load_run_config(arguments)
     from m4train.export_run import export
@@ -58,7 +58,7 @@ def _export(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    from m4train.compose import load_run_config
+    from m4train.config.compose import load_run_config
 
     config = load_run_config(arguments)
     from m4train.inspection.report import write_report
@@ -83,7 +83,7 @@ def _data(arguments: list[str]) -> int:
         raise ConfigError(
             "data convert needs to=FOLDER, where the shards are written: m4train data convert to=FOLDER ..."
         )
-    from m4train.compose import load_config
+    from m4train.config.compose import load_config
 
     config = load_config([argument for argument in rest if not argument.startswith("to=")])
     from m4train import data_run
@@ -96,7 +96,7 @@ def _data(arguments: list[str]) -> int:
 def _plan(arguments: list[str]) -> int:
     ranks, arguments = _number("ranks", arguments, 1)
     as_json, arguments = _flag("--json", arguments)
-    from m4train.compose import load_config
+    from m4train.config.compose import load_config
 
     config = load_config(arguments)
     from m4train.inspect_run import plan
@@ -107,7 +107,7 @@ def _plan(arguments: list[str]) -> int:
 def _validate(arguments: list[str]) -> int:
     workers, arguments = _number("workers", arguments, os.cpu_count() or 1)
     as_json, arguments = _flag("--json", arguments)
-    from m4train.compose import load_config
+    from m4train.config.compose import load_config
 
     config = load_config(arguments)
     from m4train.inspect_run import validate
@@ -118,7 +118,7 @@ def _validate(arguments: list[str]) -> int:
 def _bench(arguments: list[str]) -> int:
     packs, arguments = _number("packs", arguments, 32)
     as_json, arguments = _flag("--json", arguments)
-    from m4train.compose import load_config
+    from m4train.config.compose import load_config
 
     config = load_config(arguments)
     from m4train.inspect_run import bench
@@ -128,7 +128,7 @@ def _bench(arguments: list[str]) -> int:
 
 def _preview(arguments: list[str]) -> int:
     packs, arguments = _number("packs", arguments, 4)
-    from m4train.compose import load_config
+    from m4train.config.compose import load_config
 
     config = load_config(arguments)
     from m4train.inspect_run import preview
@@ -141,7 +141,7 @@ def _replay(arguments: list[str]) -> int:
     as_json, arguments = _flag("--json", arguments)
     if not step:
         raise ConfigError("replay needs step=N, the optimizer step to show: m4train replay step=N run_dir=RUN.")
-    from m4train.compose import load_config
+    from m4train.config.compose import load_config
 
     named = [argument for argument in arguments if not argument.startswith("run_dir=")]
     given = [argument.partition("=")[2] for argument in arguments if argument.startswith("run_dir=")]
@@ -165,7 +165,7 @@ def _launch(arguments: list[str]) -> int:
 
 
 def _check(arguments: list[str]) -> int:
-    from m4train.compose import load_config
+    from m4train.config.compose import load_config
 
     config = load_config(arguments)
     if _handed_over(config, ["launch", "check", *arguments]):
@@ -302,7 +302,7 @@ def _help() -> str:
 def _command_help(name: str, command: Command) -> str:
     lines = [f"m4train {name}: {command.summary}", "", f"usage: m4train {name} {command.usage}"]
     if "key=value" in command.usage:
-        from m4train.compose import groups
+        from m4train.config.compose import groups
 
         lines += ["", "groups:"]
         lines += [f"  {group + '=':<12} {', '.join(choices)}" for group, choices in groups().items()]

@@ -18,7 +18,7 @@ from torch import Tensor
 import m4train
 from m4train import build
 from m4train.config import Config
-from m4train.config_checks import size_in_bytes
+from m4train.config.checks import size_in_bytes
 from m4train.errors import CheckpointError, ConfigError
 from m4train.hub import WEIGHT_FILES, model_folder
 from m4train.inspection.run_files import LINEAGE_FILE

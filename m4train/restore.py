@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from m4train.build import FAMILIES, equip
-from m4train.compose import stored_config
 from m4train.config import Config
+from m4train.config.compose import stored_config
 from m4train.errors import CheckpointError
 from m4train.training.checkpoint import TENSORS, read_tensors
 from m4train.training.resume import Checkpoint

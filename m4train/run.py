@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from m4train import build
-from m4train.compose import save_config
 from m4train.config import Config
+from m4train.config.compose import save_config
 from m4train.evaluate_run import sample_answers
 from m4train.training.callbacks import default_callbacks
 from m4train.training.engines import make_engine

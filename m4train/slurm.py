@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from m4train.compose import load_config, resource_folder
+from m4train.config.compose import load_config, resource_folder
 from m4train.errors import ConfigError
 
 

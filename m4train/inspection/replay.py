@@ -10,8 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from m4train import compose
-from m4train.config import Config
+from m4train.config import Config, compose
 from m4train.data.collate import Collator
 from m4train.data.plan import Plan, StepPlan
 from m4train.errors import BadSample, ConfigError, DataError

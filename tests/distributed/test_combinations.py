@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from m4train.combinations import why_not
 from m4train.config import ADAPTERS, ENGINES, OPTIMIZERS
+from m4train.config.combinations import why_not
 from m4train.training.engines import make_engine
 from tests.distributed.cases import Case, build
 from tests.helpers.distributed import run_distributed

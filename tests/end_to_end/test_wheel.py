@@ -23,7 +23,7 @@ def test_the_wheel_runs_outside_the_checkout(tmp_path):
     assert (installed / "m4train" / "inspection" / "report.html.j2").is_file()
     assert (installed / "m4train" / "_launch" / "digits.sh").is_file()
     code = (
-        "import m4train, sys; from m4train.compose import load_config, resource_folder;"
+        "import m4train, sys; from m4train.config.compose import load_config, resource_folder;"
         f"assert m4train.__file__.startswith({str(installed)!r}), m4train.__file__;"
         "assert resource_folder('conf').name == '_conf';"
         "print(load_config(['experiment=digits_sft']).name)"

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from m4train import build
-from m4train.compose import load_config, save_config
 from m4train.config import Config
+from m4train.config.compose import load_config, save_config
 from m4train.run import describe_model
 from m4train.training.checkpoint import save_checkpoint, versions
 from m4train.training.engines.single import SingleEngine

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from tests.helpers import warm
 
 FIXTURE = Path(__file__).parent / "fixtures" / "run_of_version_0_1.tar.xz"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from m4train import build
-from m4train.compose import groups, load_config
 from m4train.config import MODEL_FAMILIES, Config
+from m4train.config.compose import groups, load_config
 from m4train.data.layout import CrossFrames, Frames, Patches
 from m4train.errors import ConfigError
 from m4train.processing.tokenizer_training import train_bpe_tokenizer

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from m4train import AutoModelForImageTextToText, AutoProcessor, export_run
-from m4train.compose import load_run_config
+from m4train.config.compose import load_run_config
 from m4train.errors import CheckpointError, ConfigError
 from m4train.export_run import export_checkpoint
 from m4train.training.adapters import merge_adapters

@@ -9,7 +9,7 @@ import torch
 
 from m4train import launching
 from m4train.cli import main
-from m4train.compose import load_config, load_run_config, save_config
+from m4train.config.compose import load_config, load_run_config, save_config
 from m4train.errors import ConfigError
 from m4train.launching import check_devices, check_launched, starts_processes
 

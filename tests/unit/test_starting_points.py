@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from m4train import build
-from m4train.compose import load_config
+from m4train.config.compose import load_config
 from m4train.errors import CheckpointError, ConfigError
 from m4train.run import _set_up
 from m4train.training.adapters import merge_adapters

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from m4train.batch import PackedBatch, PackedOutput
-from m4train.deepspeed_config import STAGES, deepspeed_config
+from m4train.config.deepspeed import STAGES, deepspeed_config
 from m4train.training import optim
 from m4train.training.checkpoint_files import write_json
 from m4train.training.engines.base import Update

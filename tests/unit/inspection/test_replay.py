@@ -83,7 +83,7 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def test_the_stored_configuration_is_read_back(tmp_path: Path) -> None:
-    from m4train.compose import load_config, save_config
+    from m4train.config.compose import load_config, save_config
 
     config = load_config(["experiment=digits_pretrain", "seed=7", f"run_dir={tmp_path}"])
     save_config(config, tmp_path / "config.yaml")

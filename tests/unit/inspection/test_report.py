@@ -2,7 +2,7 @@
 
 import json
 
-from m4train.compose import load_config, save_config
+from m4train.config.compose import load_config, save_config
 from m4train.inspection.report import write_report
 from m4train.inspection.run_files import lineage, read_run
 

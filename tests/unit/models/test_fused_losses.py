@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from m4train import build
 from m4train.batch import PackedBatch
-from m4train.compose import load_config
+from m4train.config.compose import load_config
 from m4train.errors import ConfigError
 from m4train.models import Idefics3Config, Idefics3ForConditionalGeneration, fused_losses
 from m4train.models.loss import LMHead, token_loss

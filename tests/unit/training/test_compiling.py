@@ -10,8 +10,8 @@ import torch._dynamo
 from torch import Tensor
 
 from m4train import build
-from m4train.compose import load_config
 from m4train.config import AdapterConfig
+from m4train.config.compose import load_config
 from m4train.errors import ConfigError
 from m4train.training.adapters import apply_adapters
 from m4train.training.compiling import compile_blocks

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from m4train import build, evaluate_run, run
-from m4train.compose import load_config
+from m4train.config.compose import load_config
 from m4train.training.heartbeat import EXIT_CODE, PATIENCE, Heartbeat
 
 STUCK = """

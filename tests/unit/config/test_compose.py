@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from m4train.compose import groups, load_config, load_run_config, resource_folder, save_config, stored_config
 from m4train.config import Config
+from m4train.config.compose import groups, load_config, load_run_config, resource_folder, save_config, stored_config
 from m4train.errors import ConfigError
 
 

@@ -6,11 +6,8 @@ import math
 import re
 from dataclasses import asdict
 
-from m4train.checking import at_least, leaves, one_of, require
-from m4train.combinations import why_not
 from m4train.config import (
     ADAPTERS,
-    ENGINES,
     LOSSES,
     MODEL_FAMILIES,
     OPTIMIZERS,
@@ -22,8 +19,9 @@ from m4train.config import (
     OptimizerConfig,
     ScheduleConfig,
 )
-from m4train.data_checks import check_data
-from m4train.deepspeed_config import check_deepspeed_file
+from m4train.config.combinations import check_combinations
+from m4train.config.data_checks import check_data
+from m4train.config.require import at_least, leaves, one_of, require
 from m4train.errors import ConfigError
 
 
@@ -105,83 +103,6 @@ def _check_batch_ramp(ramp: BatchRampConfig, size: int) -> None:
     )
 
 
-def _check_engine(config: Config) -> None:
-    engine = config.engine
-    one_of("engine.name", engine.name, ENGINES)
-    zero = engine.name.startswith("zero")
-    require(
-        not engine.offload or zero or engine.name == "fsdp2",
-        f"engine.offload is true, but engine.name={engine.name} shards nothing: choose fsdp2 or zero1 to zero3.",
-    )
-    require(
-        not engine.shard_within_node or engine.name == "fsdp2",
-        f"engine.shard_within_node is true, but engine.name is {engine.name}: it is a setting of fsdp2.",
-    )
-    one_of("engine.checkpoint", engine.checkpoint, ("portable", "native"))
-    require(
-        engine.checkpoint == "portable" or zero,
-        f"engine.checkpoint is native, but engine.name is {engine.name}, whose checkpoints are portable as they are: leave "
-        "it out.",
-    )
-    require(
-        engine.deepspeed is None or zero,
-        f"engine.deepspeed is {engine.deepspeed}, but engine.name is {engine.name}: choose zero1, zero2 or zero3.",
-    )
-    if engine.deepspeed is not None:
-        check_deepspeed_file(config)
-
-
-def _check_launch(processes: int | None, engine: str) -> None:
-    if processes is None:
-        return
-    at_least("launch.processes", processes, 1)
-    require(
-        processes == 1 or engine != "single",
-        f"launch.processes is {processes}, but engine.name is single, which runs on one: choose engine=ddp, fsdp2 or "
-        "zero1 to zero3.",
-    )
-
-
-def _check_combinations(config: Config) -> None:
-    """What one engine, optimizer or adapter cannot do with another, each with its reason."""
-    engine, optimizer, adapter = config.engine.name, config.optimizer.name, config.adapter.kind
-    reason = why_not(engine, optimizer, adapter)
-    require(reason is None, reason or "")
-    require(
-        not (config.trainer.compile and engine == "zero3"),
-        "trainer.compile is true, but engine.name=zero3 gathers parameters by hooks inside the blocks, which cannot be "
-        "compiled: choose engine=fsdp2, or trainer.compile=false.",
-    )
-    require(
-        not (optimizer == "muon" and config.engine.offload),
-        "optimizer.name is muon, but engine.offload keeps shards in CPU memory, where whole matrices would have to be put "
-        "together: choose engine.offload=false, or optimizer=adamw.",
-    )
-    if config.freeze.new_rows_from is not None:
-        at_least("freeze.new_rows_from", config.freeze.new_rows_from, 1)
-    require(
-        config.freeze.frozen_dtype in (None, "bf16"),
-        f"freeze.frozen_dtype is {config.freeze.frozen_dtype!r}, but must be bf16 or null.",
-    )
-    require(
-        config.freeze.frozen_dtype is None or config.trainer.precision == "bf16",
-        "freeze.frozen_dtype is bf16, but trainer.precision is fp32: set trainer.precision=bf16, or frozen_dtype to null.",
-    )
-    require(
-        adapter != "none" or config.adapter.start_from is None,
-        f"adapter.start_from is {config.adapter.start_from}, but adapter.kind is none: choose adapter=lora, dora or qlora.",
-    )
-    require(
-        adapter != "none" or not config.adapter.modules_to_save,
-        f"adapter.modules_to_save is {config.adapter.modules_to_save}, but adapter.kind is none: choose adapter=lora, dora or "
-        "qlora, or say by freeze.rules what trains.",
-    )
-    require(
-        adapter != "qlora" or bool(config.adapter.quantize),
-        "adapter.quantize is empty, but adapter.kind is qlora: name the parts to store in 4 bits, such as [text].",
-    )
-
-
 def _check_optimizer(optimizer: OptimizerConfig) -> None:
     require(
         len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas),
@@ -227,9 +148,7 @@ def _check_training(config: Config) -> None:
         f"trainer.eval_every is {trainer.eval_every} but data.validation is empty: add a held-out source or set trainer.eval_every=0.",
     )
     one_of("trainer.precision", trainer.precision, ("fp32", "bf16"))
-    _check_engine(config)
-    _check_launch(config.launch.processes, config.engine.name)
-    _check_combinations(config)
+    check_combinations(config)
     one_of("optimizer.name", optimizer.name, OPTIMIZERS)
     require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _check_optimizer(optimizer)

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from m4train.config import Config
-from m4train.config_checks import check
+from m4train.config.checks import check
 from m4train.errors import ConfigError
 
 _BRACES = re.compile(r"\{[^{}:]*(\.\.|,)[^{}:]*\}")  # of a pattern for shards, which Hydra takes for a mapping
@@ -29,7 +29,7 @@ _BRACES = re.compile(r"\{[^{}:]*(\.\.|,)[^{}:]*\}")  # of a pattern for shards, 
 
 def resource_folder(name: str) -> Path:
     """The folder `conf` or `launch`: beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     packaged = package / f"_{name}"
     return packaged if packaged.is_dir() else package.parent / name
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m4train.checking import leaves
 from m4train.config import Config
-from m4train.deepspeed_keys import TOP, ZERO
+from m4train.config.deepspeed_keys import TOP, ZERO
+from m4train.config.require import leaves
 from m4train.errors import ConfigError
 
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}

@@ -1,11 +1,11 @@
-"""The checks of the data side of a configuration, see `config_checks`."""
+"""The checks of the data side of a configuration."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from m4train.checking import at_least, one_of, require
 from m4train.config import AugmentConfig, Config, DataConfig, SourceConfig
+from m4train.config.require import at_least, one_of, require
 
 
 def check_data(config: Config) -> None:

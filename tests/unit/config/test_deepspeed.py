@@ -3,9 +3,9 @@ from typing import ClassVar
 
 import pytest
 
-from m4train.compose import load_config
-from m4train.deepspeed_config import deepspeed_config
-from m4train.deepspeed_keys import TOP, ZERO
+from m4train.config.compose import load_config
+from m4train.config.deepspeed import deepspeed_config
+from m4train.config.deepspeed_keys import TOP, ZERO
 from m4train.errors import ConfigError
 from tests.helpers.training import make_config
 

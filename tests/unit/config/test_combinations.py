@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from m4train.combinations import why_not
 from m4train.config import ADAPTERS, ENGINES, OPTIMIZERS, BatchRampConfig, Config, PartOptimizerConfig, SourceConfig
-from m4train.config_checks import check
+from m4train.config.checks import check
+from m4train.config.combinations import why_not
 from m4train.errors import ConfigError
 
 

@@ -1,4 +1,4 @@
-"""The schema of `conf/`: one dataclass per group. `config_checks.py` has the checks that need more than one key.
+"""The schema of `conf/`: one dataclass per group. `checks.py` has the checks that need more than one key.
 
 Nothing heavy is imported here: a wrong key is answered before torch is loaded.
 """
