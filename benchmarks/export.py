@@ -29,7 +29,7 @@ num_attention_heads: 12, num_key_value_heads: 12}}"
 
 def measure(arguments: list[str]) -> None:
     """Runs one export in this process and prints its largest resident set in bytes, and seconds."""
-    import m4train.export_run  # noqa: F401  what every export imports is not what it needs
+    import m4train.commands.export  # noqa: F401  what every export imports is not what it needs
     from m4train.cli import main
 
     started, imported, peak, done = time.perf_counter(), _anonymous(), 0, threading.Event()

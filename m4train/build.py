@@ -20,12 +20,13 @@ from m4train.data.streaming import StreamLoader
 from m4train.errors import ConfigError
 from m4train.hub import PROCESSOR_FILES, WEIGHT_FILES, model_folder
 from m4train.processing.tokenizer import Tokenizer
+from m4train.run_files import CHECKPOINTS, QUARANTINE, STATE
 from m4train.training.adapter_files import start_adapter
 from m4train.training.adapters import apply_adapters
 from m4train.training.checkpoint_files import checkpoints_in
 from m4train.training.compiling import compile_blocks
 from m4train.training.freezing import apply_freezing
-from m4train.training.resume import FOLDER, STATE, Checkpoint, open_checkpoint
+from m4train.training.resume import Checkpoint, open_checkpoint
 
 
 def _frames(architecture: Any, processor: Any) -> Frames:
@@ -111,7 +112,7 @@ def build_processor(config: Config) -> Any:
 
 def start_folder(pretrained: str) -> str:
     """The folder or hub id to start from; of a run directory its newest checkpoint."""
-    checkpoints = checkpoints_in(Path(pretrained, FOLDER))
+    checkpoints = checkpoints_in(Path(pretrained, CHECKPOINTS))
     return str(checkpoints[-1][1]) if checkpoints else pretrained
 
 
@@ -263,7 +264,7 @@ def build_data(config: Config, processor: Any, rank: int, world_size: int) -> Ru
     data, micro = config.data, config.trainer.micro_batch_size
     streamed = any(source.stream for source in data.sources.values())
     plan = None if streamed else build_plan(config, processor)
-    quarantine = Quarantine(Path(config.run_dir) / "quarantine.jsonl", data.max_bad_fraction)
+    quarantine = Quarantine(Path(config.run_dir) / QUARANTINE, data.max_bad_fraction)
     layout = build_layout(config, processor)
     validation, held_out = build_validation(config, processor, layout, rank, world_size)
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro_batch_size": micro, "layout": layout}

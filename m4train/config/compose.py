@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from m4train.config import Config
 from m4train.config.checks import check
 from m4train.errors import ConfigError
+from m4train.run_files import CONFIG, STATE
 
 _BRACES = re.compile(r"\{[^{}:]*(\.\.|,)[^{}:]*\}")  # of a pattern for shards, which Hydra takes for a mapping
 
@@ -116,11 +117,11 @@ def _explained() -> Iterator[None]:
 def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
     """What config.yaml of a run holds, or the state of a checkpoint, but for `launch`: how many processes trained it says
     nothing about those of another command."""
-    state = checkpoint / "state.json"
+    state = checkpoint / STATE
     folder = run_dir or checkpoint.resolve().parent.parent
     stored: Any = None
-    if (folder / "config.yaml").is_file():
-        stored = OmegaConf.load(folder / "config.yaml")
+    if (folder / CONFIG).is_file():
+        stored = OmegaConf.load(folder / CONFIG)
     elif state.is_file():
         stored = _typed({**json.loads(state.read_text(encoding="utf-8"))["config"], "run_dir": str(folder)}, Config)
     if stored is not None:

@@ -22,8 +22,8 @@ from m4train.data.shards import ShardWriter
 from m4train.data.source import Source
 from m4train.errors import BadSample, DataError
 from m4train.processing.images import read_image_info
+from m4train.run_files import QUARANTINE
 
-QUARANTINE = "quarantine.jsonl"
 _DONE = ".done"  # folder of one file for each finished chunk
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}
 _TOGETHER = 64  # samples asked of an object store at once

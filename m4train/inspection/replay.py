@@ -16,6 +16,7 @@ from m4train.data.plan import Plan, StepPlan
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.inspection.preview import PackView, SegmentView
 from m4train.json_lines import read_lines
+from m4train.run_files import CHECKPOINTS, CONFIG, CURSORS, STATE
 
 _MODULUS = 1 << 64
 
@@ -43,7 +44,7 @@ class ReplayedSample:
 
 def stored_config(run_dir: Path) -> Config:
     """The configuration a run was started with. Raises DataError where the directory holds none, or one that cannot be read."""
-    path = run_dir / "config.yaml"
+    path = run_dir / CONFIG
     if not path.is_file():
         raise DataError(f"{run_dir} holds no config.yaml: set run_dir to the directory of a run.")
     try:
@@ -63,8 +64,8 @@ def planned_step(plan: Plan, step: int, run_dir: Path) -> StepPlan:
 
 def nearest_state(run_dir: Path, step: int) -> dict[str, Any] | None:
     """The latest state of the plan before `step` that cursors.jsonl or a checkpoint holds; None where there is none."""
-    checkpoints = (run_dir / "checkpoints").glob("step-*/state.json")
-    states = [json.loads(path.read_text())["plan"] for path in checkpoints] + read_lines(run_dir / "cursors.jsonl")
+    checkpoints = (run_dir / CHECKPOINTS).glob(f"step-*/{STATE}")
+    states = [json.loads(path.read_text())["plan"] for path in checkpoints] + read_lines(run_dir / CURSORS)
     return max((s for s in states if s and s["step"] < step), key=lambda s: s["step"], default=None)
 
 

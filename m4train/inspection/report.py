@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader
 
 import m4train
 from m4train.config import Config
-from m4train.inspection.run_files import RunFiles, lineage
 from m4train.inspection.stage_charts import stage_charts
+from m4train.run_files import REPORT, RunFiles, lineage
 
 SHOWN_ANSWERS = 24
 SHOWN_KEYS = 6  # of dropped samples, per reason
@@ -24,7 +24,7 @@ def write_report(config: Config) -> Path:
     runs = lineage(Path(config.run_dir))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(_page(runs))
-    path = Path(config.run_dir) / "report.html"
+    path = Path(config.run_dir) / REPORT
     path.write_text(page)
     return path
 

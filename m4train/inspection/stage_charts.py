@@ -7,7 +7,7 @@ import statistics
 from markupsafe import Markup
 
 from m4train.inspection.charts import Line, line_chart
-from m4train.inspection.run_files import RunFiles
+from m4train.run_files import RunFiles
 
 STEP = "optimizer step"
 _NORM = "grad_norm/"

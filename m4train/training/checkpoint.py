@@ -26,9 +26,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import m4train
 from m4train.errors import CheckpointError
+from m4train.run_files import STATE
 from m4train.training.checkpoint_files import checkpoints_in, fsync_folder, fsync_tree, write_json, write_manifest
 from m4train.training.engines.base import Engine
-from m4train.training.resume import STATE, Checkpoint
+from m4train.training.resume import Checkpoint
 
 TENSORS = "tensors"
 _VERIFY_BYTES = 512 * 2**20  # how much is held twice while a checkpoint is read back

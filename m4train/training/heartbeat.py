@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from m4train.batch import PackedBatch
+from m4train.run_files import STALLED
 
 EXIT_CODE = 86
-FOLDER = "stalled"
 TABLE = "ranks.txt"
 PATIENCE = 4  # a stage of preparation may take this many times the timeout
 _PREPARATION = ("checkpoint", "data", "index", "model")
@@ -33,7 +33,7 @@ class Heartbeat:
     """
 
     def __init__(self, run_dir: Path, rank: int, world_size: int, timeout: float) -> None:
-        self.folder = run_dir / FOLDER
+        self.folder = run_dir / STALLED
         self.rank, self.world_size, self.timeout = rank, world_size, timeout
         self._stage, self._step = "start", 0
         self._batch: PackedBatch | None = None

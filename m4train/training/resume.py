@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 
 from m4train.config import Config
 from m4train.errors import CheckpointError, ConfigError, M4Error
+from m4train.run_files import CHECKPOINTS, STATE
 from m4train.training.checkpoint_files import check_manifest, checkpoints_in
 from m4train.training.engines.base import Engine
 
-STATE = "state.json"
 MODEL_KEYS = ("model.*", "adapter.*", "freeze.*")  # what decides which tensors a checkpoint holds, and what they mean
 WITH_OPTIMIZER = (
     "resume_optimizer",
@@ -30,7 +30,6 @@ WITH_OPTIMIZER = (
 )
 SHOWN_KEYS = 8  # of a refusal
 _ABSENT = "absent"
-FOLDER = "checkpoints"
 
 # Keys that may differ between a checkpoint and the run that continues it: none of them changes what is computed, but for
 # rounding, which trainer.compile, model.loss and another engine do differently.
@@ -149,7 +148,7 @@ def find_checkpoint(
     Raises CheckpointError where the configuration differs in a key that may not change, where PATH is not whole, or where
     all checkpoints of the run are damaged; ConfigError where resume=never meets a run_dir that already holds some.
     """
-    folder = Path(config.run_dir) / FOLDER
+    folder = Path(config.run_dir) / CHECKPOINTS
     candidates = [path for _, path in reversed(checkpoints_in(folder))]
     if config.resume == "never":
         if candidates:

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from m4train.run_files import STOP
+
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
@@ -19,7 +21,7 @@ class StopRequests:
     """
 
     def __init__(self, run_dir: Path, max_hours: float | None = None) -> None:
-        self.file = run_dir / "stop"
+        self.file = run_dir / STOP
         self._deadline = None if max_hours is None else time.monotonic() + 3600.0 * max_hours
         self._received: str | None = None
         self._before: dict[int, Any] = {}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from m4train.batch import PackedBatch
 from m4train.config import Config
 from m4train.errors import TrainingError
+from m4train.run_files import CHECKPOINTS
 from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoint import load_checkpoint, versions
 from m4train.training.engines.base import Engine, Update
@@ -22,7 +23,7 @@ from m4train.training.loss_weights import LossWeights
 from m4train.training.metrics import StepSums, real_tokens
 from m4train.training.model_protocol import Step
 from m4train.training.neftune import EmbeddingNoise
-from m4train.training.resume import FOLDER, Checkpoint, config_dict, starts_optimizer_anew
+from m4train.training.resume import Checkpoint, config_dict, starts_optimizer_anew
 from m4train.training.saving import Saver
 from m4train.training.schedule import rate_factor
 from m4train.training.step import SkipCounter, reseed, run_micro_batches
@@ -89,7 +90,7 @@ class Trainer:
         self._stops = StopRequests(self.run_dir, config.trainer.max_hours)
         self.heart = heart or Heartbeat(self.run_dir, engine.rank, engine.world_size, config.trainer.hang_timeout)
         self._noise: EmbeddingNoise | None = None
-        trainer, folder = config.trainer, self.run_dir / FOLDER
+        trainer, folder = config.trainer, self.run_dir / CHECKPOINTS
         self._saver = Saver(folder, engine, trainer.keep_last, trainer.keep_every, save_extra, trainer.save_beside)
         self._weights = LossWeights({name: source.loss_weight for name, source in config.data.sources.items()})
 

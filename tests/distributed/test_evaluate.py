@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from m4train.commands.evaluate import evaluate
 from m4train.config import SourceConfig
-from m4train.evaluate_run import evaluate
 from tests.helpers.checkpoints import saved_run
 from tests.helpers.data import conversations, documents, write_shards
 from tests.helpers.distributed import run_distributed
@@ -84,7 +84,7 @@ def _trained(config, run_dir):
     """samples.jsonl and held-out losses of a run of two steps under every engine."""
     import torch.distributed as dist
 
-    from m4train.run import train
+    from m4train.commands.train import train
 
     engines = [config.engine.name] if config.engine.name == "single" else ["fsdp2", "zero3"]
     if engines != ["single"]:

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from m4train import build
+from m4train.commands.train import describe_model
 from m4train.config import Config
 from m4train.config.compose import load_config, save_config
-from m4train.run import describe_model
+from m4train.run_files import CHECKPOINTS
 from m4train.training.checkpoint import save_checkpoint, versions
 from m4train.training.engines.single import SingleEngine
 from m4train.training.naming import canonical_parameters
 from m4train.training.parts_table import parameter_table
-from m4train.training.resume import FOLDER, config_dict
+from m4train.training.resume import config_dict
 from tests.helpers.processing import tokenizer_folder
 
 
@@ -58,5 +59,5 @@ def save(config: Config, live: Any, processor: Any, step: int = 3) -> Path:
     engine.prepare(live)
     state = {"step": step, "plan": {}, "config": config_dict(config), "callbacks": {}, "versions": versions()}
     return save_checkpoint(
-        run_dir / FOLDER, engine, state, 2, save_extra=lambda folder: describe_model(folder, live, processor)
+        run_dir / CHECKPOINTS, engine, state, 2, save_extra=lambda folder: describe_model(folder, live, processor)
     )

@@ -29,7 +29,7 @@ PRELOADED = (
     "peft",
     "deepspeed",
     "m4train.models",
-    "m4train.run",
+    "m4train.commands.train",
     "m4train.training.trainer",
     "m4train.training.engines.ddp",
     "m4train.training.engines.deepspeed",

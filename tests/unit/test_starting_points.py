@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from m4train import build
+from m4train.commands.train import _set_up
 from m4train.config.compose import load_config
 from m4train.errors import CheckpointError, ConfigError
-from m4train.run import _set_up
 from m4train.training.adapters import merge_adapters
 from tests.helpers.checkpoints import saved_run
 from tests.helpers.processing import tokenizer_folder

@@ -6,12 +6,12 @@ import json
 from typing import TYPE_CHECKING
 
 from m4train.json_lines import keep_lines
+from m4train.run_files import CURSORS
 from m4train.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from m4train.training.trainer import Trainer
 
-FILE = "cursors.jsonl"
 EVERY = 50  # steps: planned again in well under a second, and a state takes kilobytes
 
 
@@ -20,9 +20,9 @@ class Cursors(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         if trainer.engine.rank == 0:
-            keep_lines(trainer.run_dir / FILE, trainer.step)
+            keep_lines(trainer.run_dir / CURSORS, trainer.step)
 
     def on_step_end(self, trainer: Trainer) -> None:
         if trainer.engine.rank == 0 and trainer.step % EVERY == 0 and "plan" in trainer.plan_state:
-            with (trainer.run_dir / FILE).open("a", encoding="utf-8") as file:
+            with (trainer.run_dir / CURSORS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(trainer.plan_state) + "\n")

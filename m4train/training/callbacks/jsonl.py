@@ -7,12 +7,11 @@ import math
 from typing import TYPE_CHECKING, Any, TextIO
 
 from m4train.json_lines import keep_lines
+from m4train.run_files import METRICS
 from m4train.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from m4train.training.trainer import Trainer
-
-FILE = "metrics.jsonl"
 
 
 class Jsonl(Callback):
@@ -23,7 +22,7 @@ class Jsonl(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         if trainer.engine.rank == 0:
-            path = trainer.run_dir / FILE
+            path = trainer.run_dir / METRICS
             path.parent.mkdir(parents=True, exist_ok=True)
             keep_lines(path, trainer.step)
             self._file = path.open("a", encoding="utf-8")

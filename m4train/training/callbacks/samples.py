@@ -6,12 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from m4train.json_lines import keep_lines
+from m4train.run_files import SAMPLES
 from m4train.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from m4train.training.trainer import Trainer
-
-FILE = "samples.jsonl"
 
 
 class Samples(Callback):
@@ -22,7 +21,7 @@ class Samples(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         if trainer.engine.rank == 0:
-            keep_lines(trainer.run_dir / FILE, trainer.step)
+            keep_lines(trainer.run_dir / SAMPLES, trainer.step)
 
     def measures(self, step: int) -> bool:
         return step % self.every == 0 or step == self.max_steps
@@ -36,7 +35,7 @@ class Samples(Callback):
         lines = [{"step": trainer.step, **line} for line in trainer.answers()]
         trainer.model.train()
         if lines:
-            with (trainer.run_dir / FILE).open("a", encoding="utf-8") as file:
+            with (trainer.run_dir / SAMPLES).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
             for callback in trainer.callbacks:
                 callback.on_samples(trainer, lines)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from m4train.run_files import WANDB_ID
 from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoint import versions
 from m4train.training.resume import config_dict
 
 if TYPE_CHECKING:
     from m4train.training.trainer import Trainer, TrainResult
-
-_ID_FILE = "wandb_id"  # in run_dir, so that a run killed before its first checkpoint keeps its id too
 
 
 class Wandb(Callback):
@@ -34,7 +33,7 @@ class Wandb(Callback):
 
         mode: Any = self.mode
         trainer.run_dir.mkdir(parents=True, exist_ok=True)
-        id_file = trainer.run_dir / _ID_FILE
+        id_file = trainer.run_dir / WANDB_ID
         if not id_file.exists():
             id_file.write_text(self._id or uuid.uuid4().hex[:8], encoding="utf-8")
         self._id = id_file.read_text(encoding="utf-8").strip()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedBatch, PackedOutput
 from m4train.config.deepspeed import STAGES, deepspeed_config
+from m4train.run_files import DEEPSPEED
 from m4train.training import optim
 from m4train.training.checkpoint_files import write_json
 from m4train.training.engines.base import Update
@@ -22,9 +23,6 @@ from m4train.training.engines.ddp import DistributedEngine
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.naming import canonical_parameters, persistent_buffers
 from m4train.training.quantization import is_quantized, quantization_tensors
-
-FILE = "deepspeed.json"
-
 
 # Only the root returns a PackedOutput, and no parameter is its own; skipped steps are counted and reported here.
 _NOISE = ("unknown inputs or outputs type", "OVERFLOW! Skipping step")
@@ -68,7 +66,7 @@ class DeepSpeedEngine(DistributedEngine):
         settings = deepspeed_config(self.config, self.world_size)
         if self.rank == 0:
             Path(self.config.run_dir).mkdir(parents=True, exist_ok=True)
-            write_json(Path(self.config.run_dir) / FILE, settings)
+            write_json(Path(self.config.run_dir) / DEEPSPEED, settings)
         self._distribute(model, settings)
         self._watch_gradients()
         self._engine, *_ = deepspeed.initialize(

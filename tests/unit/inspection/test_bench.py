@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from m4train import inspect_run
+from m4train.commands import inspect as inspect_run
 from m4train.config import Config
 from m4train.data.layout import FRAMES
 from m4train.data.plan import Plan

@@ -4,7 +4,7 @@ import json
 
 from m4train.config.compose import load_config, save_config
 from m4train.inspection.report import write_report
-from m4train.inspection.run_files import lineage, read_run
+from m4train.run_files import lineage, read_run
 
 PICTURE = "data:image/png;base64,AAAA"
 

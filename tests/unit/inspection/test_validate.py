@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from m4train import inspect_run
+from m4train.commands import inspect as inspect_run
 from m4train.config import Config, DataConfig, DocumentOptions, SourceConfig
 from m4train.data.source import Source, build_sources
 from m4train.errors import ConfigError

@@ -116,7 +116,7 @@ def test_rows_set_apart_are_exported_where_they_belong(tied, tmp_path):
     """The whole way: a preset by name, adapters, a checkpoint, its export, and transformers reading that."""
     import transformers
 
-    from m4train.export_run import export_checkpoint
+    from m4train.commands.export import export_checkpoint
     from tests.helpers.checkpoints import saved_run
 
     config, live = saved_run(

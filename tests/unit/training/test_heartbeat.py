@@ -6,7 +6,9 @@ import time
 
 import pytest
 
-from m4train import build, evaluate_run, run
+from m4train import build
+from m4train.commands import evaluate as evaluate_run
+from m4train.commands import train as run
 from m4train.config.compose import load_config
 from m4train.training.heartbeat import EXIT_CODE, PATIENCE, Heartbeat
 

@@ -8,17 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+from m4train.commands.arguments import Number
 from m4train.config.compose import load_config, resource_folder
 from m4train.errors import ConfigError
 
 
-def submit(nodes: int, arguments: list[str]) -> int:
+def submit(arguments: list[str]) -> int:
     """Checks the configuration here, submits it, and prints what sbatch answers; returns 0.
 
-    `arguments` are overrides, and options of sbatch, which begin with `--` and go before the script: they win over its own
+    `arguments` are nodes=N, overrides, and options of sbatch, which begin with `--` and go before the script: they win over its own
     lines. launch.processes is the number of processes, and of GPUs, of each node. Raises ConfigError for a configuration
     that cannot work, where sbatch is missing, or where it refuses.
     """
+    nodes, arguments = Number("nodes", 1).take("launch slurm", arguments)
     options = [argument for argument in arguments if argument.startswith("--")]
     overrides = [argument for argument in arguments if not argument.startswith("--")]
     config = load_config(overrides)

@@ -9,10 +9,11 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from m4train import AutoModelForImageTextToText, AutoProcessor, export_run
+from m4train import AutoModelForImageTextToText, AutoProcessor
+from m4train.commands import export as export_run
+from m4train.commands.export import export_checkpoint
 from m4train.config.compose import load_run_config
 from m4train.errors import CheckpointError, ConfigError
-from m4train.export_run import export_checkpoint
 from m4train.training.adapters import merge_adapters
 from tests.helpers.checkpoints import saved_run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from m4train.errors import ConfigError
 
 
-def answer(arguments: list[str]) -> int:
+def generate(arguments: list[str]) -> int:
     """Prints the model's greedy answer. Raises ConfigError where an argument is missing or names nothing."""
     if len(arguments) < 2:
         raise ConfigError("generate needs a model folder and a question: m4train generate MODEL QUESTION [IMAGE ...].")

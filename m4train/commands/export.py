@@ -21,10 +21,10 @@ from m4train.config import Config
 from m4train.config.checks import size_in_bytes
 from m4train.errors import CheckpointError, ConfigError
 from m4train.hub import WEIGHT_FILES, model_folder
-from m4train.inspection.run_files import LINEAGE_FILE
 from m4train.models.pretrained import TensorFolder
 from m4train.models.weight_files import write_weights
 from m4train.restore import hub_weights, plain_model, restore_model, restore_processor
+from m4train.run_files import EVALUATION, EXPORT, LINEAGE_FILE
 from m4train.training.adapter_files import load_adapter, save_adapter, trained_whole
 from m4train.training.adapters import apply_adapters
 from m4train.training.freezing import apply_freezing
@@ -62,7 +62,7 @@ def export_checkpoint(config: Config) -> Exported:
     checkpoint = find_checkpoint(config, among=MODEL_KEYS)
     if checkpoint is None:
         raise CheckpointError(f"{config.run_dir} holds no checkpoint: train first, or set run_dir to a trained run.")
-    target = Path(config.export.folder or Path(config.run_dir) / "export")
+    target = Path(config.export.folder or Path(config.run_dir) / EXPORT)
     unfinished = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -218,7 +218,7 @@ def _card(config: Config, checkpoint: Checkpoint) -> str:
     base = f"base_model: {config.model.pretrained}\n" if config.model.pretrained else ""
     sources = "\n".join(f"- {name} (weight {source.weight:g})" for name, source in config.data.sources.items())
     trained = f"Trained for {checkpoint.step:,} optimizer steps of {config.trainer.global_batch_size} packs of up to"
-    scores = Path(config.run_dir) / "evaluation.json"
+    scores = Path(config.run_dir) / EVALUATION
     results = json.loads(scores.read_text()) if scores.is_file() else {}
     lines = [f"- {name}: {key} {value}" for name, row in results.items() for key, value in row.items()]
     return (

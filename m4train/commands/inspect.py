@@ -1,4 +1,4 @@
-"""What the commands do that look at a run without training: plan, preview, replay, validate, bench."""
+"""What the commands do that look at a run without training: plan, preview, replay, validate, bench, report."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from m4train.inspection.replay import (
     step_hash,
     stored_config,
 )
-from m4train.inspection.run_files import read_run
+from m4train.inspection.report import write_report
 from m4train.inspection.validate import validate_source, validation_tables
+from m4train.run_files import PREVIEW, read_run, replay_page
 
 
 def plan(config: Config, ranks: int, as_json: bool) -> int:
@@ -80,18 +81,19 @@ def preview(config: Config, packs: int) -> int:
     plan = build.build_plan(config, processor)
     collator = Collator(plan.sources, processor, config.data, config.seed)
     first = islice((pack for step in plan.steps() for pack in step.packs), packs)
-    path = Path(config.run_dir) / "preview.html"
+    path = Path(config.run_dir) / PREVIEW
     views = [view_pack(collator, pack) for pack in first]
     write_page(path, f"{config.name}: the first packs", f"{len(views)} packs of seed {config.seed}", views)
     print(f"preview: {path}")
     return 0
 
 
-def replay(run_dir: Path, step: int, as_json: bool) -> int:
+def replay(config: Config, step: int, as_json: bool) -> int:
     """Prints every sample of one step of a run and writes it as run_dir/replay-step-N.html.
 
     Returns 1 where the step was logged with another data_hash, which means that the data is no longer what it was.
     """
+    run_dir = Path(config.run_dir)
     config = stored_config(run_dir)
     processor = build.prepared_processor(config)
     plan = build.build_plan(config, processor)
@@ -100,12 +102,18 @@ def replay(run_dir: Path, step: int, as_json: bool) -> int:
     samples = replayed_samples(collator, packs)
     found, logged = step_hash(collator, packs), logged_hash(read_run(run_dir).metrics, step)
     verdict = "not logged" if logged is None else "same" if found == logged else f"differs from the logged {logged}"
-    path = run_dir / f"replay-step-{step}.html"
+    path = run_dir / replay_page(step)
     write_page(path, f"{config.name}: step {step}", f"{len(samples)} documents, data_hash {found} ({verdict})", packs)
     report = {"step": step, "data_hash": found, "logged_data_hash": logged, "page": str(path)}
     report["samples"] = [dataclasses.asdict(sample) for sample in samples]
     _show(report, [replay_table(step, samples), f"data_hash {found}: {verdict}", f"page: {path}"], as_json)
     return 0 if logged in (None, found) else 1
+
+
+def report(config: Config) -> int:
+    """Writes run_dir/report.html; returns 0."""
+    print(f"report: {write_report(config)}")
+    return 0
 
 
 def _show(report: dict[str, Any], tables: list[Any], as_json: bool) -> None:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from m4train import build
 from m4train.config import Config
-from m4train.data.source import Source, conversations
 from m4train.errors import CheckpointError, ConfigError
-from m4train.evaluation.generation import Answer, Asked, answer_conversations
+from m4train.evaluation.answers import answer_lines, answers_of, metric_of
+from m4train.evaluation.generation import Answer
 from m4train.evaluation.metrics import load_metric, metric_name
 from m4train.restore import restore_model, restore_processor
+from m4train.run_files import ANSWERS, EVALUATION
 from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
 from m4train.training.heartbeat import Heartbeat
@@ -27,7 +24,6 @@ from m4train.training.held_out import held_out_loss
 from m4train.training.resume import MODEL_KEYS, agreed_checkpoint
 
 PICTURED_ANSWERS = 120  # per source: answers kept with their images, besides all that score less than 1
-_PICTURE_SIDE = 320  # pixels of the longer side of a kept image
 
 
 @dataclass(frozen=True)
@@ -82,10 +78,6 @@ def _evaluate(config: Config, engine: Engine, heart: Heartbeat) -> None:
         _write(Path(config.run_dir), scores, lines, subject.name)
 
 
-def metric_of(config: Config, source: str) -> str:
-    return config.evaluation.metrics.get(source, config.evaluation.metric)
-
-
 def _subject(config: Config, engine: Engine) -> Subject:
     """Model in evaluation mode and processor: of evaluation.model, or of the checkpoint the run would continue from."""
     folder = config.evaluation.model
@@ -110,55 +102,6 @@ def _family(folder: Path, default: str) -> str:
     return json.loads(path.read_text(encoding="utf-8"))["model_type"] if path.is_file() else default
 
 
-def answers_of(
-    source: Source,
-    engine: Engine,
-    model: Any,
-    processor: Any,
-    config: Config,
-    limit: int | None,
-    unreadable: list[str],
-    heart: Heartbeat | None = None,
-) -> list[Answer]:
-    """This rank's share of the answers to a source's conversations, every world-size-th one.
-
-    At most `limit` samples (or evaluation.max_samples) of the source are looked at. All ranks call it; where they share the
-    weights they make the same forward passes. Every sample that is read is a beat of `heart`.
-    """
-    bounds = [n for n in (len(source), limit, config.evaluation.max_samples) if n is not None]
-    numbers = range(engine.rank, min(bounds), engine.world_size)
-    together = (lambda here: engine.agree([not here])[0] == 0) if engine.sharded else None
-    metric = load_metric(metric_of(config, source.name))
-    asked = _asked(source, numbers, unreadable, heart)
-    with engine.autocast():
-        return list(answer_conversations(model, processor, asked, config.evaluation, metric, engine.device, together))
-
-
-def sample_answers(
-    sources: Sequence[Source],
-    engine: Engine,
-    model: Any,
-    processor: Any,
-    config: Config,
-    heart: Heartbeat | None = None,
-) -> list[dict[str, Any]]:
-    """On rank 0 the lines of a few answers per source, `evaluation.shown`, while a model trains; all ranks call it."""
-    lines = []
-    for source in sources:
-        answers = answers_of(source, engine, model, processor, config, config.evaluation.shown, [], heart)
-        gathered = [answer for part in engine.gather(answers) for answer in part]
-        lines += answer_lines(config, source.name, gathered, len(gathered))
-    return lines
-
-
-def _asked(source: Source, numbers: Sequence[int], unreadable: list[str], heart: Heartbeat | None) -> Iterator[Asked]:
-    for number, key, sample, images in conversations(source, unreadable, numbers):
-        if heart is not None:
-            heart.beat("generate")
-        assert sample.messages is not None
-        yield Asked(number, key, sample.messages, images, sample.references)
-
-
 def _result(
     config: Config, source: str, answers: list[Answer], unreadable: list[str], losses: dict[str, Any]
 ) -> dict[str, Any]:
@@ -176,40 +119,10 @@ def _result(
     return result
 
 
-def answer_lines(config: Config, source: str, answers: list[Answer], pictured: int) -> list[dict[str, Any]]:
-    """The lines of answers.jsonl of one source, in stored order."""
-    lines = []
-    metric = metric_name(metric_of(config, source))
-    for place, answer in enumerate(sorted(answers, key=lambda answer: answer.number)):
-        shown = place < pictured or answer.score < 1
-        lines.append(
-            {
-                "source": source,
-                "key": answer.key,
-                "question": answer.question,
-                "answer": answer.answer,
-                "references": list(answer.references),
-                "metric": metric,
-                "score": answer.score,
-                "images": [data_uri(image) for image in answer.images] if shown else [],
-            }
-        )
-    return lines
-
-
-def data_uri(image: Image.Image) -> str:
-    """An image, made small where it is large, as a link that holds it."""
-    small = image.convert("RGB")
-    small.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _write(run_dir: Path, scores: dict[str, dict[str, Any]], lines: list[dict[str, Any]], name: str) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run_dir / "evaluation.json").write_text(json.dumps(scores, indent=1) + "\n")
+    (run_dir / ANSWERS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run_dir / EVALUATION).write_text(json.dumps(scores, indent=1) + "\n")
     for source, result in scores.items():
         loss = f"loss {result['loss']:.4f}" if "loss" in result else "no loss token"
         scored = ""

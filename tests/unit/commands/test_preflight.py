@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from m4train.commands.preflight import Finding, _clock, _devices, _versions, preflight
 from m4train.config import Config
-from m4train.preflight import Finding, _clock, _devices, _versions, preflight
 from tests.helpers.distributed import end_ranks, start_ranks
 
 

@@ -1,4 +1,4 @@
-"""Reading a run directory: its configuration, metrics, answers, and the run its model came from."""
+"""The files of a run directory: each name once, and reading them: configuration, metrics, answers, and earlier runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,28 @@ from omegaconf import OmegaConf
 from m4train.errors import DataError
 from m4train.json_lines import read_lines
 
+CONFIG = "config.yaml"  # what the run is trained with
+METRICS = "metrics.jsonl"  # one line a logged step
+CURSORS = "cursors.jsonl"  # where the plan is, for replay
+SAMPLES = "samples.jsonl"  # answers given while the model trains
+PARAMETERS = "parameters.json"  # the table of parts
+QUARANTINE = "quarantine.jsonl"  # samples that were dropped, and why
+CHECKPOINTS = "checkpoints"  # the folder of step-NNNNNN folders
+STATE = "state.json"  # in a checkpoint: step, plan, configuration
+EVALUATION = "evaluation.json"  # loss and score of each held-out source
+ANSWERS = "answers.jsonl"  # every scored answer
+EXPORT = "export"  # the Hugging Face folder, unless export.folder names another
+REPORT = "report.html"
+PREVIEW = "preview.html"
+DEEPSPEED = "deepspeed.json"  # what DeepSpeed was given
+STALLED = "stalled"  # a folder: what each rank was doing when a run hung
+WANDB_ID = "wandb_id"  # of the W&B run, so that a continued run is the same one
+STOP = "stop"  # a file of this name ends the run with a checkpoint
 LINEAGE_FILE = "m4train.json"  # in an exported folder: which run and step it came from
+
+
+def replay_page(step: int) -> str:
+    return f"replay-step-{step}.html"
 
 
 @dataclass(frozen=True)
@@ -39,17 +60,17 @@ class RunFiles:
 
 def read_run(folder: Path) -> RunFiles:
     """Reads a run directory; raises DataError where it holds no config.yaml."""
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG).is_file():
         raise DataError(f"{folder} holds no config.yaml: train first, or set run_dir to the directory of a run.")
     return RunFiles(
         folder=folder,
-        config=OmegaConf.load(folder / "config.yaml"),
-        metrics=read_lines(folder / "metrics.jsonl"),
-        parameters=_json(folder / "parameters.json", []),
-        evaluation=_json(folder / "evaluation.json", {}),
-        answers=read_lines(folder / "answers.jsonl"),
-        samples=read_lines(folder / "samples.jsonl"),
-        quarantine=read_lines(folder / "quarantine.jsonl"),
+        config=OmegaConf.load(folder / CONFIG),
+        metrics=read_lines(folder / METRICS),
+        parameters=_json(folder / PARAMETERS, []),
+        evaluation=_json(folder / EVALUATION, {}),
+        answers=read_lines(folder / ANSWERS),
+        samples=read_lines(folder / SAMPLES),
+        quarantine=read_lines(folder / QUARANTINE),
     )
 
 
@@ -58,7 +79,7 @@ def lineage(folder: Path) -> list[RunFiles]:
     runs = [read_run(folder)]
     while (start := runs[0].config.model.pretrained) is not None:
         origin = _origin(Path(start))
-        if origin is None or not (Path(origin) / "config.yaml").is_file():
+        if origin is None or not (Path(origin) / CONFIG).is_file():
             break
         earlier = read_run(Path(origin))
         if any(earlier.folder.resolve() == run.folder.resolve() for run in runs):
@@ -69,9 +90,9 @@ def lineage(folder: Path) -> list[RunFiles]:
 
 def _origin(start: Path) -> str | None:
     """The run directory that an exported folder, a checkpoint or a run directory comes from."""
-    if (start / "config.yaml").is_file():
+    if (start / CONFIG).is_file():
         return str(start)
-    if (start / "state.json").is_file():
+    if (start / STATE).is_file():
         return str(start.parent.parent)
     return _json(start / LINEAGE_FILE, {}).get("run_dir")
 

@@ -13,7 +13,8 @@ import torch
 from m4train import build
 from m4train.config import Config
 from m4train.config.compose import save_config
-from m4train.evaluate_run import sample_answers
+from m4train.evaluation.answers import sample_answers
+from m4train.run_files import CONFIG, PARAMETERS
 from m4train.training.callbacks import default_callbacks
 from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
@@ -52,9 +53,9 @@ def _trainer(config: Config, engine: Engine, resume: Checkpoint | None, heart: H
     if engine.rank == 0:
         run_dir = Path(config.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, run_dir / "config.yaml")
+        save_config(config, run_dir / CONFIG)
         table = [dataclasses.asdict(row) for row in parameter_table(model, config, engine.device)]
-        (run_dir / "parameters.json").write_text(json.dumps(table, indent=1) + "\n")
+        (run_dir / PARAMETERS).write_text(json.dumps(table, indent=1) + "\n")
     return Trainer(
         config,
         model,

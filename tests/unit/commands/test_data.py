@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from m4train import data_run
+from m4train.commands import data as data_run
 from m4train.config import Config, SourceConfig
 from tests.helpers.data import FakeProcessor, data_config, documents, write_shards
 

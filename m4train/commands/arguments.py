@@ -1,0 +1,122 @@
+"""How a command is described and its arguments are read. Light: a wrong argument is answered before torch is loaded."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m4train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from m4train.config import Config
+
+OVERRIDES = "[group=choice ...] [key=value ...]"
+OF_RUN = f"run_dir=RUN | resume=CHECKPOINT | {OVERRIDES}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """`NAME=N`, a whole number of at least 1 that belongs to the command and not to the configuration."""
+
+    name: str
+    default: int | None = None  # None: it must be given
+    meaning: str = ""
+
+    def take(self, command: str, arguments: list[str]) -> tuple[Any, list[str]]:
+        given, rest = _given(self.name, arguments)
+        if given is None:
+            if self.default is None:
+                raise ConfigError(f"{command} needs {self.name}=N, {self.meaning}.")
+            return self.default, rest
+        if not given.isdigit() or not int(given):
+            raise ConfigError(f"{self.name}={given} is not a number of at least 1.")
+        return int(given), rest
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`NAME=FOLDER`, which must be given."""
+
+    name: str
+    meaning: str
+
+    def take(self, command: str, arguments: list[str]) -> tuple[Any, list[str]]:
+        given, rest = _given(self.name, arguments)
+        if not given:
+            raise ConfigError(f"{command} needs {self.name}=FOLDER, {self.meaning}.")
+        return Path(given), rest
+
+
+@dataclass(frozen=True)
+class Flag:
+    """`--NAME`."""
+
+    name: str
+
+    def take(self, command: str, arguments: list[str]) -> tuple[Any, list[str]]:
+        option = f"--{self.name}"
+        return option in arguments, [argument for argument in arguments if argument != option]
+
+
+def _given(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The last value of `name=VALUE`, and the arguments without it."""
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{name}=")]
+    return (given[-1] if given else None), [argument for argument in arguments if not argument.startswith(f"{name}=")]
+
+
+CORES = os.cpu_count() or 1
+JSON = Flag("json")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: `function` ("module:name" in this package) is loaded only after its arguments are known to be right.
+
+    It is called with the configuration and the values of `options`, by position, and returns the exit status. `reads` says
+    where the configuration comes from: `overrides`, `run` (a run that was trained, overrides on top), or nothing, in which
+    case the function gets the list of arguments itself. `processes`: it runs on all processes of launch.processes.
+    """
+
+    summary: str
+    function: str
+    usage: str = OVERRIDES
+    options: tuple[Number | Folder | Flag, ...] = ()
+    reads: str = "overrides"
+    processes: bool = False
+
+    def run(self, name: str, arguments: list[str]) -> int:
+        """Reads the arguments and does it. Raises ConfigError for what is wrong with them."""
+        if not self.reads:
+            return self._load()(arguments)
+        values, rest = [], arguments
+        for option in self.options:
+            value, rest = option.take(name, rest)
+            values.append(value)
+        from m4train.config.compose import load_config, load_run_config
+
+        config = load_config(rest) if self.reads == "overrides" else load_run_config(rest)
+        if self.processes and _handed_over(config, [*name.split(), *arguments]):
+            return 0
+        return self._load()(config, *values)
+
+    def _load(self) -> Callable[..., int]:
+        module, _, function = self.function.partition(":")
+        return getattr(importlib.import_module(f"m4train.commands.{module}"), function)
+
+
+def _handed_over(config: Config, arguments: list[str]) -> bool:
+    """Runs `m4train ARGUMENTS` on the processes of launch.processes, if this process has to start them.
+
+    Raises ConfigError if this process is one of a group that does not fit the configuration.
+    """
+    from m4train import launching
+
+    launching.check_launched(config)
+    if not launching.starts_processes(config):
+        return False
+    launching.launch(arguments, config.launch.processes or 1)
+    return True

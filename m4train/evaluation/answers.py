@@ -1,0 +1,102 @@
+"""Answers to held-out conversations: asked, scored, and as the lines that reports show. All ranks share the work."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from PIL import Image
+
+from m4train.config import Config
+from m4train.data.source import Source, conversations
+from m4train.evaluation.generation import Answer, Asked, answer_conversations
+from m4train.evaluation.metrics import load_metric, metric_name
+from m4train.training.engines.base import Engine
+from m4train.training.heartbeat import Heartbeat
+
+_PICTURE_SIDE = 320  # pixels of the longer side of a kept image
+
+
+def metric_of(config: Config, source: str) -> str:
+    return config.evaluation.metrics.get(source, config.evaluation.metric)
+
+
+def answers_of(
+    source: Source,
+    engine: Engine,
+    model: Any,
+    processor: Any,
+    config: Config,
+    limit: int | None,
+    unreadable: list[str],
+    heart: Heartbeat | None = None,
+) -> list[Answer]:
+    """This rank's share of the answers to a source's conversations, every world-size-th one.
+
+    At most `limit` samples (or evaluation.max_samples) of the source are looked at. All ranks call it; where they share the
+    weights they make the same forward passes. Every sample that is read is a beat of `heart`.
+    """
+    bounds = [n for n in (len(source), limit, config.evaluation.max_samples) if n is not None]
+    numbers = range(engine.rank, min(bounds), engine.world_size)
+    together = (lambda here: engine.agree([not here])[0] == 0) if engine.sharded else None
+    metric = load_metric(metric_of(config, source.name))
+    asked = _asked(source, numbers, unreadable, heart)
+    with engine.autocast():
+        return list(answer_conversations(model, processor, asked, config.evaluation, metric, engine.device, together))
+
+
+def sample_answers(
+    sources: Sequence[Source],
+    engine: Engine,
+    model: Any,
+    processor: Any,
+    config: Config,
+    heart: Heartbeat | None = None,
+) -> list[dict[str, Any]]:
+    """On rank 0 the lines of a few answers per source, `evaluation.shown`, while a model trains; all ranks call it."""
+    lines = []
+    for source in sources:
+        answers = answers_of(source, engine, model, processor, config, config.evaluation.shown, [], heart)
+        gathered = [answer for part in engine.gather(answers) for answer in part]
+        lines += answer_lines(config, source.name, gathered, len(gathered))
+    return lines
+
+
+def _asked(source: Source, numbers: Sequence[int], unreadable: list[str], heart: Heartbeat | None) -> Iterator[Asked]:
+    for number, key, sample, images in conversations(source, unreadable, numbers):
+        if heart is not None:
+            heart.beat("generate")
+        assert sample.messages is not None
+        yield Asked(number, key, sample.messages, images, sample.references)
+
+
+def answer_lines(config: Config, source: str, answers: list[Answer], pictured: int) -> list[dict[str, Any]]:
+    """The lines of answers.jsonl of one source, in stored order."""
+    lines = []
+    metric = metric_name(metric_of(config, source))
+    for place, answer in enumerate(sorted(answers, key=lambda answer: answer.number)):
+        shown = place < pictured or answer.score < 1
+        lines.append(
+            {
+                "source": source,
+                "key": answer.key,
+                "question": answer.question,
+                "answer": answer.answer,
+                "references": list(answer.references),
+                "metric": metric,
+                "score": answer.score,
+                "images": [data_uri(image) for image in answer.images] if shown else [],
+            }
+        )
+    return lines
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image, made small where it is large, as a link that holds it."""
+    small = image.convert("RGB")
+    small.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
