@@ -28,8 +28,8 @@ import webdataset
 from PIL import Image
 
 from m4train.config import DataConfig, SourceConfig
-from m4train.data.collate import Collator
-from m4train.data.plan import Plan
+from m4train.data.loading.collate import Collator
+from m4train.data.plan.plan import Plan
 from m4train.data.shards import ShardWriter
 from m4train.data.source import Source, build_sources
 from tests.helpers.data import synthetic_source

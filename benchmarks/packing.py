@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from m4train.config import CostConfig, DataConfig
-from m4train.data.balance import assign, imbalance
-from m4train.data.packing import Packer
-from m4train.data.plan import Plan, PlannedPack
+from m4train.data.plan.balance import assign, imbalance
+from m4train.data.plan.packing import Packer
+from m4train.data.plan.plan import Plan, PlannedPack
 from tests.helpers.data import synthetic_source
-from tests.unit.data.test_packing import _units, fills, obelics_lengths
+from tests.unit.data.plan.test_packing import _units, fills, obelics_lengths
 
 SEEDS = range(3)
 BUDGETS = ((4096, 64), (4096, 23), (4096, 14), (4096, 12), (4096, 10), (4096, 8), (8192, 64), (8192, 22), (8192, 18))

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csc_matrix
 
-from tests.unit.data.test_packing import obelics_lengths
+from tests.unit.data.plan.test_packing import obelics_lengths
 
 TOKENS, GRAIN, GAP = 4096, 8, 1.001
 Pattern = dict[int, int]  # how many documents of each kind a pack holds

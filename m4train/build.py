@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from m4train.config import Config, DataConfig, SourceConfig
-from m4train.data.layout import FRAMES, CrossFrames, Frames, Patches
-from m4train.data.loader import Loader, StepBatch, validation_steps
-from m4train.data.plan import Plan
-from m4train.data.quarantine import Quarantine
+from m4train.data.documents.image_layout import FRAMES, CrossFrames, Frames, Patches
+from m4train.data.loading.loader import Loader, StepBatch, validation_steps
+from m4train.data.loading.quarantine import Quarantine
+from m4train.data.loading.stream_loader import StreamLoader
+from m4train.data.plan.plan import Plan
 from m4train.data.source import Source, build_sources
-from m4train.data.streaming import StreamLoader
 from m4train.errors import ConfigError
 from m4train.hub import PROCESSOR_FILES, WEIGHT_FILES, model_folder
 from m4train.processing.tokenizer import Tokenizer

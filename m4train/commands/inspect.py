@@ -12,7 +12,7 @@ from rich.console import Console
 
 from m4train import build
 from m4train.config import Config
-from m4train.data.collate import Collator
+from m4train.data.loading.collate import Collator
 from m4train.data.source import open_sources
 from m4train.inspection.bench import bench as measure
 from m4train.inspection.bench import bench_tables

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from m4train.data.quarantine import QuarantineEntry
-from m4train.data.sample import Sample
+from m4train.data.documents.sample import Sample
+from m4train.data.loading.quarantine import QuarantineEntry
 from m4train.data.shards import ShardWriter
 from m4train.data.source import Source
 from m4train.errors import BadSample, DataError

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from m4train.data.convert import canonical
-from m4train.data.plan import Plan
-from m4train.data.planner import RankPlan
+from m4train.data.loading.rank_plan import RankPlan
+from m4train.data.plan.plan import Plan
 from m4train.errors import BadSample
 
 _LOG = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from tarfile import RECORDSIZE
 from types import TracebackType
 from typing import IO, Any
 
-from m4train.data.sample import dump_sample, sample_from_dict
-from m4train.data.storage import find_files
+from m4train.data.documents.sample import dump_sample, sample_from_dict
+from m4train.data.storage.files import find_files
 from m4train.errors import BadSample, DataError
 
 _BLOCK = 512

@@ -10,15 +10,15 @@ import numpy as np
 from PIL import Image
 
 from m4train.config import DataConfig, SourceConfig
-from m4train.data.block_cache import BlockCache
-from m4train.data.index import SourceIndex
-from m4train.data.index_build import build_index, open_index
-from m4train.data.rendering import Renderer
-from m4train.data.sample import Sample
+from m4train.data.documents.rendering import Renderer
+from m4train.data.documents.sample import Sample
+from m4train.data.index.build import build_index, open_index
+from m4train.data.index.shard_index import SourceIndex
 from m4train.data.shards import expand_shards
 from m4train.data.sources.base import ShardFormat
 from m4train.data.sources.registry import shard_format
-from m4train.data.storage import FileReader, Range, is_remote
+from m4train.data.storage.block_cache import BlockCache
+from m4train.data.storage.files import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError
 from m4train.processing.images import decode_scaled
 

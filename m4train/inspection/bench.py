@@ -11,10 +11,10 @@ from itertools import islice
 from typing import Any
 
 from m4train.config import DataConfig
-from m4train.data.collate import Collator
-from m4train.data.layout import Frames
-from m4train.data.loader import Loader
-from m4train.data.plan import Plan
+from m4train.data.documents.image_layout import Frames
+from m4train.data.loading.collate import Collator
+from m4train.data.loading.loader import Loader
+from m4train.data.plan.plan import Plan
 from m4train.errors import ConfigError
 
 STAGES = ("pack", "read", "decode", "tokenize", "tile", "collate")

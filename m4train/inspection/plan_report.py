@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from m4train.data.amplification import HIGH, ReadSimulation
-from m4train.data.balance import assign, imbalance
-from m4train.data.mixture import source_size, weights_at
-from m4train.data.packing import Unit
-from m4train.data.plan import Plan, StepPlan
+from m4train.data.plan.amplification import HIGH, ReadSimulation
+from m4train.data.plan.balance import assign, imbalance
+from m4train.data.plan.mixture import source_size, weights_at
+from m4train.data.plan.packing import Unit
+from m4train.data.plan.plan import Plan, StepPlan
 from m4train.data.source import Source
 from m4train.errors import ConfigError
 

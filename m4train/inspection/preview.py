@@ -16,11 +16,11 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 import m4train
-from m4train.data.assemble import Document
-from m4train.data.collate import Collator
-from m4train.data.index import IMAGE_KIND, PIECE_KINDS, Pieces
-from m4train.data.packing import Unit
-from m4train.data.plan import PlannedPack
+from m4train.data.documents.assemble import Document
+from m4train.data.index.shard_index import IMAGE_KIND, PIECE_KINDS, Pieces
+from m4train.data.loading.collate import Collator
+from m4train.data.plan.packing import Unit
+from m4train.data.plan.plan import PlannedPack
 from m4train.errors import BadSample
 
 _TEMPLATE = PIECE_KINDS.index("template")

@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from m4train.config import Config, compose
-from m4train.data.collate import Collator
-from m4train.data.plan import Plan, StepPlan
+from m4train.data.loading.collate import Collator
+from m4train.data.plan.plan import Plan, StepPlan
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.inspection.preview import PackView, SegmentView
 from m4train.json_lines import read_lines

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from m4train.config import DataConfig, MixtureConfig
-from m4train.data.index import IMAGE_KIND, Pieces
-from m4train.data.labels import trained_kinds
-from m4train.data.plan import Plan
-from m4train.data.processes import lifeline, live_with_the_trainer, worker_context
-from m4train.data.quarantine import CHOICES
-from m4train.data.rendering import Renderer
+from m4train.data.documents.labels import trained_kinds
+from m4train.data.documents.rendering import Renderer
+from m4train.data.index.shard_index import IMAGE_KIND, Pieces
+from m4train.data.loading.processes import lifeline, live_with_the_trainer, worker_context
+from m4train.data.loading.quarantine import CHOICES
+from m4train.data.plan.plan import Plan
 from m4train.data.source import Source
 from m4train.errors import BadSample, DataError
 from m4train.processing.pieces import TextPiece

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from m4train.config import DataConfig, SourceConfig
-from m4train.data.arrays import smallest, write_arrays
-from m4train.data.index import VERSION, ShardIndex, SourceIndex, index_path, tokens_path
+from m4train.data.index.shard_index import VERSION, ShardIndex, SourceIndex, index_path, tokens_path
 from m4train.data.shards import ShardWriter
 from m4train.data.source import Source, build_sources
 from m4train.data.sources.tar import CanonicalTar
-from m4train.data.storage import FileReader
+from m4train.data.storage.arrays import smallest, write_arrays
+from m4train.data.storage.files import FileReader
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 
 SIDE = 16

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from m4train.batch import CrossSegments, DocumentRecord, PackedBatch, PackedImages, PackedOutput, Segments
 from m4train.config import BatchRampConfig, Config, SourceConfig
-from m4train.data.plan import packs_at
+from m4train.data.plan.plan import packs_at
 from m4train.positions import patch_position_ids
 from m4train.training.callbacks import default_callbacks
 from m4train.training.engines import make_engine

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from m4train.config import SourceConfig
-from m4train.data.loader import Loader
-from m4train.data.plan import Plan
+from m4train.data.loading.loader import Loader
+from m4train.data.plan.plan import Plan
 from m4train.data.source import build_sources
 from tests.helpers.data import conversations, data_config, documents, write_shards
 from tests.helpers.processing import tiny_idefics3_processor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from m4train.data.plan import Plan
+from m4train.data.plan.plan import Plan
 from tests.helpers.data import FakeProcessor, data_config, make_sources, synthetic_source
 
 
@@ -28,7 +28,7 @@ def test_any_position_of_a_million_samples_is_reached_in_two_seconds(tmp_path: P
 
 
 def test_resume_reads_the_payload_of_the_next_step_and_nothing_else(tmp_path: Path) -> None:
-    from m4train.data.loader import Loader
+    from m4train.data.loading.loader import Loader
 
     sources, data = make_sources(tmp_path)
     state = [step for step, _ in zip(Plan(sources, data, 0, 4).steps(), range(6))][-1].state

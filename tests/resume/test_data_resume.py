@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from m4train.config import AugmentConfig, ConversationOptions, DocumentOptions, MixtureConfig
-from m4train.data.loader import Loader
-from m4train.data.plan import Plan
+from m4train.data.loading.loader import Loader
+from m4train.data.plan.plan import Plan
 from m4train.data.source import build_sources
 from m4train.errors import DataError
 from tests.helpers.data import FakeProcessor, make_sources

@@ -11,7 +11,7 @@ import pytest
 from m4train import build
 from m4train.config import MODEL_FAMILIES, Config
 from m4train.config.compose import groups, load_config
-from m4train.data.layout import CrossFrames, Frames, Patches
+from m4train.data.documents.image_layout import CrossFrames, Frames, Patches
 from m4train.errors import ConfigError
 from m4train.processing.tokenizer_training import train_bpe_tokenizer
 

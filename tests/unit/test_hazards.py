@@ -10,8 +10,8 @@ import torch
 
 from m4train import Idefics3Config, Idefics3ForConditionalGeneration
 from m4train.config import AdapterConfig
-from m4train.data.loader import Loader
-from m4train.data.plan import Plan
+from m4train.data.loading.loader import Loader
+from m4train.data.plan.plan import Plan
 from m4train.errors import M4Error
 from m4train.training.adapters import apply_adapters
 from m4train.training.gradient_checkpointing import checkpoint_blocks

@@ -12,8 +12,8 @@ from typing import Protocol
 import xxhash
 from PIL import Image
 
-from m4train.data.sample import Sample
-from m4train.data.storage import FileReader, Range
+from m4train.data.documents.sample import Sample
+from m4train.data.storage.files import FileReader, Range
 
 
 @dataclass(frozen=True)

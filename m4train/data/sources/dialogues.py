@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from m4train.data.sample import Sample, sample_from_dict
+from m4train.data.documents.sample import Sample, sample_from_dict
 from m4train.errors import BadSample
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}

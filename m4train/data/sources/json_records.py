@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from m4train.data.sample import Sample
+from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample, content_hash
 from m4train.data.sources.records import image_member, record_sample, unchanged
 from m4train.data.sources.tar_layouts import from_base64
-from m4train.data.storage import FileReader, Range
+from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
 from m4train.processing.images import decode_image, read_image_info
 

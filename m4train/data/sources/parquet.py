@@ -14,8 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from m4train.data.kept_blocks import KeptBlocks
-from m4train.data.sample import Sample
+from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample
 from m4train.data.sources.records import (
     IMAGE_COLUMNS,
@@ -27,7 +26,8 @@ from m4train.data.sources.records import (
     text_hash,
     unchanged,
 )
-from m4train.data.storage import FileReader, Range, is_remote
+from m4train.data.storage.files import FileReader, Range, is_remote
+from m4train.data.storage.kept_blocks import KeptBlocks
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.processing.images import decode_image
 

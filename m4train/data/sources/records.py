@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from m4train.data.sample import Sample
+from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, content_hash
 from m4train.data.sources.dialogues import dialogue, question_answer_pairs
 from m4train.data.sources.tar_layouts import interleaved

@@ -14,10 +14,10 @@ from itertools import groupby
 
 from PIL import Image
 
-from m4train.data.sample import Sample, parse_sample
+from m4train.data.documents.sample import Sample, parse_sample
 from m4train.data.sources.base import Member, ScannedSample, content_hash
 from m4train.data.sources.tarfiles import TarDamage, TarMember, walk_tar
-from m4train.data.storage import FileReader, Range
+from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
 from m4train.processing.images import decode_image, read_image_info
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image, ImageSequence
 
-from m4train.data.sample import Sample, sample_from_dict
+from m4train.data.documents.sample import Sample, sample_from_dict
 from m4train.data.sources.dialogues import dialogue, question_answer_pairs
 from m4train.data.sources.tar import Ref, TarLayout
 from m4train.data.sources.tarfiles import TarMember

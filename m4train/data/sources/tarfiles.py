@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from m4train.data.storage import FileReader
+from m4train.data.storage.files import FileReader
 
 BLOCK = 512
 _ZERO = bytes(BLOCK)

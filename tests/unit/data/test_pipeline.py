@@ -8,7 +8,7 @@ import webdataset
 
 from m4train.config import SourceConfig
 from m4train.data.pipeline import planned_pipeline
-from m4train.data.plan import Plan
+from m4train.data.plan.plan import Plan
 from m4train.data.source import build_sources
 from tests.helpers.data import (
     FakeProcessor,

@@ -6,8 +6,8 @@ import pytest
 
 from m4train.commands import inspect as inspect_run
 from m4train.config import Config
-from m4train.data.layout import FRAMES
-from m4train.data.plan import Plan
+from m4train.data.documents.image_layout import FRAMES
+from m4train.data.plan.plan import Plan
 from m4train.inspection.bench import STAGES, _Clock, bench, bench_tables
 from tests.helpers.data import FakeProcessor, make_sources
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from m4train.data.plan import Plan
+from m4train.data.plan.plan import Plan
 from m4train.data.source import Source
 from m4train.errors import ConfigError
 from m4train.inspection import plan_report as module

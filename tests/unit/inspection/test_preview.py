@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from m4train.config import ConversationOptions, DocumentOptions
-from m4train.data.collate import Collator
-from m4train.data.plan import Plan
+from m4train.data.loading.collate import Collator
+from m4train.data.plan.plan import Plan
 from m4train.data.source import build_sources
 from m4train.inspection.preview import PackView, frame_uri, view_pack, write_page
 from tests.helpers.data import FakeProcessor, document, make_sources, write_shards, write_with_a_damaged_picture

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from m4train.data.collate import Collator
-from m4train.data.loader import Loader
-from m4train.data.plan import Plan
+from m4train.data.loading.collate import Collator
+from m4train.data.loading.loader import Loader
+from m4train.data.plan.plan import Plan
 from m4train.errors import ConfigError, DataError
 from m4train.inspection.preview import view_pack
 from m4train.inspection.replay import (

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from m4train.config import BatchRampConfig
-from m4train.data.plan import packs_at
+from m4train.data.plan.plan import packs_at
 from m4train.training.engines.single import SingleEngine
 from m4train.training.loss_weights import LossWeights
 from m4train.training.step import run_micro_batches

@@ -12,7 +12,7 @@ from PIL import Image
 
 from m4train.config import SourceConfig
 from m4train.data.convert import convert
-from m4train.data.plan import Plan
+from m4train.data.plan.plan import Plan
 from m4train.data.source import Source, build_sources
 from m4train.errors import DataError
 from tests.helpers.data import FakeProcessor, data_config, page_picture, png

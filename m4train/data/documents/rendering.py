@@ -1,0 +1,218 @@
+"""From a sample to token ids: the pieces of the text, and the images expanded between them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from m4train.config import ConversationOptions, DocumentOptions, ImageOptions, SourceConfig
+from m4train.data.documents.sample import Sample
+from m4train.data.documents.variants import (
+    Draws,
+    View,
+    conversation_variant,
+    document_parts,
+    image_numbers,
+    image_views,
+    viewed,
+)
+from m4train.data.index.shard_index import IMAGE_KIND, PIECE_KINDS, Pieces
+from m4train.errors import BadSample, ConfigError, StaleIndexError
+from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
+
+_BORDER = TextPiece(np.empty(0, np.int64), "border")
+_OBELICS_MARKER = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # stands between documents that one row holds
+_ADVICE = "run `m4train data index` again"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Token ids of a run of pieces.
+
+    `ids` (T,) int64; `kinds` (T,) uint8, the `PIECE_KINDS` number of the piece each id belongs to; `turns` (T,) int32, the
+    message each id belongs to (-1 for none); `feature_mask` (T,) True where an image feature goes; `frames` (F, 3, S, S)
+    uint8 of each image, in order (or lists of frames of different sizes).
+    """
+
+    ids: np.ndarray
+    kinds: np.ndarray
+    turns: np.ndarray
+    feature_mask: np.ndarray
+    frames: list[Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One variant of a sample: its pieces, whose images have their stored numbers; how each image is encoded; and what
+    the pieces take."""
+
+    pieces: list[Piece]
+    views: dict[int, View]
+    planned: Pieces
+
+
+class Renderer:
+    """Renders the samples of one source as its options say. Raises ConfigError for options the processor cannot follow."""
+
+    def __init__(self, processor: Any, config: SourceConfig, name: str = "") -> None:
+        self.processor = processor
+        self.documents, self.conversations, self.images = config.documents, config.conversations, config.images
+        self._key = f"data.sources.{name or '*'}"
+        random = self.conversations.shuffle_turns or self.conversations.newline_probability > 0
+        random = random or (self.images.upscale_max > 1 and self.images.upscale_probability > 0)
+        self.variants = config.variants if random else 1
+        if self.images != ImageOptions():
+            _check_images(processor, self.images, f"{self._key}.images")
+
+    def _options(self) -> list[dict[str, Any]]:
+        return [asdict(replace(self.images, scaled_decode=False))]
+
+    def fingerprint(self) -> str:
+        """Names everything that the pieces of a sample and their lengths depend on: the processor and the options."""
+        options = [asdict(self.documents), asdict(self.conversations), *self._options()]
+        plain = [asdict(DocumentOptions()), asdict(ConversationOptions()), asdict(ImageOptions())]
+        if options == plain:
+            return self.processor.fingerprint()
+        described = json.dumps([self.processor.fingerprint(), options, self.variants], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()
+
+    def prepare(self, sample: Sample, key: str, sizes: Sequence[tuple[int, int]], variant: int = 0) -> Prepared:
+        """One variant of a sample whose stored images have these (width, height). Raises BadSample, and ConfigError for a text
+        that is no text but a marker, which would be trained on."""
+        if len(sizes) != len(sample.images):
+            detail = f"the sample names {len(sample.images)} images but holds {len(sizes)}"
+            raise BadSample("image_count", detail)
+        if self.documents.end_marker is None and any(_OBELICS_MARKER in i.get("text", "") for i in sample.items or ()):
+            raise ConfigError(
+                f"Sample {key!r} holds {_OBELICS_MARKER}, by which OBELICS divides documents, and would be trained on it: set "
+                f"{self._key}.documents.end_marker={_OBELICS_MARKER}, which needs an index."
+            )
+        pieces = self._pieces(sample, Draws(key, variant, "turns"))
+        used = {piece.image: sizes[piece.image] for piece in pieces if isinstance(piece, ImagePiece)}
+        views = image_views(used, self.images, self.processor, Draws(key, variant, "images"))
+        tokens, kinds, frames = [], [], []
+        for piece in pieces:
+            if isinstance(piece, ImagePiece):
+                view = views[piece.image]
+                encoder, size = viewed(self.processor, view), view.size(*sizes[piece.image])
+                tokens.append(encoder.tokens_for(*size))
+                frames.append(encoder.frames_for(*size))
+                kinds.append(IMAGE_KIND)
+            else:
+                tokens.append(len(piece.ids))
+                frames.append(0)
+                kinds.append(PIECE_KINDS.index(piece.origin))
+        planned = Pieces(np.array(tokens, np.int32), np.array(kinds, np.uint8), np.array(frames, np.int32))
+        return Prepared(pieces, views, planned)
+
+    def _pieces(self, sample: Sample, draws: Draws) -> list[Piece]:
+        """The pieces in reading order; parts that are documents of their own are divided by pieces of kind border."""
+        pieces: list[Piece] = []
+        if sample.items is None:
+            assert sample.messages is not None
+            messages = conversation_variant(sample.messages, self.conversations, draws)
+            items = [item for message in messages for item in message["content"]]
+            pieces = _stored_numbers(self.processor.encode_messages(messages), image_numbers(items))
+        else:
+            for part in document_parts(sample.items, self.documents):
+                pieces += [_BORDER] if pieces else []
+                pieces += _stored_numbers(self.processor.encode_document(part), image_numbers(part))
+        if not pieces:
+            raise BadSample("empty", "the sample renders to no tokens")
+        return pieces
+
+
+def _stored_numbers(pieces: Sequence[Piece], numbers: Sequence[int]) -> list[Piece]:
+    """The pieces of some items, with the stored numbers of their images. Raises BadSample where they do not match."""
+    places = [piece.image for piece in pieces if isinstance(piece, ImagePiece)]
+    if places != list(range(len(numbers))):
+        raise BadSample("image_count", f"the text has places for images {places} but the sample names {len(numbers)}")
+    return [ImagePiece(numbers[piece.image]) if isinstance(piece, ImagePiece) else piece for piece in pieces]
+
+
+def _check_images(processor: Any, options: ImageOptions, key: str) -> None:
+    one = processor.most_detail == 1
+    if options.upscale_max > 1 and processor.fixed_size and (options.enlarge or one):
+        raise ConfigError(
+            f"{key}.upscale_max is {options.upscale_max}, but this processor resizes every image to the same size: "
+            "set images.enlarge=false, or upscale_max=1."
+        )
+    if not options.enlarge and one:
+        raise ConfigError(f"{key}.enlarge is false, but this processor knows only one number of frames: leave it true.")
+    if options.scaled_decode and processor.needed_size(4096, 4096) is None:
+        raise ConfigError(
+            f"{key}.scaled_decode is true, but this processor cuts images before it resizes them: leave it false."
+        )
+    least = processor.at_detail(1).tokens_for(1, 1)
+    for name in ("max_tokens", "max_tokens_per_sample"):
+        limit = getattr(options, name)
+        if limit is not None and limit < least:
+            raise ConfigError(f"{key}.{name} is {limit}, but an image takes {least} tokens at least: raise it.")
+
+
+def expand(pieces: Sequence[Piece], encoded: Mapping[int, EncodedImage], planned: Pieces) -> Rendered:
+    """The ids of a run of pieces, with each encoded image (by its number) in place.
+
+    Raises StaleIndexError where a piece does not have the length the index promised: the plan was made for another
+    processor, and going on would overflow packs or shift labels.
+    """
+    if len(pieces) != len(planned.tokens):
+        raise StaleIndexError(f"renders to {len(pieces)} pieces where the index has {len(planned.tokens)}: {_ADVICE}")
+    ids, kinds, turns, masks, frames = [], [], [], [], []
+    for number, piece in enumerate(pieces):
+        if isinstance(piece, TextPiece):
+            piece_ids, mask = piece.ids, np.zeros(len(piece.ids), bool)
+            kind, turn = PIECE_KINDS.index(piece.origin), piece.turn
+        else:
+            image = encoded[piece.image]
+            piece_ids, mask, kind, turn = image.ids, image.feature_mask, IMAGE_KIND, -1
+            frames.append(image.frames)
+            if len(image.frames) != planned.frames[number]:
+                raise StaleIndexError(
+                    f"image {piece.image} has {len(image.frames)} frames where the index has {planned.frames[number]}: {_ADVICE}"
+                )
+        if len(piece_ids) != planned.tokens[number] or kind != planned.kinds[number]:
+            raise StaleIndexError(
+                f"piece {number} has {len(piece_ids)} tokens ({PIECE_KINDS[kind]}) where the index has "
+                f"{planned.tokens[number]} ({PIECE_KINDS[planned.kinds[number]]}): {_ADVICE}"
+            )
+        ids.append(np.asarray(piece_ids, np.int64))
+        masks.append(mask)
+        kinds.append(np.full(len(piece_ids), kind, np.uint8))
+        turns.append(np.full(len(piece_ids), turn, np.int32))
+    return Rendered(np.concatenate(ids), np.concatenate(kinds), np.concatenate(turns), np.concatenate(masks), frames)
+
+
+def encode_view(image: Image.Image, view: View, processor: Any, stored: tuple[int, int] | None = None) -> EncodedImage:
+    """The image encoded as `view` says; `stored` is the (width, height) of its file where it was decoded smaller."""
+    encoder = viewed(processor, view)
+    if stored is not None:
+        return encoder.encode_image(image, stored)
+    if view.scale != 1.0:
+        image = image.resize(view.size(*image.size), Image.Resampling.BICUBIC)
+    return encoder.encode_image(image)
+
+
+def as_planned(image: Image.Image, planned: tuple[int, int], view: View, processor: Any) -> Image.Image:
+    """The image, stretched to its planned (width, height) where a crop has left it a size that takes other tokens."""
+    if image.size == planned:
+        return image
+    encoder = viewed(processor, view)
+    counts = [
+        (encoder.tokens_for(*size), encoder.frames_for(*size)) for size in (view.size(*image.size), view.size(*planned))
+    ]
+    return image if counts[0] == counts[1] else image.resize(planned, Image.Resampling.BICUBIC)
+
+
+def needed_sizes(
+    views: Mapping[int, View], sizes: Mapping[int, tuple[int, int]], processor: Any
+) -> dict[int, tuple[int, int]]:
+    """The smallest size each image may be decoded in; those whose every pixel is needed are left out."""
+    found = {n: viewed(processor, view).needed_size(*sizes[n]) for n, view in views.items() if view.scale == 1.0}
+    return {number: size for number, size in found.items() if size is not None}

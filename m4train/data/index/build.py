@@ -1,0 +1,164 @@
+"""Building and checking the sidecar indexes of shards."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from m4train.data.documents.rendering import Renderer
+from m4train.data.index.scan import count_shard, scan_shard
+from m4train.data.index.shard_index import VERSION, ShardIndex, index_path, tokens_path
+from m4train.data.sources.base import ShardFormat
+from m4train.data.storage.arrays import read_arrays, write_arrays
+from m4train.data.storage.files import FileReader, is_remote, stamp, stamps
+from m4train.errors import DataError, StaleIndexError
+
+_LOG = logging.getLogger(__name__)
+_INLINE_BYTES = 256 << 20  # fewer bytes are indexed sooner here than in new processes
+_REMOTE_BYTES = 256 << 20  # more bytes in an object store are not fetched for an index without being asked to
+_READ_AHEAD = 8 << 20
+
+
+def build_index(
+    shards: Sequence[str],
+    shard_format: ShardFormat,
+    renderer: Renderer,
+    index_dir: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Makes or renews the indexes of all shards, in parallel, each under a lock.
+
+    What is already fresh is left alone, so an interrupted build goes on where it stopped. `progress(done, total)` is called
+    after each shard.
+    """
+    jobs = [(shard, shard_format, renderer, index_dir) for shard in shards]
+    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    if workers < 2 or sum(size for size, _ in stamps(shards).values()) < _INLINE_BYTES:
+        for done, job in enumerate(jobs, 1):
+            _build_shard(*job)
+            if progress is not None:
+                progress(done, len(jobs))
+        return
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        building = [pool.submit(_build_shard, *job) for job in jobs]
+        try:
+            for done, future in enumerate(as_completed(building), 1):
+                future.result()
+                if progress is not None:
+                    progress(done, len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def open_index(
+    shards: Sequence[str], shard_format: ShardFormat, renderer: Renderer, index_dir: str | None, auto_limit: int
+) -> list[ShardIndex]:
+    """The indexes of all shards, built now where they are missing or stale and hold at most `auto_limit` samples together.
+
+    Raises StaleIndexError above that: many processes of a job should not each wait for a long build.
+    """
+    fingerprint = renderer.fingerprint()
+    found = stamps(shards)
+    stale = {s: why for s in shards if (why := _staleness(s, found[s], shard_format, index_dir, fingerprint))}
+    if stale:
+        above = _too_large({shard: found[shard][0] for shard in stale}, shard_format, auto_limit)
+        if above is not None:
+            raise StaleIndexError(
+                f"{len(stale)} of {len(shards)} shards need indexing (first: {next(iter(stale))}, {next(iter(stale.values()))}) "
+                f"and hold more than {above}: run `m4train data index` with the same settings first."
+            )
+        build_index(list(stale), shard_format, renderer, index_dir)
+    opened = [ShardIndex(shard, index_dir, fingerprint) for shard in shards]
+    for index in opened:
+        if index.bad:
+            first = next(iter(index.bad.values()))
+            _LOG.warning(
+                "%s: %d of %d samples cannot be used, first: %s", index.shard, len(index.bad), len(index), first[1]
+            )
+    return opened
+
+
+def _too_large(shards: Mapping[str, int], shard_format: ShardFormat, auto_limit: int) -> str | None:
+    """What shards of these sizes in bytes hold more of than is indexed on first use; None where they do not."""
+    if sum(size for shard, size in shards.items() if is_remote(shard)) > _REMOTE_BYTES:
+        return f"{_REMOTE_BYTES >> 20} MiB in an object store"
+    samples, files = 0, FileReader()
+    for shard in shards:
+        samples += 0 if is_remote(shard) else shard_format.count(files, shard, auto_limit - samples)
+        if samples > auto_limit:
+            return f"data.auto_index_limit={auto_limit} samples"
+    return None
+
+
+def _staleness(
+    shard: str, found: list[Any], shard_format: ShardFormat, index_dir: str | None, fingerprint: str
+) -> str | None:
+    """Why a shard with the stamp `found` must be indexed, or None."""
+    try:
+        meta, _ = read_arrays(index_path(shard, index_dir))
+        if meta.get("version") != VERSION or found != meta["stamp"]:
+            return "the shard has changed since it was indexed"
+        if meta["format"] != shard_format.name:
+            return f"it was indexed as {meta['format']}"
+        tokens, _ = read_arrays(tokens_path(shard, index_dir, fingerprint))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        return "no index" if str(error.filename).endswith(".index") else "no token counts for this processor"
+    except StaleIndexError as error:
+        return str(error)
+    if (tokens.get("version"), tokens["fingerprint"], tokens["digest"]) != (VERSION, fingerprint, meta["digest"]):
+        return "the token counts are for other content"
+    return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One builder at a time per shard; the others wait and then find it done. The lock file goes with the lock."""
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "w")  # noqa: SIM115 (closed below, after the lock)
+        except OSError as error:
+            raise DataError(
+                f"The index cannot be written to {path.parent} ({error}): set data.index_dir to a folder that can."
+            ) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not lock.exists() or lock.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue  # whoever held it has removed it
+            try:
+                yield
+            finally:
+                lock.unlink()
+            return
+
+
+def _build_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, index_dir: str | None) -> None:
+    path, fingerprint = index_path(shard, index_dir), renderer.fingerprint()
+    with _locked(path):
+        found = stamp(shard)
+        if _staleness(shard, found, shard_format, index_dir, fingerprint) is None:
+            return
+        try:
+            structure = read_arrays(path)
+            meta = structure[0]
+            fresh = (meta.get("version"), meta.get("format")) == (VERSION, shard_format.name)
+            fresh = fresh and meta["stamp"] == found
+        except (FileNotFoundError, StaleIndexError):
+            fresh = False
+        if fresh:
+            counts = count_shard(shard, shard_format, renderer, structure)
+        else:
+            structure, counts = scan_shard(shard, shard_format, renderer, FileReader(read_ahead=_READ_AHEAD))
+            write_arrays(path, *structure)
+        write_arrays(tokens_path(shard, index_dir, fingerprint), *counts)

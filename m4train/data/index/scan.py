@@ -1,0 +1,117 @@
+"""What the index files of a shard hold, found in one pass over it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from m4train.data.documents.rendering import Renderer
+from m4train.data.index.shard_index import PIECE_KINDS, VERSION, Pieces, sample_key, sample_members
+from m4train.data.sources.base import Member, ScannedSample, ShardFormat
+from m4train.data.storage.arrays import smallest
+from m4train.data.storage.files import FileReader, stamp
+from m4train.errors import BadSample, DataError
+
+_MEMBER_TYPES = {"offsets": np.int64, "sizes": np.int64, "hashes": np.uint32}
+_MEMBER_TYPES |= dict.fromkeys(("widths", "heights", "parts"), np.int64)
+_AT_ONCE = 256  # samples whose texts are asked of an object store together
+_NOTHING = Pieces(*(np.empty(0, np.int32) for _ in range(3)))
+
+Stored = tuple[dict[str, Any], dict[str, np.ndarray]]  # meta and arrays of one file
+
+
+def scan_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, files: FileReader) -> tuple[Stored, Stored]:
+    """The structure of a shard and its token counts, from one pass. Raises DataError where it changes meanwhile."""
+    found = stamp(shard)
+    structure, counts = _Structure(), _Counts(renderer)
+    for sample in shard_format.scan(files, shard):
+        structure.add(sample)
+        counts.add(files, shard, shard_format, sample.key, sample.members)
+    if stamp(shard) != found:
+        raise DataError(f"{shard} changed while it was indexed: wait until it is written, then start again.")
+    meta, parts = structure.stored()
+    meta |= {"format": shard_format.name, "stamp": found, "blocks": shard_format.blocks(files, shard)}
+    return (meta, parts), counts.stored(meta["digest"])
+
+
+def count_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, structure: Stored) -> Stored:
+    """The token counts of a shard whose structure is known; reads its texts only."""
+    meta, parts = structure
+    files, counts = FileReader(), _Counts(renderer)
+    total = len(parts["member_ends"])
+    for first in range(0, total, _AT_ONCE):
+        batch = [(n, sample_members(parts, n)) for n in range(first, min(first + _AT_ONCE, total))]
+        files.expect(part for _, members in batch if members for part in shard_format.ranges(shard, members, []))
+        for number, members in batch:
+            counts.add(files, shard, shard_format, sample_key(parts, number), members)
+    return counts.stored(meta["digest"])
+
+
+class _Structure:
+    """Keys and members of the samples of a shard. A bad sample has no members."""
+
+    def __init__(self) -> None:
+        self._keys = bytearray()
+        self._key_ends: list[int] = []
+        self._starts: list[int] = []
+        self._member_ends: list[int] = []
+        self._rows: list[tuple[int, ...]] = []
+        self._bad: dict[str, tuple[str, str]] = {}
+
+    def add(self, sample: ScannedSample) -> None:
+        if sample.bad is not None:
+            self._bad[str(len(self._key_ends))] = sample.bad
+        self._keys += sample.key.encode("utf-8")
+        self._key_ends.append(len(self._keys))
+        start = min((member.offset for member in sample.members), default=0)
+        self._starts.append(start)
+        self._rows += [(m.offset - start, m.size, m.hash, m.width, m.height, m.part) for m in sample.members]
+        self._member_ends.append(len(self._rows))
+
+    def stored(self) -> Stored:
+        columns = list(zip(*self._rows)) or [()] * len(_MEMBER_TYPES)
+        arrays = {name: np.array(column, kind) for (name, kind), column in zip(_MEMBER_TYPES.items(), columns)}
+        arrays |= {"keys": np.frombuffer(bytes(self._keys), np.uint8), "starts": np.array(self._starts, np.int64)}
+        arrays |= {"key_ends": np.array(self._key_ends, np.int64), "member_ends": np.array(self._member_ends, np.int64)}
+        digest = hashlib.blake2b(digest_size=16)
+        for name in sorted(arrays):
+            digest.update(arrays[name].tobytes())
+        return {"version": VERSION, "bad": self._bad, "digest": digest.hexdigest()}, smallest(arrays)
+
+
+class _Counts:
+    """The pieces of every variant of the samples of a shard."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+        self._pieces: list[Pieces] = []
+        self._bad: dict[str, tuple[str, str]] = {}
+        self._samples = 0
+
+    def add(
+        self, files: FileReader, shard: str, shard_format: ShardFormat, key: str, members: tuple[Member, ...]
+    ) -> None:
+        found = [_NOTHING] * self._renderer.variants
+        if members:
+            sizes = [(member.width, member.height) for member in members if member.is_image]
+            try:
+                sample = shard_format.sample(files, shard, members)
+                found = [self._renderer.prepare(sample, key, sizes, n).planned for n in range(self._renderer.variants)]
+            except BadSample as error:
+                self._bad[str(self._samples)] = (error.reason, error.detail)
+        self._samples += 1
+        self._pieces += found
+
+    def stored(self, digest: str) -> Stored:
+        pieces, shape = self._pieces, (self._samples, self._renderer.variants)
+        arrays = {
+            f"piece_{name}": np.concatenate([getattr(p, name) for p in pieces] or [[]]).astype(np.int64)
+            for name in ("tokens", "kinds", "frames")
+        }
+        arrays["lengths"] = np.array([p.tokens.sum() for p in pieces], np.int64).reshape(shape)
+        arrays["frames"] = np.array([p.frames.sum() for p in pieces], np.int64).reshape(shape)
+        arrays["piece_ends"] = np.cumsum([len(p.tokens) for p in pieces], dtype=np.int64)
+        meta = {"version": VERSION, "fingerprint": self._renderer.fingerprint(), "digest": digest}
+        return meta | {"kinds": PIECE_KINDS, "bad": self._bad}, smallest(arrays)

@@ -1,0 +1,171 @@
+"""The index of a shard: where every sample lies, how large its images are, and how many tokens it takes.
+
+Two sidecar files per shard, used by mapping them into memory. `SHARD.index` describes the shard itself; its digest names
+this content. `SHARD.FINGERPRINT.tokens` describes the same samples as one processor renders them, piece by piece, so
+that a planned length is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m4train.data.sources.base import Member
+from m4train.data.storage.arrays import read_arrays
+from m4train.data.storage.files import is_remote
+from m4train.errors import ConfigError, StaleIndexError
+
+VERSION = 5
+PIECE_KINDS = ("template", "document", "user", "system", "assistant", "image", "border")
+IMAGE_KIND = PIECE_KINDS.index("image")
+BORDER_KIND = PIECE_KINDS.index("border")
+
+
+def index_path(shard: str, index_dir: str | None) -> Path:
+    """Where the index of a shard lies: beside it, or in `index_dir` under a name that is unique to its full path."""
+    if index_dir is None:
+        if is_remote(shard):
+            raise ConfigError(
+                f"data.index_dir is null, but {shard} lies in an object store: name a folder for its index."
+            )
+        return Path(f"{shard}.index")
+    full = shard if is_remote(shard) else os.path.abspath(shard)
+    unique = hashlib.blake2b(full.encode(), digest_size=6).hexdigest()
+    return Path(index_dir) / f"{os.path.basename(shard)}-{unique}.index"
+
+
+def tokens_path(shard: str, index_dir: str | None, fingerprint: str) -> Path:
+    """Where the token counts of a shard lie for one processor fingerprint."""
+    return index_path(shard, index_dir).with_suffix(f".{fingerprint[:12]}.tokens")
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The rendered pieces of one sample: token count, `PIECE_KINDS` number and frames (0 for text) of each.
+
+    A piece of kind "border" takes nothing: what follows it is another document.
+    """
+
+    tokens: np.ndarray
+    kinds: np.ndarray
+    frames: np.ndarray
+
+
+class ShardIndex:
+    """The mapped index of one shard; pickled by path."""
+
+    def __init__(self, shard: str, index_dir: str | None, fingerprint: str) -> None:
+        self._made_from = (shard, index_dir, fingerprint)
+        self.shard = shard
+        self.meta, self._parts = read_arrays(index_path(shard, index_dir))
+        self.token_meta, self._tokens = read_arrays(tokens_path(shard, index_dir, fingerprint))
+        for meta in (self.meta, self.token_meta):
+            if meta.get("version") != VERSION:
+                raise StaleIndexError(f"The index of {shard} has another version: run `m4train data index`.")
+        if self.token_meta["fingerprint"] != fingerprint or self.token_meta["digest"] != self.meta["digest"]:
+            raise StaleIndexError(f"The token counts of {shard} are for other content: run `m4train data index`.")
+        self.bad = {int(n): tuple(why) for n, why in [*self.meta["bad"].items(), *self.token_meta["bad"].items()]}
+        lengths, frames = self._tokens["lengths"], self._tokens["frames"]
+        self.variant_lengths = lengths.reshape(len(lengths), -1)  # (N, variants), 0 for a bad sample
+        self.variant_frames = frames.reshape(len(frames), -1)  # (N, variants)
+        self.lengths, self.frames = self.variant_lengths[:, 0], self.variant_frames[:, 0]  # of the first variant
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ShardIndex, self._made_from)
+
+    def key(self, sample: int) -> str:
+        return sample_key(self._parts, sample)
+
+    def members(self, sample: int) -> tuple[Member, ...]:
+        return sample_members(self._parts, sample)
+
+    def content_hash(self, sample: int) -> bytes:
+        """A digest of every stored byte of the sample."""
+        begin, end = _bounds(self._parts["member_ends"], sample)
+        return hashlib.blake2b(self._parts["hashes"][begin:end].tobytes(), digest_size=8).digest()
+
+    def image_count(self, sample: int) -> int:
+        """Images of one sample that are used."""
+        return int((self.pieces(sample).kinds == IMAGE_KIND).sum())
+
+    @property
+    def images_total(self) -> int:
+        """Images of all samples that are used."""
+        return int((self._tokens["piece_kinds"] == IMAGE_KIND).sum()) // self.variants
+
+    @property
+    def variants(self) -> int:
+        """How many variants of each sample there are to draw from."""
+        return self.variant_lengths.shape[1]
+
+    def pieces(self, sample: int, variant: int = 0) -> Pieces:
+        begin, end = _bounds(self._tokens["piece_ends"], sample * self.variants + variant)
+        columns = (self._tokens[name][begin:end] for name in ("piece_tokens", "piece_kinds", "piece_frames"))
+        return Pieces(*(column.astype(np.int32) for column in columns))
+
+
+class SourceIndex:
+    """The indexes of a source's shards as one sequence of samples."""
+
+    def __init__(self, shards: Sequence[ShardIndex]) -> None:
+        self.shards = list(shards)
+        self._starts = [0]
+        for shard in self.shards:
+            self._starts.append(self._starts[-1] + len(shard))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def locate(self, sample: int) -> tuple[ShardIndex, int]:
+        """The shard that holds a sample, and its number there."""
+        if not 0 <= sample < len(self):
+            raise IndexError(sample)
+        shard = bisect_right(self._starts, sample) - 1
+        return self.shards[shard], sample - self._starts[shard]
+
+    def digest(self) -> str:
+        """Names the content and its token counts: two sources with equal digests plan alike."""
+        digest = hashlib.blake2b(digest_size=8)
+        for shard in self.shards:
+            digest.update(f"{shard.meta['digest']} {shard.token_meta['fingerprint']}\n".encode())
+        return digest.hexdigest()
+
+    def block_ends(self) -> np.ndarray | None:
+        """Where each stretch that is read whole ends, as sample numbers; None where samples can be read one by one."""
+        blocks = [shard.meta["blocks"] or [len(shard)] for shard in self.shards]
+        if not any(shard.meta["blocks"] for shard in self.shards):
+            return None
+        return np.cumsum([size for sizes in blocks for size in sizes])
+
+    @property
+    def bad_count(self) -> int:
+        return sum(len(shard.bad) for shard in self.shards)
+
+
+def sample_key(parts: Mapping[str, np.ndarray], sample: int) -> str:
+    """The key of a sample, from the arrays of `SHARD.index`."""
+    begin, end = _bounds(parts["key_ends"], sample)
+    return parts["keys"][begin:end].tobytes().decode("utf-8")
+
+
+def sample_members(parts: Mapping[str, np.ndarray], sample: int) -> tuple[Member, ...]:
+    """The members of a sample, from the arrays of `SHARD.index`; none of a bad sample."""
+    begin, end = _bounds(parts["member_ends"], sample)
+    names = ("offsets", "sizes", "hashes", "widths", "heights", "parts")
+    columns = [parts[name][begin:end].tolist() for name in names]
+    start = int(parts["starts"][sample])
+    return tuple(Member(start + offset, *row) for offset, *row in zip(*columns))
+
+
+def _bounds(ends: np.ndarray, number: int) -> tuple[int, int]:
+    return (int(ends[number - 1]) if number else 0), int(ends[number])

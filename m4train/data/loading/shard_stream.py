@@ -1,0 +1,169 @@
+"""The samples of shards that webdataset opens (`pipe:`, URLs, files), as one reader meets them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from m4train.data.documents.sample import Sample
+from m4train.data.loading.quarantine import QuarantineEntry
+from m4train.data.sources.tar import TarLayout
+from m4train.data.sources.tarfiles import TarMember
+from m4train.data.storage import files as storage
+from m4train.errors import BadSample, DataError
+
+_SHUFFLE_BUFFER = 1000
+_MOST_IN_VAIN = 100_000  # samples in a row that could not be used, where a round through the shards is longer
+_CLOSING = 10.0  # seconds a command may take to end when nobody reads it any more
+_HUNG_UP = (0, -13, 141)  # exit statuses of a command that did its work, or whose reader went away
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """One sample with its decoded images by number, and how often its reader had been through all shards before."""
+
+    key: str
+    url: str
+    cycle: int
+    sample: Sample
+    images: dict[int, Image.Image]
+
+
+class ShardStream:
+    """Every sample of `urls` again and again: the shards in another order each time, the samples mixed in a buffer.
+
+    `position` counts the rounds through all shards, the shards of the last one as its fraction; reading begins at
+    `position`. What cannot be read is added to `bad`, which whoever iterates empties. Iterating raises DataError where a
+    shard keeps failing to open, or where a whole round holds nothing that can be used.
+    """
+
+    def __init__(
+        self, name: str, urls: Sequence[str], layout: TarLayout, seed: str, shuffle: bool, position: float = 0.0
+    ) -> None:
+        self.bad: list[QuarantineEntry] = []
+        self.position = position
+        self._name, self._urls, self._layout = name, list(urls), layout
+        self._seed, self._shuffle = seed, shuffle
+        self._in_vain = 0
+        self._most_in_vain = _MOST_IN_VAIN
+        self._why = ""
+
+    def leave_out(self, key: str, url: str, reason: str, detail: str) -> None:
+        """Adds a sample to `bad`. Raises DataError where as many in a row were bad as a round through the shards has."""
+        self._note(key, url, reason, detail)
+        self._in_vain += 1
+        if self._in_vain >= self._most_in_vain:
+            raise DataError(self._nothing(f"none of {self._in_vain} samples in a row"))
+
+    def used(self) -> None:
+        """Says that a sample could be used."""
+        self._in_vain, self._why = 0, ""
+
+    def _note(self, key: str, url: str, reason: str, detail: str) -> None:
+        self.bad.append(QuarantineEntry(0, -1, self._name, key, url, reason, detail))
+        self._why = self._why or f"the first, {key} in {url}: {reason}, {detail}"
+
+    def _nothing(self, what: str) -> str:
+        return (
+            f"Of the streamed source {self._name!r} {what} can be used ({self._why or 'its shards are empty'}): look at its "
+            f"shards, or correct data.sources.{self._name}.format."
+        )
+
+    def __iter__(self) -> Iterator[Streamed]:
+        import webdataset
+
+        stages: list[Any] = [self._stored]
+        if self._shuffle:
+            rng = self._random(f"samples {self.position}")
+            stages.append(webdataset.shuffle(_SHUFFLE_BUFFER, rng=rng))
+        for cycle, stored in webdataset.DataPipeline(*stages):
+            key, url = stored["__key__"], stored["__url__"]
+            try:
+                yield Streamed(key, url, cycle, *streamed_sample(self._layout, stored))
+            except BadSample as error:
+                self.leave_out(key, url, error.reason, error.detail)
+
+    def _stored(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The samples as webdataset gives them, shard after shard."""
+        cycle, count = int(self.position), len(self._urls)
+        first = round((self.position - cycle) * count)
+        while True:
+            order = list(self._urls)
+            if self._shuffle:
+                self._random(f"shards {cycle}").shuffle(order)
+            given = 0
+            for place in range(first, count):
+                self.position = cycle + place / count
+                for stored in self._shard(order[place]):
+                    given += 1
+                    yield cycle, stored
+            if not first:
+                if not given:
+                    raise DataError(self._nothing("no sample"))
+                self._most_in_vain = min(_MOST_IN_VAIN, given + (_SHUFFLE_BUFFER if self._shuffle else 0))
+            cycle, first = cycle + 1, 0
+
+    def _shard(self, url: str) -> Iterator[dict[str, Any]]:
+        """The samples of one shard; after a failure of the storage it is read again, and what was given is passed over."""
+        given, pause = 0, storage.FIRST_PAUSE
+        for attempt in range(1, storage.READ_ATTEMPTS + 1):
+            try:
+                for number, stored in enumerate(_opened(url)):
+                    if number >= given:
+                        given += 1
+                        yield stored
+                return
+            except (tarfile.TarError, ValueError) as error:
+                where = f"after {given} samples: {error}"
+                self._note(f"@{given}", url, "damaged_shard", where)
+                return
+            except OSError as error:
+                if attempt == storage.READ_ATTEMPTS:
+                    raise DataError(
+                        f"Reading the stream {url} of source {self._name!r} failed {attempt} times ({error}): check the "
+                        "storage or the command; the run continues from its last checkpoint when started again."
+                    ) from error
+            time.sleep(pause)
+            pause *= 2
+
+    def _random(self, purpose: str) -> random.Random:
+        return random.Random(hashlib.blake2b(f"{self._seed} {self._name} {purpose}".encode(), digest_size=8).digest())
+
+
+def streamed_sample(layout: TarLayout, stored: dict[str, Any]) -> tuple[Sample, dict[int, Image.Image]]:
+    """A sample of webdataset (`__key__`, and bytes by suffix) as `layout` reads it. Raises BadSample."""
+    key = stored["__key__"]
+    members = {suffix: data for suffix, data in stored.items() if not suffix.startswith("__")}
+    named = {suffix: TarMember(f"{key}.{suffix}", 0, len(data)) for suffix, data in members.items()}
+    texts, images = layout.resolve(key, named, members.__getitem__)
+    sample = layout.compose([(ref.part, members[ref.suffix]) for ref in texts], [ref.part for ref in images])
+    return sample, {number: layout.picture(members[ref.suffix], ref.part) for number, ref in enumerate(images)}
+
+
+def _opened(url: str) -> Iterator[dict[str, Any]]:
+    """The samples of one tar stream. Raises OSError where it, or the command that makes it, fails."""
+    import webdataset
+
+    stream = webdataset.gopen(url)
+    damage: Exception | None = None
+    try:
+        members = webdataset.tariterators.tar_file_expander([{"url": url, "stream": stream}])
+        yield from webdataset.tariterators.group_by_keys(members, lcase=False)
+    except (tarfile.TarError, OSError) as error:
+        damage = error
+    finally:
+        process: subprocess.Popen | None = getattr(stream, "proc", None)
+        (stream if process is None else stream.stream).close()
+        status = 0 if process is None else process.wait(_CLOSING)
+    if status not in _HUNG_UP:
+        raise OSError(f"its command ended with exit status {status}")
+    if damage is not None:
+        raise damage

@@ -1,0 +1,217 @@
+"""The plan: which documents make up every pack of every optimizer step, computed from the index alone.
+
+It is a deterministic stream of (index, configuration, seed). Its state is a few kilobytes of cursors and sample numbers,
+and knows nothing of ranks or workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from m4train.config import BatchRampConfig, CostConfig, DataConfig
+from m4train.data.plan.mixture import Shares, check_mixture, weights_at
+from m4train.data.plan.packing import Packer, Unit
+from m4train.data.plan.sample_order import Draw, Dropped, SampleStream
+from m4train.data.source import Source
+from m4train.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class PlannedPack:
+    """One pack: `number` counts the packs of the run."""
+
+    number: int
+    units: tuple[Unit, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(unit.tokens for unit in self.units)
+
+    @property
+    def frames(self) -> int:
+        return sum(unit.frames for unit in self.units)
+
+    def cost(self, weights: CostConfig) -> float:
+        """Estimated work, in tokens."""
+        squared = sum(unit.tokens * unit.tokens for unit in self.units)
+        return self.tokens + weights.squared * squared + weights.frame * self.frames
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One optimizer step: `step` counts from 1, `state` continues with the next one."""
+
+    step: int
+    packs: tuple[PlannedPack, ...]
+    dropped: tuple[Dropped, ...]
+    state: dict[str, Any]
+
+
+_NO_RAMP = BatchRampConfig()
+
+
+def packs_at(step: int, global_batch_size: int, ramp: BatchRampConfig) -> int:
+    """Packs of optimizer step `step`, counted from 1: a function of the step alone, so that a resumed run goes on alike."""
+    if ramp.start is None:
+        return global_batch_size
+    return min(global_batch_size, ramp.start + ramp.increment * ((step - 1) // ramp.steps))
+
+
+class Plan:
+    """The steps of a run, each of `global_batch_size` packs, or fewer while `batch_ramp` lasts.
+
+    Picklable; computes nothing before `steps` is iterated.
+
+    Raises ConfigError for a mixture that cannot work.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        data: DataConfig,
+        seed: int,
+        global_batch_size: int,
+        batch_ramp: BatchRampConfig = _NO_RAMP,
+    ) -> None:
+        if not sources:
+            raise ConfigError("data.sources is empty: name at least one source with a path.")
+        check_mixture(sources, data.mixture)
+        self.sources = list(sources)
+        self.data = data
+        self.seed = seed
+        self.global_batch_size = global_batch_size
+        self.batch_ramp = batch_ramp
+
+    def fingerprint(self) -> str:
+        """Names everything the sequence of packs depends on; a state is only good for the plan that made it."""
+        data = self.data
+        settings: list[Any] = [data.sequence_length, data.images_per_pack, data.packing_pool]
+        settings += [data.long_documents, data.shuffle, data.shuffle_window, data.epochs, asdict(data.mixture)]
+        if self.batch_ramp.start is not None:
+            settings.append(asdict(self.batch_ramp))
+        sources = [
+            [source.name, source.config.weight, source.config.epochs, source.config.images.scaled_decode]
+            + [source.index.digest()]
+            for source in self.sources
+        ]
+        sources += [[source.name, "by shard"] for source in self.sources if source.ordered_by_shard]
+        described = json.dumps([self.seed, self.global_batch_size, settings, sources])
+        return hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
+
+    def steps(self, state: dict[str, Any] | None = None) -> Iterator[StepPlan]:
+        """The steps from the beginning, or those after `state`. Raises DataError for the state of another plan."""
+        cursor = _Cursor(self)
+        if state is not None:
+            if state.get("plan") != self.fingerprint():
+                raise DataError(
+                    "The data of this run is not what the checkpoint was made with (sources, weights, budgets, batch "
+                    "size, seed or tokenizer differ): restore the settings, or start a new run from its weights."
+                )
+            cursor.load_state(state)
+        while (step := cursor.next_step()) is not None:
+            yield step
+
+
+class _Cursor:
+    """A position in the plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        data = plan.data
+        self._plan = plan
+        self._fingerprint = plan.fingerprint()
+        self._streams = {s.name: SampleStream(s, n, data, plan.seed) for n, s in enumerate(plan.sources)}
+        self._changes = sorted(data.mixture.schedule)
+        self._shares = Shares(weights_at(1, plan.sources, data.mixture))
+        self._packer = Packer(data.sequence_length, data.images_per_pack, data.packing_pool)
+        self._active = list(self._streams)
+        self._waiting: deque[Unit] = deque()  # parts of a document that was cut
+        self._closed: deque[list[Unit]] = deque()
+        self._step = self._packs = 0
+
+    def next_step(self) -> StepPlan | None:
+        """The next step; the last one of a finite plan may have fewer packs."""
+        size = packs_at(self._step + 1, self._plan.global_batch_size, self._plan.batch_ramp)
+        if self._step and self._step + 1 in self._changes:
+            self._shares.restart(weights_at(self._step + 1, self._plan.sources, self._plan.data.mixture))
+        dropped: list[Dropped] = []
+        while len(self._closed) < size:
+            unit = self._next_unit(dropped)
+            if unit is None:
+                self._closed.extend(self._packer.flush())
+                break
+            self._closed.extend(self._packer.add(unit))
+        if not self._closed:
+            return None
+        self._heads(dropped)  # what the end of a source drops is reported with the last step
+        packs = []
+        for _ in range(min(size, len(self._closed))):
+            packs.append(PlannedPack(self._packs, tuple(self._closed.popleft())))
+            self._packs += 1
+        self._step += 1
+        return StepPlan(self._step, tuple(packs), tuple(dropped), self.state())
+
+    def _next_unit(self, dropped: list[Dropped]) -> Unit | None:
+        while not self._waiting:
+            draw = self._next_draw(dropped)
+            if draw is None:
+                return None
+            self._waiting.extend(draw.units)
+            dropped.extend(draw.dropped)
+        return self._waiting.popleft()
+
+    def _next_draw(self, dropped: list[Dropped]) -> Draw | None:
+        """Takes the next sample from the source whose turn it is; None when all have ended."""
+        sizes = {name: self._amount(head) for name, head in self._heads(dropped).items()}
+        if not sizes:
+            return None
+        name = self._shares.next(sizes)
+        self._shares.add(name, sizes[name])
+        return self._streams[name].take()
+
+    def _heads(self, dropped: list[Dropped]) -> dict[str, Draw]:
+        """The next draw of every source that has one; those that have ended leave the mixture."""
+        heads = {}
+        for name in list(self._active):
+            head = self._streams[name].peek()
+            if head is not None:
+                heads[name] = head
+                continue
+            dropped.extend(self._streams[name].take().dropped)
+            self._active.remove(name)
+            self._shares.restart()
+        return heads
+
+    def _amount(self, draw: Draw) -> int:
+        """What a draw counts in the mixture."""
+        by = self._plan.data.mixture.by
+        return 1 if by == "samples" else draw.tokens if by == "tokens" else draw.images
+
+    def state(self) -> dict[str, Any]:
+        """JSON, kilobytes."""
+        return {
+            "plan": self._fingerprint,
+            "step": self._step,
+            "packs": self._packs,
+            "streams": {name: stream.state() for name, stream in self._streams.items()},
+            "active": list(self._active),
+            "shares": dict(self._shares.amounts),
+            "pool": self._packer.state(),
+            "waiting": [list(unit) for unit in self._waiting],
+            "closed": [[list(unit) for unit in units] for units in self._closed],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._step, self._packs = state["step"], state["packs"]
+        for name, stream in self._streams.items():
+            stream.load_state(state["streams"][name])
+        self._active = list(state["active"])
+        self._shares.restart(weights_at(max(1, self._step), self._plan.sources, self._plan.data.mixture))
+        self._shares.amounts = {name: int(amount) for name, amount in state["shares"].items()}
+        self._packer.load_state(state["pool"])
+        self._waiting = deque(Unit(*unit) for unit in state["waiting"])
+        self._closed = deque([Unit(*unit) for unit in units] for units in state["closed"])

@@ -1,0 +1,147 @@
+"""The samples of one source, in the order the plan draws them, each with the segments it becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from m4train.config import DataConfig
+from m4train.data.documents.splitting import is_document, run_of, split_pieces, whole_parts
+from m4train.data.documents.variants import variant_drawn
+from m4train.data.index.shard_index import Pieces
+from m4train.data.plan.packing import Unit
+from m4train.data.plan.permutation import Permutation, WindowOrder
+from m4train.data.source import Source
+from m4train.errors import DataError
+
+_CHUNK = 4096  # samples of the order computed at a time
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A sample the plan passed over: the index knows it is bad, or it is too long to be packed."""
+
+    source: int
+    sample: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The next sample that can be packed, as its units; `images` is counted where the mixture counts images; `dropped` are the
+    samples passed over on the way."""
+
+    units: list[Unit]
+    images: int
+    dropped: list[Dropped]
+    after: tuple[int, int]  # epoch and position behind it
+
+    @property
+    def tokens(self) -> int:
+        return sum(unit.tokens for unit in self.units)
+
+
+class SampleStream:
+    """Every sample of a source once per epoch, in an order of its own each epoch."""
+
+    def __init__(self, source: Source, number: int, data: DataConfig, seed: int) -> None:
+        self._source, self._number, self._data, self._seed = source, number, data, seed
+        self.epoch = self.position = 0
+        self._epochs = data.epochs if source.config.epochs is None else source.config.epochs
+        self._head: Draw | None = None
+        self._chunk: list[int] = []
+        self._chunk_start = self._chunk_epoch = 0
+
+    def peek(self) -> Draw | None:
+        """The next draw, without taking it; None after the last epoch, with nothing more to report.
+
+        Raises DataError where a whole epoch holds no sample that can be packed.
+        """
+        if self._head is None:
+            self._head = self._find()
+        return self._head if self._head.units else None
+
+    def take(self) -> Draw:
+        """The next draw; after the last epoch one without units, which reports what was dropped at its end."""
+        self.peek()
+        assert self._head is not None
+        head, self._head = self._head, None
+        self.epoch, self.position = head.after
+        return head
+
+    def _find(self) -> Draw:
+        dropped: list[Dropped] = []
+        epoch, position, tried = self.epoch, self.position, 0
+        while True:
+            if position == len(self._source):
+                epoch, position = epoch + 1, 0
+            if self._epochs is not None and epoch >= self._epochs:
+                return Draw([], 0, dropped, (epoch, position))
+            sample = self._sample(epoch, position)
+            position += 1
+            units, images = self._units(sample, epoch, dropped)
+            if units:
+                return Draw(units, images, dropped, (epoch, position))
+            tried += 1
+            if tried > len(self._source):
+                raise DataError(
+                    f"None of the {len(self._source)} samples of source {self._source.name!r} can be packed, "
+                    f"last: {dropped[-1].detail}."
+                )
+
+    def _sample(self, epoch: int, position: int) -> int:
+        if not self._data.shuffle:
+            return position
+        if not self._chunk_start <= position < self._chunk_start + len(self._chunk) or epoch != self._chunk_epoch:
+            self._chunk_start, self._chunk_epoch = position, epoch
+            self._chunk = self._order(epoch).take(position, _CHUNK).tolist()
+        return self._chunk[position - self._chunk_start]
+
+    def _order(self, epoch: int) -> Permutation | WindowOrder:
+        key = f"{self._seed} {self._source.name} {epoch}"
+        blocks = self._source.block_ends()
+        if blocks is None:
+            return Permutation(len(self._source), key)
+        return WindowOrder(blocks, self._data.shuffle_window, key)
+
+    def _units(self, sample: int, epoch: int, dropped: list[Dropped]) -> tuple[list[Unit], int]:
+        """The units of a sample and its number of images."""
+        data, source = self._data, self._source
+        shard, number = source.index.locate(sample)
+        variant = variant_drawn(shard.variants, self._seed, epoch, source.name, sample)
+        tokens, frames = int(shard.variant_lengths[number, variant]), int(shard.variant_frames[number, variant])
+        images = shard.image_count(number) if data.mixture.by == "images" else 0  # else not worth the look-up
+        if tokens == 0:
+            dropped.append(Dropped(self._number, sample, *shard.bad[number]))
+            return [], 0
+        fits = tokens <= data.sequence_length and frames <= data.images_per_pack
+        if fits and source.config.documents.end_marker is None:
+            return [Unit(self._number, sample, epoch, 0, -1, tokens, frames)], images
+        units = []
+        pieces = shard.pieces(number, variant)
+        for first, last in whole_parts(pieces):
+            runs = self._runs(pieces, first, last)
+            sizes = [(int(pieces.tokens[a:b].sum()), int(pieces.frames[a:b].sum())) for a, b in runs]
+            units += [Unit(self._number, sample, epoch, *run, *size) for run, size in zip(runs, sizes)]
+            if not runs:
+                tokens, frames = int(pieces.tokens[first:last].sum()), int(pieces.frames[first:last].sum())
+                limits = f"data.sequence_length={data.sequence_length} and data.images_per_pack={data.images_per_pack}"
+                detail = f"{tokens} tokens and {frames} frames do not fit {limits}"
+                dropped.append(Dropped(self._number, sample, "too_long", detail))
+        return units, images
+
+    def _runs(self, pieces: Pieces, first: int, last: int) -> list[tuple[int, int]]:
+        """The runs of pieces that a document, pieces `first` to `last`, is packed as; none where it cannot be."""
+        data, part = self._data, run_of(pieces, first, last)
+        if part.tokens.sum() <= data.sequence_length and part.frames.sum() <= data.images_per_pack:
+            return [(first, last)]
+        if data.long_documents != "split" or not is_document(part):
+            return []
+        return [(first + a, first + b) for a, b in split_pieces(part, data.sequence_length, data.images_per_pack)]
+
+    def state(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._head, self._chunk = None, []

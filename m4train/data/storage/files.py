@@ -1,0 +1,352 @@
+"""Where shards lie: local paths and anything fsspec opens (http, s3 ...), read by byte ranges.
+
+Short lapses of the storage are waited out; what keeps failing ends the run, for that is not a fault of the sample.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO
+
+from m4train.data.storage.block_cache import BlockCache
+from m4train.errors import ConfigError, DataError
+
+READ_ATTEMPTS = 8
+FIRST_PAUSE = 0.1  # seconds before the second attempt; doubles each time, so that lapses of 12 seconds are waited out
+_OPEN_FILES = 64
+_MAX_GAP = 512 << 10  # bytes between two remote ranges that are cheaper to fetch than another request
+_WINDOWS = 4  # stretches of a file that are kept where reading runs ahead
+_WINDOWED_FILES = 16
+_BUFFER = 1 << 20
+_STATS_AT_ONCE = 32
+_VERSION_FIELDS = (
+    "ETag",
+    "etag",
+    "LastModified",
+    "Last-Modified",
+    "md5Hash",
+    "checksum",
+    "updated",
+    "mtime",
+    "created",
+)
+
+Range = tuple[str, int, int]  # path, first byte, number of bytes
+
+
+def is_remote(path: str) -> bool:
+    """Whether fsspec reads this path, and not the operating system."""
+    return "://" in path
+
+
+def find_files(pattern: str) -> list[str]:
+    """The files a path without braces names, sorted where it is a glob. An object store's single name is not looked up."""
+    if is_remote(pattern):
+        if not set("*[") & set(pattern):  # `?` begins the query of a URL
+            return [pattern]
+        filesystem, place = _filesystem(pattern)
+        filesystem.invalidate_cache()
+        return sorted(filesystem.unstrip_protocol(path) for path in _patiently(pattern, lambda: filesystem.glob(place)))
+    pattern = os.path.expanduser(pattern)
+    if set("*?[") & set(pattern):
+        return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    return [pattern] if os.path.isfile(pattern) else []
+
+
+def stamp(path: str) -> list[Any]:
+    """Size in bytes, and what changes with the content: a modification time, or the store's own version.
+
+    Raises DataError where there is no such file.
+    """
+    try:
+        if is_remote(path):
+            return _remote_stamp(path)
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise DataError(f"There is no shard {path}: write it first or correct the source's path.") from None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _remote_stamp(path: str) -> list[Any]:
+    filesystem, place = _filesystem(path)
+    filesystem.invalidate_cache()
+    info = _patiently(path, lambda: filesystem.info(place))
+    if info.get("size") is None:
+        raise DataError(f"{path} is served without its size, so that it cannot be indexed: stream it instead.")
+    return [int(info["size"]), next((str(info[name]) for name in _VERSION_FIELDS if info.get(name)), "")]
+
+
+def stamps(paths: Sequence[str]) -> dict[str, list[Any]]:
+    """The stamp of each path; those of object stores are asked for side by side. Raises as `stamp`."""
+    if not any(map(is_remote, paths)):
+        return {path: stamp(path) for path in paths}
+    with ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
+        return dict(zip(paths, pool.map(stamp, paths)))
+
+
+class FileReader:
+    """Reads byte ranges. Each process that unpickles one opens its own files and connections.
+
+    `cache` keeps local blocks of what comes from object stores. With `read_ahead` a remote read fetches at least so many
+    bytes, for reading a file from one end to the other. `reads` counts the requests made.
+    """
+
+    def __init__(self, cache: BlockCache | None = None, read_ahead: int = 0) -> None:
+        self._made_from = (cache, read_ahead)
+        self._cache, self._read_ahead = cache, read_ahead
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._held: dict[str, list[tuple[int, bytes]]] = {}  # path -> (first byte, bytes) fetched before
+        self._stamps: dict[str, list[Any]] = {}
+        self.reads = 0
+
+    def size(self, path: str) -> int:
+        """Bytes of a file, which is taken not to change. Raises FileNotFoundError."""
+        if not is_remote(path):
+            if not os.path.isfile(path):
+                raise FileNotFoundError(path)
+            return os.path.getsize(path)
+        return int(self._stamp(path)[0])
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset`, fewer only where the file ends. Raises DataError when the storage keeps failing."""
+        if not is_remote(path):
+            return _patiently(path, lambda: self._pread(path, offset, size), lambda: self._forget(path))
+        try:
+            size = max(0, min(size, self.size(path) - offset))
+        except FileNotFoundError:
+            raise _gone(path) from None
+        for start, data in self._held.get(path, ()):
+            if start <= offset and offset + size <= start + len(data):
+                return data[offset - start : offset - start + size]
+        [data] = self._fetch([(path, offset, max(size, min(self._read_ahead, self.size(path) - offset)))])
+        if self._read_ahead:
+            self._held[path] = [*self._held.pop(path, [])[1 - _WINDOWS :], (offset, data)]
+            if len(self._held) > _WINDOWED_FILES:
+                del self._held[next(iter(self._held))]
+        return data[:size]
+
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """Says what is read next: remote ranges are fetched together, neighbours as one, and held until the next call."""
+        merged = _merged([part for part in ranges if is_remote(part[0])])
+        self._held = {}
+        for (path, start, _), data in zip(merged, self._fetch(merged)):
+            self._held.setdefault(path, []).append((start, data))
+
+    def holds(self, wanted: Range) -> bool:
+        """Whether a remote range was fetched before and is still at hand."""
+        path, offset, size = wanted
+        return any(start <= offset and offset + size <= start + len(data) for start, data in self._held.get(path, ()))
+
+    def open(self, path: str) -> BinaryIO:
+        """The file as a seekable stream. Raises FileNotFoundError."""
+        if not is_remote(path):
+            return open(path, "rb")
+        return io.BufferedReader(_Stream(self, path), _BUFFER)
+
+    def _stamp(self, path: str) -> list[Any]:
+        if path not in self._stamps:
+            self._stamps[path] = _remote_stamp(path)
+        return self._stamps[path]
+
+    def _fetch(self, ranges: Sequence[Range]) -> list[bytes]:
+        """Remote ranges, through the cache where there is one."""
+        if self._cache is None:
+            return self._request(ranges)
+        cache = self._cache
+        blocks: dict[tuple[str, int], bytes] = {}
+        names: dict[tuple[str, int], str] = {}
+        missing: list[Range] = []
+        for path, start, size in ranges:
+            for number in range(start // cache.block, -(-(start + size) // cache.block)):
+                names[path, number] = cache.name(path, self._stamp(path), number)
+                found = cache.get(names[path, number])
+                if found is None:
+                    missing.append((path, number * cache.block, cache.block))
+                else:
+                    blocks[path, number] = found
+        runs = [(path, start, min(size, self.size(path) - start)) for path, start, size in _merged(missing, gap=0)]
+        for (path, start, _), data in zip(runs, self._request(runs)):
+            for place in range(0, len(data), cache.block):
+                block = path, (start + place) // cache.block
+                blocks[block] = data[place : place + cache.block]
+                cache.put(names[block], blocks[block])
+        found_ranges = []
+        for path, start, size in ranges:
+            first = start // cache.block
+            joined = b"".join(blocks[path, n] for n in range(first, -(-(start + size) // cache.block)))
+            found_ranges.append(joined[start - first * cache.block :][:size])
+        return found_ranges
+
+    def _request(self, ranges: Sequence[Range]) -> list[bytes]:
+        """Remote ranges from the store, side by side; those that fail are asked for again."""
+        found: dict[int, bytes] = {}
+        pause = FIRST_PAUSE
+        for attempt in range(1, READ_ATTEMPTS + 1):
+            left = [number for number in range(len(ranges)) if number not in found]
+            answers = self._ask([ranges[number] for number in left])
+            found |= {number: answer for number, answer in zip(left, answers) if isinstance(answer, bytes)}
+            failed = [(number, answer) for number, answer in zip(left, answers) if number not in found]
+            if not failed:
+                break
+            for number, answer in failed:
+                if _is_missing(answer):
+                    raise _gone(ranges[number][0])
+            if attempt == READ_ATTEMPTS:
+                raise _gave_up(ranges[failed[0][0]][0], failed[0][1])
+            time.sleep(pause)
+            pause *= 2
+        return [found[number] for number in range(len(ranges))]
+
+    def _ask(self, ranges: Sequence[Range]) -> list[Any]:
+        """The bytes of each range, or the exception that came instead."""
+        answers: list[Any] = [None] * len(ranges)
+        stores: dict[int, tuple[Any, list[int]]] = {}
+        for number, (path, _, _) in enumerate(ranges):
+            filesystem = _filesystem(path)[0]
+            stores.setdefault(id(filesystem), (filesystem, []))[1].append(number)
+        for filesystem, numbers in stores.values():
+            places = [_filesystem(ranges[n][0])[1] for n in numbers]
+            starts, ends = ([ranges[n][1] for n in numbers], [ranges[n][1] + ranges[n][2] for n in numbers])
+            self.reads += len(numbers)
+            try:
+                parts = filesystem.cat_ranges(places, starts, ends, on_error="return")
+            except Exception as error:
+                parts = [error] * len(numbers)
+            for number, part in zip(numbers, parts):
+                answers[number] = _whole(part, ranges[number])
+        return answers
+
+    def _pread(self, path: str, offset: int, size: int) -> bytes:
+        descriptor = self._open.get(path)
+        if descriptor is None:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._open[path] = descriptor
+            if len(self._open) > _OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+        else:
+            self._open.move_to_end(path)
+        self.reads += 1
+        data = os.pread(descriptor, size, offset)
+        while len(data) < size:
+            more = os.pread(descriptor, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def _forget(self, path: str) -> None:
+        descriptor = self._open.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (FileReader, self._made_from)
+
+    def __del__(self) -> None:
+        for path in list(self._open):
+            self._forget(path)
+
+
+class _Stream(io.RawIOBase):
+    """A remote file as a seekable stream of bytes."""
+
+    def __init__(self, files: FileReader, path: str) -> None:
+        super().__init__()
+        self._files, self._path, self._place = files, path, 0
+        self._size = files.size(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._files.read(self._path, self._place, len(buffer))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    """fsspec's filesystem of a URL (one per process and setting), and the path as it wants it."""
+    import fsspec.core
+
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be opened ({error}): install what fsspec needs for it, such as the extra m4train[remote]."
+        ) from error
+
+
+def _patiently(path: str, action: Any, between: Any = None) -> Any:
+    """What `action` returns, tried again after a pause while the storage fails. Raises DataError, FileNotFoundError."""
+    pause = FIRST_PAUSE
+    for attempt in range(1, READ_ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as error:
+            if is_remote(path) and _is_missing(error):
+                raise FileNotFoundError(path) from error
+            if not is_remote(path) and not isinstance(error, OSError):
+                raise
+            if between is not None:
+                between()
+            if attempt == READ_ATTEMPTS:
+                raise _gave_up(path, error) from error
+        time.sleep(pause)
+        pause *= 2
+    raise AssertionError("unreachable")
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether the store says that there is no such file; fsspec says so of servers that fail, too."""
+    status = getattr(error.__cause__, "status", 404)
+    return isinstance(error, FileNotFoundError) and status in (404, 410)
+
+
+def _gone(path: str) -> DataError:
+    return DataError(f"{path} was there when it was indexed and is gone: restore it, or index the rest.")
+
+
+def _gave_up(path: str, error: Any) -> DataError:
+    return DataError(
+        f"Reading {path} failed {READ_ATTEMPTS} times ({type(error).__name__}: {error}): check the storage; "
+        "the run continues from its last checkpoint when started again."
+    )
+
+
+def _whole(part: Any, wanted: Range) -> Any:
+    """What a store answered, or an exception where that is not the range."""
+    path, _, size = wanted
+    if not isinstance(part, bytes) or len(part) == size:
+        return part
+    if len(part) > size:
+        return OSError(f"the server of {path} answers a range request with {len(part)} bytes in place of {size}")
+    return OSError(f"{len(part)} bytes came of {size}")
+
+
+def _merged(ranges: Sequence[Range], gap: int = _MAX_GAP) -> list[Range]:
+    """The ranges by path and offset, those that overlap or lie within `gap` bytes of each other as one."""
+    merged: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for path, start, size in sorted(ranges):
+        runs = merged[path]
+        if runs and start <= runs[-1][1] + gap:
+            runs[-1] = runs[-1][0], max(runs[-1][1], start + size)
+        else:
+            runs.append((start, start + size))
+    return [(path, start, end - start) for path, runs in merged.items() for start, end in runs]
