@@ -8,7 +8,7 @@ which positions carry a loss, how long each segment is) is computed once, on the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -145,7 +145,6 @@ class PackedBatch:
     data_hash: int = 0  # partial sum, modulo 2**64, over the documents of this batch
     plan_hash: int = 0
     capacity: int = 0  # token budget of the packs in this batch; capacity - tokens is what packing could not fill
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:

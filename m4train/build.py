@@ -21,12 +21,12 @@ from m4train.errors import ConfigError
 from m4train.hub import PROCESSOR_FILES, WEIGHT_FILES, model_folder
 from m4train.processing.tokenizer import Tokenizer
 from m4train.run_files import CHECKPOINTS, QUARANTINE, STATE
-from m4train.training.adapter_files import start_adapter
 from m4train.training.adapters import apply_adapters
-from m4train.training.checkpoint_files import checkpoints_in
+from m4train.training.checkpoints.adapter_files import start_adapter
+from m4train.training.checkpoints.files import checkpoints_in
+from m4train.training.checkpoints.find import Checkpoint, open_checkpoint
 from m4train.training.compiling import compile_blocks
 from m4train.training.freezing import apply_freezing
-from m4train.training.resume import Checkpoint, open_checkpoint
 
 
 def _frames(architecture: Any, processor: Any) -> Frames:

@@ -14,9 +14,10 @@ from m4train.build import FAMILIES, equip
 from m4train.config import Config
 from m4train.config.compose import stored_config
 from m4train.errors import CheckpointError
-from m4train.training.checkpoint import TENSORS, read_tensors
-from m4train.training.resume import Checkpoint
-from m4train.training.weights import CheckpointWeights, weight_tensors
+from m4train.training.checkpoints.find import Checkpoint
+from m4train.training.checkpoints.save import TENSORS, read_tensors
+from m4train.training.checkpoints.weights import CheckpointWeights
+from m4train.training.tensors import weight_tensors
 
 
 def restore_processor(config: Config, folder: Path) -> Any:

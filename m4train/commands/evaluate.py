@@ -17,11 +17,11 @@ from m4train.evaluation.generation import Answer
 from m4train.evaluation.metrics import load_metric, metric_name
 from m4train.restore import restore_model, restore_processor
 from m4train.run_files import ANSWERS, EVALUATION
+from m4train.training.checkpoints.find import MODEL_KEYS, agreed_checkpoint
 from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
 from m4train.training.heartbeat import Heartbeat
 from m4train.training.held_out import held_out_loss
-from m4train.training.resume import MODEL_KEYS, agreed_checkpoint
 
 PICTURED_ANSWERS = 120  # per source: answers kept with their images, besides all that score less than 1
 

@@ -25,11 +25,11 @@ from m4train.models.pretrained import TensorFolder
 from m4train.models.weight_files import write_weights
 from m4train.restore import hub_weights, plain_model, restore_model, restore_processor
 from m4train.run_files import EVALUATION, EXPORT, LINEAGE_FILE
-from m4train.training.adapter_files import load_adapter, save_adapter, trained_whole
 from m4train.training.adapters import apply_adapters
+from m4train.training.checkpoints.adapter_files import load_adapter, save_adapter, trained_whole
+from m4train.training.checkpoints.find import MODEL_KEYS, Checkpoint, find_checkpoint
+from m4train.training.checkpoints.weights import CheckpointWeights
 from m4train.training.freezing import apply_freezing
-from m4train.training.resume import MODEL_KEYS, Checkpoint, find_checkpoint
-from m4train.training.weights import CheckpointWeights
 
 # Largest difference of logits between the checkpoint and what was exported, relative to the largest logit: what fp32
 # arithmetic in another order leaves, and what rounding every weight to bf16 (or a base stored in 4 bits) can leave.

@@ -16,11 +16,11 @@ from m4train.config.compose import save_config
 from m4train.evaluation.answers import sample_answers
 from m4train.run_files import CONFIG, PARAMETERS
 from m4train.training.callbacks import default_callbacks
+from m4train.training.checkpoints.find import Checkpoint, agreed_checkpoint
 from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
 from m4train.training.heartbeat import Heartbeat
 from m4train.training.parts_table import parameter_table
-from m4train.training.resume import Checkpoint, agreed_checkpoint
 from m4train.training.trainer import Trainer
 
 

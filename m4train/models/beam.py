@@ -11,7 +11,7 @@ from torch import Tensor
 from m4train.models.sampling import constrain
 
 if TYPE_CHECKING:
-    from m4train.models.generation import DecodingSteps
+    from m4train.models.decoding import DecodingSteps
     from m4train.models.generation_settings import GenerationSettings
 
 _NEVER = -1e9  # score of a beam that must not be chosen

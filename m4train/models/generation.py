@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from m4train.errors import DataError
 from m4train.models.beam import beam_search
-from m4train.models.contexts import KeyValueCache
+from m4train.models.decoding import DecodingSteps
 from m4train.models.generation_settings import GenerationSettings, generation_settings, model_arguments
 from m4train.models.padded import as_tensor
 from m4train.models.sampling import choose, constrain
@@ -69,59 +69,6 @@ def _mask_of(input_ids: Tensor, settings: GenerationSettings) -> Tensor:
     """The attention mask of prompts that come without one."""
     pad = settings.pad_token_id
     return torch.ones_like(input_ids) if pad is None or pad in settings.ends else (input_ids != pad).long()
-
-
-class DecodingSteps:
-    """One forward pass a step: the prompts first, then a token a row, with what came before in a cache.
-
-    Without room `new` for new tokens there is no cache: each step computes all tokens again.
-    """
-
-    def __init__(self, model: Any, input_ids: Tensor, mask: Tensor, inputs: dict[str, Any], new: int | None) -> None:
-        self.model = model
-        self.cache = None if new is None else KeyValueCache(input_ids.shape[1] + new)
-        self.ids, self.mask, self.inputs = input_ids, mask, inputs
-        self.positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-
-    def __call__(self, tokens: Tensor | None = None) -> Tensor:
-        """Logits (B, V) fp32 after the prompts, or after one more token a row (B,)."""
-        if tokens is not None:
-            self._follow(tokens[:, None])
-        output = self.model(
-            self.ids,
-            self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=self.cache is not None,
-            logits_to_keep=1,
-            output_hidden_states=False,
-            output_attentions=False,
-            return_dict=True,
-            **self.inputs,
-        )
-        if self.cache is not None:
-            self.inputs = self.model.next_inputs(self.inputs)
-        return output.logits[:, -1].float()
-
-    def _follow(self, ids: Tensor) -> None:
-        """Goes on with one more column of ids (B, 1): alone, where a cache holds the others."""
-        mask, positions, again = torch.ones_like(ids), self.positions[:, -1:] + 1, self.model.next_inputs(self.inputs)
-        if self.cache is None:
-            ids, mask = torch.cat((self.ids, ids), 1), torch.cat((self.mask, mask.to(self.mask.dtype)), 1)
-            positions = torch.cat((self.positions, positions), 1)
-            again = {**self.inputs, **{name: torch.cat((self.inputs[name], more), 1) for name, more in again.items()}}
-        self.ids, self.mask, self.positions, self.inputs = ids, mask, positions, again
-
-    def select(self, rows: Tensor) -> None:
-        """Goes on with these rows of the batch."""
-        if self.inputs.get("image_hidden_states") is not None:  # one row an image, not one a prompt
-            raise DataError(
-                "image_hidden_states are given for several sequences a prompt without a cache: leave use_cache out"
-            )
-        if self.cache is not None:
-            self.cache.select(rows)
-        self.ids, self.mask, self.positions = self.ids[rows], self.mask[rows], self.positions[rows]
-        self.inputs = {name: v[rows] if isinstance(v, Tensor) else v for name, v in self.inputs.items()}
 
 
 def _one_by_one(steps: DecodingSteps, input_ids: Tensor, settings: GenerationSettings, new: int, pad: int) -> Tensor:

@@ -16,15 +16,15 @@ from m4train.config import Config
 from m4train.errors import TrainingError
 from m4train.run_files import CHECKPOINTS
 from m4train.training.callbacks.base import Callback
-from m4train.training.checkpoint import load_checkpoint, versions
+from m4train.training.checkpoints.find import Checkpoint, config_dict, starts_optimizer_anew
+from m4train.training.checkpoints.save import load_checkpoint, versions
+from m4train.training.checkpoints.saver import Saver
 from m4train.training.engines.base import Engine, Update
 from m4train.training.heartbeat import Heartbeat
 from m4train.training.loss_weights import LossWeights
 from m4train.training.metrics import StepSums, real_tokens
 from m4train.training.model_protocol import Step
 from m4train.training.neftune import EmbeddingNoise
-from m4train.training.resume import Checkpoint, config_dict, starts_optimizer_anew
-from m4train.training.saving import Saver
 from m4train.training.schedule import rate_factor
 from m4train.training.step import SkipCounter, reseed, run_micro_batches
 from m4train.training.stopping import StopRequests

@@ -11,7 +11,7 @@ from m4train.config.combinations import why_not
 from m4train.training.engines import make_engine
 from tests.distributed.cases import Case, build
 from tests.helpers.distributed import run_distributed
-from tests.helpers.training import make_trainer, read_metrics
+from tests.helpers.training import full_parameters, make_trainer, read_metrics
 
 CELLS = [cell for cell in itertools.product(ENGINES, OPTIMIZERS, ADAPTERS) if why_not(*cell) is None]
 
@@ -102,7 +102,7 @@ def _moved_by_muon():
             engine = make_engine(config)
             config.run_dir = engine.broadcast(config.run_dir)
             make_trainer(config, model, engine, packs=3, shape=shape).train()
-            after = dict(engine.full_parameters())
+            after = full_parameters(engine)
             matrices = [key for key in before if "text_model.layers" in key and key.endswith("proj.weight")]
             moved[name] = {key: after[key] - before[key] for key in matrices} if engine.rank == 0 else {}
             engine.barrier()

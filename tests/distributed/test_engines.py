@@ -8,14 +8,14 @@ import torch
 
 from m4train.config import AdapterConfig, FreezeConfig, FreezeRule, PartOptimizerConfig
 from m4train.training import guard
-from m4train.training.adapter_files import load_adapter, save_adapter
 from m4train.training.adapters import apply_adapters
+from m4train.training.checkpoints.adapter_files import load_adapter, save_adapter
 from m4train.training.engines import make_engine
 from m4train.training.freezing import apply_freezing
 from m4train.training.parts_table import parameter_table
 from tests.distributed.cases import Case, build
 from tests.helpers.distributed import run_distributed
-from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
+from tests.helpers.training import TinyModel, full_parameters, make_config, make_trainer, read_metrics
 
 pytestmark = pytest.mark.slow
 SHARED = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
@@ -109,7 +109,7 @@ def _adapter_files(run_dir, name):
     engine = make_engine(config)
     trainer = make_trainer(config, model, engine)
     trainer.train()
-    tensors = dict(engine.full_parameters())
+    tensors = full_parameters(engine)
     if engine.rank == 0:
         save_adapter(run_dir / "adapter", config.adapter, targets, tensors)
         fresh = TinyModel()

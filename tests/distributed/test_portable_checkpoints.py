@@ -5,10 +5,10 @@ import torch
 
 from m4train.config import AdapterConfig
 from m4train.errors import CheckpointError
-from m4train.training.weights import CheckpointWeights
+from m4train.training.checkpoints.weights import CheckpointWeights
 from tests.distributed.cases import Case, build, run_case
 from tests.helpers.distributed import run_distributed
-from tests.helpers.training import make_trainer, read_metrics
+from tests.helpers.training import full_parameters, make_trainer, read_metrics
 
 # Every engine is left and entered, most of them with another number of processes, and with parts frozen.
 ROUTES = [
@@ -25,7 +25,7 @@ def _segment(case: Case, run_dir: str, steps: int) -> dict[str, torch.Tensor]:
     config.trainer.stop_after = steps
     engine = make_engine(config)
     make_trainer(config, model, engine, packs=case.packs, shape=shape).train()
-    parameters = {name: tensor.clone() for name, tensor in engine.full_parameters()}
+    parameters = {name: tensor.clone() for name, tensor in full_parameters(engine).items()}
     engine.shutdown()
     return parameters
 

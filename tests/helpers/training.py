@@ -11,15 +11,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from m4train.batch import CrossSegments, DocumentRecord, PackedBatch, PackedImages, PackedOutput, Segments
 from m4train.config import BatchRampConfig, Config, SourceConfig
 from m4train.data.plan.plan import packs_at
 from m4train.positions import patch_position_ids
 from m4train.training.callbacks import default_callbacks
+from m4train.training.checkpoints.find import agreed_checkpoint
 from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
-from m4train.training.resume import agreed_checkpoint
+from m4train.training.tensors import PARAMETER
 from m4train.training.trainer import Trainer
 
 VOCABULARY, HIDDEN, SIZE, IMAGE_TOKENS = 64, 16, 4, 2
@@ -326,3 +328,9 @@ def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
     import json
 
     return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def full_parameters(engine: Engine) -> dict[str, Tensor]:
+    """Every parameter unsharded, by canonical name, on the CPU of rank 0; other ranks take part and may get none."""
+    held = {key.removeprefix(PARAMETER): t for key, t in engine.tensors().items() if key.startswith(PARAMETER)}
+    return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu() for name, t in held.items()}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from m4train.training import checkpoint
+from m4train.training.checkpoints import save as checkpoint
+from m4train.training.checkpoints.find import find_checkpoint
 from m4train.training.engines import make_engine
-from m4train.training.resume import find_checkpoint
 from tests.helpers.distributed import end_ranks, start_ranks
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 from tests.resume.test_training_kill import CLOCK, POINTS

@@ -7,8 +7,10 @@ import time
 
 import pytest
 
-from m4train.training import checkpoint, checkpoint_files, saving
-from m4train.training.resume import find_checkpoint
+from m4train.training.checkpoints import files as checkpoint_files
+from m4train.training.checkpoints import save as checkpoint
+from m4train.training.checkpoints import saver as saving
+from m4train.training.checkpoints.find import find_checkpoint
 from tests.helpers import warm
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 

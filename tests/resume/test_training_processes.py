@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from m4train.training.resume import find_checkpoint
+from m4train.training.checkpoints.find import find_checkpoint
 from tests.helpers.distributed import free_port
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from m4train.run_files import WANDB_ID
 from m4train.training.callbacks.base import Callback
-from m4train.training.checkpoint import versions
-from m4train.training.resume import config_dict
+from m4train.training.checkpoints.find import config_dict
+from m4train.training.checkpoints.save import versions
 
 if TYPE_CHECKING:
     from m4train.training.trainer import Trainer, TrainResult

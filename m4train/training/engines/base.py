@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,8 +33,7 @@ class Engine(Protocol):
     rank: int
     world_size: int
     device: torch.device
-    control_group: Any  # process group for host-side agreement; None with one process
-    checkpoint_group: Any  # the same for a thread that writes a checkpoint meanwhile
+    checkpoint_group: Any  # process group for a thread that writes a checkpoint meanwhile; None with one process
 
     @property
     def sharded(self) -> bool:
@@ -114,10 +113,6 @@ class Engine(Protocol):
     def load(self, read: Callable[[dict[str, Tensor]], None], native: bool = False) -> None:
         """Overwrites parameters and optimizer; `read` fills the tensors it is given from a checkpoint, by name. What it
         leaves out of the optimizer stays as it begins: zero. `native`: the optimizer is stored under `native_prefix`."""
-        ...
-
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter unsharded, on the CPU of rank 0, one at a time; other ranks take part and get empty tensors."""
         ...
 
     def shutdown(self) -> None:

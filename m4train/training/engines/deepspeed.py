@@ -17,12 +17,13 @@ from m4train.batch import PackedBatch, PackedOutput
 from m4train.config.deepspeed import STAGES, deepspeed_config
 from m4train.run_files import DEEPSPEED
 from m4train.training import optim
-from m4train.training.checkpoint_files import write_json
+from m4train.training.checkpoints.files import write_json
 from m4train.training.engines.base import Update
-from m4train.training.engines.ddp import DistributedEngine
+from m4train.training.engines.distributed import DistributedEngine
 from m4train.training.gradient_checkpointing import checkpoint_blocks
-from m4train.training.naming import canonical_parameters, persistent_buffers
-from m4train.training.quantization import is_quantized, quantization_tensors
+from m4train.training.naming import canonical_parameters
+from m4train.training.quantization import is_quantized
+from m4train.training.tensors import PARAMETER, buffer_tensors
 
 # Only the root returns a PackedOutput, and no parameter is its own; skipped steps are counted and reported here.
 _NOISE = ("unknown inputs or outputs type", "OVERFLOW! Skipping step")
@@ -225,15 +226,15 @@ class DeepSpeedEngine(DistributedEngine):
         tensors: dict[str, Tensor] = {}
         for name, parameter in canonical_parameters(self.model).items():
             if name not in self.trainable:
-                tensors[f"parameter/{name}"] = self._gathered(parameter)
+                tensors[f"{PARAMETER}{name}"] = self._gathered(parameter)
                 continue
-            tensors[f"parameter/{name}"] = self._kept(safe_get_full_fp32_param(parameter))
+            tensors[f"{PARAMETER}{name}"] = self._kept(safe_get_full_fp32_param(parameter))
             if native:
                 continue
             for kind, value in self._state_of(name).items():
                 full = safe_get_full_optimizer_state(parameter, kind) if value.ndim else value.detach()
                 tensors[f"optimizer/{kind}/{name}"] = self._kept(full)
-        for key, live in {**self._buffers(), **self.guard.tensors()}.items():
+        for key, live in {**buffer_tensors(self.model), **self.guard.tensors()}.items():
             tensors[key] = self._kept(live)
         own = {key: value.detach().cpu().clone() for key, value in self._partitions().items()} if native else {}
         return {**tensors, **own} if self.rank == 0 else own
@@ -282,21 +283,17 @@ class DeepSpeedEngine(DistributedEngine):
         parameters = canonical_parameters(self.model)
         for name, parameter in parameters.items():
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            full = {f"parameter/{name}": torch.empty(shape, dtype=parameter.dtype)}
+            full = {f"{PARAMETER}{name}": torch.empty(shape, dtype=parameter.dtype)}
             if name in self.trainable and not native:
                 for kind, value in self._state_of(name).items():
                     full[f"optimizer/{kind}/{name}"] = torch.zeros(shape if value.ndim else (), dtype=value.dtype)
             read(full)
             self._set(name, parameter, full)
-        if live := {**self._buffers(), **self.guard.tensors(), **(self._partitions() if native else {})}:
+        if live := {**buffer_tensors(self.model), **self.guard.tensors(), **(self._partitions() if native else {})}:
             read(live)
 
-    def _buffers(self) -> dict[str, Tensor]:
-        kept = {**persistent_buffers(self.model), **quantization_tensors(self.model)}
-        return {f"buffer/{name}": buffer for name, buffer in kept.items()}
-
     def _set(self, name: str, parameter: nn.Parameter, full: dict[str, Tensor]) -> None:
-        value = full.pop(f"parameter/{name}")
+        value = full.pop(f"{PARAMETER}{name}")
         with torch.no_grad(), self._whole([parameter], writer=0):
             parameter.copy_(value)
         if name not in self.trainable:
@@ -327,10 +324,6 @@ class DeepSpeedEngine(DistributedEngine):
             utils.safe_set_full_fp32_param(parameter, value)
         else:
             utils.safe_set_full_optimizer_state(parameter, value, kind)
-
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in canonical_parameters(self.model).items():
-            yield name, self._gathered(parameter)
 
     def shutdown(self) -> None:
         if self._engine is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -16,7 +15,7 @@ from m4train.config import Config
 from m4train.errors import ConfigError
 from m4train.training import optim
 from m4train.training.engines.base import Update
-from m4train.training.engines.ddp import DistributedEngine
+from m4train.training.engines.distributed import DistributedEngine
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.naming import canonical_parameters
 from m4train.training.quantization import is_quantized
@@ -103,11 +102,6 @@ class FSDPEngine(DistributedEngine):
             if value.shape == parameter.to_local().shape and value.ndim:
                 tensors[key] = _as_dtensor(value, parameter)
         return tensors
-
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in canonical_parameters(self.model).items():
-            full = parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
-            yield name, full.cpu() if self.rank == 0 else torch.empty(0)
 
 
 def _units(model: nn.Module, blocks: dict[str, list[nn.Module]]) -> list[nn.Module]:

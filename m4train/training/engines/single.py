@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,8 +17,8 @@ from m4train.training import optim
 from m4train.training.engines.base import Update
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.guard import StepGuard
-from m4train.training.naming import canonical_parameters, part_of, persistent_buffers
-from m4train.training.quantization import quantization_tensors
+from m4train.training.naming import canonical_parameters, part_of
+from m4train.training.tensors import weight_tensors
 
 
 class SingleEngine:
@@ -31,7 +31,7 @@ class SingleEngine:
 
     def __init__(self, config: Config, device: torch.device | str | None = None) -> None:
         self.config = config
-        self.rank, self.world_size, self.control_group, self.checkpoint_group = 0, 1, None, None
+        self.rank, self.world_size, self.checkpoint_group = 0, 1, None
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
@@ -125,10 +125,7 @@ class SingleEngine:
         return
 
     def tensors(self) -> dict[str, Tensor]:
-        parameters = {f"parameter/{name}": p.detach() for name, p in canonical_parameters(self.model).items()}
-        kept = {**persistent_buffers(self.model), **quantization_tensors(self.model)}
-        buffers = {f"buffer/{name}": buffer for name, buffer in kept.items()}
-        return {**parameters, **buffers, **optim.optimizer_tensors(self.optimizer), **self.guard.tensors()}
+        return {**weight_tensors(self.model), **optim.optimizer_tensors(self.optimizer), **self.guard.tensors()}
 
     def staged(self) -> dict[str, Tensor]:
         if self._stager is None:
@@ -146,10 +143,6 @@ class SingleEngine:
         tensors = self.tensors()
         read(tensors)
         optim.take_step_counts(self.optimizer, tensors)
-
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in canonical_parameters(self.model).items():
-            yield name, parameter.detach().cpu()
 
     def shutdown(self) -> None:
         return

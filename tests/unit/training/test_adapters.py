@@ -3,8 +3,8 @@ import torch
 
 from m4train.config import AdapterConfig, Config, FreezeConfig, FreezeRule
 from m4train.errors import CheckpointError, ConfigError
-from m4train.training.adapter_files import load_adapter, save_adapter, start_adapter, trained_whole
 from m4train.training.adapters import apply_adapters, merge_adapters
+from m4train.training.checkpoints.adapter_files import load_adapter, save_adapter, start_adapter, trained_whole
 from m4train.training.freezing import apply_freezing
 from m4train.training.naming import canonical_parameters
 from tests.helpers.training import TinyModel, join, make_config, make_pack, make_trainer, read_metrics

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from m4train.training.checkpoint import save_checkpoint, write_checkpoint
+from m4train.training.checkpoints.save import save_checkpoint, write_checkpoint
 from m4train.training.engines.base import Engine
 
 

@@ -14,18 +14,10 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from m4train.config import AdapterConfig
 from m4train.errors import CheckpointError
 from m4train.training.adapters import apply_adapters, merge_adapters
-from m4train.training.checkpoint import TENSORS, read_tensors
-from m4train.training.naming import canonical_parameters, is_adapter, persistent_buffers
-from m4train.training.quantization import quantization_tensors, quantize_parts
-
-_PARAMETER, _BUFFER = "parameter/", "buffer/"
-
-
-def weight_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The live tensors of a model that a checkpoint holds: `parameter/NAME` and `buffer/NAME`, by canonical name."""
-    parameters = {f"{_PARAMETER}{name}": p.detach() for name, p in canonical_parameters(model).items()}
-    buffers = {**persistent_buffers(model), **quantization_tensors(model)}
-    return {**parameters, **{f"{_BUFFER}{name}": buffer for name, buffer in buffers.items()}}
+from m4train.training.checkpoints.save import TENSORS, read_tensors
+from m4train.training.naming import canonical_parameters, is_adapter
+from m4train.training.quantization import quantize_parts
+from m4train.training.tensors import BUFFER, PARAMETER, weight_tensors
 
 
 class CheckpointWeights:
@@ -41,13 +33,13 @@ class CheckpointWeights:
         except OSError as error:
             raise CheckpointError(f"{folder} holds no portable checkpoint: {error.strerror}.") from error
         self._stored = {name: entry for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
-        own = [name.removeprefix(_PARAMETER) for name in self._stored if name.startswith(_PARAMETER)]
+        own = [name.removeprefix(PARAMETER) for name in self._stored if name.startswith(PARAMETER)]
         self.names = [name for name in own if not is_adapter(name)]
         self.adapter_names = [name for name in own if is_adapter(name)]
 
     def stored(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Parameters exactly as they were stored, adapters' too."""
-        return dict(zip(names, self._read([_PARAMETER + name for name in names]), strict=True))
+        return dict(zip(names, self._read([PARAMETER + name for name in names]), strict=True))
 
     def merged(self, name: str, shape: Sequence[int], base: Callable[[str], Tensor] | None = None) -> Tensor:
         """A parameter of the model without adapters, of shape `shape`: what its adapter learned is added to it.
@@ -55,7 +47,7 @@ class CheckpointWeights:
         Where it was stored in 4 bits, it is what they stand for. `base` gives another value to add the adapter to.
         """
         module = name.removesuffix(".weight")
-        quantized = f"{_BUFFER}{name}.absmax" in self._stored
+        quantized = f"{BUFFER}{name}.absmax" in self._stored
         adapter = [key for key in self.adapter_names if key.startswith(f"{module}.lora_")]
         if not (adapter or quantized):
             return self.stored([name])[name]

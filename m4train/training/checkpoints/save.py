@@ -27,9 +27,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 import m4train
 from m4train.errors import CheckpointError
 from m4train.run_files import STATE
-from m4train.training.checkpoint_files import checkpoints_in, fsync_folder, fsync_tree, write_json, write_manifest
+from m4train.training.checkpoints.files import checkpoints_in, fsync_folder, fsync_tree, write_json, write_manifest
+from m4train.training.checkpoints.find import Checkpoint
 from m4train.training.engines.base import Engine
-from m4train.training.resume import Checkpoint
+from m4train.training.tensors import BUFFER, PARAMETER
 
 TENSORS = "tensors"
 _VERIFY_BYTES = 512 * 2**20  # how much is held twice while a checkpoint is read back
@@ -92,7 +93,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine, optimizer: bool = Tr
     folder = checkpoint.folder / TENSORS
 
     def read(tensors: dict[str, Tensor]) -> None:
-        wanted = {name: t for name, t in tensors.items() if optimizer or name.startswith(("parameter/", "buffer/"))}
+        wanted = {name: t for name, t in tensors.items() if optimizer or name.startswith((PARAMETER, BUFFER))}
         read_tensors(folder, wanted)
 
     native = optimizer and _is_native(checkpoint, engine)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from m4train.errors import CheckpointError, ConfigError
-from m4train.training import checkpoint as module
 from m4train.training.callbacks.base import Callback
-from m4train.training.resume import find_checkpoint, open_checkpoint
+from m4train.training.checkpoints import save as module
+from m4train.training.checkpoints.find import find_checkpoint, open_checkpoint
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def test_a_checkpoint_of_an_earlier_version_lacks_keys_at_their_default(tmp_path):
-    from m4train.training.checkpoint_files import MANIFEST, write_manifest
+    from m4train.training.checkpoints.files import MANIFEST, write_manifest
 
     config = make_config(tmp_path)
     config.data.mixture.schedule = {5: {"web": 2.0}}

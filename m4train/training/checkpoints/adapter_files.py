@@ -14,8 +14,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from m4train.config import AdapterConfig
 from m4train.errors import CheckpointError, ConfigError
 from m4train.training.adapters import peft_config
-from m4train.training.checkpoint import TENSORS, read_tensors
+from m4train.training.checkpoints.save import TENSORS, read_tensors
 from m4train.training.naming import canonical_name, canonical_parameters, is_adapter
+from m4train.training.tensors import PARAMETER
 
 _FILE, _CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _MAGNITUDE = "lora_magnitude_vector"
@@ -142,13 +143,13 @@ def start_adapter(model: nn.Module, folder: Path) -> None:
         load_adapter(model, folder)
     elif (folder / TENSORS).is_dir():
         live = {name: p for name, p in canonical_parameters(model).items() if p.requires_grad}
-        fresh = {f"parameter/{name}": torch.empty_like(p) for name, p in live.items()}
+        fresh = {f"{PARAMETER}{name}": torch.empty_like(p) for name, p in live.items()}
         try:
             read_tensors(folder / TENSORS, fresh)
         except (CheckpointException, RuntimeError, ValueError) as error:
             cause = str(error).strip().splitlines()[-1]
             raise CheckpointError(f"Checkpoint {folder} has not what trains in this run: {cause}") from error
-        _copy(live, {name: fresh[f"parameter/{name}"] for name in live}, folder)
+        _copy(live, {name: fresh[f"{PARAMETER}{name}"] for name in live}, folder)
     else:
         raise ConfigError(
             f"adapter.start_from is {folder}, but must be a folder with {_FILE}, or a checkpoint such as "

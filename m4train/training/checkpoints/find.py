@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from m4train.config import Config
 from m4train.errors import CheckpointError, ConfigError, M4Error
 from m4train.run_files import CHECKPOINTS, STATE
-from m4train.training.checkpoint_files import check_manifest, checkpoints_in
+from m4train.training.checkpoints.files import check_manifest, checkpoints_in
 from m4train.training.engines.base import Engine
 
 MODEL_KEYS = ("model.*", "adapter.*", "freeze.*")  # what decides which tensors a checkpoint holds, and what they mean

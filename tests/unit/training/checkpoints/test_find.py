@@ -3,7 +3,7 @@
 import pytest
 
 from m4train.errors import CheckpointError
-from m4train.training.resume import find_checkpoint, starts_optimizer_anew
+from m4train.training.checkpoints.find import find_checkpoint, starts_optimizer_anew
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
 
