@@ -8,7 +8,7 @@ export HYDRA_FULL_ERROR = 0
 export TOKENIZERS_PARALLELISM = false
 export WANDB_SILENT = true
 
-.PHONY: setup demo test test-fast test-full lint clean-demo
+.PHONY: setup demo test test-fast test-full lint configuration clean-demo
 
 setup: $(STAMP)
 
@@ -37,6 +37,10 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# docs/configuration.md, from the comments of m4train/config/schema.py
+configuration: setup
+	@$(BIN)/python -m m4train.config.page > docs/configuration.md
 
 clean-demo:
 	rm -rf runs/digits_pretrain runs/digits_sft

@@ -60,6 +60,12 @@ COMMANDS = {
         (Number("step", None, "the optimizer step to show: m4train replay step=N run_dir=RUN"), JSON),
         reads="run",
     ),
+    "config": Command(
+        "print the composed configuration, or explain one KEY: type, default, meaning, which modules read it",
+        "config:config",
+        f"[KEY ...] {OVERRIDES}",
+        reads="",
+    ),
     "data index": Command("build the indexes of all sources; an interrupted build goes on", "data:index"),
     "data stats": Command("say what every source holds, as JSON, from the indexes alone", "data:stats"),
     "data convert": Command(

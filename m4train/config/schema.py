@@ -23,11 +23,11 @@ class ModelConfig:
     family: str = "idefics3"  # idefics, idefics2, idefics3, smolvlm
     pretrained: str | None = None  # folder, hub id, run directory or checkpoint to start from; null: random weights
     vision_pretrained: str | None = None  # with text_pretrained: the towers of a new model, folders or hub ids
-    text_pretrained: str | None = None
+    text_pretrained: str | None = None  # with vision_pretrained: the text model of a new model, folder or hub id
     architecture: dict[str, Any] = field(default_factory=dict)  # config.json of a model made from scratch
     processor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a model made from scratch
     tokenizer: str | None = None  # folder holding tokenizer.json; null: the one in `pretrained`
-    z_loss: float = 0.0
+    z_loss: float = 0.0  # factor of log(Z)^2 a token, added to the loss to keep logits small; 0: none
     loss: str = (
         "auto"  # who computes it: chunked (m4train), torch, liger; auto: liger on CUDA where it can, else chunked
     )
@@ -63,7 +63,7 @@ class ImageOptions:
     max_tokens: int | None = None  # tokens of one image
     max_tokens_per_sample: int | None = None  # tokens of all images of a sample
     upscale_max: float = 1.0  # enlarge by a random factor up to this one before splitting
-    upscale_probability: float = 1.0
+    upscale_probability: float = 1.0  # share of the images that upscale_max may enlarge, from 0 to 1
     scaled_decode: bool = False  # decode JPEG at 1/2, 1/4 or 1/8 where that is large enough; pixels differ a little
 
 
@@ -116,6 +116,8 @@ class CostConfig:
 
 @dataclass
 class DataConfig:
+    """What is trained on, in which order, and how it becomes packs."""
+
     root: str = "datasets"  # where `prepare` writes
     prepare: str | None = None  # "package.module:function", called as function(root) when its output is missing
     sources: dict[str, SourceConfig] = field(default_factory=dict)
@@ -129,7 +131,7 @@ class DataConfig:
     images_per_pack: int = 64  # image budget of a pack, in frames
     packing_pool: int = 128  # documents that packing chooses among, twice as many where both budgets are scarce
     long_documents: str = "split"  # split (at item borders), drop
-    shuffle: bool = True
+    shuffle: bool = True  # false: samples in stored order
     shuffle_window: int = 8  # row groups, or shards in an object store, that are mixed with each other
     epochs: int | None = None  # null: repeat for as long as the run lasts
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -146,11 +148,13 @@ class FreezeRule:
     part: str | None = None  # vision, connector, cross_attention, text, embeddings, new_tokens, lm_head; null: any
     names: list[str] = field(default_factory=list)  # glob patterns of canonical parameter names; empty: any
     module_types: list[str] = field(default_factory=list)  # patterns of class names: Linear, "*Norm"; empty: any
-    trainable: bool = False
+    trainable: bool = False  # what the rule sets; false: frozen
 
 
 @dataclass
 class FreezeConfig:
+    """Which parameters train, and how those that do not are stored."""
+
     rules: list[FreezeRule] = field(default_factory=list)
     new_rows_from: int | None = None  # token ids from here on get rows of their own, the part new_tokens; null: none
     frozen_dtype: str | None = None  # bf16: store what does not train in half the memory; null: as it was loaded
@@ -158,11 +162,13 @@ class FreezeConfig:
 
 @dataclass
 class AdapterConfig:
+    """Low-rank adapters (peft) on chosen linear layers; what else trains is said by `freeze`."""
+
     kind: str = "none"  # none, lora, dora, qlora (lora on a base quantised to 4 bits)
-    rank: int = 16
+    rank: int = 16  # columns of the two low-rank matrices
     rank_stabilized: bool = False  # scale by alpha / sqrt(rank) in place of alpha / rank (rsLoRA)
-    alpha: float = 32.0
-    dropout: float = 0.0
+    alpha: float = 32.0  # the adapter's output is multiplied by alpha / rank
+    dropout: float = 0.0  # share of the adapter's input that is set to 0 in training
     targets: dict[str, list[str]] = field(default_factory=dict)  # part -> module names, such as text: [q_proj, v_proj]
     modules_to_save: list[str] = field(default_factory=list)  # parts, or names of modules, that train in full beside it
     start_from: str | None = None  # go on from the adapter of a peft folder, or of another run's checkpoint
@@ -171,6 +177,8 @@ class AdapterConfig:
 
 @dataclass
 class EngineConfig:
+    """How the work and the weights are shared among processes."""
+
     name: str = "single"  # single, ddp, fsdp2, zero1, zero2, zero3
     offload: bool = False  # keep what the engine shards in CPU memory (fsdp2, zero1, zero2, zero3)
     shard_within_node: bool = False  # fsdp2: shard over the GPUs of a node, replicate over nodes
@@ -187,19 +195,24 @@ class PartOptimizerConfig:
 
 @dataclass
 class OptimizerConfig:
+    """How gradients become updates."""
+
     name: str = "adamw"  # adamw, adamw_8bit, muon (matrices of hidden layers; AdamW for the rest)
-    lr: float = 1e-4
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
+    lr: float = 1e-4  # peak learning rate, which `schedule` scales
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # Adam's decay a step of both moments
+    eps: float = 1e-8  # added to the root of the second moment
     momentum: float | None = None  # muon: of the matrices; null: 0.95
     weight_decay: float = 0.1  # never on norms, biases, gates and embeddings, but see decay_all
+    # other values for a part of the model: vision, connector, cross_attention, text, embeddings, new_tokens, lm_head
     parts: dict[str, PartOptimizerConfig] = field(default_factory=dict)
 
 
 @dataclass
 class ScheduleConfig:
+    """The learning rate over the steps of a run, as a factor of optimizer.lr."""
+
     name: str = "cosine"  # constant, linear, cosine, wsd (warmup, stable, decay)
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # optimizer steps in which the rate grows linearly to its peak
     decay_steps: int = 0  # wsd: how long the decay at the end takes
     final_fraction: float = 0.0  # of the peak learning rate, at max_steps
 
@@ -215,20 +228,22 @@ class BatchRampConfig:
 
 @dataclass
 class TrainerConfig:
-    max_steps: int = 1000
+    """The loop: how long, how much at a time, in which precision, and what is saved, measured and logged when."""
+
+    max_steps: int = 1000  # optimizer steps of the whole run, over all its continuations
     global_batch_size: int = 8  # packs per optimizer step, over all ranks
     micro_batch_size: int = 8  # packs per forward pass of one rank
     batch_ramp: BatchRampConfig = field(default_factory=BatchRampConfig)
     precision: str = "bf16"  # fp32, bf16
-    max_grad_norm: float = 1.0
-    gradient_checkpointing: bool = False
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm over all parameters; inf: never
+    gradient_checkpointing: bool = False  # recompute the activations of each block: less memory, more time
     compile: bool = False  # torch.compile each block of the model
-    save_every: int = 250
+    save_every: int = 250  # optimizer steps between checkpoints
     save_beside: bool = True  # training goes on while a checkpoint is written from a copy in CPU memory
-    keep_last: int = 2
+    keep_last: int = 2  # newest checkpoints that are kept
     keep_every: int = 0  # checkpoints of steps this divides are kept for good; 0: none
     eval_every: int = 0  # steps between held-out losses; 0: never
-    log_every: int = 10
+    log_every: int = 10  # optimizer steps between lines of metrics.jsonl
     stop_after: int | None = None  # end this run after that many steps of it, with a checkpoint
     max_skipped_in_a_row: int = 20  # non-finite steps in a row before the run stops
     skip_outliers: float = 0.0  # skip steps whose gradient norm is this many deviations above the last 128; 0: none
@@ -250,9 +265,11 @@ class LaunchConfig:
 
 @dataclass
 class LoggingConfig:
-    console: bool = True
+    """Where metrics go besides metrics.jsonl."""
+
+    console: bool = True  # print what trains, a line a logged step, and a progress bar in a terminal
     wandb: str = "offline"  # offline, online, disabled
-    project: str = "m4train"
+    project: str = "m4train"  # of W&B
 
 
 @dataclass
@@ -264,8 +281,8 @@ class EvaluationConfig:
     )
     metric: str = "exact_match"  # exact_match, vqa_accuracy, anls, or "package.module:function"
     metrics: dict[str, str] = field(default_factory=dict)  # sources of data.validation scored by another metric
-    max_new_tokens: int = 32
-    batch_size: int = 64
+    max_new_tokens: int = 32  # tokens of an answer at most
+    batch_size: int = 64  # questions answered at the same time
     max_samples: int | None = None  # per source; null: all
     shown: int = 4  # answers per source to W&B and the report whenever trainer.eval_every measures; 0: none
 
@@ -289,9 +306,9 @@ class ExportConfig:
 
 @dataclass
 class Config:
-    name: str = "run"
-    run_dir: str = "runs/${name}"
-    seed: int = 0
+    name: str = "run"  # of the run, in its default run_dir, in W&B and in reports
+    run_dir: str = "runs/${name}"  # folder that the run writes to, and continues from
+    seed: int = 0  # of every random draw: order, variants, augmentation, initial weights, noise, dropout
     resume: str = "auto"  # auto, never, or the path of a checkpoint
     resume_optimizer: str = "kept"  # fresh: go on with a new one; its keys, schedule, max_steps, freezing may differ
     threads: int | None = None  # CPU threads of torch; null: torch's own choice
