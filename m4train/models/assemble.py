@@ -143,8 +143,8 @@ def _stretched(positions: Tensor, grid: int, class_first: bool) -> Tensor:
     first, rest = positions[: int(class_first)], positions[int(class_first) :]
     side = round(rest.shape[0] ** 0.5)
     if side != grid:
-        # A little over the ratio, so that rounding down gives exactly the new side.
-        scale = (grid + 1e-4) / side
+        # Over the ratio by less than fp32 sees, so that rounding down gives exactly the new side.
+        scale = (grid + 1e-9) / side
         rest = stretch_positions(rest, side, (scale, scale))
     return torch.cat((first, rest))
 

@@ -17,8 +17,9 @@ from m4train.models import (
     IdeficsForVisionText2Text,
 )
 from tests.helpers.models import tiny_idefics, tiny_idefics2, tiny_idefics3
+from tests.helpers.rounding import assert_near
 from tests.parity.models_inputs import idefics2_inputs, idefics3_inputs, idefics_inputs
-from tests.parity.models_reference import closest, reference_pair
+from tests.parity.models_reference import reference_pair, rounding
 
 any_shape = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 sides = st.sampled_from(["left", "right"])
@@ -58,7 +59,7 @@ def assert_same_logits(kind: str, config: dict[str, Any], ours: type, inputs: di
         theirs, mine = reference_pair(kind, config, ours, Path(folder))
         real = inputs["attention_mask"].bool()
         expected = theirs(**inputs).logits[real]
-        closest(mine(**inputs).logits[real], expected, 1e-5 * max(1.0, float(expected.abs().max())))
+        assert_near(mine(**inputs).logits[real], expected, rounding(theirs, inputs))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from m4train.models import (
 )
 from m4train.models.assemble import _stretched, assemble
 from tests.helpers.models import perturb
-from tests.parity.models_reference import closest, transformers
+from tests.helpers.rounding import assert_near, own_error
+from tests.parity.models_reference import rounding, transformers
 
 TEXT = {
     "vocab_size": 83,
@@ -76,7 +78,7 @@ def test_both_backbones_keep_their_function(family: str, tmp_path: Path) -> None
     model, vision, decoder = build(family, tmp_path, added_tokens=3, generator=generator)
     ids = torch.randint(0, 83, (2, 9), generator=torch.Generator().manual_seed(1))
     # With its gates closed Idefics is its text model, too.
-    closest(model(ids).logits[..., :83], decoder(ids).logits, 1e-5)
+    assert_near(model(ids).logits[..., :83], decoder(ids).logits, rounding(decoder, {"input_ids": ids}))
     assert model(ids + 3).logits.shape == (2, 9, 86)
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     seen: list[torch.Tensor] = []
@@ -87,7 +89,8 @@ def test_both_backbones_keep_their_function(family: str, tmp_path: Path) -> None
     else:
         model.model.get_image_features(pixels[:, None])
         expected = vision(pixels).last_hidden_state
-    closest(seen[0], expected.flatten(0, 1), 1e-5)
+    error = own_error(lambda tower, given: tower(given).last_hidden_state, vision, pixels)
+    assert_near(seen[0], expected.flatten(0, 1), error)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -107,10 +110,10 @@ def test_a_tied_text_model(tmp_path: Path) -> None:
     model, _, decoder = build("idefics3", tmp_path / "tied", {"tie_word_embeddings": True}, added_tokens=3)
     ids = torch.randint(0, 83, (1, 7))
     assert model.lm_head.weight is model.model.text_model.embed_tokens.weight
-    closest(model(ids).logits[..., :83], decoder(ids).logits, 1e-5)
+    assert_near(model(ids).logits[..., :83], decoder(ids).logits, rounding(decoder, {"input_ids": ids}))
     model, _, decoder = build("idefics3", tmp_path / "untied", {"tie_word_embeddings": True}, tie_word_embeddings=False)
     assert model.lm_head.weight is not model.model.text_model.embed_tokens.weight
-    closest(model(ids).logits, decoder(ids).logits, 1e-5)
+    assert_near(model(ids).logits, decoder(ids).logits, rounding(decoder, {"input_ids": ids}))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,9 +127,9 @@ def test_another_image_size(family: str, tmp_path: Path) -> None:
     first = 1 if family == "idefics" else 0
     assert new.shape[0] == 36 + first
     square = positions[first:].unflatten(0, (4, 4)).permute(2, 0, 1)[None]
-    wanted = torch.nn.functional.interpolate(square, size=(6, 6), mode="bicubic").flatten(2)[0].t()
-    closest(new[first:], wanted, 1e-3)
-    closest(new[:first], positions[:first], 0)
+    stretch = partial(torch.nn.functional.interpolate, size=(6, 6), mode="bicubic")
+    assert_near(new[first:], stretch(square).flatten(2)[0].t(), own_error(stretch, square))
+    assert torch.equal(new[:first], positions[:first])
     assert expected.shape[1] == 16 + first
 
 

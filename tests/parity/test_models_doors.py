@@ -19,8 +19,9 @@ from m4train.models import (
     IdeficsModel,
 )
 from tests.helpers.models import tiny_idefics, tiny_idefics2, tiny_idefics3
+from tests.helpers.rounding import assert_near
 from tests.parity.models_inputs import idefics2_inputs, idefics3_inputs, idefics_inputs, labels_for
-from tests.parity.models_reference import closest, reference_pair
+from tests.parity.models_reference import reference_pair, rounding
 
 FAMILIES: dict[str, tuple[str, type, Any, Any]] = {
     "idefics": ("Idefics", IdeficsForVisionText2Text, tiny_idefics, idefics_inputs),
@@ -40,9 +41,9 @@ def make(family: str, folder: Path, **changes: Any) -> tuple[Any, Any, dict[str,
 @pytest.mark.parametrize("family", FAMILIES)
 def test_embeddings_in_place_of_ids(family: str, tmp_path: Path) -> None:
     theirs, ours, inputs, real = make(family, tmp_path)
-    expected = theirs(**inputs).logits[real]
+    expected, error = theirs(**inputs).logits[real], rounding(theirs, inputs)
     embeds = theirs.get_input_embeddings()(inputs.pop("input_ids"))
-    closest(ours(inputs_embeds=embeds, **inputs).logits[real], expected, 1e-5)
+    assert_near(ours(inputs_embeds=embeds, **inputs).logits[real], expected, error)
     with pytest.raises(DataError, match="give exactly one of input_ids and inputs_embeds"):
         ours(input_ids=torch.ones(3, 4, dtype=torch.int64), inputs_embeds=embeds)
     with pytest.raises(DataError, match="give exactly one of input_ids and inputs_embeds"):
@@ -53,8 +54,8 @@ def test_embeddings_in_place_of_ids(family: str, tmp_path: Path) -> None:
 def test_position_ids(family: str, tmp_path: Path) -> None:
     theirs, ours, inputs, real = make(family, tmp_path)
     positions = torch.arange(inputs["input_ids"].shape[1]).expand(3, -1) * 3 + torch.tensor([[0], [5], [9]])
-    expected = theirs(**inputs, position_ids=positions).logits[real]
-    closest(ours(**inputs, position_ids=positions).logits[real], expected, 1e-5)
+    inputs["position_ids"] = positions
+    assert_near(ours(**inputs).logits[real], theirs(**inputs).logits[real], rounding(theirs, inputs))
 
 
 def test_holes_in_the_attention_mask(tmp_path: Path) -> None:
@@ -64,19 +65,20 @@ def test_holes_in_the_attention_mask(tmp_path: Path) -> None:
     inputs["attention_mask"] = mask.masked_fill(hidden, 0)
     real = inputs["attention_mask"].bool()
     expected = theirs(**inputs).logits
-    closest(ours(**inputs).logits[real], expected[real], 1e-5)
+    error = rounding(theirs, inputs)
+    assert_near(ours(**inputs).logits[real], expected[real], error)
     # A label counts where it and the token before it are real.
     pairs = real[:, :-1] & real[:, 1:] & (ids[:, 1:] != 90)
     wanted = torch.nn.functional.cross_entropy(expected[:, :-1][pairs], ids[:, 1:][pairs])
-    closest(ours(**inputs, labels=ids).loss, wanted, 1e-5)
+    assert_near(ours(**inputs, labels=ids).loss, wanted, error)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_last_columns_only(family: str, tmp_path: Path) -> None:
-    _, ours, inputs, _ = make(family, tmp_path)
-    whole = ours(**inputs).logits
-    closest(ours(**inputs, logits_to_keep=1).logits, whole[:, -1:], 1e-6)
-    closest(ours(**inputs, logits_to_keep=torch.tensor([2, 9])).logits, whole[:, [2, 9]], 1e-6)
+    theirs, ours, inputs, _ = make(family, tmp_path)
+    whole, error = ours(**inputs).logits, rounding(theirs, inputs)
+    assert_near(ours(**inputs, logits_to_keep=1).logits, whole[:, -1:], error)
+    assert_near(ours(**inputs, logits_to_keep=torch.tensor([2, 9])).logits, whole[:, [2, 9]], error)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,17 +97,17 @@ def test_number_of_items(tmp_path: Path) -> None:
     theirs, ours, inputs, _ = make("idefics3", tmp_path)
     labels = labels_for(inputs)
     expected = theirs(**inputs, labels=labels, num_items_in_batch=7).loss
-    closest(ours(**inputs, labels=labels, num_items_in_batch=7).loss, expected, 1e-5)
+    assert_near(ours(**inputs, labels=labels, num_items_in_batch=7).loss, expected, rounding(theirs, inputs))
 
 
 @pytest.mark.parametrize("family", ["idefics2", "idefics3"])
 def test_image_features_in_place_of_pixels(family: str, tmp_path: Path) -> None:
-    _, ours, inputs, _ = make(family, tmp_path)
-    expected = ours(**inputs)
+    theirs, ours, inputs, _ = make(family, tmp_path)
+    expected, error = ours(**inputs), rounding(theirs, inputs)
     pixels, mask = inputs.pop("pixel_values"), inputs.pop("pixel_attention_mask")
     features = ours.model.get_image_features(pixels, mask)
-    closest(expected.image_hidden_states, features, 1e-6)
-    closest(ours(**inputs, image_hidden_states=features).logits, expected.logits, 1e-5)
+    assert_near(expected.image_hidden_states, features, error)
+    assert_near(ours(**inputs, image_hidden_states=features).logits, expected.logits, error)
     with pytest.raises(DataError, match="both pixel_values and image_hidden_states are given"):
         ours(**inputs, pixel_values=pixels, image_hidden_states=features)
     with pytest.raises(DataError, match="image tokens"):
@@ -114,8 +116,9 @@ def test_image_features_in_place_of_pixels(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cache_as_tuples(family: str, tmp_path: Path) -> None:
-    _, ours, inputs, _ = make(family, tmp_path)
+    theirs, ours, inputs, _ = make(family, tmp_path)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    error = rounding(theirs, inputs)
     if family == "idefics":
         inputs = {"input_ids": ids, "attention_mask": mask}
     first = ours(**inputs, use_cache=True).past_key_values
@@ -124,7 +127,7 @@ def test_a_cache_as_tuples(family: str, tmp_path: Path) -> None:
     longer = torch.cat((mask, torch.ones_like(more)), 1)
     place = {"position_ids": torch.arange(ids.shape[1], ids.shape[1] + 2).expand(3, -1)} if family != "idefics" else {}
     expected = ours(more, longer, past_key_values=first, **place).logits
-    closest(ours(more, longer, past_key_values=layers, **place).logits, expected, 1e-6)
+    assert_near(ours(more, longer, past_key_values=layers, **place).logits, expected, error)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
