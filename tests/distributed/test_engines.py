@@ -1,5 +1,6 @@
 """What every engine of several processes must keep: precision of what is stored, adapters that are whole, evaluation."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from m4train.config import AdapterConfig, FreezeConfig, FreezeRule, PartOptimizerConfig
-from m4train.training import guard
+from m4train.training import guard, quantization
 from m4train.training.adapters import apply_adapters
 from m4train.training.checkpoints.adapter_files import load_adapter, save_adapter
 from m4train.training.engines import make_engine
@@ -15,6 +16,7 @@ from m4train.training.freezing import apply_freezing
 from m4train.training.parts_table import parameter_table
 from tests.distributed.cases import Case, build
 from tests.helpers.distributed import run_distributed
+from tests.helpers.rounding import apart, assert_near
 from tests.helpers.training import TinyModel, full_parameters, make_config, make_trainer, read_metrics
 
 pytestmark = pytest.mark.slow
@@ -31,8 +33,8 @@ def _in_folder(function, *args):
     return {engine: function(Path(box[0]) / engine, engine, *args) for engine in SHARED}
 
 
-def _stored_dtypes(run_dir, name):
-    config = make_config(run_dir, max_steps=2, precision="bf16")
+def _stored_dtypes(run_dir, name, precision="bf16"):
+    config = make_config(run_dir, max_steps=2, precision=precision)
     config.engine.name = name
     config.freeze = FreezeConfig([FreezeRule(part="vision")])
     model = TinyModel().to(torch.bfloat16)
@@ -40,19 +42,24 @@ def _stored_dtypes(run_dir, name):
     engine, seen = make_engine(config), []
     model.layers[0].up_proj.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
     make_trainer(config, model, engine).train()
-    return {key: tensor.dtype for key, tensor in engine.tensors().items()}, seen[-1], read_metrics(run_dir)[-1]["loss"]
+    return {key: tensor.dtype for key, tensor in engine.tensors().items()}, seen[-1], _losses(run_dir)
 
 
-def test_what_trains_is_stored_in_fp32_with_fp32_moments_and_computed_in_bf16():
+def _losses(run_dir):
+    """The losses of every step, of all and of each source."""
+    return [row[key] for row in read_metrics(run_dir) for key in ("loss", "loss/web", "loss/chat")]
+
+
+def test_what_trains_is_stored_in_fp32_with_fp32_moments_and_computed_in_bf16(tmp_path):
+    losses, exact = (_stored_dtypes(tmp_path / kind, "single", kind)[2] for kind in ("bf16", "fp32"))
     results = run_distributed(_in_folder, 2, _stored_dtypes, timeout=400)[0]
-    losses = []
-    for engine, (dtypes, computed, loss) in results.items():
+    for engine, (dtypes, computed, found) in results.items():
         assert computed == torch.bfloat16, engine
         for key, dtype in dtypes.items():
             frozen = key.startswith("parameter/vision.")
             assert dtype == (torch.bfloat16 if frozen else torch.float32), (engine, key)
-        losses.append(loss)
-    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-2)
+        assert found != exact
+        assert_near(found, losses, apart(losses, exact))
 
 
 def _whole_when_wrapped():
@@ -78,22 +85,22 @@ def test_zero3_never_puts_a_whole_model_on_a_device():
     assert run_distributed(_whole_when_wrapped, 2) == [[], []]
 
 
-def _half_base(run_dir, name):
+def _half_base(run_dir, name, precision="bf16"):
     config, model, shape = build(Case(name, "idefics3", packs=7, steps=4, adapter="lora", recompute=True), str(run_dir))
-    config.trainer.precision, config.freeze.frozen_dtype = "bf16", "bf16"
+    config.trainer.precision, config.freeze.frozen_dtype = precision, precision
     engine = make_engine(config)
     make_trainer(config, model, engine, packs=7, shape=shape).train()
     dtypes = {key: t.dtype for key, t in engine.tensors().items() if key.startswith("parameter/")}
-    return dtypes, [line["loss"] for line in read_metrics(run_dir)]
+    return dtypes, _losses(run_dir)
 
 
 def test_fp32_adapters_inside_frozen_bf16_layers(tmp_path):
     """Two dtypes in one sharded unit."""
     from m4train.training.naming import is_adapter
 
-    expected = _half_base(tmp_path, "single")[1]
+    expected, exact = (_half_base(tmp_path / kind, "single", kind)[1] for kind in ("bf16", "fp32"))
     for engine, (dtypes, losses) in run_distributed(_in_folder, 2, _half_base, timeout=400)[0].items():
-        assert losses == pytest.approx(expected, rel=2e-2), engine
+        assert_near(losses, expected, apart(expected, exact))
         for key, dtype in dtypes.items():
             trained = is_adapter(key) or ".connector." in key
             assert dtype == (torch.float32 if trained else torch.bfloat16), (engine, key)
@@ -227,13 +234,14 @@ def _curves(run_dir):
     return [row["loss"] for row in rows if "loss" in row], [row["eval/loss"] for row in rows if "eval/loss" in row]
 
 
-def test_qlora_trains_evaluates_and_resumes_under_every_engine(tmp_path):
-    config, model, shape = build(Case("single", "idefics3", packs=7, steps=4, adapter="qlora"), str(tmp_path))
-    config.trainer.eval_every = 2
-    make_trainer(config, model, packs=7, shape=shape).train()
-    trained, held_out = _curves(tmp_path)
+def test_qlora_trains_evaluates_and_resumes_under_every_engine(tmp_path, monkeypatch):
+    trained, held_out = _quantised(tmp_path / "bf16", "single")
     assert len(trained) == 4
     assert len(held_out) == 2
-    for engine, curves in run_distributed(_in_folder, 2, _quantised, timeout=400)[0].items():
-        assert curves[0] == pytest.approx(trained, rel=2e-3), engine
-        assert curves[1] == pytest.approx(held_out, rel=2e-3), engine
+    exact = dataclasses.replace(quantization._NF4, bnb_4bit_compute_dtype=torch.float32)
+    monkeypatch.setattr(quantization, "_NF4", exact)
+    errors = list(map(apart, (trained, held_out), _quantised(tmp_path / "fp32", "single")))
+    monkeypatch.undo()
+    for curves in run_distributed(_in_folder, 2, _quantised, timeout=400)[0].values():
+        for curve, expected, error in zip(curves, (trained, held_out), errors, strict=True):
+            assert_near(curve, expected, error)

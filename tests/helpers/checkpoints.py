@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from m4train import build
+from m4train import AutoModelForImageTextToText, AutoProcessor, build
+from m4train.commands.export import _probe
 from m4train.commands.train import describe_model
 from m4train.config import Config
 from m4train.config.compose import load_config, save_config
@@ -20,6 +21,7 @@ from m4train.training.engines.single import SingleEngine
 from m4train.training.naming import canonical_parameters
 from m4train.training.parts_table import parameter_table
 from tests.helpers.processing import tokenizer_folder
+from tests.helpers.rounding import TIMES, widened
 
 
 def saved_run(run_dir: Path, *overrides: str, model: str = "tiny_idefics3", step: int = 3) -> tuple[Config, Any]:
@@ -46,6 +48,14 @@ def saved_run(run_dir: Path, *overrides: str, model: str = "tiny_idefics3", step
                 parameter.add_(0.02 * torch.randn_like(parameter))
     save(config, live, processor, step)
     return config, live
+
+
+@torch.no_grad()
+def export_rounding(folder: Path, dtype: torch.dtype = torch.float32) -> float:
+    """How far two right computations in `dtype` of the logits of an exported model may be apart, on what export compares."""
+    model, inputs = AutoModelForImageTextToText.from_pretrained(folder), _probe(AutoProcessor.from_pretrained(folder))
+    exact = widened(model)(**widened(dict(inputs))).logits
+    return TIMES * float((model.to(dtype)(**inputs).logits - exact).abs().max())
 
 
 def save(config: Config, live: Any, processor: Any, step: int = 3) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -37,12 +38,10 @@ FAMILIES: dict[str, tuple[Any, Any, Any, Any]] = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_loss(family: str) -> None:
     """The loss of that release leaves out labels the attention mask hides, and it can count additional ids."""
-    model_class, config_class, tiny, build = FAMILIES[family]
-    model = model_class(config_class.from_dict(tiny()))
-    perturb(model)
+    model, (_, _, tiny, build) = ours(family, False), FAMILIES[family]
     inputs = build(tiny())
     expected = load_file(FOLDER / f"{family}.safetensors")
-    output = model.eval()(**inputs, labels=labels_with_padding(inputs))
+    output = model(**inputs, labels=labels_with_padding(inputs))
     real = inputs["attention_mask"].bool()
     error = rounding(model, inputs)
     assert_near(output.logits[real], expected["logits"][real], error)
@@ -74,30 +73,48 @@ def test_position_tables() -> None:
 _LOAD = """
 import json, sys, torch, transformers
 from safetensors.torch import load_file, save_file
-folder, kind = sys.argv[1:]
-model, found = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
-inputs = load_file(folder + "/inputs.safetensors")
-with torch.no_grad():
-    save_file({"logits": model.eval()(**inputs).logits.contiguous()}, folder + "/logits.safetensors")
-print(json.dumps({name: list(found[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}))
+for line in sys.stdin:
+    folder, kind = line.split()
+    model, found = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
+    inputs = load_file(folder + "/inputs.safetensors")
+    with torch.no_grad():
+        save_file({"logits": model.eval()(**inputs).logits.contiguous()}, folder + "/logits.safetensors")
+    keys = {name: list(found[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    with open(folder + "/found.json", "w") as file:
+        json.dump(keys, file)
 """
+CASES = list(itertools.product(FAMILIES, (False, True), (5_000_000_000, 20_000)))
+
+
+def ours(family: str, tied: bool) -> Any:
+    model_class, config_class, tiny, _ = FAMILIES[family]
+    model = model_class(config_class.from_dict(tiny(tie_word_embeddings=tied)))
+    perturb(model)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
+    """A folder of ours for each case, and what that release found in it; one process of it reads them all."""
+    folders = {case: tmp_path_factory.mktemp("folder") for case in CASES}
+    for (family, tied, shard_bytes), folder in folders.items():
+        ours(family, tied).save_pretrained(folder, max_shard_bytes=shard_bytes)
+        _, _, tiny, build = FAMILIES[family]
+        save_file(build(tiny()), folder / "inputs.safetensors")
+    lines = [f"{folder} {FAMILIES[family][0].__name__}" for (family, *_), folder in folders.items()]
+    command = [os.environ["PYTHON_TRANSFORMERS_446"], "-c", _LOAD]
+    subprocess.run(command, input="\n".join(lines), check=True, capture_output=True, text=True)
+    return folders
 
 
 @pytest.mark.skipif("PYTHON_TRANSFORMERS_446" not in os.environ, reason="needs an interpreter with transformers 4.46.3")
 @pytest.mark.slow
-@pytest.mark.parametrize("shard_bytes", [5_000_000_000, 20_000])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_446_loads_our_folders(family: str, tied: bool, shard_bytes: int, tmp_path: Path) -> None:
-    model_class, config_class, tiny, build = FAMILIES[family]
-    model = model_class(config_class.from_dict(tiny(tie_word_embeddings=tied)))
-    perturb(model)
-    model.eval().save_pretrained(tmp_path, max_shard_bytes=shard_bytes)
-    inputs = build(tiny())
-    save_file(inputs, tmp_path / "inputs.safetensors")
-    command = [os.environ["PYTHON_TRANSFORMERS_446"], "-c", _LOAD, str(tmp_path), model_class.__name__]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert json.loads(output.splitlines()[-1]) == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
-    real = inputs["attention_mask"].bool()
-    logits = load_file(tmp_path / "logits.safetensors")["logits"]
+@pytest.mark.parametrize(("family", "tied", "shard_bytes"), CASES)
+def test_446_loads_our_folders(family: str, tied: bool, shard_bytes: int, folders: dict[Any, Path]) -> None:
+    folder, inputs = folders[family, tied, shard_bytes], FAMILIES[family][3](FAMILIES[family][2]())
+    assert len(list(folder.glob("model*.safetensors"))) > 1 or shard_bytes > 20_000
+    found = json.loads((folder / "found.json").read_text())
+    assert found == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+    model, real = ours(family, tied), inputs["attention_mask"].bool()
+    logits = load_file(folder / "logits.safetensors")["logits"]
     assert_near(model(**inputs).logits[real], logits[real], rounding(model, inputs))

@@ -126,31 +126,46 @@ _LOAD = """
 import json, sys, numpy as np
 from transformers import AutoProcessor
 from PIL import Image
-folder, kind = sys.argv[1:]
-processor = AutoProcessor.from_pretrained(folder)
-image = Image.fromarray(np.load(folder + "/image.npy"))
-options = {"padding": True, "return_tensors": "pt"}
-inputs = processor(text=["a", image, "b"], **options) if kind == "idefics" else processor(images=[[image]], text=["a <image> b"], **options)
-found = {"class": type(processor).__name__, "template": processor.chat_template, "ids": inputs["input_ids"].tolist()}
-found["side"] = processor.tokenizer.padding_side
-found["inputs"] = sorted(inputs)
-np.save(folder + "/pixels.npy", inputs["pixel_values"].numpy())
-print(json.dumps(found))
+for kind in sys.argv[2:]:
+    folder = sys.argv[1] + "/" + kind
+    processor = AutoProcessor.from_pretrained(folder)
+    image = Image.fromarray(np.load(folder + "/image.npy"))
+    options = {"padding": True, "return_tensors": "pt"}
+    inputs = processor(text=["a", image, "b"], **options) if kind == "idefics" else processor(images=[[image]], text=["a <image> b"], **options)
+    found = {"class": type(processor).__name__, "template": processor.chat_template, "ids": inputs["input_ids"].tolist()}
+    found["side"] = processor.tokenizer.padding_side
+    found["inputs"] = sorted(inputs)
+    np.save(folder + "/pixels.npy", inputs["pixel_values"].numpy())
+    with open(folder + "/found.json", "w") as file:
+        json.dump(found, file)
 """
+KINDS = ("idefics", "idefics2", "idefics2_split", "idefics3")
+
+
+def left(kind):
+    processor = build(kind)
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder of ours for each kind, and what that release made of it; one process of it reads them all."""
+    root = tmp_path_factory.mktemp("folders")
+    for kind in KINDS:
+        left(kind).save_pretrained(root / kind)
+        np.save(root / kind / "image.npy", np.asarray(made.picture(1)))
+    command = [os.environ["PYTHON_TRANSFORMERS_446"], "-c", _LOAD, str(root), *KINDS]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return root
 
 
 @pytest.mark.skipif("PYTHON_TRANSFORMERS_446" not in os.environ, reason="needs an interpreter with transformers 4.46.3")
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["idefics", "idefics2", "idefics2_split", "idefics3"])
-def test_446_loads_our_folders(kind, tmp_path):
-    ours = build(kind)
-    ours.tokenizer.padding_side = "left"
-    ours.save_pretrained(tmp_path)
-    image = made.picture(1)
-    np.save(tmp_path / "image.npy", np.asarray(image))
-    command = [os.environ["PYTHON_TRANSFORMERS_446"], "-c", _LOAD, str(tmp_path), kind]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = json.loads(output.splitlines()[-1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_446_loads_our_folders(kind, root):
+    ours, image, folder = left(kind), made.picture(1), root / kind
+    found = json.loads((folder / "found.json").read_text())
     inputs = (
         ours(["a", image, "b"]) if kind == "idefics" else ours(text=["a <image> b"], images=[[image]], padding=True)
     )
@@ -158,6 +173,6 @@ def test_446_loads_our_folders(kind, tmp_path):
     assert found["side"] == "left"
     assert found["inputs"] == sorted(inputs)
     assert found["ids"] == np.asarray(inputs["input_ids"]).tolist()
-    np.testing.assert_array_equal(np.load(tmp_path / "pixels.npy"), np.asarray(inputs["pixel_values"]))
+    np.testing.assert_array_equal(np.load(folder / "pixels.npy"), np.asarray(inputs["pixel_values"]))
     if kind != "idefics":
         assert found["template"] == ours.chat_template

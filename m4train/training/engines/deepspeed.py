@@ -39,6 +39,8 @@ def _library() -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
+    # On a CPU it would first compile a kernel that only inference calls: half a minute, and a compiler, for nothing.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.logger.setLevel("WARNING")
     deepspeed.logger.addFilter(_worth_saying)
     warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)  # how it calls torch

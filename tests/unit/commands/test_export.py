@@ -15,7 +15,7 @@ from m4train.commands.export import export_checkpoint
 from m4train.config.compose import load_run_config
 from m4train.errors import CheckpointError, ConfigError
 from m4train.training.adapters import merge_adapters
-from tests.helpers.checkpoints import saved_run
+from tests.helpers.checkpoints import export_rounding, saved_run
 
 LORA = ["adapter=lora", "adapter.rank=4"]
 
@@ -50,7 +50,7 @@ def test_every_family_is_exported_by_shards_with_its_end_tokens(model, tmp_path)
     stated = json.loads((done.folder / "generation_config.json").read_text())
     assert stated["eos_token_id"] == [processor.eos_id, processor.end_of_utterance_id]
     assert json.loads((done.folder / "config.json").read_text())["torch_dtype"] == "float32"
-    assert done.drift < 1e-4
+    assert done.drift <= export_rounding(done.folder)
 
 
 @pytest.mark.slow
@@ -70,7 +70,8 @@ def test_adapters_are_merged_one_layer_at_a_time(kind, tmp_path):
         assert torch.allclose(again.get_parameter(name), parameter, atol=1e-6), name
     with safe_open(done.folder / "model.safetensors", "pt") as stored:
         assert not [name for name in stored.keys() if "lora" in name or "absmax" in name]  # noqa: SIM118
-    assert 0 < done.drift < (0.2 if kind == "qlora" else 1e-4)
+    # The products of layers in 4 bits are computed in bf16.
+    assert 0 < done.drift < export_rounding(done.folder, dtype=torch.bfloat16 if kind == "qlora" else torch.float32)
 
 
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def test_new_rows_are_folded_in(tmp_path):
     expected = torch.cat([rows.weight, rows.additional_embedding.weight])
     again = _reloaded(done.folder)
     assert torch.equal(again.model.text_model.embed_tokens.weight, expected)
-    assert done.drift < 1e-4
+    assert done.drift <= export_rounding(done.folder)
 
 
 @pytest.mark.slow
@@ -94,7 +95,11 @@ def test_bf16_halves_the_folder_and_reports_its_drift(tmp_path):
     config.export.dtype = "bf16"
     done = export_checkpoint(config)
     assert (done.folder / "model.safetensors").stat().st_size < 0.52 * whole
-    assert json.loads((done.folder / "m4train.json").read_text())["drift"] == done.drift > 1e-4
+    assert (
+        json.loads((done.folder / "m4train.json").read_text())["drift"]
+        == done.drift
+        > 10 * export_rounding(done.folder)
+    )
     assert _reloaded(done.folder).dtype is torch.bfloat16
 
 
@@ -122,7 +127,7 @@ def test_an_adapter_apart_is_read_by_peft_on_transformers(tmp_path):
     theirs = peft.PeftModel.from_pretrained(plain, done.folder).eval()(**inputs).logits
     with torch.no_grad():
         ours = live(**inputs).logits
-    assert torch.allclose(theirs, ours, atol=1e-4)
+    assert (theirs - ours).abs().max() <= export_rounding(folder)
     assert (theirs - before).abs().max() > 1e-2
     assert json.loads((done.folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
 

@@ -10,6 +10,7 @@ from m4train.models.pretrained import TensorFolder
 from m4train.training.adapters import apply_adapters, merge_adapters
 from m4train.training.freezing import apply_freezing
 from tests.helpers.models import perturb, tiny_idefics, tiny_idefics2, tiny_idefics3
+from tests.helpers.rounding import apart, assert_near, own_error, widened
 from tests.helpers.training import IDEFICS, IDEFICS2, IDEFICS3, join, make_config, make_pack, make_trainer
 
 FIRST = 90
@@ -33,10 +34,11 @@ def test_a_split_model_computes_the_same_and_is_saved_as_it_was(family, tied, tm
     split = _model(family, tied)[0]
     split.split_token_rows(FIRST)
     plain_out, split_out = (model(batch, return_logits=True) for model in (plain, split))
-    torch.testing.assert_close(split_out.logits, plain_out.logits, rtol=1e-5, atol=1e-5)
-    assert split_out.loss.item() == pytest.approx(plain_out.loss.item(), rel=1e-6)
+    error = own_error(lambda model: model(batch, return_logits=True).logits, plain)
+    assert_near(split_out.logits, plain_out.logits, error)
+    assert_near(split_out.loss, plain_out.loss, error)
     ids = torch.tensor([[5, 94, 7, FIRST]])
-    torch.testing.assert_close(split(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
+    assert_near(split(ids).logits, plain(ids).logits, error)
     assert torch.equal(split.generate(ids, max_new_tokens=3), plain.generate(ids, max_new_tokens=3))
     for name, model in (("plain", plain), ("split", split)):
         model.save_pretrained(tmp_path / name)
@@ -50,13 +52,13 @@ def test_gradients_of_the_rows_are_those_of_the_whole_table():
         plain, batch, _ = _model("idefics3", tied)
         split = _model("idefics3", tied)[0]
         split.split_token_rows(FIRST)
-        for model in (plain, split):
+        exact = widened(plain)
+        for model in (plain, split, exact):
             model(batch).loss.backward()
-        expected = {name: p.grad for name, p in plain.named_parameters()}
+        expected, wide = ({name: p.grad for name, p in model.named_parameters()} for model in (plain, exact))
         got = split.hub_tensors({name: p.grad for name, p in split.named_parameters()})
         assert got.keys() == expected.keys()
-        for name, gradient in got.items():
-            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+        assert_near(got, expected, apart(expected, wide))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -67,7 +69,8 @@ def test_an_idefics_without_rows_of_its_own_is_split_like_the_others(tied, tmp_p
     perturb(split)
     split.split_token_rows(FIRST)
     batch = join([make_pack(n, 0, IDEFICS)[0] for n in range(3)], IDEFICS)
-    torch.testing.assert_close(split(batch).loss, plain(batch).loss)
+    error = own_error(lambda model: model(batch, return_logits=True).logits, plain)
+    assert_near(split(batch).loss, plain(batch).loss, error)
     split.save_pretrained(tmp_path)
     again = models.IdeficsForVisionText2Text.from_pretrained(tmp_path)
     assert all(torch.equal(p, again.get_parameter(name)) for name, p in plain.named_parameters())
@@ -117,7 +120,7 @@ def test_rows_set_apart_are_exported_where_they_belong(tied, tmp_path):
     import transformers
 
     from m4train.commands.export import export_checkpoint
-    from tests.helpers.checkpoints import saved_run
+    from tests.helpers.checkpoints import export_rounding, saved_run
 
     config, live = saved_run(
         tmp_path,
@@ -128,7 +131,7 @@ def test_rows_set_apart_are_exported_where_they_belong(tied, tmp_path):
         f"model.architecture.tie_word_embeddings={str(tied).lower()}",
     )
     done = export_checkpoint(config)
-    assert done.drift < 1e-4
+    assert done.drift <= export_rounding(done.folder)
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(done.folder)
     table = theirs.model.text_model.embed_tokens.weight
     assert torch.equal(table[100:], live.model.text_model.embed_tokens.additional_embedding.weight)
