@@ -9,51 +9,34 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from m4train.families import FAMILIES
+
 __version__ = "0.1.0"
 
-_HOMES = {
-    "m4train.models": (
-        "AutoModelForImageTextToText",
-        "AutoModelForVision2Seq",
-        "BitsAndBytesConfig",
-        "IdeficsConfig",
-        "IdeficsModel",
-        "IdeficsForVisionText2Text",
-        "Idefics2Config",
-        "Idefics2Model",
-        "Idefics2ForConditionalGeneration",
-        "Idefics3Config",
-        "Idefics3Model",
-        "Idefics3ForConditionalGeneration",
-        "SmolVLMConfig",
-        "SmolVLMModel",
-        "SmolVLMForConditionalGeneration",
-    ),
-    "m4train.processing": (
-        "AutoProcessor",
-        "AutoTokenizer",
-        "IdeficsImageProcessor",
-        "IdeficsProcessor",
-        "Idefics2ImageProcessor",
-        "Idefics2ImageProcessorFast",
-        "Idefics2Processor",
-        "Idefics3ImageProcessor",
-        "Idefics3Processor",
-        "SmolVLMImageProcessor",
-        "SmolVLMProcessor",
-    ),
-    "m4train.batch": ("PackedBatch",),
+_OTHERS = {
+    "AutoModelForImageTextToText": "m4train.models.auto",
+    "AutoModelForVision2Seq": "m4train.models.auto",
+    "AutoProcessor": "m4train.processing.auto",
+    "AutoTokenizer": "m4train.processing.auto",
+    "BitsAndBytesConfig": "m4train.models.quantized",
+    "PackedBatch": "m4train.batch",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *_HOME_OF]
+
+def _homes() -> dict[str, str]:
+    """Every public name, and the module it is in."""
+    return _OTHERS | {name: home for family in FAMILIES.values() for name, home in family.homes().items()}
+
+
+__all__ = ["__version__", *_homes()]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    home = _homes().get(name)
+    if home is None:
         raise AttributeError(f"m4train has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    return getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(["__version__", *_homes()])

@@ -11,67 +11,26 @@ from typing import Any
 import torch
 
 from m4train.config import Config, DataConfig, SourceConfig
-from m4train.data.documents.image_layout import FRAMES, CrossFrames, Frames, Patches
+from m4train.contracts import require_members
+from m4train.data.documents.image_layout import Frames, image_layout
 from m4train.data.loading.loader import Loader, StepBatch, validation_steps
 from m4train.data.loading.quarantine import Quarantine
 from m4train.data.loading.stream_loader import StreamLoader
 from m4train.data.plan.plan import Plan
 from m4train.data.source import Source, build_sources
 from m4train.errors import ConfigError
+from m4train.families import FAMILIES, Family
 from m4train.hub import PROCESSOR_FILES, WEIGHT_FILES, model_folder
+from m4train.processing.protocol import SampleProcessor
 from m4train.processing.tokenizer import Tokenizer
+from m4train.restore import merged_model
 from m4train.run_files import CHECKPOINTS, QUARANTINE, STATE
-from m4train.training.adapters import apply_adapters
 from m4train.training.checkpoints.adapter_files import start_adapter
 from m4train.training.checkpoints.files import checkpoints_in
 from m4train.training.checkpoints.find import Checkpoint, open_checkpoint
 from m4train.training.compiling import compile_blocks
-from m4train.training.freezing import apply_freezing
-
-
-def _frames(architecture: Any, processor: Any) -> Frames:
-    return FRAMES
-
-
-def _patches(architecture: Any, processor: Any) -> Frames:
-    return Patches(architecture.vision_config.patch_size, architecture.vision_config.grid)
-
-
-def _cross_frames(architecture: Any, processor: Any) -> Frames:
-    return CrossFrames(processor.image_token_id, processor.eos_id)
-
-
-def _tokens_per_image(architecture: Any) -> dict[str, int]:
-    return {"image_seq_len": architecture.tokens_per_image}
-
-
-def _image_size(architecture: Any) -> dict[str, int]:
-    return {"image_size": architecture.vision_config.image_size}
-
-
-@dataclass(frozen=True)
-class Family:
-    """One model family. Its classes are public names that start with `name`: `build` loads the modules that hold them."""
-
-    name: str
-    head: str  # how the name of the class with the language-model head ends
-    layout: Callable[[Any, Any], Frames] = _frames  # of the model's configuration and the processor
-    processor_settings: Callable[[Any], dict[str, int]] = _tokens_per_image  # of the model's configuration
-
-    def public(self, kind: str) -> Any:
-        return getattr(importlib.import_module("m4train"), f"{self.name}{kind}")
-
-    @property
-    def model(self) -> Any:
-        return self.public(self.head)
-
-
-FAMILIES = {
-    "idefics": Family("Idefics", "ForVisionText2Text", _cross_frames, _image_size),
-    "idefics2": Family("Idefics2", "ForConditionalGeneration", _patches),
-    "idefics3": Family("Idefics3", "ForConditionalGeneration"),
-    "smolvlm": Family("SmolVLM", "ForConditionalGeneration"),
-}
+from m4train.training.equip import equip
+from m4train.training.model_protocol import TrainableModel
 
 
 def prepare_data(data: DataConfig) -> None:
@@ -87,6 +46,10 @@ def prepare_data(data: DataConfig) -> None:
         print(f"data: built {data.root} ({data.prepare})", flush=True)
 
 
+def _family(config: Config) -> Family:
+    return FAMILIES[config.model.family]
+
+
 def prepared_processor(config: Config) -> Any:
     """The processor, after the dataset of data.prepare was built: what commands that only look at data begin with."""
     prepare_data(config.data)
@@ -98,16 +61,23 @@ def all_sources(data: DataConfig) -> dict[str, SourceConfig]:
     return {**data.sources, **{f"validation/{name}": source for name, source in data.validation.items()}}
 
 
-def build_processor(config: Config) -> Any:
+def build_processor(config: Config) -> SampleProcessor:
     """The processor of model.pretrained, or one made of model.tokenizer and model.processor."""
-    family, model = FAMILIES[config.model.family], config.model
+    processor = _processor(config)
+    require_members(processor, SampleProcessor, "The processor")
+    return processor
+
+
+def _processor(config: Config) -> Any:
+    family, model = _family(config), config.model
     if model.pretrained is not None:
-        return family.public("Processor").from_pretrained(start_folder(model.pretrained))
+        return family.load("Processor").from_pretrained(start_folder(model.pretrained))
     assert model.tokenizer is not None  # checked with the configuration
-    image_processor = family.public("ImageProcessor")(**model.processor)
+    image_processor = family.load("ImageProcessor")(**model.processor)
     architecture = _assembled(config, {}, 0) if model.vision_pretrained else None
-    settings = family.processor_settings(architecture or family.public("Config").from_dict(model.architecture))
-    return family.public("Processor")(image_processor, Tokenizer.from_pretrained(model.tokenizer), **settings)
+    kind = family.load("Processor")
+    settings = kind.settings_for(architecture or family.load("Config").from_dict(model.architecture))
+    return kind(image_processor, Tokenizer.from_pretrained(model.tokenizer), **settings)
 
 
 def start_folder(pretrained: str) -> str:
@@ -127,21 +97,28 @@ def _assembled(config: Config, own: dict[str, Any], tokens: int) -> Any:
     """The configuration of a model made of two backbones, with the keys of `own` and a row for each of `tokens` ids."""
     from m4train.models.assemble import assembled_config
 
-    kind, folders = FAMILIES[config.model.family].model, _backbones(config)
+    kind, folders = _family(config).model_class, _backbones(config)
     given = {**config.model.architecture, **own}
     plain = assembled_config(kind, *folders, **given)
     return assembled_config(kind, *folders, added_tokens=max(0, tokens - plain.token_rows), **given)
 
 
-def build_architecture(config: Config, processor: Any) -> Any:
+def pretrained_architecture(config: Config) -> Any:
+    """The configuration of the model that model.pretrained names."""
+    assert config.model.pretrained is not None
+    folder = model_folder(start_folder(config.model.pretrained), PROCESSOR_FILES)
+    return _family(config).load("Config").from_pretrained(folder)
+
+
+def build_architecture(config: Config, processor: SampleProcessor) -> Any:
     """The model's configuration: that of model.pretrained, or model.architecture with the ids of the processor.
 
     Where the architecture gives no vocab_size, the model gets an embedding for every entry of the tokenizer, of which
     the last additional_vocab_size (Idefics) are in a table of their own.
     """
-    kind = FAMILIES[config.model.family].public("Config")
     if config.model.pretrained is not None:
-        return kind.from_pretrained(model_folder(start_folder(config.model.pretrained), PROCESSOR_FILES))
+        return pretrained_architecture(config)
+    kind = _family(config).load("Config")
     given, names = config.model.architecture, {field.name for field in fields(kind)}
     if config.model.vision_pretrained is not None:
         own: dict[str, Any] = dict(_special_ids(processor))
@@ -157,20 +134,21 @@ def build_architecture(config: Config, processor: Any) -> Any:
     return kind.from_dict({**given, **own, "text_config": text})
 
 
-def _special_ids(processor: Any) -> dict[str, int | None]:
+def _special_ids(processor: SampleProcessor) -> dict[str, int | None]:
     return {"pad_token_id": processor.pad_id, "bos_token_id": processor.bos_id, "eos_token_id": processor.eos_id}
 
 
-def build_model(config: Config, processor: Any) -> torch.nn.Module:
+def build_model(config: Config, processor: SampleProcessor) -> TrainableModel:
     """The model with its weights, adapters and freezing rules; the same random weights for the same seed.
 
     Raises ConfigError where the tokenizer has more entries than the model has embeddings, or a rule matches nothing.
     """
-    kind = FAMILIES[config.model.family].model
+    kind = _family(config).model_class
     if config.model.pretrained is None:
         model = _fresh_model(kind, config, processor)
     else:
         model = _started_model(kind, start_folder(config.model.pretrained))
+    require_members(model, TrainableModel, "The model")
     model.loss_kind = config.model.loss
     rows = model.config.token_rows
     if len(processor.tokenizer) > rows:
@@ -187,16 +165,7 @@ def build_model(config: Config, processor: Any) -> torch.nn.Module:
     return model
 
 
-def equip(model: Any, config: Config) -> None:
-    """Gives a plain model what training adds to it: rows of new tokens apart, adapters, and what is frozen."""
-    if config.freeze.new_rows_from is not None:
-        model.split_token_rows(config.freeze.new_rows_from)
-    torch.manual_seed(config.seed)  # adapters draw their first weights from the global generator
-    apply_adapters(model, config.adapter)
-    apply_freezing(model, config.freeze, config.adapter.modules_to_save)
-
-
-def _fresh_model(kind: Any, config: Config, processor: Any) -> Any:
+def _fresh_model(kind: Any, config: Config, processor: SampleProcessor) -> Any:
     architecture, generator = build_architecture(config, processor), torch.Generator().manual_seed(config.seed)
     if config.model.vision_pretrained is not None:
         from m4train.models.assemble import fill_from_backbones
@@ -211,12 +180,10 @@ def _started_model(kind: Any, folder: str) -> Any:
     """The model of a Hugging Face folder, or of a checkpoint with what its adapters learned merged."""
     if not (Path(folder) / STATE).is_file():
         return kind.from_pretrained(folder)
-    from m4train.restore import merged_model
-
     return merged_model(open_checkpoint(Path(folder)))
 
 
-def generation_config(model: Any, processor: Any) -> dict[str, Any]:
+def generation_config(model: Any, processor: SampleProcessor) -> dict[str, Any]:
     """What generation_config.json says: that of the model it started from, ended by a turn's end as well as a text's."""
     stated = model.generation_config.get("eos_token_id")
     stated = stated if isinstance(stated, list) else [stated]
@@ -226,12 +193,12 @@ def generation_config(model: Any, processor: Any) -> dict[str, Any]:
     return {**_special_ids(processor), **model.generation_config, "eos_token_id": list(dict.fromkeys(stops))}
 
 
-def build_layout(config: Config, processor: Any) -> Frames:
+def build_layout(config: Config, processor: SampleProcessor) -> Frames:
     """How the model takes the images of a batch."""
-    return FAMILIES[config.model.family].layout(build_architecture(config, processor), processor)
+    return image_layout(_family(config).image_layout, build_architecture(config, processor), processor)
 
 
-def build_plan(config: Config, processor: Any) -> Plan:
+def build_plan(config: Config, processor: SampleProcessor) -> Plan:
     """The plan of a run: what it will see, in which order. Raises what its parts raise for unusable shards and indexes."""
     trainer = config.trainer
     sources = build_sources(config.data.sources, config.data, processor)
@@ -250,7 +217,7 @@ class RunData:
 
 
 def build_validation(
-    config: Config, processor: Any, layout: Frames, rank: int, world_size: int
+    config: Config, processor: SampleProcessor, layout: Frames, rank: int, world_size: int
 ) -> tuple[list[Source], Callable[[], Iterator[StepBatch]]]:
     """The held-out sources, and fresh passes over them: equally many micro-batches on every rank."""
     place: dict[str, Any] = {"rank": rank, "world_size": world_size}
@@ -259,7 +226,7 @@ def build_validation(
     return sources, lambda: iter(validation_steps(sources, processor, config.data, **place))
 
 
-def build_data(config: Config, processor: Any, rank: int, world_size: int) -> RunData:
+def build_data(config: Config, processor: SampleProcessor, rank: int, world_size: int) -> RunData:
     """Sources, plan and loaders; raises what their parts raise for unusable shards, indexes and weights."""
     data, micro = config.data, config.trainer.micro_batch_size
     streamed = any(source.stream for source in data.sources.values())

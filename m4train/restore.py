@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m4train.build import FAMILIES, equip
 from m4train.config import Config
 from m4train.config.compose import stored_config
 from m4train.errors import CheckpointError
+from m4train.families import FAMILIES
 from m4train.training.checkpoints.find import Checkpoint
 from m4train.training.checkpoints.save import TENSORS, read_tensors
 from m4train.training.checkpoints.weights import CheckpointWeights
+from m4train.training.equip import equip
 from m4train.training.tensors import weight_tensors
 
 
 def restore_processor(config: Config, folder: Path) -> Any:
     """The processor a checkpoint holds."""
-    return FAMILIES[config.model.family].public("Processor").from_pretrained(folder)
+    return FAMILIES[config.model.family].load("Processor").from_pretrained(folder)
 
 
 def plain_model(config: Config, folder: Path) -> Any:
@@ -82,7 +83,7 @@ def merged_model(checkpoint: Checkpoint) -> Any:
 
 def _on_meta(config: Config, folder: Path) -> Any:
     """The model a folder describes, without weights."""
-    kind = FAMILIES[config.model.family].model
+    kind = FAMILIES[config.model.family].model_class
     with torch.device("meta"):
         return kind(kind.config_class.from_pretrained(folder))
 

@@ -11,10 +11,12 @@ import torch
 
 from m4train import build
 from m4train.config import Config
+from m4train.data.documents.image_layout import image_layout
 from m4train.errors import CheckpointError, ConfigError
 from m4train.evaluation.answers import answer_lines, answers_of, metric_of
 from m4train.evaluation.generation import Answer
 from m4train.evaluation.metrics import load_metric, metric_name
+from m4train.families import FAMILIES
 from m4train.restore import restore_model, restore_processor
 from m4train.run_files import ANSWERS, EVALUATION
 from m4train.training.checkpoints.find import MODEL_KEYS, agreed_checkpoint
@@ -60,7 +62,7 @@ def _evaluate(config: Config, engine: Engine, heart: Heartbeat) -> None:
     subject = _subject(config, engine)
     engine.place(subject.model)
     heart.beat("index")
-    layout = build.FAMILIES[subject.config.model.family].layout(subject.model.config, subject.processor)
+    layout = image_layout(FAMILIES[subject.config.model.family].image_layout, subject.model.config, subject.processor)
     sources, steps = build.build_validation(config, subject.processor, layout, engine.rank, engine.world_size)
     entering = lambda batch: heart.beat("evaluation", batch=batch)
     losses = held_out_loss(engine, steps(), [source.name for source in sources], entering)
@@ -84,7 +86,7 @@ def _subject(config: Config, engine: Engine) -> Subject:
     if folder is not None:
         family = _family(Path(folder), config.model.family)
         changed = replace(config, model=replace(config.model, family=family, pretrained=folder))
-        model = build.FAMILIES[family].model.from_pretrained(folder)
+        model = FAMILIES[family].model_class.from_pretrained(folder)
         return Subject(changed, model, build.build_processor(changed), folder)
     checkpoint = agreed_checkpoint(config, engine, among=MODEL_KEYS)
     if checkpoint is None:

@@ -20,6 +20,7 @@ from m4train import build
 from m4train.config import Config
 from m4train.config.checks import size_in_bytes
 from m4train.errors import CheckpointError, ConfigError
+from m4train.families import FAMILIES
 from m4train.hub import WEIGHT_FILES, model_folder
 from m4train.models.pretrained import TensorFolder
 from m4train.models.weight_files import write_weights
@@ -110,7 +111,7 @@ def export_dtype(config: Config) -> torch.dtype:
     if config.model.pretrained is None:
         return torch.float32
     try:
-        began = build.build_architecture(config, None).dtype
+        began = build.pretrained_architecture(config).dtype
     except ConfigError:  # the folder is gone; nothing else says what it was
         began = None
     return getattr(torch, began) if began else torch.float32
@@ -158,7 +159,7 @@ def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any)
         again = restore_model(config, checkpoint.folder)
         load_adapter(again, folder)
     else:
-        again = build.FAMILIES[config.model.family].model.from_pretrained(folder, dtype=torch.float32)
+        again = FAMILIES[config.model.family].model_class.from_pretrained(folder, dtype=torch.float32)
     logits = _logits(again, _probe(type(processor).from_pretrained(folder)))
     drift = (logits - live).abs().max().item()
     allowed = _tolerance(config) * max(1.0, live.abs().max().item())

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from m4train.config import (
     ADAPTERS,
     LOSSES,
-    MODEL_FAMILIES,
     OPTIMIZERS,
     SCHEDULES,
     AdapterConfig,
@@ -23,6 +22,7 @@ from m4train.config.combinations import check_combinations
 from m4train.config.data_checks import check_data
 from m4train.config.require import at_least, leaves, one_of, require
 from m4train.errors import ConfigError
+from m4train.families import FAMILIES
 
 
 def check(config: Config) -> None:
@@ -48,7 +48,7 @@ def _check_numbers(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model = config.model
-    one_of("model.family", model.family, MODEL_FAMILIES)
+    one_of("model.family", model.family, tuple(FAMILIES))
     backbones = (model.vision_pretrained, model.text_pretrained)
     require(
         (backbones[0] is None) == (backbones[1] is None),
@@ -117,7 +117,7 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
         )
         at_least(f"optimizer.parts.{part}.weight_decay", own.weight_decay or 0, 0)
     require(
-        optimizer.momentum is None or optimizer.name == "muon",
+        optimizer.momentum is None or OPTIMIZERS[optimizer.name].whole_matrices,
         f"optimizer.momentum is {optimizer.momentum}, but optimizer.name={optimizer.name} has none: it has betas.",
     )
     require(
@@ -149,7 +149,6 @@ def _check_training(config: Config) -> None:
     )
     one_of("trainer.precision", trainer.precision, ("fp32", "bf16"))
     check_combinations(config)
-    one_of("optimizer.name", optimizer.name, OPTIMIZERS)
     require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _check_optimizer(optimizer)
     _check_schedule(config.schedule, trainer.max_steps)

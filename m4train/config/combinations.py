@@ -5,7 +5,7 @@ Each refusal is one sentence that names the keys, the reason and the way out.
 
 from __future__ import annotations
 
-from m4train.config import ENGINES, Config
+from m4train.config import ENGINES, OPTIMIZERS, Config
 from m4train.config.deepspeed import check_deepspeed_file
 from m4train.config.require import at_least, one_of, require
 
@@ -22,18 +22,14 @@ def why_not(engine: str, optimizer: str, adapter: str) -> str | None:
 
     No adapter changes what an engine can do to an optimizer; 4-bit weights (qlora) are frozen and stay whole under fsdp2.
     """
-    sharded = engine not in ("single", "ddp")
-    if optimizer == "adamw_8bit" and sharded:
-        return (
-            f"optimizer.name=adamw_8bit cannot work with engine.name={engine}: its block-wise quantised state belongs to "
-            "whole tensors, not to shards; choose engine=single or ddp, or optimizer=adamw."
-        )
-    if optimizer == "muon" and engine.startswith("zero"):
-        return (
-            f"optimizer.name=muon cannot work with engine.name={engine}: it makes whole matrices orthogonal, and each rank "
-            "would hold flat shards; choose engine=single, ddp or fsdp2, or optimizer=adamw."
-        )
-    return None
+    kind = OPTIMIZERS[optimizer]
+    if engine in kind.engines:
+        return None
+    *others, last = (f"engine={name}" if not n else name for n, name in enumerate(kind.engines))
+    return (
+        f"optimizer.name={optimizer} cannot work with engine.name={engine}: {kind.why_not}; choose {', '.join(others)} or "
+        f"{last}, or optimizer=adamw."
+    )
 
 
 def _check_engine(config: Config) -> None:
@@ -76,6 +72,7 @@ def _check_launch(processes: int | None, engine: str) -> None:
 def _check_choices(config: Config) -> None:
     """What one engine, optimizer or adapter cannot do with another, each with its reason."""
     engine, optimizer, adapter = config.engine.name, config.optimizer.name, config.adapter.kind
+    one_of("optimizer.name", optimizer, tuple(OPTIMIZERS))
     reason = why_not(engine, optimizer, adapter)
     require(reason is None, reason or "")
     require(
@@ -84,8 +81,8 @@ def _check_choices(config: Config) -> None:
         "compiled: choose engine=fsdp2, or trainer.compile=false.",
     )
     require(
-        not (optimizer == "muon" and config.engine.offload),
-        "optimizer.name is muon, but engine.offload keeps shards in CPU memory, where whole matrices would have to be put "
+        not (OPTIMIZERS[optimizer].whole_matrices and config.engine.offload),
+        f"optimizer.name is {optimizer}, but engine.offload keeps shards in CPU memory, where whole matrices would have to be put "
         "together: choose engine.offload=false, or optimizer=adamw.",
     )
     if config.freeze.new_rows_from is not None:

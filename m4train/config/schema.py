@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-MODEL_FAMILIES = ("idefics", "idefics2", "idefics3", "smolvlm")
+from m4train.optimizers import OPTIMIZERS as OPTIMIZERS
+
 ENGINES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
-OPTIMIZERS = ("adamw", "adamw_8bit", "muon")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 LOSSES = ("auto", "chunked", "torch", "liger")
 ADAPTERS = ("none", "lora", "dora", "qlora")

@@ -21,6 +21,7 @@ from m4train.data.storage.block_cache import BlockCache
 from m4train.data.storage.files import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError
 from m4train.processing.images import decode_scaled
+from m4train.processing.protocol import SampleProcessor
 
 
 @dataclass
@@ -113,7 +114,7 @@ class Source:
         return self.shard_format.stored_images(self.files, shard.shard, members, wanted)
 
 
-def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any) -> list[Source]:
+def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: SampleProcessor) -> list[Source]:
     """Opens every source, in the order given, indexing small ones on first use.
 
     Raises ConfigError for a missing path or weight, DataError for a pattern without shards, StaleIndexError for large
@@ -134,7 +135,7 @@ def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processo
     return built
 
 
-def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any) -> list[Source]:
+def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: SampleProcessor) -> list[Source]:
     """As `open_sources`, for what needs something to read. Raises ConfigError for a source without a usable sample."""
     built = open_sources(sources, data, processor)
     for source in built:
@@ -149,7 +150,9 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
     return built
 
 
-def index_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: Any, progress: Any = None) -> None:
+def index_sources(
+    sources: Mapping[str, SourceConfig], data: DataConfig, processor: SampleProcessor, progress: Any = None
+) -> None:
     """`m4train data index`: builds what is missing or stale, whatever its size."""
     _refuse_streams(sources)
     for name, config in sources.items():

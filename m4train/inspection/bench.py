@@ -16,6 +16,7 @@ from m4train.data.loading.collate import Collator
 from m4train.data.loading.loader import Loader
 from m4train.data.plan.plan import Plan
 from m4train.errors import ConfigError
+from m4train.processing.protocol import SampleProcessor
 
 STAGES = ("pack", "read", "decode", "tokenize", "tile", "collate")
 
@@ -94,7 +95,13 @@ class _TimedFiles:
 
 
 def bench(
-    plan: Plan, processor: Any, data: DataConfig, seed: int, micro_batch_size: int, layout: Frames, packs: int
+    plan: Plan,
+    processor: SampleProcessor,
+    data: DataConfig,
+    seed: int,
+    micro_batch_size: int,
+    layout: Frames,
+    packs: int,
 ) -> BenchReport:
     """Measures the first `packs` packs of a plan. Raises ConfigError for a plan without any."""
     clock = _Clock()
@@ -136,7 +143,13 @@ def _stage(name: str, seconds: float, counts: Counter[str], cores: int = 1) -> S
 
 
 def _whole(
-    plan: Plan, processor: Any, data: DataConfig, seed: int, micro_batch_size: int, layout: Frames, packs: int
+    plan: Plan,
+    processor: SampleProcessor,
+    data: DataConfig,
+    seed: int,
+    micro_batch_size: int,
+    layout: Frames,
+    packs: int,
 ) -> tuple[StageReport, float]:
     """The loader as training runs it, after its first step, in which processes start; and seconds a step."""
     counts: Counter[str] = Counter()

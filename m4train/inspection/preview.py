@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
@@ -22,6 +21,7 @@ from m4train.data.loading.collate import Collator
 from m4train.data.plan.packing import Unit
 from m4train.data.plan.plan import PlannedPack
 from m4train.errors import BadSample
+from m4train.processing.protocol import SampleProcessor
 
 _TEMPLATE = PIECE_KINDS.index("template")
 _SMALL = 64  # pixels: frames up to this side are stored exactly, larger ones as JPEG
@@ -111,7 +111,7 @@ def view_pack(collator: Collator, pack: PlannedPack) -> PackView:
     return PackView(pack.number, segments, collator.data.sequence_length, pack.frames)
 
 
-def document_runs(document: Document, pieces: Pieces, processor: Any) -> list[Run]:
+def document_runs(document: Document, pieces: Pieces, processor: SampleProcessor) -> list[Run]:
     """The tokens of a document in order, as runs of one kind; `pieces` are those it was rendered from."""
     rendered, begin = document.rendered, 0
     runs: list[Run] = []
@@ -127,7 +127,7 @@ def document_runs(document: Document, pieces: Pieces, processor: Any) -> list[Ru
     return [*runs, *_text_runs(rendered.ids, classes, text_from, begin, processor)]
 
 
-def _text_runs(ids: np.ndarray, classes: np.ndarray, begin: int, end: int, processor: Any) -> Iterator[Run]:
+def _text_runs(ids: np.ndarray, classes: np.ndarray, begin: int, end: int, processor: SampleProcessor) -> Iterator[Run]:
     if begin == end:
         return
     changes = np.flatnonzero(classes[begin + 1 : end] != classes[begin : end - 1]) + begin + 1
@@ -136,7 +136,7 @@ def _text_runs(ids: np.ndarray, classes: np.ndarray, begin: int, end: int, proce
         yield Run(str(classes[first]), last - first, processor.decode(ids[first:last]))
 
 
-def _image_run(ids: np.ndarray, frames: Sequence[np.ndarray], processor: Any) -> Run:
+def _image_run(ids: np.ndarray, frames: Sequence[np.ndarray], processor: SampleProcessor) -> Run:
     places = _TILE.findall(processor.decode(ids))
     columns = max((int(column) for _, column in places), default=len(frames))
     return Run("image", len(ids), "", tuple(frame_uri(frame) for frame in frames), columns)

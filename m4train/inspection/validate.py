@@ -22,6 +22,7 @@ from m4train.data.plan.plan import Plan
 from m4train.data.source import Source
 from m4train.errors import BadSample, DataError
 from m4train.processing.pieces import TextPiece
+from m4train.processing.protocol import SampleProcessor
 
 _CHUNK = 32  # samples a worker is handed at a time
 _EXAMPLES = 20  # bad samples named per source
@@ -90,7 +91,11 @@ _MISMATCHED = ("image_count",)
 
 
 def validate_source(
-    source: Source, data: DataConfig, processor: Any, workers: int, progress: Callable[[int], None] = lambda _: None
+    source: Source,
+    data: DataConfig,
+    processor: SampleProcessor,
+    workers: int,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> SourceValidation:
     """Reads the whole source in `workers` processes (1: in this one); `progress` is told how many samples are done.
 
@@ -119,7 +124,7 @@ def expected_fill(source: Source, data: DataConfig) -> tuple[float, float]:
 class _Checker:
     """Checks stretches of a source; pickled once to each process."""
 
-    def __init__(self, source: Source, data: DataConfig, processor: Any) -> None:
+    def __init__(self, source: Source, data: DataConfig, processor: SampleProcessor) -> None:
         self.source, self._data = source, data
         self._renderer = Renderer(processor, source.config)
 

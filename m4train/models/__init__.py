@@ -1,32 +1,35 @@
-"""The models, imported when first used."""
+"""The models in plain PyTorch on the flat layout, imported when first used.
+
+Each family has one file (`idefics.py`, `idefics2.py`, `idefics3.py`) that puts towers, connector and decoder together;
+`multimodal.py` is what they share, `attention.py` the one attention operator, `padded.py` and `doors.py` the documented
+padded arguments, `pretrained.py` reads and writes Hugging Face folders, `generation.py` generates.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {
-    "AutoModelForImageTextToText": "auto",
-    "AutoModelForVision2Seq": "auto",
-    "BitsAndBytesConfig": "quantized",
-    "IdeficsConfig": "model_configs",
-    "IdeficsForVisionText2Text": "idefics",
-    "IdeficsModel": "idefics",
-    "Idefics2Config": "model_configs",
-    "Idefics2ForConditionalGeneration": "idefics2",
-    "Idefics2Model": "idefics2",
-    "Idefics3Config": "model_configs",
-    "Idefics3ForConditionalGeneration": "idefics3",
-    "Idefics3Model": "idefics3",
-    "SmolVLMConfig": "model_configs",
-    "SmolVLMForConditionalGeneration": "idefics3",
-    "SmolVLMModel": "idefics3",
+from m4train.families import FAMILIES
+
+_OTHERS = {
+    "AutoModelForImageTextToText": "m4train.models.auto",
+    "AutoModelForVision2Seq": "m4train.models.auto",
+    "BitsAndBytesConfig": "m4train.models.quantized",
 }
 
-__all__ = sorted(_PUBLIC)
+
+def _homes() -> dict[str, str]:
+    """Every public name of this package, and the module it is in."""
+    own = [{k: v for k, v in row.homes().items() if k not in row.processing_homes()} for row in FAMILIES.values()]
+    return _OTHERS | {name: home for homes in own for name, home in homes.items()}
+
+
+__all__ = sorted(_homes())
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    home = _homes().get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    return getattr(import_module(home), name)

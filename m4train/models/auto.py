@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from m4train.errors import ConfigError
+from m4train.families import FAMILIES
 from m4train.hub import weight_folder
-
-_CLASSES = {
-    "idefics": ("m4train.models.idefics", "IdeficsForVisionText2Text"),
-    "idefics2": ("m4train.models.idefics2", "Idefics2ForConditionalGeneration"),
-    "idefics3": ("m4train.models.idefics3", "Idefics3ForConditionalGeneration"),
-    "smolvlm": ("m4train.models.idefics3", "SmolVLMForConditionalGeneration"),
-}
 
 
 class AutoModelForImageTextToText:
@@ -44,7 +37,6 @@ def model_class_of(folder: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f"there is no config.json in {folder}: name a folder that holds a saved model")
     model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    if model_type not in _CLASSES:
-        raise ConfigError(f"{path} has model_type {model_type!r}, but m4train has {', '.join(sorted(_CLASSES))}")
-    module, name = _CLASSES[model_type]
-    return getattr(import_module(module), name)
+    if model_type not in FAMILIES:
+        raise ConfigError(f"{path} has model_type {model_type!r}, but m4train has {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type].model_class

@@ -27,6 +27,7 @@ from m4train.models.pretrained import PretrainedModel
 from m4train.models.resampler import IdeficsResampler, resampler_flops
 from m4train.models.token_rows import DecoupledEmbedding
 from m4train.models.vision import normalise, uniform_segments
+from m4train.parts import CONNECTOR, CROSS_ATTENTION, EMBEDDINGS, LM_HEAD, TEXT, VISION
 
 
 class CrossAttention(nn.Module):
@@ -221,21 +222,21 @@ class IdeficsForVisionText2Text(MultimodalLM):
             self.lm_head.weight.requires_grad_(False)
 
     def backbone_parts(self) -> dict[str, tuple[str, ...]]:
-        resampler = {"connector": ("model.perceiver_resampler.",)} if self.config.use_resampler else {}
+        resampler = {CONNECTOR: ("model.perceiver_resampler.",)} if self.config.use_resampler else {}
         return {
-            "vision": ("model.vision_model.",),
+            VISION: ("model.vision_model.",),
             **resampler,
-            "cross_attention": ("model.gated_cross_attn_layers.",),
-            "text": ("model.layers.", "model.norm."),
+            CROSS_ATTENTION: ("model.gated_cross_attn_layers.",),
+            TEXT: ("model.layers.", "model.norm."),
         }
 
     def blocks(self) -> dict[str, list[nn.Module]]:
-        resampler = {"connector": [self.model.perceiver_resampler]} if self.config.use_resampler else {}
+        resampler = {CONNECTOR: [self.model.perceiver_resampler]} if self.config.use_resampler else {}
         return {
-            "vision": list(self.model.vision_model.encoder.layers),
+            VISION: list(self.model.vision_model.encoder.layers),
             **resampler,
-            "cross_attention": list(self.model.gated_cross_attn_layers),
-            "text": list(self.model.layers),
+            CROSS_ATTENTION: list(self.model.gated_cross_attn_layers),
+            TEXT: list(self.model.layers),
         }
 
     def flops(self, batch: PackedBatch) -> dict[str, float]:
@@ -245,14 +246,14 @@ class IdeficsForVisionText2Text(MultimodalLM):
         if config.use_resampler:
             lengths = (config.vision_config.grid**2 + 1,) * frames
             flops = resampler_flops(config.perceiver_config, config.vision_config.embed_dim, lengths)
-            resampler = {"connector": flops}
+            resampler = {CONNECTOR: flops}
         return {
-            "vision": clip_flops(config.vision_config, frames),
+            VISION: clip_flops(config.vision_config, frames),
             **resampler,
-            "cross_attention": cross_attention_flops(config, batch, frames),
-            "embeddings": 0.0,
-            "text": decoder_flops(config.text_config, batch.segments.lengths),
-            "lm_head": 2.0 * batch.loss_tokens * config.hidden_size * config.token_rows,
+            CROSS_ATTENTION: cross_attention_flops(config, batch, frames),
+            EMBEDDINGS: 0.0,
+            TEXT: decoder_flops(config.text_config, batch.segments.lengths),
+            LM_HEAD: 2.0 * batch.loss_tokens * config.hidden_size * config.token_rows,
         }
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -22,6 +22,7 @@ from m4train.models.loss import LMHead, token_loss
 from m4train.models.padded import check_image_counts, real_images
 from m4train.models.pretrained import PretrainedModel
 from m4train.models.token_rows import has_own_rows, joined_rows, split_rows
+from m4train.parts import CONNECTOR, EMBEDDINGS, LM_HEAD, NEW_TOKENS, TEXT, VISION
 
 
 class MultimodalModel(ModelDoors, PretrainedModel):
@@ -171,26 +172,26 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
     def backbone_parts(self) -> dict[str, tuple[str, ...]]:
         """The parts but for what belongs to token ids."""
         return {
-            "vision": ("model.vision_model.",),
-            "connector": ("model.connector.",),
-            "text": ("model.text_model.layers.", "model.text_model.norm."),
+            VISION: ("model.vision_model.",),
+            CONNECTOR: ("model.connector.",),
+            TEXT: ("model.text_model.layers.", "model.text_model.norm."),
         }
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Part name -> prefixes of the names of its parameters; every parameter is in exactly one part (the longest prefix)."""
-        parts = {**self.backbone_parts(), "embeddings": (f"{self.embedding_name}.",), "lm_head": ("lm_head.",)}
+        parts = {**self.backbone_parts(), EMBEDDINGS: (f"{self.embedding_name}.",), LM_HEAD: ("lm_head.",)}
         if self._has_own_rows():
-            parts["new_tokens"] = (f"{self.embedding_name}.additional_embedding.", "lm_head.additional_fc.")
+            parts[NEW_TOKENS] = (f"{self.embedding_name}.additional_embedding.", "lm_head.additional_fc.")
         if self.config.tie_word_embeddings:
-            del parts["lm_head"]
+            del parts[LM_HEAD]
         return parts
 
     def blocks(self) -> dict[str, list[nn.Module]]:
         """Part name -> the modules to shard and to checkpoint, in the order they run."""
         return {
-            "vision": list(self.model.vision_model.encoder.layers),
-            "connector": [self.model.connector],
-            "text": list(self.model.text_model.layers),
+            VISION: list(self.model.vision_model.encoder.layers),
+            CONNECTOR: [self.model.connector],
+            TEXT: list(self.model.text_model.layers),
         }
 
     def attention_kernels(self, device: torch.device, dtype: torch.dtype) -> dict[str, tuple[str, ...]]:
@@ -206,11 +207,11 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
         text = self.config.text_config
         vision, connector = (0.0, 0.0) if batch.images is None else self.image_flops(batch.images)
         return {
-            "vision": vision,
-            "connector": connector,
-            "embeddings": 0.0,
-            "text": decoder_flops(text, batch.segments.lengths),
-            "lm_head": 2.0 * batch.loss_tokens * text.hidden_size * text.vocab_size,
+            VISION: vision,
+            CONNECTOR: connector,
+            EMBEDDINGS: 0.0,
+            TEXT: decoder_flops(text, batch.segments.lengths),
+            LM_HEAD: 2.0 * batch.loss_tokens * text.hidden_size * text.vocab_size,
         }
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -1,30 +1,37 @@
-"""Tokenizers, chat templates, images, and one processor per model: from samples to token ids and frames, without torch."""
+"""Tokenizers, chat templates, images, and one processor per model: from samples to token ids and frames, without torch.
 
-from m4train.processing.auto import AutoProcessor, AutoTokenizer
-from m4train.processing.idefics import IdeficsProcessor
-from m4train.processing.idefics2 import Idefics2Processor
-from m4train.processing.idefics2_images import Idefics2ImageProcessor, Idefics2ImageProcessorFast
-from m4train.processing.idefics3 import Idefics3Processor, SmolVLMProcessor
-from m4train.processing.idefics3_images import Idefics3ImageProcessor, SmolVLMImageProcessor
-from m4train.processing.idefics_images import IdeficsImageProcessor
-from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
-from m4train.processing.tokenizer import Tokenizer
+`protocol.py` is what data asks of a processor, `processor.py` what the processors share, `sample_encoding.py` turns the
+items of a sample into pieces, `chat.py` renders conversations, `image_processor.py` and `images.py` make frames.
+"""
 
-__all__ = [
-    "AutoProcessor",
-    "AutoTokenizer",
-    "EncodedImage",
-    "Idefics2ImageProcessor",
-    "Idefics2ImageProcessorFast",
-    "Idefics2Processor",
-    "Idefics3ImageProcessor",
-    "Idefics3Processor",
-    "IdeficsImageProcessor",
-    "IdeficsProcessor",
-    "ImagePiece",
-    "Piece",
-    "SmolVLMImageProcessor",
-    "SmolVLMProcessor",
-    "TextPiece",
-    "Tokenizer",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from m4train.families import FAMILIES
+
+_OTHERS = {
+    "AutoProcessor": "m4train.processing.auto",
+    "AutoTokenizer": "m4train.processing.auto",
+    "EncodedImage": "m4train.processing.pieces",
+    "ImagePiece": "m4train.processing.pieces",
+    "Piece": "m4train.processing.pieces",
+    "TextPiece": "m4train.processing.pieces",
+    "Tokenizer": "m4train.processing.tokenizer",
+}
+
+
+def _homes() -> dict[str, str]:
+    """Every public name of this package, and the module it is in."""
+    return _OTHERS | {name: home for row in FAMILIES.values() for name, home in row.processing_homes().items()}
+
+
+__all__ = sorted(_homes())
+
+
+def __getattr__(name: str) -> Any:
+    home = _homes().get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)

@@ -6,26 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from m4train.errors import ConfigError
+from m4train.families import FAMILIES
 from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.files import read_json
-from m4train.processing.idefics import IdeficsProcessor
-from m4train.processing.idefics2 import Idefics2Processor
-from m4train.processing.idefics3 import Idefics3Processor, SmolVLMProcessor
 from m4train.processing.processor import Processor
 from m4train.processing.tokenizer import Tokenizer
-
-_CLASSES: dict[str, type[Processor]] = {
-    "IdeficsProcessor": IdeficsProcessor,
-    "Idefics2Processor": Idefics2Processor,
-    "Idefics3Processor": Idefics3Processor,
-    "SmolVLMProcessor": SmolVLMProcessor,
-}
-_MODEL_TYPES = {
-    "idefics": "IdeficsProcessor",
-    "idefics2": "Idefics2Processor",
-    "idefics3": "Idefics3Processor",
-    "smolvlm": "SmolVLMProcessor",
-}
 
 
 class AutoProcessor:
@@ -57,10 +42,11 @@ def _class_of(folder: Path) -> type[Processor]:
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         named = named or (read_json(folder / file) or {}).get("processor_class")
     model_type = (read_json(folder / "config.json") or {}).get("model_type")
-    found = _CLASSES.get(named or _MODEL_TYPES.get(model_type or "", ""))
+    families = {f"{row.name}Processor": row for row in FAMILIES.values()}
+    found = families.get(named) if named else FAMILIES.get(model_type or "")
     if found is None:
         said = f"processor_class {named!r}" if named else f"model_type {model_type!r}"
         raise ConfigError(
-            f"{folder} has {said}, which is not one of {', '.join(_CLASSES)}: give a folder of this family."
+            f"{folder} has {said}, which is not one of {', '.join(families)}: give a folder of this family."
         )
-    return found
+    return found.load("Processor")

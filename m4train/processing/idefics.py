@@ -51,6 +51,10 @@ class IdeficsProcessor(Processor):
         self._ends_utterances = trained_with_it if add_end_of_utterance_token is None else add_end_of_utterance_token
 
     @classmethod
+    def settings_for(cls, architecture: Any) -> dict[str, int]:
+        return {"image_size": architecture.vision_config.image_size}
+
+    @classmethod
     def _own_settings(cls) -> tuple[str, ...]:
         return ("image_size", "add_end_of_utterance_token")
 

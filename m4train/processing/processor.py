@@ -131,6 +131,11 @@ class Processor(Detail):
         write_processor_files(folder, ProcessorFiles(image, settings, self.chat_template))
 
     @classmethod
+    def settings_for(cls, architecture: Any) -> dict[str, int]:
+        """The settings that follow from a model's configuration, for a processor made with a new model."""
+        return {"image_seq_len": architecture.tokens_per_image}
+
+    @classmethod
     def _own_settings(cls) -> tuple[str, ...]:
         return ()
 

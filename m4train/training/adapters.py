@@ -11,13 +11,14 @@ from torch import nn
 
 from m4train.config import ADAPTERS, AdapterConfig
 from m4train.errors import ConfigError
+from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import ADAPTER_NAME, canonical_name, canonical_parameters, is_adapter, part_of
 from m4train.training.quantization import dequantized, is_quantized, quantize_parts
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional CPU kernels whenever peft is imported
 
 
-def resolve_targets(model: nn.Module, targets: Mapping[str, list[str]]) -> list[str]:
+def resolve_targets(model: TrainableModel, targets: Mapping[str, list[str]]) -> list[str]:
     """Full names of the modules to adapt: those of each part whose last name is one of the part's targets.
 
     Raises ConfigError for a part the model does not have, or a target that matches no linear layer or embedding there.
@@ -58,7 +59,7 @@ def resolve_targets(model: nn.Module, targets: Mapping[str, list[str]]) -> list[
     return list(dict.fromkeys(found))
 
 
-def apply_adapters(model: nn.Module, config: AdapterConfig) -> list[str]:
+def apply_adapters(model: TrainableModel, config: AdapterConfig) -> list[str]:
     """Puts adapters into the model in place and returns the canonical names of the adapted modules.
 
     Adapters are trainable, everything else is frozen until freezing rules say otherwise. Adapter weights are fp32.
@@ -103,13 +104,13 @@ def peft_config(config: AdapterConfig, targets: list[str]) -> Any:
     )
 
 
-def _adapted_modules(model: nn.Module) -> list[tuple[str, Any]]:
+def _adapted_modules(model: TrainableModel) -> list[tuple[str, Any]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
-def merge_adapters(model: nn.Module) -> None:
+def merge_adapters(model: TrainableModel) -> None:
     """Adds every adapter to the weights under it and removes it; the module names are the base model's again.
 
     Layers stored in 4 bits become plain ones first, adapted or not, so that what the adapter learned is not rounded away.
@@ -127,6 +128,6 @@ def merge_adapters(model: nn.Module) -> None:
             _replace(model, name, dequantized(module))
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def _replace(model: TrainableModel, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)

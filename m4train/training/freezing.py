@@ -9,10 +9,12 @@ from torch import nn
 
 from m4train.config import FreezeConfig, FreezeRule
 from m4train.errors import ConfigError
+from m4train.parts import LM_HEAD, NEW_TOKENS
+from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_name, is_adapter, part_of
 
 
-def _described(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
+def _described(model: TrainableModel) -> Iterator[tuple[str, nn.Parameter, str]]:
     """Every base parameter with its canonical name and the class name of the module that holds it."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
@@ -23,7 +25,7 @@ def _described(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
                 yield canonical_name(name), parameter, type(module).__name__
 
 
-def apply_freezing(model: nn.Module, config: FreezeConfig, in_full: Sequence[str] = ()) -> None:
+def apply_freezing(model: TrainableModel, config: FreezeConfig, in_full: Sequence[str] = ()) -> None:
     """Sets `requires_grad` of every base parameter by the ordered rules; later rules win, adapters are left alone.
 
     Without adapters the model starts as its own configuration freezes it; with adapters everything but them starts frozen.
@@ -71,10 +73,10 @@ def _trained_in_full(names: Sequence[str], parts: dict[str, tuple[str, ...]]) ->
 
 
 _HINTS = {
-    "new_tokens": "; freeze.new_rows_from makes new_tokens",
+    NEW_TOKENS: "; freeze.new_rows_from makes new_tokens",
     "norms": '; the norms of all parts are module_types: ["*Norm"]',
     "resampler": "; a resampler is the connector",
-    "lm_head": "; a head tied to the embeddings is them",
+    LM_HEAD: "; a head tied to the embeddings is them",
 }
 
 

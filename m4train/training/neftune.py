@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedBatch
 from m4train.errors import ConfigError
+from m4train.parts import EMBEDDINGS
+from m4train.training.model_protocol import TrainableModel
 
 
 class EmbeddingNoise:
@@ -20,7 +22,7 @@ class EmbeddingNoise:
     positions are overwritten by image features afterwards, so that the noise stays on text.
     """
 
-    def __init__(self, model: nn.Module, alpha: float, seed: int) -> None:
+    def __init__(self, model: TrainableModel, alpha: float, seed: int) -> None:
         self.alpha, self.seed = alpha, seed
         self._batch: PackedBatch | None = None
         self._step = 0
@@ -51,9 +53,9 @@ class EmbeddingNoise:
         return torch.cat(rows)
 
 
-def _embedding(model: nn.Module) -> nn.Module:
+def _embedding(model: TrainableModel) -> nn.Module:
     """The module of the part `embeddings`. Raises ConfigError where the model has none."""
-    for prefix in model.parts().get("embeddings", ()):
+    for prefix in model.parts().get(EMBEDDINGS, ()):
         try:
             return model.get_submodule(prefix.rstrip("."))
         except AttributeError:

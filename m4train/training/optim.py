@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from m4train.config import OPTIMIZERS, OptimizerConfig
 from m4train.errors import ConfigError
-from m4train.training.muon import MuonAdamW
+from m4train.parts import EMBEDDINGS, LM_HEAD, NEW_TOKENS
 from m4train.training.naming import canonical_name, is_adapter, part_of
 
 
@@ -44,7 +45,7 @@ def parameter_groups(
         part = part_of(name, parts)
         own = config.parts.get(part)
         decays = name not in undecayed or (own is not None and own.decay_all)
-        matrices = config.name == "muon" and _is_hidden_matrix(name, parameter, part, undecayed)
+        matrices = OPTIMIZERS[config.name].whole_matrices and _is_hidden_matrix(name, parameter, part, undecayed)
         rate = config.lr if own is None or own.lr is None else own.lr
         decay = config.weight_decay if own is None or own.weight_decay is None else own.weight_decay
         settings = {"part": part, "base_lr": rate, "weight_decay": decay if decays else 0.0, "matrices": matrices}
@@ -59,22 +60,28 @@ def parameter_groups(
 
 def _is_hidden_matrix(name: str, parameter: nn.Parameter, part: str, undecayed: set[str]) -> bool:
     """Whether Muon is meant for a parameter: matrices that map one hidden state to another."""
-    outside = part in ("embeddings", "new_tokens", "lm_head")
+    outside = part in (EMBEDDINGS, NEW_TOKENS, LM_HEAD)
     return parameter.ndim == 2 and not outside and name not in undecayed and not is_adapter(name)
 
 
-def make_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer named by the config. Raises ConfigError for an unknown name."""
-    options: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, **options, fused=True)
-    if config.name == "adamw_8bit":
-        from bitsandbytes.optim import AdamW8bit
+def adamw(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, **_adam(config), fused=True)
 
-        return AdamW8bit(groups, **options)
-    if config.name == "muon":
-        return MuonAdamW(groups, config)
-    raise ConfigError(f"optimizer.name is {config.name!r}, but must be one of {', '.join(OPTIMIZERS)}.")
+
+def adamw_8bit(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(groups, **_adam(config))
+
+
+def _adam(config: OptimizerConfig) -> dict[str, Any]:
+    return {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
+
+
+def make_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer named by the config, see `m4train.optimizers`."""
+    module, _, function = OPTIMIZERS[config.name].make.partition(":")
+    return getattr(importlib.import_module(module), function)(groups, config)
 
 
 def build_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:

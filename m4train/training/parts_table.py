@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from m4train.config import Config
+from m4train.config import OPTIMIZERS, Config
 from m4train.training import optim
+from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, is_adapter, part_of
 
-_STATE = {"adamw": "fp32", "adamw_8bit": "8-bit", "muon": "fp32"}
 _SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
@@ -36,7 +36,7 @@ class PartRow:
     decay: tuple[float, ...] = ()
 
 
-def parameter_table(model: nn.Module, config: Config, device: torch.device) -> list[PartRow]:
+def parameter_table(model: TrainableModel, config: Config, device: torch.device) -> list[PartRow]:
     """One row per part of the model, in the model's order, and a last row `total`; `device` is where it trains."""
     parts = model.parts()
     by_part: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in parts}
@@ -70,7 +70,7 @@ def _row(
         storage=tuple(sorted({_storage(p, frozen) for _, p in members})),
         compute=config.trainer.precision,
         attention=kernels,
-        state=_STATE[config.optimizer.name] if groups else "",
+        state=OPTIMIZERS[config.optimizer.name].state if groups else "",
         lr=groups[0]["base_lr"] if groups else None,
         decay=tuple(sorted({group["weight_decay"] for group in groups})),
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from m4train.errors import ConfigError
 from m4train.models.quantized import BitsAndBytesConfig, four_bit, is_quantized
+from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_name, canonical_parameters, part_of
 
 __all__ = ["dequantized", "is_quantized", "quantization_tensors", "quantize_parts"]
@@ -22,7 +23,7 @@ _NF4 = BitsAndBytesConfig(
 )
 
 
-def quantize_parts(model: nn.Module, parts: Sequence[str]) -> list[str]:
+def quantize_parts(model: TrainableModel, parts: Sequence[str]) -> list[str]:
     """Replaces the plain linear layers of the named parts by 4-bit ones, in place; returns their names.
 
     Subclasses of `nn.Linear` (a head with a loss of its own) keep their precision, as do all parts that are not named.
@@ -45,7 +46,7 @@ def quantize_parts(model: nn.Module, parts: Sequence[str]) -> list[str]:
             owner = model.get_submodule(parent)
             setattr(owner, leaf, four_bit(getattr(owner, leaf), _NF4))
         replaced.extend(names)
-    model.is_loaded_in_4bit = True  # how peft is told to put its 4-bit adapter layers around them
+    model.is_loaded_in_4bit = True  # type: ignore[attr-defined]  # how peft is told to put its 4-bit adapter layers around them
     return replaced
 
 
@@ -61,7 +62,7 @@ def dequantized(module: Any) -> nn.Linear:
     return layer
 
 
-def quantization_tensors(model: nn.Module) -> dict[str, Tensor]:
+def quantization_tensors(model: TrainableModel) -> dict[str, Tensor]:
     """The live scales of every 4-bit weight, by canonical name, so that a checkpoint holds all of its value."""
     found = {}
     for name, parameter in model.named_parameters():

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, persistent_buffers
 from m4train.training.quantization import quantization_tensors
 
 PARAMETER, BUFFER = "parameter/", "buffer/"
 
 
-def buffer_tensors(model: nn.Module) -> dict[str, Tensor]:
+def buffer_tensors(model: TrainableModel) -> dict[str, Tensor]:
     """The live buffers a checkpoint holds, what 4-bit weights are scaled by among them."""
     buffers = {**persistent_buffers(model), **quantization_tensors(model)}
     return {f"{BUFFER}{name}": buffer for name, buffer in buffers.items()}
 
 
-def weight_tensors(model: nn.Module) -> dict[str, Tensor]:
+def weight_tensors(model: TrainableModel) -> dict[str, Tensor]:
     """The live parameters and buffers of a model that a checkpoint holds."""
     parameters = {f"{PARAMETER}{name}": p.detach() for name, p in canonical_parameters(model).items()}
     return {**parameters, **buffer_tensors(model)}

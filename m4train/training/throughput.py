@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import resource
-from collections import Counter
+from collections import defaultdict
 
 import torch
-from torch import nn
 
 from m4train.batch import PackedBatch
+from m4train.parts import CROSS_ATTENTION, EMBEDDINGS, LM_HEAD, NEW_TOKENS, TEXT
+from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, is_adapter, part_of
 
 # Dense bf16 products a second, from the vendors' data sheets; the first name found in the device's name counts.
@@ -25,8 +26,8 @@ _PEAKS = {
     "V100": 125e12,
 }
 
-_TABLES = ("embeddings", "new_tokens")  # looked up, not multiplied
-_DECODER = ("text", "cross_attention")  # layers that take turns
+_TABLES = (EMBEDDINGS, NEW_TOKENS)  # looked up, not multiplied
+_DECODER = (TEXT, CROSS_ATTENTION)  # layers that take turns
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -44,10 +45,10 @@ class Throughput:
     one for those of its parameters, where some of them train.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: TrainableModel) -> None:
         self._model = model
         self._factors = pass_factors(model)
-        self._counted: Counter[str] = Counter()
+        self._counted: dict[str, float] = defaultdict(float)
 
     def add(self, batch: PackedBatch) -> None:
         """Counts one micro-batch."""
@@ -73,7 +74,7 @@ def memory_gib(device: torch.device) -> float:
     return peak / 2**30
 
 
-def pass_factors(model: nn.Module) -> dict[str, float]:
+def pass_factors(model: TrainableModel) -> dict[str, float]:
     """How many forward passes' worth of operations a step does in each part, in the order of the model's parts."""
     parts = model.parts()
     trained = [name for name, p in canonical_parameters(model).items() if p.requires_grad]
@@ -82,10 +83,10 @@ def pass_factors(model: nn.Module) -> dict[str, float]:
         part_of(name, parts) for name in trained if not is_adapter(name)
     }  # adapters themselves cost next to nothing
     order = [*model.blocks(), *(part for part in parts if part not in model.blocks())]
-    order = [part for part in order if part not in (*_TABLES, "lm_head")]
+    order = [part for part in order if part not in (*_TABLES, LM_HEAD)]
     factors, upstream = {part: 1.0 for part in _TABLES if part in parts}, False
-    for part in [*order, "lm_head"]:
+    for part in [*order, LM_HEAD]:
         upstream = upstream or part in trains or (part in _DECODER and bool(trains & {*_TABLES, *_DECODER}))
-        tied = part == "lm_head" and part not in parts and "embeddings" in weighty
+        tied = part == LM_HEAD and part not in parts and EMBEDDINGS in weighty
         factors[part] = 1.0 + float(part in weighty or tied) + float(upstream)
     return factors

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from m4train.batch import PackedBatch
 from m4train.config import Config
@@ -23,7 +23,7 @@ from m4train.training.engines.base import Engine, Update
 from m4train.training.heartbeat import Heartbeat
 from m4train.training.loss_weights import LossWeights
 from m4train.training.metrics import StepSums, real_tokens
-from m4train.training.model_protocol import Step
+from m4train.training.model_protocol import Step, TrainableModel
 from m4train.training.neftune import EmbeddingNoise
 from m4train.training.schedule import rate_factor
 from m4train.training.step import SkipCounter, reseed, run_micro_batches
@@ -67,7 +67,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        model: nn.Module,
+        model: TrainableModel,
         loader: Iterable[Step],
         engine: Engine,
         callbacks: Sequence[Callback],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from PIL import Image
 from m4train.batch import DocumentRecord, PackedBatch, PackedImages, Segments
 from m4train.data.documents.image_layout import Frames
 from m4train.data.documents.rendering import Rendered
+from m4train.processing.protocol import SampleProcessor
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Document:
 class Assembler:
     """Lays documents into batches, for one processor, set of sources and layout of images."""
 
-    def __init__(self, processor: Any, source_names: Sequence[str], layout: Frames) -> None:
+    def __init__(self, processor: SampleProcessor, source_names: Sequence[str], layout: Frames) -> None:
         self._layout = layout
         self._processor = processor
         self._source_names = tuple(source_names)

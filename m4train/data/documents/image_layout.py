@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from m4train.batch import CrossSegments, PackedImages, Segments
 from m4train.positions import patch_position_ids
 from m4train.processing.idefics2_images import cut_patches
+from m4train.processing.protocol import SampleProcessor
 
 
 @dataclass(frozen=True)
@@ -80,3 +82,13 @@ class CrossFrames(Frames):
                 seen.append([] if latest < 0 or ended else [first + latest])
             first += len(images)
         return CrossSegments.of(lengths, seen)
+
+
+def image_layout(name: str, architecture: Any, processor: SampleProcessor) -> Frames:
+    """The layout of this name (`Family.image_layout`) for a model's configuration and its processor."""
+    if name == "patches":
+        return Patches(architecture.vision_config.patch_size, architecture.vision_config.grid)
+    if name == "cross":
+        assert processor.eos_id is not None  # Idefics' tokenizers end documents
+        return CrossFrames(processor.image_token_id, processor.eos_id)
+    return FRAMES

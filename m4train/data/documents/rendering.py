@@ -25,6 +25,7 @@ from m4train.data.documents.variants import (
 from m4train.data.index.shard_index import IMAGE_KIND, PIECE_KINDS, Pieces
 from m4train.errors import BadSample, ConfigError, StaleIndexError
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
+from m4train.processing.protocol import SampleProcessor
 
 _BORDER = TextPiece(np.empty(0, np.int64), "border")
 _OBELICS_MARKER = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # stands between documents that one row holds
@@ -60,7 +61,7 @@ class Prepared:
 class Renderer:
     """Renders the samples of one source as its options say. Raises ConfigError for options the processor cannot follow."""
 
-    def __init__(self, processor: Any, config: SourceConfig, name: str = "") -> None:
+    def __init__(self, processor: SampleProcessor, config: SourceConfig, name: str = "") -> None:
         self.processor = processor
         self.documents, self.conversations, self.images = config.documents, config.conversations, config.images
         self._key = f"data.sources.{name or '*'}"
@@ -136,7 +137,7 @@ def _stored_numbers(pieces: Sequence[Piece], numbers: Sequence[int]) -> list[Pie
     return [ImagePiece(numbers[piece.image]) if isinstance(piece, ImagePiece) else piece for piece in pieces]
 
 
-def _check_images(processor: Any, options: ImageOptions, key: str) -> None:
+def _check_images(processor: SampleProcessor, options: ImageOptions, key: str) -> None:
     one = processor.most_detail == 1
     if options.upscale_max > 1 and processor.fixed_size and (options.enlarge or one):
         raise ConfigError(
@@ -189,7 +190,9 @@ def expand(pieces: Sequence[Piece], encoded: Mapping[int, EncodedImage], planned
     return Rendered(np.concatenate(ids), np.concatenate(kinds), np.concatenate(turns), np.concatenate(masks), frames)
 
 
-def encode_view(image: Image.Image, view: View, processor: Any, stored: tuple[int, int] | None = None) -> EncodedImage:
+def encode_view(
+    image: Image.Image, view: View, processor: SampleProcessor, stored: tuple[int, int] | None = None
+) -> EncodedImage:
     """The image encoded as `view` says; `stored` is the (width, height) of its file where it was decoded smaller."""
     encoder = viewed(processor, view)
     if stored is not None:
@@ -199,7 +202,7 @@ def encode_view(image: Image.Image, view: View, processor: Any, stored: tuple[in
     return encoder.encode_image(image)
 
 
-def as_planned(image: Image.Image, planned: tuple[int, int], view: View, processor: Any) -> Image.Image:
+def as_planned(image: Image.Image, planned: tuple[int, int], view: View, processor: SampleProcessor) -> Image.Image:
     """The image, stretched to its planned (width, height) where a crop has left it a size that takes other tokens."""
     if image.size == planned:
         return image
@@ -211,7 +214,7 @@ def as_planned(image: Image.Image, planned: tuple[int, int], view: View, process
 
 
 def needed_sizes(
-    views: Mapping[int, View], sizes: Mapping[int, tuple[int, int]], processor: Any
+    views: Mapping[int, View], sizes: Mapping[int, tuple[int, int]], processor: SampleProcessor
 ) -> dict[int, tuple[int, int]]:
     """The smallest size each image may be decoded in; those whose every pixel is needed are left out."""
     found = {n: viewed(processor, view).needed_size(*sizes[n]) for n, view in views.items() if view.scale == 1.0}

@@ -13,6 +13,7 @@ from typing import Any
 
 from m4train.config import ConversationOptions, DocumentOptions, ImageOptions
 from m4train.errors import BadSample
+from m4train.processing.protocol import SampleProcessor
 
 Item = dict[str, Any]
 _BREAK = {"text": "\n\n"}  # stands for images that were left out between two texts
@@ -189,7 +190,7 @@ class View:
 
 
 def image_views(
-    sizes: dict[int, tuple[int, int]], options: ImageOptions, processor: Any, draws: Draws
+    sizes: dict[int, tuple[int, int]], options: ImageOptions, processor: SampleProcessor, draws: Draws
 ) -> dict[int, View]:
     """How each image (its number -> width, height) is encoded. Raises BadSample `skipped` where the images of the
     sample do not fit their budget however small they are made."""
@@ -219,11 +220,11 @@ def image_views(
         views = {n: View(view.scale, min(view.detail or 1, most - 1)) for n, view in views.items()}
 
 
-def view_tokens(processor: Any, view: View, size: tuple[int, int]) -> int:
+def view_tokens(processor: SampleProcessor, view: View, size: tuple[int, int]) -> int:
     """Tokens of an image of this size in a view."""
     return viewed(processor, view).tokens_for(*view.size(*size))
 
 
-def viewed(processor: Any, view: View) -> Any:
+def viewed(processor: SampleProcessor, view: View) -> Any:
     """The processor that encodes images of a view."""
     return processor if view.detail is None else processor.at_detail(view.detail)

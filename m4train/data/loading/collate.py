@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from PIL import Image
 
@@ -25,6 +24,7 @@ from m4train.data.plan.plan import PlannedPack
 from m4train.data.source import Source
 from m4train.errors import BadSample, M4Error, StaleIndexError
 from m4train.processing.pieces import EncodedImage, ImagePiece
+from m4train.processing.protocol import SampleProcessor
 
 _MODULUS = 1 << 64
 
@@ -38,7 +38,7 @@ class Collator:
     def __init__(
         self,
         sources: Sequence[Source],
-        processor: Any,
+        processor: SampleProcessor,
         data: DataConfig,
         seed: int,
         layout: Frames = FRAMES,

@@ -28,6 +28,7 @@ from m4train.data.loading.whereabouts import Whereabouts
 from m4train.data.plan.plan import Plan, PlannedPack
 from m4train.data.source import Source
 from m4train.errors import DataError, M4Error
+from m4train.processing.protocol import SampleProcessor
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Loader:
     def __init__(
         self,
         plan: Plan,
-        processor: Any,
+        processor: SampleProcessor,
         data: DataConfig,
         *,
         seed: int,
@@ -215,7 +216,7 @@ class Loader:
 
 def validation_steps(
     sources: list[Source],
-    processor: Any,
+    processor: SampleProcessor,
     data: DataConfig,
     *,
     micro_batch_size: int,

@@ -33,6 +33,7 @@ from m4train.data.plan.packing import Packer, Unit
 from m4train.data.sources.registry import shard_format
 from m4train.data.sources.tar import TarLayout
 from m4train.errors import BadSample, ConfigError, DataError, M4Error
+from m4train.processing.protocol import SampleProcessor
 
 _LOG = logging.getLogger(__name__)
 PROMISES = (
@@ -53,7 +54,7 @@ class StreamLoader:
     def __init__(
         self,
         sources: Mapping[str, SourceConfig],
-        processor: Any,
+        processor: SampleProcessor,
         data: DataConfig,
         *,
         seed: int,
@@ -124,7 +125,7 @@ class _Packs(IterableDataset):
     def __init__(
         self,
         sources: Mapping[str, SourceConfig],
-        processor: Any,
+        processor: SampleProcessor,
         data: DataConfig,
         seed: int,
         micro_batch_size: int,

@@ -15,6 +15,7 @@ from m4train.config import AdapterConfig
 from m4train.errors import CheckpointError, ConfigError
 from m4train.training.adapters import peft_config
 from m4train.training.checkpoints.save import TENSORS, read_tensors
+from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_name, canonical_parameters, is_adapter
 from m4train.training.tensors import PARAMETER
 
@@ -41,7 +42,7 @@ def _canonical_stored(name: str) -> str:
     return f"{name}.weight" if name.endswith(_MAGNITUDE) else name
 
 
-def trained_whole(model: nn.Module) -> list[str]:
+def trained_whole(model: TrainableModel) -> list[str]:
     """The largest modules of which every parameter trains, by canonical name: what peft calls modules_to_save.
 
     Raises CheckpointError for a parameter that trains in full but shares its module with others that do not.
@@ -100,7 +101,7 @@ def save_adapter(
     save_file(state, folder / _FILE, metadata={"format": "pt"})
 
 
-def load_adapter(model: nn.Module, folder: Path) -> None:
+def load_adapter(model: TrainableModel, folder: Path) -> None:
     """Reads what `save_adapter` (or peft) wrote into a model that already has the same adapters.
 
     Modules that the file holds in full overwrite those of the model. Raises CheckpointError naming what is missing,
@@ -120,7 +121,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     _copy({name: live[name] for name in stored}, stored, folder)
 
 
-def _drop_tied(model: nn.Module, stored: dict[str, Tensor], live: Mapping[str, Tensor]) -> None:
+def _drop_tied(model: TrainableModel, stored: dict[str, Tensor], live: Mapping[str, Tensor]) -> None:
     """Of tensors that are one in the model, keeps the first. Raises CheckpointError where the file's copies differ."""
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = canonical_name(name)
@@ -134,7 +135,7 @@ def _drop_tied(model: nn.Module, stored: dict[str, Tensor], live: Mapping[str, T
         del stored[other]
 
 
-def start_adapter(model: nn.Module, folder: Path) -> None:
+def start_adapter(model: TrainableModel, folder: Path) -> None:
     """Begins with the adapter of a peft folder, or of a checkpoint of another run; what trains beside it is taken along.
 
     Raises ConfigError where `folder` is neither, CheckpointError where it holds another adapter than the model has.

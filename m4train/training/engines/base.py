@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from m4train.batch import PackedBatch, PackedOutput
+from m4train.training.model_protocol import TrainableModel
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Engine(Protocol):
         """Whether ranks share the weights, so that all must make the same forward passes."""
         ...
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: TrainableModel) -> None:
         """Places and wraps the model, and builds the optimizer. Freezing and adapters are already applied."""
         ...
 
-    def place(self, model: nn.Module) -> None:
+    def place(self, model: TrainableModel) -> None:
         """Places and wraps a model that only evaluates: no optimizer, no gradients."""
         ...
 

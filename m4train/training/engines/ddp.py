@@ -6,11 +6,11 @@ import inspect
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from m4train.batch import PackedBatch, PackedOutput
 from m4train.training.engines.distributed import DistributedEngine
+from m4train.training.model_protocol import TrainableModel
 
 # torch 2.13 renamed the option; buffers are constants here, equal on every rank.
 _SYNC_BUFFERS = (
@@ -23,7 +23,7 @@ _SYNC_BUFFERS = (
 class DDPEngine(DistributedEngine):
     """Every rank holds everything; the gradients of the last micro-batch of a step carry the reduction."""
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: TrainableModel) -> None:
         super().prepare(model)
         self._wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
 

@@ -21,6 +21,7 @@ from m4train.training.checkpoints.files import write_json
 from m4train.training.engines.base import Update
 from m4train.training.engines.distributed import DistributedEngine
 from m4train.training.gradient_checkpointing import checkpoint_blocks
+from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters
 from m4train.training.quantization import is_quantized
 from m4train.training.tensors import PARAMETER, buffer_tensors
@@ -55,7 +56,7 @@ class DeepSpeedEngine(DistributedEngine):
 
     _engine: Any = None  # until prepare, and when a model that is not split only evaluates
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: TrainableModel) -> None:
         """Wraps the model; the complete DeepSpeed configuration is written to run_dir/deepspeed.json."""
         deepspeed = _library()
         self.stage = STAGES[self.config.engine.name]
@@ -83,14 +84,14 @@ class DeepSpeedEngine(DistributedEngine):
         self._allocate_state()
         self._remember_norms()
 
-    def place(self, model: nn.Module) -> None:
+    def place(self, model: TrainableModel) -> None:
         """Splits the parameters over ranks under ZeRO-3; under the others every rank has them all."""
         settings = deepspeed_config(self.config, self.world_size)
         self._distribute(model, settings)
         if self.sharded:
             self._engine, *_ = _library().initialize(model=model, config=settings, dist_init_required=False)
 
-    def _distribute(self, model: nn.Module, settings: dict[str, Any]) -> None:
+    def _distribute(self, model: TrainableModel, settings: dict[str, Any]) -> None:
         """Puts the model on the device; under ZeRO-3 parameter by parameter, so that none ever holds more than its share."""
         self.model = model
         if not self.sharded:

@@ -11,12 +11,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from m4train.config import Config
+from m4train.config import OPTIMIZERS, Config
 from m4train.errors import ConfigError
 from m4train.training import optim
 from m4train.training.engines.base import Update
 from m4train.training.engines.distributed import DistributedEngine
 from m4train.training.gradient_checkpointing import checkpoint_blocks
+from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters
 from m4train.training.quantization import is_quantized
 
@@ -51,7 +52,7 @@ class FSDPEngine(DistributedEngine):
             self.device.type, (self.world_size // per_node, per_node), mesh_dim_names=("replicate", "shard")
         )
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: TrainableModel) -> None:
         """Shards block by block, then each tower that holds blocks, then what is left."""
         self.store(model)
         if self.config.trainer.gradient_checkpointing:
@@ -59,9 +60,9 @@ class FSDPEngine(DistributedEngine):
         self.place(model)
         self._sharded = {n: p for n, p in canonical_parameters(model).items() if p.requires_grad}
         local = {name: nn.Parameter(p.to_local()) for name, p in self._sharded.items()}
-        self.optimise(local, self._sharded if self.config.optimizer.name == "muon" else None)
+        self.optimise(local, self._sharded if OPTIMIZERS[self.config.optimizer.name].whole_matrices else None)
 
-    def place(self, model: nn.Module) -> None:
+    def place(self, model: TrainableModel) -> None:
         # Packed 4-bit weights would lose their scales in shards: they stay whole on every rank, at half a byte a value.
         packed = [module.to(self.device) for module in model.modules() if is_quantized(module)]
         whole = {cast(nn.Parameter, module.weight) for module in packed}
@@ -104,7 +105,7 @@ class FSDPEngine(DistributedEngine):
         return tensors
 
 
-def _units(model: nn.Module, blocks: dict[str, list[nn.Module]]) -> list[nn.Module]:
+def _units(model: TrainableModel, blocks: dict[str, list[nn.Module]]) -> list[nn.Module]:
     """What is sharded as one unit, inner ones first: blocks, towers (a part whose prefix is a module with blocks), the root."""
     inner = [block for members in blocks.values() for block in members]
     known, towers = {id(block) for block in inner}, []
@@ -118,7 +119,7 @@ def _units(model: nn.Module, blocks: dict[str, list[nn.Module]]) -> list[nn.Modu
     return [*inner, *towers, model]
 
 
-def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+def _submodule(model: TrainableModel, name: str) -> nn.Module | None:
     try:
         return model.get_submodule(name)
     except AttributeError:

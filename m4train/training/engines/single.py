@@ -17,6 +17,7 @@ from m4train.training import optim
 from m4train.training.engines.base import Update
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.guard import StepGuard
+from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, part_of
 from m4train.training.tensors import weight_tensors
 
@@ -33,13 +34,13 @@ class SingleEngine:
         self.config = config
         self.rank, self.world_size, self.checkpoint_group = 0, 1, None
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model: nn.Module
+        self.model: TrainableModel
         self.optimizer: torch.optim.Optimizer
         self.trainable: dict[str, nn.Parameter] = {}
         self.guard = StepGuard(config.trainer.skip_outliers, self.device)
         self._stager: DefaultStager | None = None
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: TrainableModel) -> None:
         """Places the model, stores what trains in fp32, and builds the optimizer."""
         self.store(model)
         self.model = model.to(self.device)
@@ -47,10 +48,10 @@ class SingleEngine:
             checkpoint_blocks(model.blocks())
         self.optimise({name: p for name, p in canonical_parameters(model).items() if p.requires_grad})
 
-    def place(self, model: nn.Module) -> None:
+    def place(self, model: TrainableModel) -> None:
         self.model = model.to(self.device)
 
-    def store(self, model: nn.Module) -> None:
+    def store(self, model: TrainableModel) -> None:
         """Sets the dtype parameters are stored in: fp32 for what trains; for the rest what freeze.frozen_dtype asks, or fp32
         where all is computed in it; otherwise that of the file they were loaded from."""
         frozen = torch.bfloat16 if self.config.freeze.frozen_dtype == "bf16" else None

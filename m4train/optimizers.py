@@ -1,0 +1,37 @@
+"""The optimizers, one row each. To add one, add a row and the function it names. Imports nothing of m4train."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_WHOLE = ("single", "ddp")
+_EVERY = (*_WHOLE, "fsdp2", "zero1", "zero2", "zero3")
+
+
+class OptimizerKind(NamedTuple):
+    """What the rest of the program has to know of an optimizer before it is loaded."""
+
+    make: str  # "module:function", called with the parameter groups and OptimizerConfig
+    state: str = "fp32"  # how its state is stored, for the table of parts
+    engines: tuple[str, ...] = _EVERY  # the engines that it works with
+    why_not: str = ""  # the reason why it does not work with the others
+    whole_matrices: bool = (
+        False  # matrices of hidden layers are groups of their own and whole when updated; has momentum
+    )
+
+
+OPTIMIZERS: dict[str, OptimizerKind] = {
+    "adamw": OptimizerKind("m4train.training.optim:adamw"),
+    "adamw_8bit": OptimizerKind(
+        "m4train.training.optim:adamw_8bit",
+        state="8-bit",
+        engines=_WHOLE,
+        why_not="its block-wise quantised state belongs to whole tensors, not to shards",
+    ),
+    "muon": OptimizerKind(
+        "m4train.training.muon:MuonAdamW",
+        engines=(*_WHOLE, "fsdp2"),
+        why_not="it makes whole matrices orthogonal, and each rank would hold flat shards",
+        whole_matrices=True,
+    ),
+}
