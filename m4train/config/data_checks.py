@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from m4train.config import AugmentConfig, Config, DataConfig, SourceConfig
@@ -140,6 +141,11 @@ def _check_options(key: str, source: SourceConfig) -> None:
     require(
         images.upscale_max > 1 or images.upscale_probability == 1,
         f"{key}.images.upscale_probability is {images.upscale_probability}, but images.upscale_max is 1: raise that one.",
+    )
+    ends = list(source.image_range)
+    require(
+        not ends or (len(ends) == 2 and ends[0] != ends[1] and all(math.isfinite(end) for end in ends)),
+        f"{key}.image_range is {ends}, but must be the two values that are black and white, such as [0, 4095], or empty.",
     )
     random = talks.shuffle_turns or talks.newline_probability > 0 or images.upscale_max > 1
     require(

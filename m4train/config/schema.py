@@ -81,6 +81,9 @@ class SourceConfig:
     documents: DocumentOptions = field(default_factory=DocumentOptions)
     conversations: ConversationOptions = field(default_factory=ConversationOptions)
     images: ImageOptions = field(default_factory=ImageOptions)
+    image_range: list[float] = field(
+        default_factory=list
+    )  # values that are black and white in pictures of more than 8 bits, such as [0, 4095]; empty: as the file says
     variants: int = 8  # of each sample, to draw from where turns, line breaks or sizes of images are random
 
 

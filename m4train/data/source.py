@@ -93,7 +93,10 @@ class Source:
         wanted = range(len(pictures)) if wanted is None else wanted
         if least:
             stored = self.shard_format.stored_images(self.files, shard.shard, members, wanted)
-            decoded = [decode_scaled(data, (least or {}).get(image)) for image, data in zip(wanted, stored)]
+            decoded = [
+                decode_scaled(data, (least or {}).get(image), image_range=self.shard_format.image_range)
+                for image, data in zip(wanted, stored)
+            ]
             images = {image: found for image, (found, _) in zip(wanted, decoded)}
             found_sizes = {image: size for image, (_, size) in zip(wanted, decoded)}
         else:

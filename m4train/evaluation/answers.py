@@ -13,6 +13,7 @@ from m4train.config import Config
 from m4train.data.source import Source, conversations
 from m4train.evaluation.generation import Answer, Asked, answer_conversations
 from m4train.evaluation.metrics import load_metric, metric_name
+from m4train.processing.images import to_rgb
 from m4train.training.engines.base import Engine
 from m4train.training.heartbeat import Heartbeat
 
@@ -95,7 +96,7 @@ def answer_lines(config: Config, source: str, answers: list[Answer], pictured: i
 
 def data_uri(image: Image.Image) -> str:
     """An image, made small where it is large, as a link that holds it."""
-    small = image.convert("RGB")
+    small = to_rgb(image).copy()
     small.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")

@@ -15,6 +15,7 @@ from m4train.processing.features import Features
 from m4train.processing.files import read_processor_files, write_json
 from m4train.processing.images import normalize_into, pixel_table
 from m4train.processing.inputs import is_fractions, nest_images, read_image
+from m4train.processing.levels import is_deep
 from m4train.processing.pieces import Frames
 from m4train.processing.settings import WrongSize, in_documented_order, no_setting, warn_of_unused
 
@@ -26,7 +27,8 @@ class ImageProcessor:
     """Base of the image processors. Attributes are the settings of preprocessor_config.json, and may be changed.
 
     `upstream_reading` reads images as transformers does, for exact comparison: Pillow images are not rotated as their EXIF
-    data say, and files lose their alpha channel instead of being laid on white.
+    data say, files lose their alpha channel instead of being laid on white, and more than 8 bits are cut off at 255 instead
+    of being scaled.
 
     Images are computed on in 256 levels. So an array of fractions that are no multiples of 1/255 loses what lies
     between two levels, as it does in transformers wherever that resizes; transformers keeps it with do_resize=False,
@@ -265,12 +267,13 @@ class ImageProcessor:
         return out
 
     def _rgb_only(self, image: Image.Image) -> Image.Image:
-        """The image itself. Raises ValueError where it is not RGB and the settings forbid to convert it."""
+        """The image itself, with `upstream_reading` as Pillow brings it to 8 bits. Raises ValueError where it is not RGB and
+        the settings forbid to convert it."""
         if not self.do_convert_rgb and image.mode != "RGB":
             raise ValueError(
                 f"The image has mode {image.mode} and do_convert_rgb is False: give RGB, or set it to True."
             )
-        return image
+        return image.convert("RGB") if self.upstream_reading and is_deep(image) else image
 
 
 def checked_size(name: str, size: Any, *forms: tuple[str, ...]) -> dict[str, int]:

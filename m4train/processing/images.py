@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from m4train.errors import BadSample
+from m4train.processing.levels import eight_bits, is_deep
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte of RGB, and where Pillow itself begins to warn
 _ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where an image may say its orientation
 
 
 @dataclass(frozen=True)
@@ -30,9 +42,14 @@ def read_image_info(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIX
     """Format and oriented size of an image file, from its header alone. Raises BadSample like `decode_image`."""
     with _open(source, max_pixels) as image:
         width, height = image.size
-        if _may_be_rotated(image, source) and _orientation(image) in _SIDEWAYS:
+        if _lies_sideways(image, source):
             width, height = height, width
         return ImageInfo(image.format or "", width, height)
+
+
+def _lies_sideways(image: Image.Image, source: bytes | str | os.PathLike) -> bool:
+    """Whether decoding exchanges width and height. Of a TIFF Pillow gives the size after its rotation."""
+    return image.format != "TIFF" and _may_be_rotated(image, source) and _orientation(image) in _SIDEWAYS
 
 
 def _may_be_rotated(image: Image.Image, source: bytes | str | os.PathLike) -> bool:
@@ -52,35 +69,44 @@ def _orientation(image: Image.Image) -> int:
 
 
 def decode_image(
-    source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS, drop_alpha: bool = False
+    source: bytes | str | os.PathLike,
+    max_pixels: int = MAX_PIXELS,
+    as_pillow: bool = False,
+    image_range: Sequence[float] = (),
 ) -> Image.Image:
-    """An image file as upright RGB: EXIF rotation applied, transparency laid on white (or ignored with `drop_alpha`).
+    """An image file as upright RGB: EXIF rotation applied, transparency laid on white, more than 8 bits brought to 8 by
+    `image_range` or as `levels` says; with `as_pillow` as Pillow alone converts it, as transformers does.
 
-    Raises BadSample with reason "unreadable_image", or "image_too_large" above `max_pixels` (before anything is decoded).
+    Raises BadSample with reason "unreadable_image", "unknown_range", or "image_too_large" above `max_pixels` (before
+    anything is decoded).
     """
     with _open(source, max_pixels) as image:
-        try:
-            image.load()
-            return upright(image).convert("RGB") if drop_alpha else to_rgb(upright(image))
-        except Exception as error:
-            raise BadSample("unreadable_image", f"{_name(source)} cannot be decoded: {error}") from error
+        return _decoded(image, source, as_pillow, image_range)
 
 
 def decode_scaled(
-    data: bytes, least: tuple[int, int] | None, max_pixels: int = MAX_PIXELS
+    data: bytes, least: tuple[int, int] | None, max_pixels: int = MAX_PIXELS, image_range: Sequence[float] = ()
 ) -> tuple[Image.Image, tuple[int, int]]:
     """An image as `decode_image` gives it, and its full size. A JPEG is decoded at 1/2, 1/4 or 1/8 of it where both sides stay
     at least `least` (width, height); its pixels then differ a little from those of the whole image made smaller."""
     with _open(data, max_pixels) as image:
-        try:
-            sideways = _may_be_rotated(image, data) and _orientation(image) in _SIDEWAYS
-            size = image.size[::-1] if sideways else image.size
-            if least is not None:
-                image.draft(None, least[::-1] if sideways else least)
-            image.load()
-            return to_rgb(upright(image)), size
-        except Exception as error:
-            raise BadSample("unreadable_image", f"{_name(data)} cannot be decoded: {error}") from error
+        sideways = _lies_sideways(image, data)
+        size = image.size[::-1] if sideways else image.size
+        if least is not None:
+            image.draft(None, least[::-1] if sideways else least)
+        return _decoded(image, data, False, image_range), size
+
+
+def _decoded(
+    image: Image.Image, source: bytes | str | os.PathLike, as_pillow: bool, image_range: Sequence[float]
+) -> Image.Image:
+    try:
+        image.load()
+        return upright(image.convert("RGB") if as_pillow else to_rgb(image, image_range), _orientation(image))
+    except BadSample as error:
+        raise BadSample(error.reason, f"{_name(source)}: {error.detail}") from None
+    except Exception as error:
+        raise BadSample("unreadable_image", f"{_name(source)} cannot be decoded: {error}") from error
 
 
 def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS, name: str = "an image") -> None:
@@ -90,20 +116,42 @@ def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS, name: str = "an
         raise BadSample("image_too_large", f"{name} has {size} pixels, above the limit of {max_pixels}.")
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation says it should be looked at."""
-    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
+    """The image as its EXIF orientation, or the one given, says it should be looked at.
+
+    What was turned is without EXIF data: some cannot be written back, and nothing reads them later.
+    """
+    turn = _TURNS.get(_orientation(image) if orientation is None else orientation)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in _EXIF:
+        turned.info.pop(name, None)
+    return turned
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB; what is transparent shows white."""
+def to_rgb(image: Image.Image, image_range: Sequence[float] = ()) -> Image.Image:
+    """The image in RGB; what is transparent shows white. More than 8 bits become 8 by `image_range` or as `levels` says.
+
+    Raises BadSample "unknown_range" where the range of its values can neither be told nor is given.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    image = _eight_bits(image, image_range)
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image, image_range: Sequence[float]) -> Image.Image:
+    if not is_deep(image):
+        return image
+    try:
+        return eight_bits(image, image_range)
+    except ValueError as error:
+        raise BadSample("unknown_range", str(error)) from None
 
 
 def pixel_table(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from m4train.errors import BadSample
 from m4train.processing.images import MAX_PIXELS, check_size, decode_image, upright
+from m4train.processing.levels import levels
 
 URL_TIMEOUT = 30  # seconds
 
@@ -72,8 +73,8 @@ def read_image(image: Any, upstream: bool = False, channels: str | None = None) 
     """One image as a Pillow image, upright as its EXIF data say.
 
     Files, URLs and data URLs are decoded to RGB and laid on white. Arrays and tensors are (H, W), (H, W, C) or
-    (C, H, W) of levels from 0 to 255, whatever their type, or of floating-point values in [0, 1], which they are taken
-    for where none exceeds 1; `channels` ("channels_first", "channels_last") decides where the shape does not.
+    (C, H, W) of levels from 0 to 255, whatever their type, of 16-bit integers, which they are taken for where one exceeds
+    255, or of floating-point values in [0, 1], where none exceeds 1; `channels` ("channels_first", "channels_last") decides where the shape does not.
     `upstream`: see ImageProcessor. Raises BadSample for a file that cannot be read or is too large, and ValueError for
     an array that is no image.
     """
@@ -83,9 +84,9 @@ def read_image(image: Any, upstream: bool = False, channels: str | None = None) 
     if isinstance(image, str) and image.startswith("data:"):
         image = from_base64(image)
     if isinstance(image, str) and is_url(image):
-        return decode_image(_download(image), drop_alpha=upstream)
+        return decode_image(_download(image), as_pillow=upstream)
     if isinstance(image, (str, bytes, os.PathLike)):
-        return decode_image(image, drop_alpha=upstream)
+        return decode_image(image, as_pillow=upstream)
     if hasattr(image, "detach"):  # a torch tensor, on any device
         image = image.detach().cpu()
     return _from_array(np.asarray(image), channels)
@@ -108,18 +109,4 @@ def _from_array(array: np.ndarray, channels: str | None) -> Image.Image:
         array = array[..., 0] if array.shape[-1] == 1 else array
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
         raise ValueError(f"An array of shape {array.shape} is no image: use (H, W), (H, W, C) or (C, H, W).")
-    return Image.fromarray(np.ascontiguousarray(_levels(array)))
-
-
-def _levels(array: np.ndarray) -> np.ndarray:
-    """The values of an image as uint8 levels, which fractions become as in transformers: cut off, not rounded."""
-    if array.dtype == np.uint8 or not array.size:
-        return array.astype(np.uint8)
-    if not (array.min() >= 0 and array.max() <= 255):  # also where a value is NaN
-        raise ValueError(
-            f"The values of an image of {array.dtype} go from {array.min()} to {array.max()}: bring them to 0..255, or "
-            "as floating point to [0, 1]."
-        )
-    if np.issubdtype(array.dtype, np.floating):
-        array = (array * np.float64(255)).astype(np.float32) if is_fractions(array) else np.round(array)
-    return array.astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(levels(array)))

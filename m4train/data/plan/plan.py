@@ -100,6 +100,7 @@ class Plan:
             for source in self.sources
         ]
         sources += [[source.name, "by shard"] for source in self.sources if source.ordered_by_shard]
+        sources += [[s.name, "image range", *s.config.image_range] for s in self.sources if s.config.image_range]
         described = json.dumps([self.seed, self.global_batch_size, settings, sources])
         return hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
 

@@ -53,6 +53,9 @@ class ShardFormat(Protocol):
     """How one kind of shard is read. Instances are picklable and hold no open files."""
 
     name: str
+    image_range: Sequence[
+        float
+    ]  # the values of black and white in pictures of more than 8 bits; empty: as the file says
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         """Every sample of the shard in stored order, one sequential pass; damage is reported as bad samples."""

@@ -36,6 +36,7 @@ class JsonRecords:
     """
 
     name = "json"
+    image_range: Sequence[float] = ()
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         for number, (offset, raw) in enumerate(_records(files, path)):
@@ -61,7 +62,7 @@ class JsonRecords:
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> dict[int, Image.Image]:
         stored = self.stored_images(files, path, members, wanted)
-        return {number: decode_image(data) for number, data in zip(wanted, stored)}
+        return {number: decode_image(data, image_range=self.image_range) for number, data in zip(wanted, stored)}
 
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]

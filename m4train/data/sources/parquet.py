@@ -36,6 +36,7 @@ class ParquetRows:
     """One sample a row. A member's `offset` is its row group, `size` its row in it, `part` the number of the image."""
 
     name = "parquet"
+    image_range: Sequence[float] = ()
 
     def __init__(self, window: int = 1, pool: int = 0) -> None:
         self.keep(window, pool)
@@ -46,7 +47,7 @@ class ParquetRows:
         self.groups_read = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (ParquetRows, (self._kept.window, self._kept.pool))
+        return (ParquetRows, (self._kept.window, self._kept.pool), {"image_range": self.image_range})
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         number = 0
@@ -75,7 +76,7 @@ class ParquetRows:
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> dict[int, Image.Image]:
         stored = self.stored_images(files, path, members, wanted)
-        return {number: decode_image(data) for number, data in zip(wanted, stored)}
+        return {number: decode_image(data, image_range=self.image_range) for number, data in zip(wanted, stored)}
 
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]

@@ -36,4 +36,6 @@ def shard_format(config: SourceConfig) -> ShardFormat:
     """The format of a source. Raises ConfigError for a name that is none."""
     if config.format not in FORMATS:
         raise ConfigError(f"A source's format is {config.format!r}, but must be one of {', '.join(FORMATS)}.")
-    return FORMATS[config.format]()
+    found = FORMATS[config.format]()
+    found.image_range = tuple(config.image_range)
+    return found

@@ -38,6 +38,7 @@ class TarLayout:
     """One sample is the run of members that share a key, as in webdataset. Layouts fill in the first four methods."""
 
     name = ""
+    image_range: Sequence[float] = ()
     proves_itself = (
         False  # whether a sample says what members it has and what is in them: else damage beside it may be in it
     )
@@ -59,7 +60,7 @@ class TarLayout:
 
     def picture(self, data: bytes, part: int) -> Image.Image:
         """Image `part` of a member's bytes, decoded. Raises BadSample."""
-        return decode_image(data)
+        return decode_image(data, image_range=self.image_range)
 
     def file_of(self, data: bytes, part: int) -> bytes:
         """Image `part` of a member's bytes, as an image file. Raises BadSample."""

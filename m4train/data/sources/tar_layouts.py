@@ -20,7 +20,7 @@ from m4train.data.sources.dialogues import dialogue, question_answer_pairs
 from m4train.data.sources.tar import Ref, TarLayout
 from m4train.data.sources.tarfiles import TarMember
 from m4train.errors import BadSample
-from m4train.processing.images import decode_image, to_rgb
+from m4train.processing.images import to_rgb
 
 Named = Mapping[str, TarMember]
 Read = Callable[[str], bytes]
@@ -199,7 +199,11 @@ class Mint1T(TarLayout):
         return self._frame(data, part, lambda image: image.size)
 
     def picture(self, data: bytes, part: int) -> Image.Image:
-        return self._frame(data, part, lambda image: to_rgb(image.copy()))
+        def decoded(image: Image.Image) -> Image.Image:
+            image.load()
+            return to_rgb(image, self.image_range)
+
+        return self._frame(data, part, decoded)
 
     def file_of(self, data: bytes, part: int) -> bytes:
         """A frame is no file of its own: without loss, as PNG."""
@@ -220,6 +224,8 @@ class Mint1T(TarLayout):
             with Image.open(io.BytesIO(data)) as image:
                 image.seek(part)
                 return use(image)
+        except BadSample:
+            raise
         except Exception as error:
             raise BadSample("unreadable_image", f"frame {part} of the tiff cannot be read: {error}") from None
 
@@ -273,7 +279,7 @@ class Mmc4(TarLayout):
         return super().picture_size(self.file_of(data, part), part)
 
     def picture(self, data: bytes, part: int) -> Image.Image:
-        return decode_image(self.file_of(data, part))
+        return super().picture(self.file_of(data, part), part)
 
     def file_of(self, data: bytes, part: int) -> bytes:
         return from_base64(_json(data)["image_info"][part]["image_base64"])

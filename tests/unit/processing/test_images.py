@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from m4train.errors import BadSample
-from m4train.processing.images import decode_image, normalize_into, pixel_table, read_image_info, to_rgb
+from m4train.processing.images import decode_image, decode_scaled, normalize_into, pixel_table, read_image_info, to_rgb
 
 
 def stored(image: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -107,3 +107,33 @@ def test_pixel_table_normalises_every_level():
 def test_opaque_modes_are_plain_conversions():
     image = Image.new("L", (3, 3), 100)
     assert np.asarray(to_rgb(image)).tolist() == np.full((3, 3, 3), 100).tolist()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16", "RGBA", "P", "1", "CMYK"])
+def test_tiffs_of_every_orientation_are_upright_and_of_their_size(orientation, mode):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = stored(Image.new(mode, (30, 20)), "TIFF", exif=exif)
+    expected = (20, 30) if orientation >= 5 else (30, 20)
+    info = read_image_info(data)
+    assert (info.width, info.height) == decode_image(data).size == expected
+    assert decode_scaled(data, None)[1] == expected
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_that_cannot_be_written_back_is_no_fault_of_the_picture(form, orientation):
+    """A tag whose value does not fit its type can be read, but Pillow refuses to write it."""
+    entries = b"\x12\x01\x03\x00\x01\x00\x00\x00" + bytes([orientation, 0, 0, 0])
+    entries += b"\x00\x01\x0c\x00\x01\x00\x00\x00\x00\x00\x00\x00"  # ImageWidth as a double that lies at byte 0
+    entries += b"\x69\x87\x02\x00\x04\x00\x00\x00abc\x00"  # the Exif directory as a text
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x03\x00" + entries + b"\x00\x00\x00\x00"
+    pixels = Image.new("RGB", (24, 16))
+    pixels.paste((255, 0, 0), (0, 0, 12, 8))
+    turned = decode_image(stored(pixels, form, exif=exif, **({} if form == "PNG" else {"quality": 100})))
+    assert turned.size == ((16, 24) if orientation >= 5 else (24, 16))
+    assert decode_image(stored(turned, "PNG")).tobytes() == turned.tobytes()  # turned once, whoever looks again
+    corner = {1: 0, 2: 1, 3: 3, 4: 2, 5: 0, 6: 1, 7: 3, 8: 2}[orientation]  # of the red quarter: right by 1, below by 2
+    centre = (turned.width * (1 + 2 * (corner % 2)) // 4, turned.height * (1 + 2 * (corner // 2)) // 4)
+    assert turned.getpixel(centre)[0] > 200

@@ -61,7 +61,7 @@ def test_arrays_that_are_no_image_are_refused(array):
 @pytest.mark.parametrize(
     ("values", "found"),
     [
-        (np.arange(16, dtype=np.uint16) * 1000, "uint16 go from 0 to 15000"),
+        (np.arange(16, dtype=np.int32) * 5000, "int32 go from 0 to 75000"),
         (np.arange(16) * 40, "int64 go from 0 to 600"),
         (np.arange(16) - 1, "int64 go from -1 to 14"),
         (np.arange(16) / 15 - 0.5, "float64 go from -0.5 to 0.5"),
