@@ -1,4 +1,4 @@
-"""What a checkpoint costs the loop, written within it and beside it: python benchmarks/checkpoints.py
+"""What a checkpoint costs the loop, written within it and alongside it: python benchmarks/checkpoints.py
 
 A model of 57 M parameters (checkpoints of 690 MB) trains 12 steps and saves after steps 4 and 8, and at the end.
 """
@@ -29,7 +29,7 @@ class Clock(Callback):
         self.ends.append(time.perf_counter())
 
 
-def run(save_every: int, beside: bool) -> tuple[float, float, float]:
+def run(save_every: int, in_background: bool) -> tuple[float, float, float]:
     """Seconds of steps 4 to 11, of which `save` kept the loop waiting, and of the whole run."""
     waited = 0.0
     save = Trainer.save
@@ -42,7 +42,9 @@ def run(save_every: int, beside: bool) -> tuple[float, float, float]:
             waited += time.perf_counter() - before
 
     with tempfile.TemporaryDirectory() as scratch:
-        config = training.make_config(scratch, save_every=save_every, save_beside=beside, worst_batch_first=False)
+        config = training.make_config(
+            scratch, save_every=save_every, async_checkpoint=in_background, worst_batch_first=False
+        )
         clock, model = Clock(), training.TinyModel()
         trainer = training.make_trainer(config, model)
         trainer.callbacks.append(clock)
@@ -58,8 +60,12 @@ def run(save_every: int, beside: bool) -> tuple[float, float, float]:
 def main() -> None:
     torch.set_num_threads(1)
     training.HIDDEN, training.VOCABULARY = 1024, 16384
-    for name, every, beside in (("none before the end", 100, False), ("within", 4, False), ("beside", 4, True)):
-        steps, waited, whole = run(every, beside)
+    for name, every, in_background in (
+        ("none before the end", 100, False),
+        ("within", 4, False),
+        ("alongside", 4, True),
+    ):
+        steps, waited, whole = run(every, in_background)
         print(f"saves {name}: eight steps {steps:.1f} s, waiting for saves {waited:.2f} s, whole run {whole:.1f} s")
 
 

@@ -6,7 +6,7 @@ one core.
 
 "read": the bytes of every sample, in a shuffled order; that of the others is sequential, which favours them. "whole path":
 read, decode, tokenise, cut into tiles, pack; the other sides read with webdataset or Energon, and then have Pillow, the
-Pillow processor of transformers, and packing of neighbours. Energon is measured where it is installed (the extra `peers`). "plan": seconds of planning for a step of 10,000 documents, from an index alone. All run in turns.
+Pillow processor of transformers, and packing of neighbours. Energon is measured if it is installed (the extra `peers`). "plan": seconds of planning for a step of 10,000 documents, from an index alone. All run in turns.
 """
 
 from __future__ import annotations

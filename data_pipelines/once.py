@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 
 
 def build_once(root: Path, recipe: dict[str, Any], build: Callable[[Path], None]) -> bool:
-    """Runs `build(folder)` under a lock and moves what it wrote to `root`; returns False where `root` is already whole.
+    """Runs `build(folder)` under a lock and moves what it wrote to `root`; returns False if `root` is already whole.
 
     `recipe` describes what is built (name, version, settings) and is kept in the manifest: a folder built by another
     recipe is refused, never overwritten. A build that is killed leaves nothing at `root`.

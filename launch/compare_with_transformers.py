@@ -2,7 +2,7 @@
 
     python launch/compare_with_transformers.py EXPORT [IMAGE]
 
-Without IMAGE a picture with a drawn digit is used. Exits with 1 where the two disagree.
+Without IMAGE a picture with a drawn digit is used. Exits with 1 if the two disagree.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class PackedBatch:
         return _map(self, lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PackedBatch:
-        """The same batch in page-locked memory, for copies beside compute."""
+        """The same batch in page-locked memory, for copies during compute."""
         return _map(self, lambda t: t.pin_memory())
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
@@ -192,7 +192,7 @@ class PackedOutput:
 
     `loss` (): sum over loss tokens of weight x (cross-entropy + z-loss), fp32; divide it by the global number of loss
     tokens of the optimizer step. `token_losses` (L,): cross-entropy of each loss token, fp32, detached, unweighted.
-    `logits` (T, V): only where asked for.
+    `logits` (T, V): only if asked for.
     """
 
     loss: Tensor

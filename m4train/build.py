@@ -34,7 +34,7 @@ from m4train.training.model_protocol import TrainableModel
 
 
 def prepare_data(data: DataConfig) -> None:
-    """Builds the dataset of data.prepare under data.root where it is not there yet; several processes may call it."""
+    """Builds the dataset of data.prepare under data.root if it is not there yet; several processes may call it."""
     if data.prepare is None:
         return
     module_name, _, function_name = data.prepare.partition(":")
@@ -141,7 +141,7 @@ def _special_ids(processor: SampleProcessor) -> dict[str, int | None]:
 def build_model(config: Config, processor: SampleProcessor) -> TrainableModel:
     """The model with its weights, adapters and freezing rules; the same random weights for the same seed.
 
-    Raises ConfigError where the tokenizer has more entries than the model has embeddings, or a rule matches nothing.
+    Raises ConfigError if the tokenizer has more entries than the model has embeddings, or a rule matches nothing.
     """
     kind = _family(config).model_class
     if config.model.pretrained is None:
@@ -209,7 +209,7 @@ def build_plan(config: Config, processor: SampleProcessor) -> Plan:
 class RunData:
     """The data side of a run on one rank."""
 
-    plan: Plan | None  # None where the sources are streamed
+    plan: Plan | None  # None if the sources are streamed
     validation: list[Source]
     quarantine: Quarantine
     steps: Callable[[Checkpoint | None], Iterator[StepBatch]]

@@ -31,8 +31,8 @@ def model_folder(
 ) -> Path:
     """The folder `name`, or where the files of hub model `name` that match `patterns` lie after a download.
 
-    Files already in the cache are not fetched again, and are enough without a network. Raises ConfigError where there is
-    neither such a folder nor such a model within reach, or where of the hub model no file matches any pattern of one of
+    Files already in the cache are not fetched again, and are enough without a network. Raises ConfigError if there is
+    neither such a folder nor such a model within reach, or if of the hub model no file matches any pattern of one of
     `required`: without a network the cache may hold no more than its processor.
     """
     if Path(name).is_dir():

@@ -12,5 +12,5 @@ from m4train.processing.inputs import read_image
 
 
 def load_image(image: str | os.PathLike | bytes | Image.Image | Any) -> Image.Image:
-    """The image at a path or URL (or in any other accepted form) in RGB, upright, laid on white where it is transparent."""
+    """The image at a path or URL (or in any other accepted form) in RGB, upright, laid on white if it is transparent."""
     return to_rgb(read_image(image))

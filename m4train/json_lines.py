@@ -9,7 +9,7 @@ from typing import Any
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of the finished lines; none where there is no file."""
+    """The objects of the finished lines; none if there is no file."""
     return [json.loads(line) for line in _finished(path)]
 
 

@@ -46,12 +46,12 @@ def check_launched(config: Config) -> None:
     if config.launch.processes not in (None, here):
         raise ConfigError(
             f"launch.processes is {config.launch.processes}, but {here} processes were started on this machine: "
-            "leave launch.processes out where torchrun or SLURM starts them."
+            "leave launch.processes out if torchrun or SLURM starts them."
         )
 
 
 def check_devices(processes: int) -> None:
-    """Raises ConfigError where this machine has GPUs, but fewer than `processes`."""
+    """Raises ConfigError if this machine has GPUs, but fewer than `processes`."""
     import torch
 
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
@@ -64,8 +64,8 @@ def check_devices(processes: int) -> None:
 def launch(arguments: list[str], processes: int) -> int:
     """Runs `m4train ARGUMENTS` on `processes` processes of this machine through torch's elastic launcher; returns 0.
 
-    SIGINT, SIGTERM and SIGUSR1 are passed on, and the processes decide what they mean. Where one fails, the others are
-    ended. Raises TrainingError that names the first to fail, or ConfigError where it refused the configuration.
+    SIGINT, SIGTERM and SIGUSR1 are passed on, and the processes decide what they mean. If one fails, the others are
+    ended. Raises TrainingError that names the first to fail, or ConfigError if it refused the configuration.
     """
     check_devices(processes)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -38,7 +38,7 @@ def plain_model(config: Config, folder: Path) -> Any:
 def restore_model(config: Config, folder: Path) -> Any:
     """The model as it trained, adapters in place, with the weights of a checkpoint; fp32, on the CPU, for evaluation.
 
-    Raises CheckpointError where the checkpoint lacks one of its tensors.
+    Raises CheckpointError if the checkpoint lacks one of its tensors.
     """
     model = _on_meta(config, folder)
     fill(model)
@@ -51,9 +51,9 @@ def hub_weights(
     config: Config, folder: Path, base: Callable[[str], Tensor] | None = None
 ) -> tuple[Any, dict[str, torch.Size], Callable[[str], Tensor]]:
     """The model of a checkpoint as published folders hold it: on the meta device, the shape of each of its tensors, and what
-    reads one by name, adapters merged (into `base`, where given) and rows of new tokens joined.
+    reads one by name, adapters merged (into `base`, if given) and rows of new tokens joined.
 
-    Raises CheckpointError where the checkpoint's tensors are not those of its config.json.
+    Raises CheckpointError if the checkpoint's tensors are not those of its config.json.
     """
     model = plain_model(config, folder)
     weights = CheckpointWeights(folder, config.adapter)

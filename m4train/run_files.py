@@ -59,7 +59,7 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Reads a run directory; raises DataError where it holds no config.yaml."""
+    """Reads a run directory; raises DataError if it holds no config.yaml."""
     if not (folder / CONFIG).is_file():
         raise DataError(f"{folder} holds no config.yaml: train first, or set run_dir to the directory of a run.")
     return RunFiles(

@@ -25,7 +25,7 @@ from m4train.training.engines.base import Engine
 from m4train.training.heartbeat import Heartbeat
 from m4train.training.held_out import held_out_loss
 
-PICTURED_ANSWERS = 120  # per source: answers kept with their images, besides all that score less than 1
+PICTURED_ANSWERS = 120  # per source: answers kept with their images, in addition to all that score less than 1
 
 
 @dataclass(frozen=True)

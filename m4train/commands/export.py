@@ -40,7 +40,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: the step, the folder, and the drift of its logits (None where it was not verified)."""
+    """What an export wrote: the step, the folder, and the drift of its logits (None if it was not verified)."""
 
     step: int
     folder: Path
@@ -56,9 +56,9 @@ def export(config: Config) -> int:
 
 
 def export_checkpoint(config: Config) -> Exported:
-    """Writes the folder aside, verifies it and puts it in place of an earlier one.
+    """Writes the folder aside, verifies it and replaces an earlier one by it.
 
-    Raises CheckpointError where there is no checkpoint, or where what was written does not answer as the checkpoint does.
+    Raises CheckpointError if there is no checkpoint, or if what was written does not answer as the checkpoint does.
     """
     checkpoint = find_checkpoint(config, among=MODEL_KEYS)
     if checkpoint is None:
@@ -93,7 +93,7 @@ def _write_model(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _original(config: Config) -> Callable[[str], Tensor] | None:
-    """The weights adapters are merged into, where those are not the ones they were trained on."""
+    """The weights adapters are merged into, if those are not the ones they were trained on."""
     if config.export.base == "trained":
         return None
     if config.adapter.kind == "none" or config.model.pretrained is None:
@@ -128,8 +128,8 @@ def _write_adapter(config: Config, checkpoint: Checkpoint, folder: Path) -> None
         )
     weights = CheckpointWeights(checkpoint.folder, config.adapter)
     whole = _trained_whole(config, checkpoint)
-    beside = [name for name in weights.names if name.startswith(tuple(f"{module}." for module in whole))]
-    stored = weights.stored([*weights.adapter_names, *beside])
+    extra = [name for name in weights.names if name.startswith(tuple(f"{module}." for module in whole))]
+    stored = weights.stored([*weights.adapter_names, *extra])
     targets = sorted({name.split(".lora_")[0] for name in weights.adapter_names})
     save_adapter(folder, config.adapter, targets, stored, whole)
     if config.model.pretrained is not None:
@@ -139,7 +139,7 @@ def _write_adapter(config: Config, checkpoint: Checkpoint, folder: Path) -> None
 
 
 def _trained_whole(config: Config, checkpoint: Checkpoint) -> list[str]:
-    """The modules that trained in full beside the adapter."""
+    """The modules that trained in full next to the adapter."""
     model = plain_model(config, checkpoint.folder)  # on the meta device, where nothing can be stored in 4 bits
     kind = "lora" if config.adapter.kind == "qlora" else config.adapter.kind
     apply_adapters(model, replace(config.adapter, kind=kind))
@@ -150,11 +150,11 @@ def _trained_whole(config: Config, checkpoint: Checkpoint) -> list[str]:
 def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any) -> float:
     """How far the logits of what was written are from those of the checkpoint, on an image and a question.
 
-    One of the two models is in memory at a time. Raises CheckpointError where the drift is no rounding.
+    One of the two models is in memory at a time. Raises CheckpointError if the drift is more than rounding.
     """
     probe = _probe(processor)
     live = _logits(restore_model(config, checkpoint.folder), probe)
-    gc.collect()  # modules refer to each other in circles, and would stay beside those that are loaded next
+    gc.collect()  # modules refer to each other in circles, and would stay in memory next to those that are loaded next
     if config.export.adapters == "apart":
         again = restore_model(config, checkpoint.folder)
         load_adapter(again, folder)
@@ -174,7 +174,7 @@ def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any)
 def _tolerance(config: Config) -> float:
     """How far exported logits may be from the checkpoint's, relative to the largest."""
     if config.export.base == "original":
-        return sys.float_info.max  # another base than was trained on: reported, and only refused where it is no number
+        return sys.float_info.max  # another base than was trained on: reported, and refused only if it is not a number
     return EXACT if export_dtype(config) is torch.float32 and config.adapter.kind != "qlora" else ROUNDED
 
 
@@ -198,7 +198,7 @@ def _logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _describe(config: Config, checkpoint: Checkpoint, folder: Path, drift: float | None) -> None:
-    """m4train.json: where the folder came from; and README.md, where one is asked for."""
+    """m4train.json: where the folder came from; and README.md, if one is asked for."""
     origin = {
         "run_dir": str(config.run_dir),
         "step": checkpoint.step,

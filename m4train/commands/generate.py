@@ -8,7 +8,7 @@ from m4train.errors import ConfigError
 
 
 def generate(arguments: list[str]) -> int:
-    """Prints the model's greedy answer. Raises ConfigError where an argument is missing or names nothing."""
+    """Prints the model's greedy answer. Raises ConfigError if an argument is missing or names nothing."""
     if len(arguments) < 2:
         raise ConfigError("generate needs a model folder and a question: m4train generate MODEL QUESTION [IMAGE ...].")
     folder, question, *paths = arguments

@@ -44,7 +44,7 @@ def plan(config: Config, ranks: int, as_json: bool) -> int:
 def validate(config: Config, workers: int, as_json: bool) -> int:
     """Reads every sample of all sources, held-out ones too, and prints what is wrong with them.
 
-    Returns 1 where a source has a larger share of bad samples than data.max_bad_fraction, or no good one.
+    Returns 1 if a source has a larger share of bad samples than data.max_bad_fraction, or no good one.
     """
     from rich.progress import Progress
 
@@ -91,7 +91,7 @@ def preview(config: Config, packs: int) -> int:
 def replay(config: Config, step: int, as_json: bool) -> int:
     """Prints every sample of one step of a run and writes it as run_dir/replay-step-N.html.
 
-    Returns 1 where the step was logged with another data_hash, which means that the data is no longer what it was.
+    Returns 1 if the step was logged with another data_hash, which means that the data is no longer what it was.
     """
     run_dir = Path(config.run_dir)
     config = stored_config(run_dir)

@@ -36,7 +36,7 @@ class Finding:
 
 
 def preflight(config: Config) -> int:
-    """Checks the processes this one belongs to, and prints a table on rank 0; returns 0, or 1 where a check failed."""
+    """Checks the processes this one belongs to, and prints a table on rank 0; returns 0, or 1 if a check failed."""
     processes = Processes(timedelta(seconds=300))
     facts = _gather(_facts(processes))
     findings = [_versions(facts), _devices(facts), _clock(facts), _all_reduce(processes)]
@@ -56,7 +56,7 @@ def _gather(value: Any) -> list[Any]:
 
 
 def _facts(processes: Processes) -> dict[str, Any]:
-    """What this rank says of itself; the clock is read by all at the same moment, but for a barrier."""
+    """What this rank says of itself; the clock is read by all at the same moment, right after a barrier."""
     device = "cpu"
     if processes.device.type == "cuda":
         properties = torch.cuda.get_device_properties(processes.device)

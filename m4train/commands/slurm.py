@@ -18,7 +18,7 @@ def submit(arguments: list[str]) -> int:
 
     `arguments` are nodes=N, overrides, and options of sbatch, which begin with `--` and go before the script: they win over its own
     lines. launch.processes is the number of processes, and of GPUs, of each node. Raises ConfigError for a configuration
-    that cannot work, where sbatch is missing, or where it refuses.
+    that cannot work, if sbatch is missing, or if it refuses.
     """
     nodes, arguments = Number("nodes", 1).take("launch slurm", arguments)
     options = [argument for argument in arguments if argument.startswith("--")]

@@ -18,7 +18,7 @@ def check_combinations(config: Config) -> None:
 
 
 def why_not(engine: str, optimizer: str, adapter: str) -> str | None:
-    """The reason in one sentence why the three cannot work together, with the way out; None where they do.
+    """The reason in one sentence why the three cannot work together, with the way out; None if they do.
 
     No adapter changes what an engine can do to an optimizer; 4-bit weights (qlora) are frozen and stay whole under fsdp2.
     """

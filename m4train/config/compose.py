@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
+import sys
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from m4train.config import Config
 from m4train.config.checks import check
+from m4train.config.renamed import RENAMED, schema_with_old_keys, take_old_keys, with_old_keys
 from m4train.errors import ConfigError
 from m4train.run_files import CONFIG, STATE
 
@@ -29,7 +32,7 @@ _BRACES = re.compile(r"\{[^{}:]*(\.\.|,)[^{}:]*\}")  # of a pattern for shards, 
 
 
 def resource_folder(name: str) -> Path:
-    """The folder `conf` or `launch`: beside the package in a checkout, inside it in an installed wheel."""
+    """The folder `conf` or `launch`: next to the package in a checkout, inside it in an installed wheel."""
     package = Path(__file__).resolve().parents[1]
     packaged = package / f"_{name}"
     return packaged if packaged.is_dir() else package.parent / name
@@ -55,9 +58,10 @@ def load_config(overrides: list[str]) -> Config:
     for override in overrides:
         name = _checked(override)
         (choices if name in groups() or override.startswith("~") else keys).append(override)
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="schema", node=schema_with_old_keys())
     with _explained(), initialize_config_dir(str(resource_folder("conf")), version_base="1.3"):
         composed = hydra_compose("train", choices)
+        take_old_keys(composed, _hint_once)
         for override in keys:
             _apply(composed, override, merge=True)
         config = _object(composed)
@@ -67,11 +71,11 @@ def load_config(overrides: list[str]) -> Config:
 
 def load_run_config(overrides: list[str]) -> Config:
     """The configuration for a command about a run that was trained: `overrides` on top of what the run was trained with,
-    but for how its processes were started.
+    except for how its processes were started.
 
     The run is `run_dir`, or the one of the checkpoint that `resume` names; a checkpoint that was moved away from its run
-    brings its configuration itself. Overrides that choose an experiment or data compose anew, as for training. Raises
-    ConfigError as `load_config` does, and where no run is named.
+    brings its configuration itself. Overrides that choose an experiment or data are composed from the start, as for training. Raises
+    ConfigError as `load_config` does, and if no run is named.
     """
     given = dict(override.partition("=")[::2] for override in overrides)
     if "experiment" in given or "data" in given or not given.keys() & {"run_dir", "resume"}:
@@ -80,7 +84,8 @@ def load_run_config(overrides: list[str]) -> Config:
         _checked(override)
     stored = _stored(Path(given["run_dir"]) if "run_dir" in given else None, Path(given.get("resume", "auto")))
     with _explained():
-        merged = OmegaConf.merge(OmegaConf.structured(Config), stored)
+        merged = OmegaConf.merge(schema_with_old_keys(), stored)
+        take_old_keys(merged)
         for override in overrides:
             _apply(merged, override, merge=False)
         config = _object(merged)
@@ -94,7 +99,9 @@ def stored_config(values: Any, where: Path) -> Config:
     Raises ConfigError, naming `where`, for values that this version does not know.
     """
     try:
-        return _object(OmegaConf.merge(OmegaConf.structured(Config), _typed(values, Config)))
+        merged = OmegaConf.merge(schema_with_old_keys(), _typed(values, Config))
+        take_old_keys(merged)
+        return _object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where} was written by another version of m4train ({_explain(error)}).") from error
 
@@ -115,7 +122,7 @@ def _explained() -> Iterator[None]:
 
 
 def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
-    """What config.yaml of a run holds, or the state of a checkpoint, but for `launch`: how many processes trained it says
+    """What config.yaml of a run holds, or the state of a checkpoint, without `launch`: how many processes trained it says
     nothing about those of another command."""
     state = checkpoint / STATE
     folder = run_dir or checkpoint.resolve().parent.parent
@@ -138,7 +145,7 @@ def _apply(config: Any, override: str, merge: bool) -> None:
     value: Any = parsed.value()
     if key in groups():
         choice = OmegaConf.load(resource_folder("conf") / key / f"{value}.yaml")
-        value = OmegaConf.merge(OmegaConf.structured(getattr(Config(), key)), choice)
+        value = OmegaConf.merge(schema_with_old_keys()[key], choice)
     else:
         path, inside = _split(key)
         # OmegaConf makes no new entry of a mapping from a key that leads into it: it is given as a mapping to merge
@@ -146,7 +153,14 @@ def _apply(config: Any, override: str, merge: bool) -> None:
             value = {name: value}
         key, merge = ".".join(path), merge or bool(inside)
         value = _typed(value, _hint(path), key)
-    OmegaConf.update(config, key, value, merge=merge, force_add=True)
+    OmegaConf.update(with_old_keys(config), key, value, merge=merge, force_add=True)
+    take_old_keys(config, _hint_once)
+
+
+def _hint_once(sentence: str) -> None:
+    """Prints a hint, on the first of several processes alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"m4train: {sentence}", file=sys.stderr)
 
 
 def _split(key: str) -> tuple[list[str], list[str]]:
@@ -159,7 +173,7 @@ def _split(key: str) -> tuple[list[str], list[str]]:
 
 
 def _hint(path: list[str]) -> Any:
-    """The type that the schema gives a key; Any where it leads into what is no group."""
+    """The type that the schema gives a key; Any if it leads into something that is not a group."""
     hint: Any = Config
     for name in path:
         hint = _fields(hint).get(name, Any)
@@ -194,10 +208,10 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def _checked(override: str) -> str:
-    """The key or group that an override sets. Raises ConfigError where there is none of that name, or no such choice."""
+    """The key or group that an override sets. Raises ConfigError if there is no such key or choice."""
     if override.startswith("-"):
         raise ConfigError(
-            f"{override!r} is no option of this command: overrides have the form key=value or group=choice."
+            f"{override!r} is not an option of this command: overrides have the form key=value or group=choice."
         )
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -212,12 +226,12 @@ def _checked(override: str) -> str:
     if choices is not None:
         if isinstance(value, str) and value not in choices:
             raise ConfigError(
-                f"{key}={value} is no choice{_suggest(value, choices)}; {key} can be {', '.join(choices)}."
+                f"{key}={value} is not a choice{_suggest(value, choices)}; {key} can be {', '.join(choices)}."
             )
         return key
     for path in ([*key.split("."), *inner] for inner in _paths(value)):
-        if not _known(Config, path):
-            name = ".".join(path)
+        name = ".".join(path)
+        if not _known(Config, path) and name not in RENAMED:
             raise ConfigError(f"{name} is not a configuration key{_suggest(name, _all_keys(Config, path))}.")
     return key
 

@@ -17,7 +17,7 @@ STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 _BUCKET = 50_000_000  # elements reduced or gathered at once
 _NEVER = 2**31 - 1
 
-# What this program decides itself, with DeepSpeed's default where it says nothing, and by which of our keys; a user's own
+# What this program decides itself, with the default DeepSpeed takes for a key that is not given, and by which of our keys; a user's own
 # DeepSpeed file may repeat it, but not change it.
 _OWNED: dict[str, tuple[Any, str]] = {
     "train_batch_size": (None, "trainer.micro_batch_size"),
@@ -114,7 +114,7 @@ def _zero(config: Config) -> dict[str, Any]:
 
 
 def _user_file(path: Path) -> dict[str, Any]:
-    """A user's own DeepSpeed JSON, refused where DeepSpeed does not know it whole or it says "auto"."""
+    """A user's own DeepSpeed JSON, refused if DeepSpeed does not know it whole or it says "auto"."""
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -137,7 +137,9 @@ def _check_known(path: Path, prefix: str, given: dict[str, Any], known: frozense
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f" (did you mean {prefix}{close[0]}?)" if close else ""
-            raise ConfigError(f"{path} sets {prefix}{key}, which is no key of DeepSpeed{hint}: correct or remove it.")
+            raise ConfigError(
+                f"{path} sets {prefix}{key}, which is not a key of DeepSpeed{hint}: correct or remove it."
+            )
 
 
 def _value(settings: Any, key: str, default: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The keys of a DeepSpeed configuration, which DeepSpeed itself ignores where they are misspelt.
+"""The keys of a DeepSpeed configuration, which DeepSpeed itself ignores when they are misspelled.
 
 Written down here, since importing DeepSpeed takes seconds and torch; a test compares them with what it reads.
 """

@@ -1,4 +1,4 @@
-"""The words of configuration checks. Each raises ConfigError where it does not hold."""
+"""The building blocks of configuration checks. Each raises ConfigError if its condition does not hold."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class ImageOptions:
     max_tokens_per_sample: int | None = None  # tokens of all images of a sample
     upscale_max: float = 1.0  # enlarge by a random factor up to this one before splitting
     upscale_probability: float = 1.0  # share of the images that upscale_max may enlarge, from 0 to 1
-    scaled_decode: bool = False  # decode JPEG at 1/2, 1/4 or 1/8 where that is large enough; pixels differ a little
+    scaled_decode: bool = False  # decode JPEG at 1/2, 1/4 or 1/8 if that is large enough; pixels differ a little
 
 
 @dataclass
@@ -84,7 +84,7 @@ class SourceConfig:
     image_range: list[float] = field(
         default_factory=list
     )  # values that are black and white in pictures of more than 8 bits, such as [0, 4095]; empty: as the file says
-    variants: int = 8  # of each sample, to draw from where turns, line breaks or sizes of images are random
+    variants: int = 8  # of each sample, to draw from if turns, line breaks or sizes of images are random
 
 
 @dataclass
@@ -132,7 +132,7 @@ class DataConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     sequence_length: int = 1024  # token budget of a pack
     images_per_pack: int = 64  # image budget of a pack, in frames
-    packing_pool: int = 128  # documents that packing chooses among, twice as many where both budgets are scarce
+    packing_pool: int = 128  # documents that packing chooses among, twice as many if both budgets are scarce
     long_documents: str = "split"  # split (at item borders), drop
     shuffle: bool = True  # false: samples in stored order
     shuffle_window: int = 8  # row groups, or shards in an object store, that are mixed with each other
@@ -242,7 +242,7 @@ class TrainerConfig:
     gradient_checkpointing: bool = False  # recompute the activations of each block: less memory, more time
     compile: bool = False  # torch.compile each block of the model
     save_every: int = 250  # optimizer steps between checkpoints
-    save_beside: bool = True  # training goes on while a checkpoint is written from a copy in CPU memory
+    async_checkpoint: bool = True  # training goes on while a checkpoint is written from a copy in CPU memory
     keep_last: int = 2  # newest checkpoints that are kept
     keep_every: int = 0  # checkpoints of steps this divides are kept for good; 0: none
     eval_every: int = 0  # steps between held-out losses; 0: never
@@ -253,7 +253,7 @@ class TrainerConfig:
     max_hours: float | None = None  # end this run after that time, with a checkpoint
     neftune_alpha: float = 0.0  # noise on the text embeddings; 5 is the paper's choice for fine-tuning
     worst_batch_first: bool = True  # run the largest possible batch once before the first step, changing nothing
-    deterministic: bool = False  # the same bits on CUDA too, where an operation has a slower form that gives them
+    deterministic: bool = False  # the same bits on CUDA too, if an operation has a slower form that gives them
     hang_timeout: float = (
         1800.0  # seconds without progress (preparing: 4 times) before all ranks report and end; 0: never
     )
@@ -261,7 +261,7 @@ class TrainerConfig:
 
 @dataclass
 class LaunchConfig:
-    """Processes of this machine; where torchrun or SLURM starts them, they say how many there are."""
+    """Processes of this machine; if torchrun or SLURM starts them, they say how many there are."""
 
     processes: int | None = None  # started by m4train itself, one per GPU; null: one
 

@@ -39,10 +39,10 @@ def convert(
 ) -> dict[str, int]:
     """Writes every sample of `source` to canonical shards `folder/NAME-CHUNK-NUMBER.tar`; what is there already is kept.
 
-    Keys are made of the shard's name and the key there, with what a key may not hold replaced, and where that makes two
+    Keys are made of the shard's name and the key there, with what a key may not hold replaced, and if that makes two
     alike the number of the sample. Samples that cannot be
     read are named in `folder/quarantine.jsonl`. Returns the number of samples `written`, and how many were left out for
-    each reason. `progress(done, total)` counts samples. Raises DataError where `folder` holds another conversion.
+    each reason. `progress(done, total)` counts samples. Raises DataError if `folder` holds another conversion.
     """
     chunks = [_Chunk(source, Path(folder), n, max_bytes, max_samples) for n in range(-(-len(source) // max_samples))]
     (Path(folder) / _DONE).mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def planned_pipeline(
     """A `webdataset.DataPipeline` over the samples of `plan` that fall to `rank`, in the order in which they are trained on.
 
     Each is a dict as webdataset gives it: `__key__`, `__url__`, `json` and `0.jpg`, `1.png` ... with their stored bytes;
-    and `__source__`, `__step__`, `__pack__`, `__micro_batch__` and `__pieces__` (first and last piece where a long
+    and `__source__`, `__step__`, `__pack__`, `__micro_batch__` and `__pieces__` (first and last piece if a long
     document was cut, else 0 and -1) say where the plan puts it. `__state__` continues with the step after it.
     Further stages follow with `.compose(...)`. In a DataLoader, each worker gets whole packs. Samples that cannot be
     read are left out and logged. Raises as `Plan.steps` does.

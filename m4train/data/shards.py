@@ -16,13 +16,13 @@ from m4train.data.storage.files import find_files
 from m4train.errors import BadSample, DataError
 
 _BLOCK = 512
-_SIDECARS = (".index", ".tokens")  # the index lies beside its shard and is none
+_SIDECARS = (".index", ".tokens")  # an index next to its shard is not a shard
 
 
 def expand_shards(pattern: str) -> list[str]:
     """The shards that a path, a glob or a brace pattern (`train-{0000..0042}.tar`) names, sorted within each glob.
 
-    Raises DataError where the pattern, or one of the names it expands to, matches no file.
+    Raises DataError if the pattern, or one of the names it expands to, matches no file.
     """
     import braceexpand
 
@@ -145,7 +145,7 @@ class ShardWriter:
 
 
 def _with_checksums(sample: Mapping[str, Any], images: Mapping[str, bytes]) -> dict[str, Any]:
-    """The sample's JSON with the crc32 of each image beside its name."""
+    """The sample's JSON with the crc32 of each image next to its name."""
     data = copy.deepcopy(dict(sample))
     data.pop("checksum", None)
     contents = [data.get("items", [])] + [message["content"] for message in data.get("messages", [])]

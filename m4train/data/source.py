@@ -47,7 +47,7 @@ class Source:
         return is_remote(self.config.path) and self.index.block_ends() is None
 
     def block_ends(self) -> np.ndarray | None:
-        """Where each stretch of samples ends within which, and among a window of which, the order is random; None where it
+        """Where each stretch of samples ends within which, and among a window of which, the order is random; None if it
         is random throughout."""
         if self.ordered_by_shard:
             return np.cumsum([len(shard) for shard in self.index.shards])
@@ -67,7 +67,7 @@ class Source:
         return self.shard_format.ranges(shard.shard, members, images) if members else []
 
     def read(self, sample: int) -> Sample:
-        """The text of a sample. Raises BadSample, with the reason found when indexing where there is one."""
+        """The text of a sample. Raises BadSample, with the reason found when indexing if there is one."""
         shard, number = self.index.locate(sample)
         if number in shard.bad:
             raise BadSample(*shard.bad[number])
@@ -83,7 +83,7 @@ class Source:
         wanted: Sequence[int] | None = None,
         least: Mapping[int, tuple[int, int]] | None = None,
     ) -> dict[int, Image.Image]:
-        """The decoded images numbered `wanted` (all, where not given). Raises BadSample.
+        """The decoded images numbered `wanted` (all, if not given). Raises BadSample.
 
         Those with a `least` size (width, height) are decoded no larger than a JPEG decoder must to reach it.
         """
@@ -202,7 +202,7 @@ def source_stats(source: Source) -> dict[str, Any]:
 def conversations(
     source: Source, unreadable: list[str], numbers: Iterable[int] | None = None
 ) -> Iterator[tuple[int, str, Sample, list[Image.Image]]]:
-    """Number, key, sample and images of the conversations of a source, in stored order; of `numbers` alone where given.
+    """Number, key, sample and images of the conversations of a source, in stored order; of `numbers` alone if given.
 
     Documents are left out; a bad sample too, its key and what is wrong with it being added to `unreadable`.
     """

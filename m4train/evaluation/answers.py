@@ -36,7 +36,7 @@ def answers_of(
 ) -> list[Answer]:
     """This rank's share of the answers to a source's conversations, every world-size-th one.
 
-    At most `limit` samples (or evaluation.max_samples) of the source are looked at. All ranks call it; where they share the
+    At most `limit` samples (or evaluation.max_samples) of the source are looked at. All ranks call it; if they share the
     weights they make the same forward passes. Every sample that is read is a beat of `heart`.
     """
     bounds = [n for n in (len(source), limit, config.evaluation.max_samples) if n is not None]
@@ -95,7 +95,7 @@ def answer_lines(config: Config, source: str, answers: list[Answer], pictured: i
 
 
 def data_uri(image: Image.Image) -> str:
-    """An image, made small where it is large, as a link that holds it."""
+    """An image, made small if it is large, as a link that holds it."""
     small = to_rgb(image).copy()
     small.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
     buffer = io.BytesIO()

@@ -19,7 +19,7 @@ AllRanks = Callable[[bool], bool]  # whether something holds on every rank
 
 @dataclass(frozen=True)
 class Asked:
-    """One held-out conversation; `references` are the answers that count as right, in place of its last message."""
+    """One held-out conversation; `references` are the answers that count as right, instead of its last message."""
 
     number: int  # in its source
     key: str
@@ -41,7 +41,7 @@ class Answer:
     images: list[Image.Image]
 
 
-# Asked beside others under engines whose ranks share the weights, and dropped: it gives every rank an image to see and a
+# Asked together with others under engines whose ranks share the weights, and dropped: it gives every rank an image to see and a
 # row to continue, whatever its own samples are.
 _FILLER = Asked(
     -1, "filler", [{"role": "user", "content": [{"image": "0"}, {"text": "?"}]}], [Image.new("RGB", (8, 8))]

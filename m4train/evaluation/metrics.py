@@ -26,7 +26,7 @@ _CONTRACTIONS = {word.replace("'", ""): word for word in _CONTRACTED.split()}
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1.0 where the answer is one of the references but for runs of white space and its presence at either end, else 0.0."""
+    """1.0 if the answer is one of the references, apart from how much white space there is, else 0.0."""
     return float(any(answer.split() == reference.split() for reference in references))
 
 
@@ -34,7 +34,7 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     """VQA accuracy (Antol et al., 2015, as https://visualqa.org/evaluation.html states it).
 
     For every reference left out in turn: how many of the others agree with the answer, a third of it, at most 1; the mean
-    of that. Of ten references, three that agree make 0.9 and four 1.0. Where fewer than three others remain, as many as
+    of that. Of ten references, three that agree make 0.9 and four 1.0. If fewer than three others remain, as many as
     remain must agree; a single reference must be the answer. Answer and references are compared as `normalise` leaves them.
     """
     said, given = normalise(answer), [normalise(reference) for reference in references]
@@ -58,7 +58,7 @@ def normalise(text: str) -> str:
 
 def anls(answer: str, references: Sequence[str]) -> float:
     """Average normalised Levenshtein similarity (Biten et al., 2019) of one answer: to the nearest reference, 1 - distance
-    / length of the longer one, or 0 where that distance is half the length or more. Case and white space do not count."""
+    / length of the longer one, or 0 if that distance is half the length or more. Case and white space do not count."""
     return max((_similarity(_plain(answer), _plain(reference)) for reference in references), default=0.0)
 
 
@@ -88,7 +88,7 @@ METRICS: dict[str, Metric] = {"exact_match": exact_match, "vqa_accuracy": vqa_ac
 def load_metric(name: str) -> Metric:
     """The metric of that name, or the function `package.module:function`, called as function(answer, references).
 
-    Raises ConfigError where there is none.
+    Raises ConfigError if there is none.
     """
     if name in METRICS:
         return METRICS[name]

@@ -34,7 +34,7 @@ class StageReport:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """`whole` is the loader with `workers` processes (0: none beside the trainer), consumed as fast as it can be; its rates
+    """`whole` is the loader with `workers` processes (0: in the trainer's own process), consumed as fast as it can be; its rates
     are per core. `fill` and `frame_fill` are the used shares of the two budgets of a pack. `step_seconds` is how long a
     trainer that takes no time itself waits for a step; one whose steps take longer never waits."""
 
@@ -182,5 +182,5 @@ def bench_tables(report: BenchReport) -> list[Any]:
         rates = (stage.samples_per_second, stage.images_per_second, stage.tokens_per_second)
         table.add_row(stage.name, f"{stage.seconds:.2f}", *(f"{rate:,.0f}" for rate in rates))
     notes = f"fill {report.fill:.2%} of the tokens, {report.frame_fill:.2%} of the frames; {report.bad} bad samples; "
-    notes += f"a trainer waits for a step where its own work takes less than {report.step_seconds:.3f} s"
+    notes += f"a trainer waits for a step if its own work takes less than {report.step_seconds:.3f} s"
     return [table, notes]

@@ -21,7 +21,7 @@ class Line:
 
 
 def line_chart(lines: list[Line], x_label: str, y_label: str, log: bool = False) -> str:
-    """An SVG of the lines with axes, ticks and a legend; an empty string where no line has a finite point.
+    """An SVG of the lines with axes, ticks and a legend; an empty string if no line has a finite point.
 
     `log` draws y on a logarithmic scale; points that are not positive are then left out.
     """

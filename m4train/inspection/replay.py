@@ -24,7 +24,7 @@ _MODULUS = 1 << 64
 @dataclass(frozen=True)
 class ReplayedSample:
     """One segment of the step. `byte_ranges` are [offset, size] of its texts and then of its images in `shard`, in the
-    units of the source's format; `pieces` is [first, last) where a longer document was cut; `span` is [begin, end) in the
+    units of the source's format; `pieces` is [first, last) if a longer document was cut; `span` is [begin, end) in the
     tokens of its pack, and `trained` the stretches of it that are trained on."""
 
     pack: int
@@ -43,7 +43,7 @@ class ReplayedSample:
 
 
 def stored_config(run_dir: Path) -> Config:
-    """The configuration a run was started with. Raises DataError where the directory holds none, or one that cannot be read."""
+    """The configuration a run was started with. Raises DataError if the directory holds none, or one that cannot be read."""
     path = run_dir / CONFIG
     if not path.is_file():
         raise DataError(f"{run_dir} holds no config.yaml: set run_dir to the directory of a run.")
@@ -54,7 +54,7 @@ def stored_config(run_dir: Path) -> Config:
 
 
 def planned_step(plan: Plan, step: int, run_dir: Path) -> StepPlan:
-    """Step `step`, planned from the nearest logged cursor before it, or from the beginning. Raises ConfigError where the plan
+    """Step `step`, planned from the nearest logged cursor before it, or from the beginning. Raises ConfigError if the plan
     ends earlier."""
     for planned in plan.steps(nearest_state(run_dir, step)):
         if planned.step == step:
@@ -63,7 +63,7 @@ def planned_step(plan: Plan, step: int, run_dir: Path) -> StepPlan:
 
 
 def nearest_state(run_dir: Path, step: int) -> dict[str, Any] | None:
-    """The latest state of the plan before `step` that cursors.jsonl or a checkpoint holds; None where there is none."""
+    """The latest state of the plan before `step` that cursors.jsonl or a checkpoint holds; None if there is none."""
     checkpoints = (run_dir / CHECKPOINTS).glob(f"step-*/{STATE}")
     states = [json.loads(path.read_text())["plan"] for path in checkpoints] + read_lines(run_dir / CURSORS)
     return max((s for s in states if s and s["step"] < step), key=lambda s: s["step"], default=None)
@@ -80,7 +80,7 @@ def step_hash(collator: Collator, packs: Sequence[PackView]) -> str:
 
 
 def logged_hash(metrics: Sequence[dict[str, Any]], step: int) -> str | None:
-    """The data_hash last logged for `step`; None where it was not logged."""
+    """The data_hash last logged for `step`; None if it was not logged."""
     found = [row["data_hash"] for row in metrics if row.get("step") == step and "data_hash" in row]
     return found[-1] if found else None
 

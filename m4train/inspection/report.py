@@ -20,7 +20,7 @@ SHOWN_STEPS = 4  # of the answers given while a run trained
 
 
 def write_report(config: Config) -> Path:
-    """Writes `run_dir/report.html` and returns its path; raises DataError where run_dir holds no run."""
+    """Writes `run_dir/report.html` and returns its path; raises DataError if run_dir holds no run."""
     runs = lineage(Path(config.run_dir))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(_page(runs))

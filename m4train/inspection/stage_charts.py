@@ -33,7 +33,7 @@ def _losses(run: RunFiles) -> list[Line]:
 
 
 def _by_source(run: RunFiles) -> list[Line]:
-    """One line per source of the mixture; none where there is only one, whose line is the loss."""
+    """One line per source of the mixture; none if there is only one, whose line is the loss."""
     sources = list(run.config.data.sources)
     return [Line(name, smooth(run.series(f"loss/{name}"))) for name in sources] if len(sources) > 1 else []
 
@@ -45,7 +45,7 @@ def _norms(run: RunFiles) -> list[Line]:
 
 
 def _left_out(run: RunFiles) -> list[Line]:
-    """Counts that only grow; nothing where nothing was left out."""
+    """Counts that only grow; nothing if nothing was left out."""
     lines = [Line("skipped steps", run.series("skipped_steps")), Line("dropped samples", run.series("quarantined"))]
     return [line for line in lines if any(value for _, value in line.points)]
 

@@ -99,7 +99,7 @@ def validate_source(
 ) -> SourceValidation:
     """Reads the whole source in `workers` processes (1: in this one); `progress` is told how many samples are done.
 
-    Raises DataError where a process dies.
+    Raises DataError if a process dies.
     """
     result = SourceValidation(source.name)
     for part in _parts(_Checker(source, data, processor), workers):

@@ -16,7 +16,7 @@ from m4train.models.layers import stretch_positions
 from m4train.models.multimodal import MultimodalLM
 from m4train.models.tensor_folder import TensorFolder
 
-# Tensors of the checkpoints that these models have no use for: the pooling head, the towers beside.
+# Tensors of the checkpoints that these models have no use for: the pooling head, and the other towers in the same file.
 _UNUSED_VISION = re.compile(
     r"^(text_model\.|text_projection|visual_projection|logit_|(vision_model\.)?head\.|.*position_ids$)"
 )
@@ -53,11 +53,11 @@ def assemble(
     """A model of class `kind` with the weights of two folders; what neither holds starts out as in `init_weights`.
 
     Rows for `added_tokens` more ids follow those of the text model: N(0, 1/H) in the embedding and in the head. Position
-    embeddings are stretched bicubically where `config` asks for another image_size (in its `vision_config`).
+    embeddings are stretched bicubically if `config` asks for another image_size (in its `vision_config`).
 
     Args:
         vision: folder of a SigLIP model (CLIP for Idefics); text: of a Llama or Mistral model.
-        config: keys of the new config.json, beside those the folders decide.
+        config: keys of the new config.json, in addition to those the folders decide.
 
     Raises:
         ConfigError: backbones that this kind of model cannot hold.
@@ -139,7 +139,7 @@ def _fill_vision(model: MultimodalLM, stored: TensorFolder, folder: str | Path) 
 
 
 def _stretched(positions: Tensor, grid: int, class_first: bool) -> Tensor:
-    """Positions for a grid of another side; the class vector, where there is one, keeps its own."""
+    """Positions for a grid of another side; the class vector, if there is one, keeps its own."""
     first, rest = positions[: int(class_first)], positions[int(class_first) :]
     side = round(rest.shape[0] ** 0.5)
     if side != grid:

@@ -44,7 +44,7 @@ def attention(
         (Tq, heads, head_dim)
     """
     if torch.is_autocast_enabled(query.device.type):
-        # A norm between projection and attention gives fp32 queries and keys beside half-precision values.
+        # A norm between projection and attention gives fp32 queries and keys with half-precision values.
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     if not causal:
         window = None
@@ -77,7 +77,7 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: flo
 def attention_kernels(
     blocks: Mapping[str, Iterable[nn.Module]], device: torch.device, dtype: torch.dtype
 ) -> dict[str, tuple[str, ...]]:
-    """Per part of `blocks`, the kernels its attention layers train with where it has any: modules with a `head_dim`."""
+    """Per part of `blocks`, the kernels its attention layers train with if it has any: modules with a `head_dim`."""
     found = {
         part: {
             kernel(device, dtype, module.head_dim, getattr(module, "dropout", 0.0))
@@ -91,7 +91,7 @@ def attention_kernels(
 
 
 def check_attention(name: str | None, dtype: torch.dtype) -> None:
-    """Raises ConfigError where a model of this dtype would not use the kernels that `name`, of the reference's, stands for."""
+    """Raises ConfigError if a model of this dtype would not use the kernels that `name`, of the reference's, stands for."""
     if name not in (None, "sdpa", "flash_attention_2"):
         raise ConfigError(
             f"attn_implementation is {name!r}, but there are sdpa and flash_attention_2: leave it out; attention weights come "

@@ -74,7 +74,7 @@ class _Search:
         return chosen
 
     def _finish(self, values: Tensor, tokens: Tensor, rows: Tensor, ended: Tensor, length: int) -> None:
-        """Files the candidates that ended, where they are among the best `beams`."""
+        """Files the candidates that ended, if they are among the best `beams`."""
         for i, prompt in enumerate(self.prompts):
             full = self.settings.early_stopping is True and len(prompt.finished) == self.beams
             if not prompt.open or full:

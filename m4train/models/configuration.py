@@ -33,7 +33,7 @@ _GENERIC_KEYS = frozenset(
 
 
 class _TakesAnyKey(type):
-    """Makes the keys of old releases new ones, and those that no field has `extra`, warned about where they have no meaning."""
+    """Makes the keys of old releases new ones, and those that no field has `extra`, warned about if they have no meaning."""
 
     def __call__(cls, **values: Any) -> Any:
         kind: Any = cls
@@ -53,7 +53,7 @@ class ModelConfig(metaclass=_TakesAnyKey):
 
     `extra` holds the keys of a config.json, or further arguments, that no field has; they can be read as attributes, and are
     written back unchanged. Among them `output_attentions`, `output_hidden_states` and `return_dict` are what the models give
-    where a call does not say.
+    if a call does not say.
     """
 
     model_type: ClassVar[str] = ""
@@ -146,7 +146,7 @@ def _refuse_value(value: Any) -> Any:
 
 
 def check_dropout(config: ModelConfig, *names: str) -> None:
-    """Raises ConfigError for the first of these fields that is no probability below 1."""
+    """Raises ConfigError for the first of these fields that is not a probability below 1."""
     for name in names:
         value = getattr(config, name)
         if not 0 <= value < 1:

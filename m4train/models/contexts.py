@@ -93,7 +93,7 @@ class KeyValueCache:
 
 
 class PackedContext:
-    """Causal attention within each segment; writes a cache where one is given.
+    """Causal attention within each segment; writes a cache if one is given.
 
     Args:
         tables: of `Rotary`, for the T tokens.

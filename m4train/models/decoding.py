@@ -44,7 +44,7 @@ class DecodingSteps:
         return output.logits[:, -1].float()
 
     def _follow(self, ids: Tensor) -> None:
-        """Goes on with one more column of ids (B, 1): alone, where a cache holds the others."""
+        """Goes on with one more column of ids (B, 1): alone, if a cache holds the others."""
         mask, positions, again = torch.ones_like(ids), self.positions[:, -1:] + 1, self.model.next_inputs(self.inputs)
         if self.cache is None:
             ids, mask = torch.cat((self.ids, ids), 1), torch.cat((self.mask, mask.to(self.mask.dtype)), 1)

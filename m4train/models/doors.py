@@ -23,7 +23,7 @@ class PaddedInputs:
     """Padded arguments as the packed computation takes them."""
 
     hidden: Tensor  # (tokens, H) embeddings
-    ids: Tensor | None  # (tokens,) where ids were given
+    ids: Tensor | None  # (tokens,) if ids were given
     tokens: PaddedTokens
     context: Any  # see contexts.py
     cache: KeyValueCache | None
@@ -207,7 +207,7 @@ class LMDoors(nn.Module):
         Args:
             labels: (B, T); -100, the image token, and whatever the attention mask hides never count.
             logits_to_keep: logits of that many last columns only (0: all), or of the columns of a tensor.
-            num_items_in_batch: divides the summed loss in place of the number of labels.
+            num_items_in_batch: divides the summed loss instead of by the number of labels.
             z_loss, return_logits: for a PackedBatch: weight of the z-loss; whether to compute logits (T, V).
 
         Raises:

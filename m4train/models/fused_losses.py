@@ -20,7 +20,7 @@ def choose_loss(kind: str, hidden: Tensor, dtype: torch.dtype, wanted: dict[str,
     """The function that `model.loss` stands for; None for the chunked loss.
 
     Args:
-        kind: auto, chunked, torch or liger. auto takes Liger on CUDA where it is installed and can do what is wanted, and
+        kind: auto, chunked, torch or liger. auto takes Liger on CUDA if it is installed and can do what is wanted, and
             the chunked loss elsewhere, which was faster than torch's own (benchmarks/README.md, Loss).
         hidden: the hidden states, for their device.
         dtype: of the matrix products.
@@ -42,7 +42,7 @@ def choose_loss(kind: str, hidden: Tensor, dtype: torch.dtype, wanted: dict[str,
 
 _LIGER_DEVICES = ("cuda",)
 
-# What each cannot do beside a plain cross-entropy. Early releases of Liger apply one token's weight to all.
+# What each cannot do besides a plain cross-entropy. Early releases of Liger apply one token's weight to all.
 _CANNOT = {
     "torch": ("a z-loss", "additional token rows"),
     "liger": ("a z-loss", "token weights", "additional token rows"),

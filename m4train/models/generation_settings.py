@@ -11,7 +11,7 @@ import torch
 
 from m4train.errors import DataError
 
-# Further fields of a generation_config.json and further arguments, which choose no token where they are None, False, 0 or "".
+# Further fields of a generation_config.json and further arguments, which choose no token if they are None, False, 0 or "".
 _NOT_IMPLEMENTED = """
     begin_suppress_tokens constraints diversity_penalty dola_layers encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff
     exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id generation_config logits_processor
@@ -19,7 +19,7 @@ _NOT_IMPLEMENTED = """
     renormalize_logits return_dict_in_generate sequence_bias stop_strings stopping_criteria streamer suppress_tokens
     token_healing top_h watermarking_config
 """
-# The same, which choose none where they are 1 either.
+# The same, which choose none if they are 1 either.
 _NEUTRAL_AT_ONE = "encoder_repetition_penalty guidance_scale num_beam_groups typical_p"
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(_NOT_IMPLEMENTED.split(), ()),
@@ -34,7 +34,7 @@ _WITHOUT_EFFECT = """
     return_dict return_legacy_cache speculation_type target_lookbehind transformers_version use_mtp
 """
 _IGNORED = frozenset(_WITHOUT_EFFECT.split())
-_NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # what None means where the default is another value
+_NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # what None means if the default is another value
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def generation_settings(config: Any, stated: Mapping[str, Any], options: Mapping
 
 
 def model_arguments(options: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """The options that are no settings, for the model, whose arguments are `known`.
+    """The options that are not settings, for the model, whose arguments are `known`.
 
     Raises TypeError for one that neither has, or one of the reference that would change the tokens and is not implemented.
     """

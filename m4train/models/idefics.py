@@ -203,7 +203,7 @@ class IdeficsModel(ModelDoors, PretrainedModel):
 class IdeficsForVisionText2Text(MultimodalLM):
     """The model with its language-model head; see `MultimodalLM`.
 
-    `vision_model`, where given, takes the place of the vision tower, with its weights.
+    `vision_model`, if given, takes the place of the vision tower, with its weights.
     """
 
     config_class: ClassVar[type[ModelConfig]] = IdeficsConfig

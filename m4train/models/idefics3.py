@@ -103,7 +103,7 @@ class Idefics3Model(MultimodalModel):
         patch_mask = None
         if mask is not None:
             size = self.config.vision_config.patch_size
-            # A patch is real where any of its pixels is.
+            # A patch is real if any of its pixels is.
             patch_mask = mask.unfold(1, size, size).unfold(2, size, size).flatten(3).any(-1).flatten(1)
         return PackedImages(images, images.shape[0], patch_mask=patch_mask)
 

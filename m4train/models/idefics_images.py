@@ -19,7 +19,7 @@ _SOURCES = ("pixel_values", "image_encoder_embeddings", "perceiver_embeddings")
 def padded_images(model: Any, inputs: PaddedInputs) -> tuple[Tensor | None, CrossContext | None, Tensor | None]:
     """Features (images * n, Hv), who sees them, and the features as (B, N, n, Hv).
 
-    Features are None where those of the cache are used; all three where the text has no images.
+    Features are None if those of the cache are used; all three if the text has no images.
 
     Raises:
         DataError: more than one source of images, or a mask that does not fit.
@@ -52,7 +52,7 @@ def padded_images(model: Any, inputs: PaddedInputs) -> tuple[Tensor | None, Cros
 
 
 def _features(model: Any, source: str, images: dict[str, Any], mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of the images that are used, and the number (B, N) of each among them, -1 where it is not."""
+    """Features of the images that are used, and the number (B, N) of each among them, -1 if it is not."""
     values = images[source]
     if source == "pixel_values":
         used = real_images(values) | mask.bool().any(1)

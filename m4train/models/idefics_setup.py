@@ -13,7 +13,7 @@ from m4train.models.model_configs import IdeficsConfig
 
 
 def freeze(roots: list[nn.Module], exceptions: list[str], key: str) -> None:
-    """Freezes the parameters of `roots`, but for those held by a module of one of the types named in `exceptions`.
+    """Freezes the parameters of `roots`, except those held by a module of one of the types named in `exceptions`.
 
     Raises:
         ConfigError: a name that no module has.

@@ -47,7 +47,7 @@ class LMHead(nn.Linear):
         if targets is None:
             logits = F.linear(hidden, self.weight)
             return logits if more is None else torch.cat((logits, more), dim=-1)
-        # A function asks for the gradients of its inputs even where grad mode is off.
+        # A function asks for the gradients of its inputs even if grad mode is off.
         weight = self.weight if torch.is_grad_enabled() else self.weight.detach()
         dtype = _compute_dtype(hidden)
         wanted = {
@@ -123,7 +123,7 @@ class _ChunkedLoss(torch.autograd.Function):
     """Gradients are computed in the forward pass, chunk by chunk, while the logits of the chunk are at hand.
 
     That is three matrix products instead of the four of recomputing logits in the backward pass, which the losses of
-    torch and Liger do where they give a loss per token.
+    torch and Liger do if they give a loss per token.
     """
 
     @staticmethod
@@ -194,7 +194,7 @@ def _chunk(logits: Tensor, targets: Tensor, scale: Tensor | None, z_loss: float)
 
 
 def _accumulate(total: Tensor, gradient: Tensor, states: Tensor) -> None:
-    """total += gradient^T states; in one product where the dtypes allow it."""
+    """total += gradient^T states; in one product if the dtypes allow it."""
     if total.dtype == states.dtype:
         total.addmm_(gradient.t(), states)
     else:
@@ -206,7 +206,7 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype matrix products run in here: that of autocast where it is on."""
+    """The dtype matrix products run in here: that of autocast if it is on."""
     if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
         return torch.get_autocast_dtype(hidden.device.type)
     return hidden.dtype

@@ -169,7 +169,7 @@ class IdeficsVisionConfig(ModelConfig):
 
 @dataclass(kw_only=True)
 class IdeficsPerceiverConfig(ModelConfig):
-    """The resampler of Idefics, used where `use_resampler` of the model is set."""
+    """The resampler of Idefics, used if `use_resampler` of the model is set."""
 
     model_type: ClassVar[str] = "idefics"
 

@@ -170,7 +170,7 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
         return joined_rows(self.config, {name: t for name, t in tensors.items() if name not in self.tied_names()})
 
     def backbone_parts(self) -> dict[str, tuple[str, ...]]:
-        """The parts but for what belongs to token ids."""
+        """The parts except what belongs to token ids."""
         return {
             VISION: ("model.vision_model.",),
             CONNECTOR: ("model.connector.",),

@@ -43,7 +43,7 @@ class PaddedTokens:
 
 
 def as_tensor(name: str, value: Any, device: torch.device) -> Any:
-    """Lists and arrays, as processors give them where no tensors are asked for, as a tensor; anything else as it is.
+    """Lists and arrays, as processors give them when no tensors are asked for, as a tensor; anything else as it is.
 
     Raises:
         DataError: rows of different lengths.
@@ -80,7 +80,7 @@ def input_mask(
 def shifted_targets(labels: Tensor, tokens: PaddedTokens, ignored: int | None) -> tuple[Tensor, Tensor]:
     """Which flat positions predict something, and what, from labels (B, T).
 
-    A label counts where it is neither -100 nor `ignored` (the image token) and both it and the token before it are real.
+    A label counts if it is neither -100 nor `ignored` (the image token) and both it and the token before it are real.
 
     Returns:
         positions (L,) on the flat axis, and targets (L,).

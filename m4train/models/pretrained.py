@@ -75,9 +75,9 @@ class PretrainedModel(nn.Module):
 
         Args:
             dtype: of the parameters, also as torch_dtype; None or "auto": as stored.
-            device: of the parameters; device_map="auto" means cuda where there is one.
+            device: of the parameters; device_map="auto" means cuda if there is one.
             strict: refuse missing and extra tensors; False: missing ones get random weights.
-            allow_pickle: read pytorch_model.bin where there is no safetensors file, tensors alone.
+            allow_pickle: read pytorch_model.bin if there is no safetensors file, tensors alone.
             attn_implementation: checked alone, as device and dtype decide: a flash kernel for half precision on CUDA
                 ("flash_attention_2"), `scaled_dot_product_attention` for the rest ("sdpa").
             quantization_config: a `BitsAndBytesConfig`, to store linear layers in 4 bits.
@@ -155,7 +155,7 @@ class PretrainedModel(nn.Module):
         setattr(owner, attribute, nn.Parameter(tensor, requires_grad=trainable))
 
     def _fill_missing(self, missing: list[str], dtype: torch.dtype | str | None, device: torch.device | str) -> None:
-        """Random weights for the parameters `missing`; in the dtype of the others where None is given."""
+        """Random weights for the parameters `missing`; in the dtype of the others if None is given."""
         wanted = _dtype_of(dtype) or next((p.dtype for p in self.parameters() if not p.is_meta), None)
         with torch.device("meta"):
             fresh = type(self)(self.config)
@@ -172,7 +172,7 @@ class PretrainedModel(nn.Module):
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
-        """Writes config.json, generation_config.json (where there is one) and the weights; those of an earlier save go.
+        """Writes config.json, generation_config.json (if there is one) and the weights; those of an earlier save go.
 
         Raises CheckpointError for a model whose layers are stored in 4 bits.
         """
@@ -194,7 +194,7 @@ def save_folder(
     *,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a model folder from tensors by name, in place of the model it may hold.
+    """Writes a model folder from tensors by name, replacing the model it may hold.
 
     It is what a checkpoint exporter calls with gathered parameters.
     """

@@ -93,7 +93,7 @@ def kept(logits: Tensor, settings: GenerationSettings) -> Tensor:
         logits = logits.masked_fill(logits < least, -torch.inf)
     if settings.top_p < 1.0:
         ordered, order = logits.sort(descending=True)
-        # Dropped where the more likely tokens already hold top_p; the first never is.
+        # Dropped if the more likely tokens already hold top_p; the first never is.
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         ordered = ordered.masked_fill(before >= settings.top_p, -torch.inf)
         logits = torch.full_like(logits, -torch.inf).scatter(1, order, ordered)

@@ -1,4 +1,4 @@
-"""The tensors of a model folder, read one at a time: safetensors, or pickle files where they are asked for."""
+"""The tensors of a model folder, read one at a time: safetensors, or pickle files if they are asked for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PICKLE_INDEX = "pytorch_model.bin.index.json"
 class TensorFolder:
     """The tensors of a model folder, memory-mapped and read one at a time.
 
-    Where there is no safetensors file, `allow_pickle` reads pytorch_model.bin (whole or in shards) with the unpickler of torch
+    If there is no safetensors file, `allow_pickle` reads pytorch_model.bin (whole or in shards) with the unpickler of torch
     that makes nothing but tensors.
 
     Raises:

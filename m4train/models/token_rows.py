@@ -38,7 +38,7 @@ class DecoupledEmbedding(nn.Embedding):
 def split_rows(model: Any, first: int) -> None:
     """Gives the token ids from `first` on rows of their own, in the embedding and in the head, with the same values.
 
-    `model` is a model with head. Raises ConfigError where it has such rows already, or none from `first` on.
+    `model` is a model with head. Raises ConfigError if it has such rows already, or none from `first` on.
     """
     embedding, head = model.get_submodule(model.embedding_name), model.lm_head
     rows, size = embedding.num_embeddings, embedding.embedding_dim
@@ -88,6 +88,6 @@ def joined_rows(config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def _more(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The new tokens' rows of the table `name`, where there are any."""
+    """The new tokens' rows of the table `name`, if there are any."""
     stem = name.removesuffix(".weight")
     return next((tensors[stem + end] for end in _ENDINGS if stem + end in tensors), None)

@@ -20,7 +20,7 @@ class AutoProcessor:
     def from_pretrained(
         name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None, **settings: Any
     ) -> Any:
-        """The processor of a folder or hub model. Raises ConfigError where the folder names none of this family."""
+        """The processor of a folder or hub model. Raises ConfigError if the folder names none of this family."""
         folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir)
         return _class_of(folder).from_pretrained(folder, **settings)
 

@@ -19,7 +19,7 @@ _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 def options_in_groups(call: Call) -> Call:
     """Lets options be given in the dictionaries text_kwargs, images_kwargs and common_kwargs too.
 
-    Raises ValueError where an option is given twice, with two values.
+    Raises ValueError if an option is given twice, with two values.
     """
 
     @functools.wraps(call)
@@ -34,7 +34,7 @@ def options_in_groups(call: Call) -> Call:
 
 
 def refuse_other_inputs(owner: str, options: dict[str, Any]) -> None:
-    """Takes out of `options` what other processors read. Raises ValueError where it asks for something."""
+    """Takes out of `options` what other processors read. Raises ValueError if it asks for something."""
     for name in ("audio", "videos"):
         if options.pop(name, None) is not None:
             raise ValueError(
@@ -50,7 +50,7 @@ def is_text(value: Any) -> bool:
 
 
 def images_per_text(texts: list[str], images: Any, placeholder: str) -> list[list[Any]]:
-    """The images of each text, unread. Raises ValueError where their numbers differ from the placeholders'."""
+    """The images of each text, unread. Raises ValueError if their numbers differ from the placeholders'."""
     counts = [text.count(placeholder) for text in texts]
     if images is None:
         samples: list[list[Any]] = [[] for _ in texts]
@@ -80,7 +80,7 @@ def conversations_of(given: Any) -> tuple[list[list[dict]], bool]:
     for one in conversations:
         if not isinstance(one, (list, tuple)) or not all(isinstance(message, dict) for message in one):
             raise ValueError(
-                f"{str(one)[:80]!r} is no conversation: give a list of messages, each like "
+                f"{str(one)[:80]!r} is not a conversation: give a list of messages, each like "
                 "{'role': 'user', 'content': 'text'}, or a list of such lists."
             )
     return conversations, several

@@ -1,7 +1,7 @@
 """Chat templates: rendering them in a sandbox, and telling who says which part of the rendered text.
 
 A template gives one string. To know which of its characters are data and which the template wrote, the conversation is
-rendered once with a marker in place of every text, so that what a message says is never searched for special tokens.
+rendered once with a marker instead of every text, so that what a message says is never searched for special tokens.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Part:
 class ChatTemplate:
     """A jinja2 chat template. `special_tokens` (such as bos_token) are variables of it.
 
-    Raises ConfigError where the source does not parse.
+    Raises ConfigError if the source does not parse.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str] | None = None) -> None:
@@ -89,7 +89,7 @@ class ChatTemplate:
     def render(self, messages: list[dict], add_generation_prompt: bool = False, **variables: Any) -> str:
         """The conversation as one string; with `add_generation_prompt`, up to where the assistant speaks next.
 
-        Raises BadSample where the template refuses the conversation.
+        Raises BadSample if the template refuses the conversation.
         """
         values = {"tools": None, "documents": None} | self.special_tokens | variables
         try:
@@ -104,7 +104,7 @@ class ChatTemplate:
 
     @cached_property
     def takes_items(self) -> bool:
-        """Whether message contents reach the template as lists of items, as they must where they hold images."""
+        """Whether message contents reach the template as lists of items, as they must if they hold images."""
         try:
             probe = self.render([{"role": "user", "content": [{"type": "text", "text": "x"}]}])
         except BadSample:
@@ -132,8 +132,8 @@ class ChatTemplate:
         """The rendered conversation, cut by who says what.
 
         `special` finds the first special token in a string of the template. A `prompt` is what the assistant is asked with,
-        for which it does not matter where its earlier answers begin. Raises BadSample where the template changes what the
-        messages say, and ConfigError where prompts are no beginnings of the conversations they belong to.
+        for which it does not matter where its earlier answers begin. Raises BadSample if the template changes what the
+        messages say, and ConfigError if prompts are not beginnings of the conversations they belong to.
         """
         messages = [message | {"content": content_items(message)} for message in messages]
         marked, texts = _mark(messages)
@@ -212,7 +212,7 @@ def content_items(message: dict) -> list[dict]:
 
 
 def _mark(messages: list[dict]) -> tuple[list[dict], list[tuple[str, int]]]:
-    """The messages with marker number i in place of text number i, and those texts with the message they are in."""
+    """The messages with marker number i instead of text number i, and those texts with the message they are in."""
     texts: list[tuple[str, int]] = []
     marked = []
     for turn, message in enumerate(messages):
@@ -227,7 +227,7 @@ def _mark(messages: list[dict]) -> tuple[list[dict], list[tuple[str, int]]]:
 
 
 def _strip_messages(texts: list[tuple[str, int]], marked: list[dict]) -> list[tuple[str, int]]:
-    """The texts as they are where each message is stripped as a whole."""
+    """The texts as they are if each message is stripped as a whole."""
     stripped, number = [], 0
     for message in marked:
         for place, item in enumerate(message["content"]):

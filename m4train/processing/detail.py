@@ -1,4 +1,4 @@
-"""How finely a processor encodes an image: with the frames of its settings, or with fewer where they cost too many tokens."""
+"""How finely a processor encodes an image: with the frames of its settings, or with fewer if they cost too many tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Detail:
         return self.image_processor.most_detail
 
     def natural_detail(self, width: int, height: int) -> int:
-        """The most detail for which an image of this size need not be enlarged, but for rounding up to whole frames."""
+        """The most detail for which an image of this size need not be enlarged, apart from rounding up to whole frames."""
         return self.image_processor.natural_detail(width, height)
 
     def at_detail(self: Self, detail: int) -> Self:
@@ -36,7 +36,7 @@ class Detail:
         return made[detail]
 
     def needed_size(self, width: int, height: int) -> tuple[int, int] | None:
-        """The smallest size to decode an image of this size in; None where it must be decoded whole."""
+        """The smallest size to decode an image of this size in; None if it must be decoded whole."""
         return self.image_processor.needed_size(width, height)
 
     @property

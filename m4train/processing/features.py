@@ -32,7 +32,7 @@ class Features(dict):
     def convert(self, tensor_type: str | None) -> Features:
         """The same inputs as numpy arrays ("np") or torch tensors ("pt"); as they are for None.
 
-        Raises ValueError for another type, or where rows have different lengths.
+        Raises ValueError for another type, or if rows have different lengths.
         """
         if tensor_type is None:
             return self

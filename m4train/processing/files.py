@@ -20,7 +20,7 @@ class ProcessorFiles:
 
 
 def read_json(path: Path) -> Any:
-    """The contents of a JSON file, None where it does not exist. Raises ConfigError where it cannot be parsed."""
+    """The contents of a JSON file, None if it does not exist. Raises ConfigError if it cannot be parsed."""
     if not path.is_file():
         return None
     try:
@@ -37,7 +37,7 @@ def read_processor_files(folder: str | Path) -> ProcessorFiles:
     """Reads image settings (nested in processor_config.json, or preprocessor_config.json), and the chat template.
 
     The template is looked for in chat_template.jinja, chat_template.json and processor_config.json; the one in
-    tokenizer_config.json belongs to the tokenizer. Raises ConfigError where no image settings are found.
+    tokenizer_config.json belongs to the tokenizer. Raises ConfigError if no image settings are found.
     """
     folder = Path(folder)
     processor = read_json(folder / "processor_config.json") or {}
@@ -55,7 +55,7 @@ def read_processor_files(folder: str | Path) -> ProcessorFiles:
 
 
 def default_template(template: Any) -> str | None:
-    """The template itself, or the one named "default" where there are several."""
+    """The template itself, or the one named "default" if there are several."""
     if isinstance(template, list):
         template = {entry.get("name"): entry.get("template") for entry in template}
     return template.get("default") if isinstance(template, dict) else template

@@ -29,7 +29,7 @@ class IdeficsProcessor(Processor):
     """Text and images to the inputs of Idefics.
 
     `add_end_of_utterance_token` writes <end_of_utterance> between two texts of a prompt that follow each other; None does
-    so where the tokenizer came with that token.
+    so if the tokenizer came with that token.
     """
 
     image_processor_class = IdeficsImageProcessor
@@ -99,10 +99,10 @@ class IdeficsProcessor(Processor):
         """`input_ids`, `attention_mask`, `pixel_values` (B, N, 3, S, S) and `image_attention_mask` (B, T, N) of prompts.
 
         A prompt is a list of texts and images; images are Pillow images or URLs. `prompts` is one or several. `text` with
-        `images` is the other form: where texts hold a placeholder <image> for each image they are like those of the other
+        `images` is the other form: if texts hold a placeholder <image> for each image they are like those of the other
         processors; else one image comes before each text, or a list of images after it. The two may be the first
         arguments, as later versions have it. Every prompt begins with bos, once, whatever `add_special_tokens` says.
-        `transform` makes a tensor (3, S, S) of a Pillow image in place of the image processor, for training. `debug`
+        `transform` makes a tensor (3, S, S) of a Pillow image instead of the image processor, for training. `debug`
         prints the prompts as they are encoded. `options` are others of padding and truncation, and settings of the
         image processor; they may come in the dictionaries `text_kwargs` and `images_kwargs`. Raises ValueError for
         arguments that do not fit.
@@ -212,7 +212,7 @@ def _is_text(item: Any) -> bool:
 
 
 def _placed(images: Any, text: Any) -> list[tuple[str, list[Any]]] | None:
-    """Texts with their images where each text holds as many placeholders as it has images; None where that is not so."""
+    """Texts with their images if each text holds as many placeholders as it has images; None if that is not so."""
     texts = [text] if isinstance(text, str) else text
     if images is None or not isinstance(texts, (list, tuple)) or not all(isinstance(one, str) for one in texts):
         return None
@@ -232,18 +232,18 @@ def _placed(images: Any, text: Any) -> list[tuple[str, list[Any]]] | None:
 
 
 def _refuse_placeholders(prompts: list[Prompt]) -> None:
-    """Raises ValueError where a text spells the placeholder: it would take the place of another image, or of none."""
+    """Raises ValueError if a text spells the placeholder: it would take the place of another image, or of none."""
     for number, prompt in enumerate(prompts):
         count = sum(item.count(IMAGE) for item in prompt if _is_text(item))
         if count:
             raise ValueError(
-                f"The texts of prompt {number} hold {count} placeholders {IMAGE}, which stand for no image where images"
+                f"The texts of prompt {number} hold {count} placeholders {IMAGE}, which stand for no image when images"
                 " are items of the prompt: leave them out, or give one for each image, and the images in `images`."
             )
 
 
 def _prompts(images: Any, text: Any) -> list[Prompt]:
-    """The arguments of a call as a list of prompts. Raises ValueError where they do not fit."""
+    """The arguments of a call as a list of prompts. Raises ValueError if they do not fit."""
     if text is None:
         raise ValueError("Give the processor prompts, or text with images: a prompt is a list of texts and images.")
     if images is None:

@@ -54,7 +54,7 @@ class Idefics2ImageProcessor(ImageProcessor):
 
     @property
     def most_detail(self) -> int:
-        """2 where images are cut in four."""
+        """2 if images are cut in four."""
         return 2 if self.do_image_splitting else 1
 
     def natural_detail(self, width: int, height: int) -> int:
@@ -122,7 +122,7 @@ CALL_OPTIONS = (
 
 
 def _square(size: Any) -> Any:
-    """The size itself, or that of a square where it is a number."""
+    """The size itself, or that of a square if it is a number."""
     return {"height": size, "width": size} if isinstance(size, int) else size
 
 

@@ -61,7 +61,7 @@ class Idefics3ImageProcessor(ImageProcessor):
         return self.max_image_size["longest_edge"]
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of the tiles of an image of this size; (0, 0) where it is one frame."""
+        """Rows and columns of the tiles of an image of this size; (0, 0) if it is one frame."""
         if not self.do_image_splitting:
             return 0, 0
         side = self.frame_size

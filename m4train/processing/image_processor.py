@@ -20,7 +20,7 @@ from m4train.processing.pieces import Frames
 from m4train.processing.settings import WrongSize, in_documented_order, no_setting, warn_of_unused
 
 Self = TypeVar("Self", bound="ImageProcessor")
-_MARKS = ("image_processor_type", "processor_class")  # in files, written anew
+_MARKS = ("image_processor_type", "processor_class")  # in files, written again by every save
 
 
 class ImageProcessor:
@@ -30,7 +30,7 @@ class ImageProcessor:
     data say, files lose their alpha channel instead of being laid on white, and more than 8 bits are cut off at 255 instead
     of being scaled.
 
-    Images are computed on in 256 levels. So an array of fractions that are no multiples of 1/255 loses what lies
+    Images are computed on in 256 levels. So an array of fractions that are not multiples of 1/255 loses what lies
     between two levels, as it does in transformers wherever that resizes; transformers keeps it with do_resize=False,
     and until what is transparent lies on white.
     """
@@ -128,12 +128,12 @@ class ImageProcessor:
     def frames(self, image: Image.Image, size: tuple[int, int] | None = None) -> Frames:
         """The frames (3, H, W) uint8 of an image, in the order of their tokens.
 
-        `size` is the (width, height) of its file where the image was decoded smaller, see `needed_size`.
+        `size` is the (width, height) of its file if the image was decoded smaller, see `needed_size`.
         """
         raise NotImplementedError
 
     def needed_size(self, width: int, height: int) -> tuple[int, int] | None:
-        """Width and height to which an image of this size is first resized; None where its own pixels are needed."""
+        """Width and height to which an image of this size is first resized; None if its own pixels are needed."""
         return None
 
     @property
@@ -147,7 +147,7 @@ class ImageProcessor:
         return 1
 
     def natural_detail(self, width: int, height: int) -> int:
-        """The most detail for which an image of this size need not be enlarged, but for rounding up to whole frames."""
+        """The most detail for which an image of this size need not be enlarged, apart from rounding up to whole frames."""
         return 1
 
     def detail_settings(self, detail: int) -> dict[str, Any]:
@@ -192,10 +192,10 @@ class ImageProcessor:
         return features.convert(return_tensors)
 
     def for_values_of(self: Self, images: Any, **settings: Any) -> Self:
-        """This processor with other settings, and set to rescale where the images are arrays of fractions in [0, 1].
+        """This processor with other settings, and set to rescale if the images are arrays of fractions in [0, 1].
 
         That they are is what `do_rescale=False` says; they are brought to the 256 levels that files have, and rescaled
-        like them. Raises ValueError where only some of the images are fractions.
+        like them. Raises ValueError if only some of the images are fractions.
         """
         processor = self.replace(**settings)
         if processor.do_rescale:
@@ -232,11 +232,11 @@ class ImageProcessor:
     def stack(self, samples: list[list[np.ndarray]], pad: bool, tensors: bool) -> Features:
         """Frames (3, H, W) uint8 of each sample, normalised as the settings say and brought to one shape.
 
-        Raises ValueError where no sample holds a frame, or where frames that differ in size are neither padded nor lists.
+        Raises ValueError if no sample holds a frame, or if frames that differ in size are neither padded nor lists.
         """
         sizes = [frame.shape[1:] for sample in samples for frame in sample]
         if not sizes:
-            raise ValueError("No images found in the batch: leave `images` out where no sample has one.")
+            raise ValueError("No images found in the batch: leave `images` out if no sample has one.")
         if not pad and not (tensors and len(set(sizes)) == 1):
             return Features(pixel_values=[[self._values(frame) for frame in sample] for sample in samples])
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
@@ -267,7 +267,7 @@ class ImageProcessor:
         return out
 
     def _rgb_only(self, image: Image.Image) -> Image.Image:
-        """The image itself, with `upstream_reading` as Pillow brings it to 8 bits. Raises ValueError where it is not RGB and
+        """The image itself, with `upstream_reading` as Pillow brings it to 8 bits. Raises ValueError if it is not RGB and
         the settings forbid to convert it."""
         if not self.do_convert_rgb and image.mode != "RGB":
             raise ValueError(
@@ -283,7 +283,7 @@ def checked_size(name: str, size: Any, *forms: tuple[str, ...]) -> dict[str, int
         if any(set(form) <= set(size) for form in forms):
             return size
     allowed = " or ".join("{" + ", ".join(f"{key!r}: pixels" for key in form) + "}" for form in forms)
-    raise WrongSize(f"{name}={size!r} is no size for these images: give {allowed}.")
+    raise WrongSize(f"{name}={size!r} is not a size for these images: give {allowed}.")
 
 
 def square_side(name: str, size: Any) -> int:

@@ -61,7 +61,7 @@ def _may_be_rotated(image: Image.Image, source: bytes | str | os.PathLike) -> bo
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, as it is, where the data say nothing or are damaged."""
+    """The EXIF orientation; 1, as it is, if the data say nothing or are damaged."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:
@@ -87,7 +87,7 @@ def decode_image(
 def decode_scaled(
     data: bytes, least: tuple[int, int] | None, max_pixels: int = MAX_PIXELS, image_range: Sequence[float] = ()
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """An image as `decode_image` gives it, and its full size. A JPEG is decoded at 1/2, 1/4 or 1/8 of it where both sides stay
+    """An image as `decode_image` gives it, and its full size. A JPEG is decoded at 1/2, 1/4 or 1/8 of it if both sides stay
     at least `least` (width, height); its pixels then differ a little from those of the whole image made smaller."""
     with _open(data, max_pixels) as image:
         sideways = _lies_sideways(image, data)

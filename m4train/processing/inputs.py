@@ -66,17 +66,17 @@ def from_base64(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.rpartition(",")[2].split()), validate=True)
     except ValueError as error:
-        raise BadSample("unreadable_image", f"{text[:40]!r} is no image in base64: {error}.") from error
+        raise BadSample("unreadable_image", f"{text[:40]!r} is not an image in base64: {error}.") from error
 
 
 def read_image(image: Any, upstream: bool = False, channels: str | None = None) -> Image.Image:
     """One image as a Pillow image, upright as its EXIF data say.
 
     Files, URLs and data URLs are decoded to RGB and laid on white. Arrays and tensors are (H, W), (H, W, C) or
-    (C, H, W) of levels from 0 to 255, whatever their type, of 16-bit integers, which they are taken for where one exceeds
-    255, or of floating-point values in [0, 1], where none exceeds 1; `channels` ("channels_first", "channels_last") decides where the shape does not.
+    (C, H, W) of levels from 0 to 255, whatever their type, of 16-bit integers, which they are taken for if one exceeds
+    255, or of floating-point values in [0, 1], if none exceeds 1; `channels` ("channels_first", "channels_last") decides if the shape does not.
     `upstream`: see ImageProcessor. Raises BadSample for a file that cannot be read or is too large, and ValueError for
-    an array that is no image.
+    an array that is not an image.
     """
     if isinstance(image, Image.Image):
         check_size(image, MAX_PIXELS)
@@ -102,11 +102,11 @@ def _download(url: str) -> bytes:
 
 
 def _from_array(array: np.ndarray, channels: str | None) -> Image.Image:
-    """Where both ends could be channels the first is, as in transformers."""
+    """If both ends could be channels the first is, as in transformers."""
     if array.ndim == 3:
         first = array.shape[0] in (1, 3, 4) if channels is None else str(channels).lower().endswith("first")
         array = np.moveaxis(array, 0, -1) if first else array
         array = array[..., 0] if array.shape[-1] == 1 else array
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
-        raise ValueError(f"An array of shape {array.shape} is no image: use (H, W), (H, W, C) or (C, H, W).")
+        raise ValueError(f"An array of shape {array.shape} is not an image: use (H, W), (H, W, C) or (C, H, W).")
     return Image.fromarray(np.ascontiguousarray(levels(array)))

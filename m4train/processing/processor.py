@@ -96,7 +96,7 @@ class Processor(Detail):
         """Reads a folder of any layout, or a hub model.
 
         `settings` override those of this processor ("chat_template" among them), its image processor and its tokenizer;
-        those given as None stay. Raises ConfigError where a file is missing or unreadable, or the hub out of reach, and
+        those given as None stay. Raises ConfigError if a file is missing or unreadable, or the hub out of reach, and
         TypeError for a setting that none of the three has.
         """
         own_names, image_names = cls._own_settings(), cls.image_processor_class.setting_names()
@@ -164,7 +164,7 @@ class Processor(Detail):
     def encode_image(self, image: Image.Image, size: tuple[int, int] | None = None) -> EncodedImage:
         """Frames and ids of one image, without the ids that open a run of images (see `opening`).
 
-        `size` is the (width, height) of its file where the image was decoded smaller, see `needed_size`.
+        `size` is the (width, height) of its file if the image was decoded smaller, see `needed_size`.
         """
         ids = self.image_ids(*(size or image.size))
         return EncodedImage(self.image_processor.frames(image, size), ids, ids == self.image_token_id)
@@ -202,13 +202,13 @@ class Processor(Detail):
         `images` is one image, a flat list in the order of the placeholders, or a list per text. `options` are those of
         padding and truncation (see `_assemble`), and settings of the image processor or of this processor for this
         call; they may come in the dictionaries `text_kwargs` and `images_kwargs`. A text that begins with bos gets no
-        second one. Raises ValueError where a text holds more or fewer placeholders than it has images.
+        second one. Raises ValueError if a text holds more or fewer placeholders than it has images.
         """
         refuse_other_inputs(type(self).__name__, options)
         if text is not None and not is_text(text):
             if not is_text(images):
                 raise ValueError(
-                    f"text={str(text)[:80]!r} is no text: give a string, or a list with a string per sample."
+                    f"text={str(text)[:80]!r} is not a text: give a string, or a list with a string per sample."
                 )
             images, text = text, images  # the order of older versions
         layout = {name: options.pop(name) for name in LAYOUT if name in options}
@@ -357,7 +357,7 @@ class Processor(Detail):
         return [*spans, (suffix, False)]
 
     def _spans_of(self, pieces: list[Piece], images: list[Image.Image]) -> list[Span]:
-        """The ids of pieces, with their images in place. Raises ValueError where there are more or fewer images."""
+        """The ids of pieces, with their images in place. Raises ValueError if there are more or fewer images."""
         places = sum(isinstance(piece, ImagePiece) for piece in pieces)
         if places != len(images):
             raise ValueError(f"The messages hold {places} images and {len(images)} are given: make the numbers equal.")

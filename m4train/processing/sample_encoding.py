@@ -20,7 +20,7 @@ class Framing:
     """What a processor writes around text and images.
 
     `prefix`: ids before every sample (bos, usually). `opening`: ids before an image that does not follow another one;
-    they are no part of the ids of the image. `image`: the placeholder that chat templates write for an image;
+    they do not belong to the ids of the image. `image`: the placeholder that chat templates write for an image;
     `edge`: the token that the expansion of an image, opened, begins and ends with.
     `space_after_image`: whether a word glued to an image is encoded as if a space came before it.
     """
@@ -61,7 +61,7 @@ def encode_messages(
 ) -> list[Piece]:
     """Pieces of a conversation as `template` renders it, with the given variables; a `prompt` asks for an answer.
 
-    Raises BadSample where the template refuses or changes the messages, and ConfigError where it cannot be used at all.
+    Raises BadSample if the template refuses or changes the messages, and ConfigError if it cannot be used at all.
     """
     specials = tokenizer.special_pattern
     parts = template.split(messages, specials.search, prompt, **variables)
@@ -79,7 +79,7 @@ def encode_messages(
     expected = sum(item["type"] == "image" for message in messages for item in content_items(message))
     if builder.images != expected:
         raise BadSample(
-            "image_count", f"The chat template places {builder.images} images where the messages hold {expected}."
+            "image_count", f"The chat template places {builder.images} images, but the messages hold {expected}."
         )
     return _merge(pieces)
 
@@ -157,7 +157,7 @@ def _split_at_specials(parts: list[Part], specials: re.Pattern) -> Iterator[Part
 def _encode_run(tokenizer: Tokenizer, parts: list[Part], place: Place) -> list[Piece]:
     """Encodes consecutive text as one string; a token belongs to the part that holds its last character.
 
-    Where a prompt ends inside, the ids before are those of the prompt alone, so that training and inference see the same.
+    If a prompt ends inside, the ids before are those of the prompt alone, so that training and inference see the same.
     """
     text = "".join(part.text for part in parts)
     cut = next((number for number, part in enumerate(parts) if part.cut), 0)

@@ -13,10 +13,10 @@ _LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 
 
 def rebuilt_as_5x(backend: Backend, config: dict[str, Any]) -> Backend:
-    """The tokenizer as transformers 5.x makes it of the same folder: LLaMA's is built anew, all others are as stored.
+    """The tokenizer as transformers 5.x makes it of the same folder: LLaMA's is built again, all others are as stored.
 
-    The word marker then comes from a pre-tokeniser in place of the stored normaliser: before every text between special
-    tokens where the configuration says `legacy`, and before the first one alone where it does not.
+    The word marker then comes from a pre-tokeniser instead of the stored normaliser: before every text between special
+    tokens if the configuration says `legacy`, and before the first one alone if it does not.
     """
     if config.get("tokenizer_class") not in _LLAMA:
         return backend

@@ -1,4 +1,4 @@
-"""Settings that nobody knows: refused where a caller gives them, kept and told where a file holds them."""
+"""Settings that nobody knows: refused when a caller gives them, kept and named when a file holds them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def warn_of_unused(owner: str, settings: Mapping[str, Any]) -> None:
 def in_documented_order(preprocess: Call) -> Call:
     """Lets the arguments of `preprocess` after the images be given by position, in the order of `documented_order`.
 
-    Raises TypeError where there are too many, or one is given by name as well.
+    Raises TypeError if there are too many, or one is given by name as well.
     """
 
     @functools.wraps(preprocess)

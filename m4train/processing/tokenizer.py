@@ -54,11 +54,11 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, rule: str = "4.46", **settings: Any) -> Tokenizer:
-        """Reads tokenizer.json and, where they are, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+        """Reads tokenizer.json and, if they exist, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
         `rule` "4.46" takes the tokenizer as it is stored, "5.23" as transformers 5.x rebuilds it (other ids after special
         tokens, with tokenizers of the LLaMA kind). `settings` override those of tokenizer_config.json. Raises
-        ConfigError where tokenizer.json is missing or unreadable, and TypeError for a setting there is not.
+        ConfigError if tokenizer.json is missing or unreadable, and TypeError for a setting there is not.
         """
         for name in settings:
             if name not in SETTINGS:
@@ -127,7 +127,7 @@ class Tokenizer:
         return self._once("added", lambda: {token.content: i for i, token in self._added()})
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """The id of a token, or the ids of several; the id of the unknown token (or None) where there is none."""
+        """The id of a token, or the ids of several; the id of the unknown token (or None) if there is none."""
         if isinstance(tokens, str):
             found = self.backend.token_to_id(tokens)
             return found if found is not None or self.unk_token is None else self.backend.token_to_id(self.unk_token)
@@ -139,7 +139,7 @@ class Tokenizer:
         return [self.backend.id_to_token(int(i)) for i in ids]
 
     def add_special_tokens(self, tokens: Iterable[str]) -> int:
-        """Makes each string a special token, with a new id where it has none. Returns how many ids are new."""
+        """Makes each string a special token, with a new id if it has none. Returns how many ids are new."""
         present = {t.content for _, t in self._added() if t.special}
         missing = [AddedToken(t, normalized=False, special=True) for t in tokens if t not in present]
         self._derived.clear()
@@ -213,7 +213,7 @@ class Tokenizer:
         return_attention_mask: bool = True,
         return_tensors: str | None = None,
     ) -> Features:
-        """`input_ids` and `attention_mask` of one text or of several. Raises ValueError where padding has no pad token."""
+        """`input_ids` and `attention_mask` of one text or of several. Raises ValueError if padding has no pad token."""
         rows = [self.encode(t, add_special_tokens=False) for t in ([text] if isinstance(text, str) else text)]
         prefix, suffix = self.affixes if add_special_tokens else ([], [])
         if (limit := self.limit(truncation, max_length)) is not None:
@@ -228,7 +228,7 @@ class Tokenizer:
         return features.convert(return_tensors)
 
     def limit(self, truncation: bool | str | None, max_length: int | None) -> int | None:
-        """The number of ids at which `truncation` (True, or a strategy by name) cuts a row; None where it does not."""
+        """The number of ids at which `truncation` (True, or a strategy by name) cuts a row; None if it does not."""
         if truncation in (False, None, "do_not_truncate"):
             return None
         if truncation not in (True, "longest_first", "only_first"):  # the same for rows of one sequence
@@ -298,7 +298,7 @@ class Tokenizer:
                 self.backend.add_tokens([AddedToken(**{k: v for k, v in flags.items() if k != "__type"})])
             if (found := self.backend.token_to_id(content)) != int(id_):
                 raise ConfigError(
-                    f"tokenizer_config.json gives {content!r} the id {id_} where tokenizer.json leads to {found}: take both "
+                    f"tokenizer_config.json gives {content!r} the id {id_}, but tokenizer.json leads to {found}: take both "
                     "files from the same model."
                 )
         named = [self.config.get(name) for name in NAMED_TOKENS]

@@ -22,7 +22,7 @@ def train_bpe_tokenizer(
     """Trains a tokenizer of at most `vocab_size` entries, special tokens included, and saves it in `folder`.
 
     Text is split as GPT-2 splits it; bos is put before every text. The special tokens come after the base vocabulary.
-    Raises ConfigError where `vocab_size` has no room for the 256 bytes and the special tokens.
+    Raises ConfigError if `vocab_size` has no room for the 256 bytes and the special tokens.
     """
     special = [BOS, EOS, PAD, FAKE, IMAGE, END_OF_UTTERANCE, GLOBAL_IMAGE, *position_tokens()]
     base = vocab_size - len(special)

@@ -1,4 +1,4 @@
-"""Which updates are skipped: those whose gradient norm is not finite, and, where asked, those far outside of the usual."""
+"""Which updates are skipped: those whose gradient norm is not finite, and, if asked, those far outside of the usual."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StepGuard:
         self._count = torch.zeros((), dtype=torch.int64, device=device)
 
     def judge(self, norm: Tensor) -> Tensor:
-        """1.0 where the update of a step with this norm () must be skipped, else 0.0; accepted norms are remembered."""
+        """1.0 if the update of a step with this norm () must be skipped, else 0.0; accepted norms are remembered."""
         bad = ~torch.isfinite(norm)
         if self.deviations:
             norm, bad = norm.to(self._norms), bad.to(self._norms.device)

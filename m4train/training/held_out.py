@@ -24,7 +24,7 @@ def held_out_loss(
     """`loss`, `loss_tokens` and the same per source (`loss/SOURCE`): means per held-out token, reduced over ranks.
 
     All ranks call it with equally many batches and a model in evaluation mode; `entering(batch)` is called before each.
-    Raises TrainingError where no token carries a loss.
+    Raises TrainingError if no token carries a loss.
     """
     sums = StepSums(list(sources), engine.device)
     for step in steps:

@@ -15,7 +15,7 @@ class LossWeights:
     """The weight of every source's loss tokens.
 
     The objective of a step is sum(weight x loss) / sum(weight) over its loss tokens: twice the weight for every source
-    changes nothing, and where all weights are equal it is the plain mean.
+    changes nothing, and if all weights are equal it is the plain mean.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
@@ -24,7 +24,7 @@ class LossWeights:
         self._tables: dict[tuple[torch.device, tuple[str, ...]], Tensor] = {}
 
     def counts(self, batches: Sequence[PackedBatch]) -> list[int]:
-        """Loss tokens of each source, to be summed over ranks; one number where all weights are equal."""
+        """Loss tokens of each source, to be summed over ranks; one number if all weights are equal."""
         if self._equal:
             return [sum(batch.loss_tokens for batch in batches)]
         counts = dict.fromkeys(self._weights, 0)

@@ -17,7 +17,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """torch's `Muon` (Jordan et al., 2024) on the groups marked `matrices`, torch's AdamW on the others.
 
     Muon's updates are scaled to the size of AdamW's ("match_rms_adamw", Liu et al., 2025), so that one learning rate and one
-    weight decay serve both. Raises ConfigError where no group is marked.
+    weight decay serve both. Raises ConfigError if no group is marked.
     """
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig) -> None:

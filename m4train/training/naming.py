@@ -47,7 +47,7 @@ def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
 def part_of(name: str, parts: dict[str, tuple[str, ...]]) -> str:
     """The part a canonical name belongs to; the longest matching prefix decides.
 
-    Raises TrainingError where no part claims the name.
+    Raises TrainingError if no part claims the name.
     """
     best, best_length = None, -1
     for part, prefixes in parts.items():

@@ -54,7 +54,7 @@ class EmbeddingNoise:
 
 
 def _embedding(model: TrainableModel) -> nn.Module:
-    """The module of the part `embeddings`. Raises ConfigError where the model has none."""
+    """The module of the part `embeddings`. Raises ConfigError if the model has none."""
     for prefix in model.parts().get(EMBEDDINGS, ()):
         try:
             return model.get_submodule(prefix.rstrip("."))

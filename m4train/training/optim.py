@@ -37,7 +37,7 @@ def parameter_groups(
 ) -> list[dict]:
     """One group per (part, decayed or not, matrix for Muon or not) that holds a trainable parameter.
 
-    `base_lr` of a group is its peak rate; the trainer sets `lr` from it every step. Raises ConfigError where
+    `base_lr` of a group is its peak rate; the trainer sets `lr` from it every step. Raises ConfigError if
     optimizer.parts names a part without trainable parameters, since its settings would change nothing.
     """
     groups: dict[tuple[str, bool, bool], dict] = {}
@@ -112,7 +112,7 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
-    """One update, or none where `skip` () is 1.0.
+    """One update, or none if `skip` () is 1.0.
 
     Fused AdamW reads the flag inside its kernel, so nothing waits for the device; 8-bit AdamW and Muon cannot, and wait.
     """

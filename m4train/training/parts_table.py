@@ -20,7 +20,7 @@ class PartRow:
     """One line of the table: counts of parameters of a part, and what training does with them.
 
     `storage` and `decay` name every value that occurs; `state` is the dtype of the optimizer state. `state`, `lr` (the peak)
-    and `decay` are empty where nothing of the part trains, and in the row `total`.
+    and `decay` are empty if nothing of the part trains, and in the row `total`.
     """
 
     part: str
@@ -37,7 +37,7 @@ class PartRow:
 
 
 def parameter_table(model: TrainableModel, config: Config, device: torch.device) -> list[PartRow]:
-    """One row per part of the model, in the model's order, and a last row `total`; `device` is where it trains."""
+    """One row per part of the model, in the model's order, and a last row `total`; `device` is the one it trains on."""
     parts = model.parts()
     by_part: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in parts}
     for name, parameter in canonical_parameters(model).items():

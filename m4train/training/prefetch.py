@@ -1,4 +1,4 @@
-"""Micro-batches on the device, the next one copied there beside the compute of the current one."""
+"""Micro-batches on the device, the next one copied there during the compute of the current one."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class SkipCounter:
         self._longest = torch.zeros((), device=device)
 
     def update(self, skip: Tensor) -> None:
-        """`skip` () is 1.0 where the step was skipped, 0.0 where it was not."""
+        """`skip` () is 1.0 if the step was skipped, 0.0 if it was not."""
         self._total += skip
         self._in_a_row = (self._in_a_row + 1.0) * skip
         self._longest = torch.maximum(self._longest, self._in_a_row)

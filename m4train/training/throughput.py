@@ -31,7 +31,7 @@ _DECODER = (TEXT, CROSS_ATTENTION)  # layers that take turns
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak bf16 operations a second of a device, where it is known."""
+    """Peak bf16 operations a second of a device, if it is known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -41,8 +41,8 @@ def peak_flops(device: torch.device) -> float | None:
 class Throughput:
     """Counts the operations of forward and backward passes of this rank; recomputation is not counted as work.
 
-    The backward pass of a part costs one forward for the gradients of its inputs, where something before it trains, and
-    one for those of its parameters, where some of them train.
+    The backward pass of a part costs one forward for the gradients of its inputs, if something before it trains, and
+    one for those of its parameters, if some of them train.
     """
 
     def __init__(self, model: TrainableModel) -> None:
@@ -56,7 +56,7 @@ class Throughput:
             self._counted[part] += flops * self._factors[part]
 
     def rates(self, seconds: float, device: torch.device) -> dict[str, float]:
-        """`tflops` of this rank as a whole and per part since the last call, and `mfu` likewise where the peak is known."""
+        """`tflops` of this rank as a whole and per part since the last call, and `mfu` likewise if the peak is known."""
         counts = {"": float(sum(self._counted.values())), **{f"/{part}": n for part, n in self._counted.items()}}
         self._counted.clear()
         rates = {f"tflops{part}": count / seconds / 1e12 for part, count in counts.items()}

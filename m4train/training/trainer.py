@@ -16,7 +16,7 @@ from m4train.config import Config
 from m4train.errors import TrainingError
 from m4train.run_files import CHECKPOINTS
 from m4train.training.callbacks.base import Callback
-from m4train.training.checkpoints.find import Checkpoint, config_dict, starts_optimizer_anew
+from m4train.training.checkpoints.find import Checkpoint, config_dict, starts_fresh_optimizer
 from m4train.training.checkpoints.save import load_checkpoint, versions
 from m4train.training.checkpoints.saver import Saver
 from m4train.training.engines.base import Engine, Update
@@ -91,13 +91,13 @@ class Trainer:
         self.heart = heart or Heartbeat(self.run_dir, engine.rank, engine.world_size, config.trainer.hang_timeout)
         self._noise: EmbeddingNoise | None = None
         trainer, folder = config.trainer, self.run_dir / CHECKPOINTS
-        self._saver = Saver(folder, engine, trainer.keep_last, trainer.keep_every, save_extra, trainer.save_beside)
+        self._saver = Saver(folder, engine, trainer.keep_last, trainer.keep_every, save_extra, trainer.async_checkpoint)
         self._weights = LossWeights({name: source.loss_weight for name, source in config.data.sources.items()})
 
     def train(self) -> TrainResult:
         """Runs until the first of max_steps, stop_after, a signal, the stop file, max_hours, or the end of the data.
 
-        Raises TrainingError for a parameter without gradient or persistent non-finite steps, CheckpointError where a
+        Raises TrainingError for a parameter without gradient or persistent non-finite steps, CheckpointError if a
         checkpoint cannot be written or read.
         """
         try:
@@ -144,8 +144,8 @@ class Trainer:
         saved = self.resume.state if self.resume else {}
         self._skips = SkipCounter(self.engine.device, saved.get("skipped", 0))
         if self.resume:
-            anew = starts_optimizer_anew(self.resume, self.config)
-            load_checkpoint(self.resume, self.engine, optimizer=not anew)
+            fresh = starts_fresh_optimizer(self.resume, self.config)
+            load_checkpoint(self.resume, self.engine, optimizer=not fresh)
         for callback in self.callbacks:
             callback.load(saved.get("callbacks", {}).get(type(callback).__name__, {}))
             callback.on_start(self)
@@ -185,7 +185,7 @@ class Trainer:
         return batch
 
     def _agree(self, batch: Step | None) -> tuple[float, str | None]:
-        """What the losses of the whole step are divided by, and the reason to stop where any rank has one, in one
+        """What the losses of the whole step are divided by, and the reason to stop if any rank has one, in one
         host-side reduction."""
         mine = self._weights.counts(batch.micro_batches if batch else [])
         micro_batches = len(batch.micro_batches) if batch else 0
@@ -201,7 +201,7 @@ class Trainer:
         return self._weights.total(counts), reason
 
     def _run(self, batch: Step, total: float, window: _Window) -> dict[str, Any] | None:
-        """One optimizer step; returns its metrics where it is logged."""
+        """One optimizer step; returns its metrics if it is logged."""
         step = self.step + 1
         reseed(self.config.seed, step, self.engine.rank)
         factor = rate_factor(self.config.schedule, self.config.trainer.max_steps, step)

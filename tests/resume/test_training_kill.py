@@ -17,7 +17,7 @@ from tests.helpers.training import TinyModel, make_config, make_trainer, read_me
 CLOCK = {"tokens_per_second", "data_wait_fraction", "tflops", "tflops/text", "tflops/vision", "memory_gib"}
 
 
-def _train(run_dir, point="none", when="before", count=1, beside=True):
+def _train(run_dir, point="none", when="before", count=1, in_background=True):
     """The tiny run; `point` names a function of the checkpoint module that kills the process before or after its call
     number `count`."""
     calls = 0
@@ -40,7 +40,7 @@ def _train(run_dir, point="none", when="before", count=1, beside=True):
     elif point != "none":
         setattr(checkpoint, point, killing(getattr(checkpoint, point)))
     extra = lambda folder: (folder / "config.json").write_text("{}")
-    config = make_config(run_dir, save_every=2, save_beside=beside)
+    config = make_config(run_dir, save_every=2, async_checkpoint=in_background)
     make_trainer(config, TinyModel(dropout=0.1), save_extra=extra).train()
 
 
@@ -95,9 +95,9 @@ FORMS += [(point, "after", False) for point in ("_write_tensors", "write_manifes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("point", "when", "beside"), FORMS)
-def test_killed_at_every_point_of_a_save(point, when, beside, expected, tmp_path):
-    killed = _start(tmp_path, point, when, 4, beside)
+@pytest.mark.parametrize(("point", "when", "in_background"), FORMS)
+def test_killed_at_every_point_of_a_save(point, when, in_background, expected, tmp_path):
+    killed = _start(tmp_path, point, when, 4, in_background)
     code = killed.wait(timeout=120)
     assert code == -signal.SIGKILL, f"the point was never reached: {killed.said()}"
     found = find_checkpoint(make_config(tmp_path), lambda sentence: pytest.fail(sentence))

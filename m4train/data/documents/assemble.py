@@ -36,11 +36,11 @@ class Assembler:
 
     @cached_property
     def _spare_frame(self) -> np.ndarray:
-        """(3, H, W): what the vision modules run on where a batch has no image."""
+        """(3, H, W): what the vision modules run on if a batch has no image."""
         return self._processor.encode_image(Image.new("RGB", (32, 32), (127, 127, 127))).frames[0]
 
     def batch(self, documents: Sequence[Document], data_hash: int, plan_hash: int, capacity: int) -> PackedBatch:
-        """The documents in order; where there are none, one token that predicts nothing."""
+        """The documents in order; if there are none, one token that predicts nothing."""
         lengths = [len(document.rendered.ids) for document in documents] or [1]
         ids = [document.rendered.ids for document in documents] or [np.array([self._processor.eos_id], np.int64)]
         masks = [document.rendered.feature_mask for document in documents] or [np.zeros(1, bool)]

@@ -16,7 +16,7 @@ _ATTEMPTS = 10  # of a random crop
 
 
 def draw_key(config: AugmentConfig, seed: int, epoch: int, source: str, key: str) -> bytes:
-    """Names the random draws of one sample in one epoch; empty where nothing is drawn."""
+    """Names the random draws of one sample in one epoch; empty if nothing is drawn."""
     if not (config.shift_pixels or config.rotate_degrees or config.crop_scale):
         return b""
     described = f"{seed} {epoch} {source} {key} shift={config.shift_pixels} rotate={config.rotate_degrees}"

@@ -25,7 +25,7 @@ class Frames:
         return PackedImages(torch.from_numpy(np.stack(frames)), count, torch.from_numpy(table))
 
     def cross(self, documents: Sequence[np.ndarray]) -> CrossSegments | None:
-        """Which images the tokens of documents with these ids attend to; None where they do not."""
+        """Which images the tokens of documents with these ids attend to; None if they do not."""
         return None
 
 

@@ -19,7 +19,7 @@ def trained_tokens(rendered: Rendered, loss: str) -> np.ndarray:
     """(T,) bool, True for each token that must be predicted.
 
     `loss` "auto": all text of documents, and what the assistant says in conversations; "all": all text, whoever says it;
-    "last_turn": what the assistant says last. Raises BadSample `no_label` where nothing is left.
+    "last_turn": what the assistant says last. Raises BadSample `no_label` if nothing is left.
     """
     return trained_kinds(rendered.kinds, rendered.turns, loss)
 

@@ -85,7 +85,7 @@ class Renderer:
 
     def prepare(self, sample: Sample, key: str, sizes: Sequence[tuple[int, int]], variant: int = 0) -> Prepared:
         """One variant of a sample whose stored images have these (width, height). Raises BadSample, and ConfigError for a text
-        that is no text but a marker, which would be trained on."""
+        that is not text but a marker, which would be trained on."""
         if len(sizes) != len(sample.images):
             detail = f"the sample names {len(sample.images)} images but holds {len(sizes)}"
             raise BadSample("image_count", detail)
@@ -130,7 +130,7 @@ class Renderer:
 
 
 def _stored_numbers(pieces: Sequence[Piece], numbers: Sequence[int]) -> list[Piece]:
-    """The pieces of some items, with the stored numbers of their images. Raises BadSample where they do not match."""
+    """The pieces of some items, with the stored numbers of their images. Raises BadSample if they do not match."""
     places = [piece.image for piece in pieces if isinstance(piece, ImagePiece)]
     if places != list(range(len(numbers))):
         raise BadSample("image_count", f"the text has places for images {places} but the sample names {len(numbers)}")
@@ -160,11 +160,11 @@ def _check_images(processor: SampleProcessor, options: ImageOptions, key: str) -
 def expand(pieces: Sequence[Piece], encoded: Mapping[int, EncodedImage], planned: Pieces) -> Rendered:
     """The ids of a run of pieces, with each encoded image (by its number) in place.
 
-    Raises StaleIndexError where a piece does not have the length the index promised: the plan was made for another
+    Raises StaleIndexError if a piece does not have the length the index promised: the plan was made for another
     processor, and going on would overflow packs or shift labels.
     """
     if len(pieces) != len(planned.tokens):
-        raise StaleIndexError(f"renders to {len(pieces)} pieces where the index has {len(planned.tokens)}: {_ADVICE}")
+        raise StaleIndexError(f"renders to {len(pieces)} pieces, but the index has {len(planned.tokens)}: {_ADVICE}")
     ids, kinds, turns, masks, frames = [], [], [], [], []
     for number, piece in enumerate(pieces):
         if isinstance(piece, TextPiece):
@@ -176,11 +176,11 @@ def expand(pieces: Sequence[Piece], encoded: Mapping[int, EncodedImage], planned
             frames.append(image.frames)
             if len(image.frames) != planned.frames[number]:
                 raise StaleIndexError(
-                    f"image {piece.image} has {len(image.frames)} frames where the index has {planned.frames[number]}: {_ADVICE}"
+                    f"image {piece.image} has {len(image.frames)} frames, but the index has {planned.frames[number]}: {_ADVICE}"
                 )
         if len(piece_ids) != planned.tokens[number] or kind != planned.kinds[number]:
             raise StaleIndexError(
-                f"piece {number} has {len(piece_ids)} tokens ({PIECE_KINDS[kind]}) where the index has "
+                f"piece {number} has {len(piece_ids)} tokens ({PIECE_KINDS[kind]}), but the index has "
                 f"{planned.tokens[number]} ({PIECE_KINDS[planned.kinds[number]]}): {_ADVICE}"
             )
         ids.append(np.asarray(piece_ids, np.int64))
@@ -193,7 +193,7 @@ def expand(pieces: Sequence[Piece], encoded: Mapping[int, EncodedImage], planned
 def encode_view(
     image: Image.Image, view: View, processor: SampleProcessor, stored: tuple[int, int] | None = None
 ) -> EncodedImage:
-    """The image encoded as `view` says; `stored` is the (width, height) of its file where it was decoded smaller."""
+    """The image encoded as `view` says; `stored` is the (width, height) of its file if it was decoded smaller."""
     encoder = viewed(processor, view)
     if stored is not None:
         return encoder.encode_image(image, stored)
@@ -203,7 +203,7 @@ def encode_view(
 
 
 def as_planned(image: Image.Image, planned: tuple[int, int], view: View, processor: SampleProcessor) -> Image.Image:
-    """The image, stretched to its planned (width, height) where a crop has left it a size that takes other tokens."""
+    """The image, stretched to its planned (width, height) if a crop has left it a size that takes other tokens."""
     if image.size == planned:
         return image
     encoder = viewed(processor, view)

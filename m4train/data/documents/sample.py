@@ -1,10 +1,10 @@
-"""The sample on disk: one JSON object, and the original bytes of its images beside it.
+"""The sample on disk: one JSON object, and the original bytes of its images next to it.
 
 A document holds `items` in reading order, `{"text": ...}` and `{"image": "0.jpg", "width":, "height":, "alt":}`; a
 conversation holds `messages`, each a role and a list of the same items (or one string). `source` says where the sample
 comes from, `scores` what filters thought of it, `references` the answers that evaluation counts as right. Images are named by the members that hold them.
 
-Samples written by this package also hold checksums, so that damage is told from content: `crc32` of each image beside its
+Samples written by this package also hold checksums, so that damage is told from content: `crc32` of each image next to its
 name, and as the last field `checksum`, the crc32 of the key, a zero byte, and the JSON before that field.
 """
 
@@ -31,7 +31,7 @@ class Sample:
     messages: list[dict[str, Any]] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
-    references: tuple[str, ...] = ()  # answers that evaluation counts as right, in place of the last message's text
+    references: tuple[str, ...] = ()  # answers that evaluation counts as right, instead of the last message's text
 
     @property
     def images(self) -> list[str]:
@@ -60,9 +60,9 @@ def _checksum(key: str, body: bytes) -> int:
 
 
 def parse_sample(raw: bytes, key: str | None = None) -> Sample:
-    """Reads the JSON of a sample, and where its key is given compares its checksum, if it has one.
+    """Reads the JSON of a sample, and if its key is given compares its checksum, if it has one.
 
-    Raises BadSample with reason `bad_json`, or `damaged` where the checksum does not fit.
+    Raises BadSample with reason `bad_json`, or `damaged` if the checksum does not fit.
     """
     checksum = _CHECKSUM.search(raw) if key is not None else None
     if checksum is not None and int(checksum[1]) != _checksum(str(key), raw[: checksum.start()]):
@@ -131,4 +131,4 @@ def _check_encodable(text: str, where: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadSample("bad_json", f"{where} holds a lone surrogate, which is no text: {error.reason}") from None
+        raise BadSample("bad_json", f"{where} holds a lone surrogate, which is not text: {error.reason}") from None

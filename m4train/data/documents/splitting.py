@@ -10,7 +10,7 @@ _DOCUMENT = PIECE_KINDS.index("document")
 
 
 def split_pieces(pieces: Pieces, token_budget: int, frame_budget: int) -> list[tuple[int, int]]:
-    """Runs (first, last) of pieces that each fit the budgets, in order; empty where one piece alone does not fit.
+    """Runs (first, last) of pieces that each fit the budgets, in order; empty if one piece alone does not fit.
 
     A run ends before its trailing images, so that an image stays with the text after it; runs without a token to train
     on are left out.

@@ -62,7 +62,7 @@ def image_numbers(items: Sequence[Item]) -> list[int]:
 
 
 def document_parts(items: Sequence[Item], options: DocumentOptions) -> list[list[Item]]:
-    """The documents that a stored one becomes, of numbered items. Raises BadSample `skipped` where none is left."""
+    """The documents that a stored one becomes, of numbered items. Raises BadSample `skipped` if none is left."""
     parts, why = [], ""
     for part in _cut_at_marker(numbered(items), options.end_marker):
         part = _first_images(part, options.max_images)
@@ -114,7 +114,7 @@ def _first_images(items: list[Item], limit: int | None) -> list[Item]:
 
 
 def _reason_to_skip(items: Sequence[Item], options: DocumentOptions) -> str:
-    """Why a document is not used; empty where it is."""
+    """Why a document is not used; empty if it is."""
     pictured = ["image" in item for item in items]
     if not items:
         return "it holds nothing but images at its end"
@@ -192,7 +192,7 @@ class View:
 def image_views(
     sizes: dict[int, tuple[int, int]], options: ImageOptions, processor: SampleProcessor, draws: Draws
 ) -> dict[int, View]:
-    """How each image (its number -> width, height) is encoded. Raises BadSample `skipped` where the images of the
+    """How each image (its number -> width, height) is encoded. Raises BadSample `skipped` if the images of the
     sample do not fit their budget however small they are made."""
     if options == ImageOptions(scaled_decode=options.scaled_decode):
         return dict.fromkeys(sizes, View())

@@ -63,7 +63,7 @@ def build_index(
 def open_index(
     shards: Sequence[str], shard_format: ShardFormat, renderer: Renderer, index_dir: str | None, auto_limit: int
 ) -> list[ShardIndex]:
-    """The indexes of all shards, built now where they are missing or stale and hold at most `auto_limit` samples together.
+    """The indexes of all shards, built now if they are missing or stale and hold at most `auto_limit` samples together.
 
     Raises StaleIndexError above that: many processes of a job should not each wait for a long build.
     """
@@ -89,7 +89,7 @@ def open_index(
 
 
 def _too_large(shards: Mapping[str, int], shard_format: ShardFormat, auto_limit: int) -> str | None:
-    """What shards of these sizes in bytes hold more of than is indexed on first use; None where they do not."""
+    """What shards of these sizes in bytes hold more of than is indexed on first use; None if they do not."""
     if sum(size for shard, size in shards.items() if is_remote(shard)) > _REMOTE_BYTES:
         return f"{_REMOTE_BYTES >> 20} MiB in an object store"
     samples, files = 0, FileReader()

@@ -23,7 +23,7 @@ Stored = tuple[dict[str, Any], dict[str, np.ndarray]]  # meta and arrays of one 
 
 
 def scan_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, files: FileReader) -> tuple[Stored, Stored]:
-    """The structure of a shard and its token counts, from one pass. Raises DataError where it changes meanwhile."""
+    """The structure of a shard and its token counts, from one pass. Raises DataError if it changes meanwhile."""
     found = stamp(shard)
     structure, counts = _Structure(), _Counts(renderer)
     for sample in shard_format.scan(files, shard):

@@ -29,7 +29,7 @@ BORDER_KIND = PIECE_KINDS.index("border")
 
 
 def index_path(shard: str, index_dir: str | None) -> Path:
-    """Where the index of a shard lies: beside it, or in `index_dir` under a name that is unique to its full path."""
+    """Where the index of a shard is: next to it, or in `index_dir` under a name that is unique to its full path."""
     if index_dir is None:
         if is_remote(shard):
             raise ConfigError(
@@ -141,7 +141,7 @@ class SourceIndex:
         return digest.hexdigest()
 
     def block_ends(self) -> np.ndarray | None:
-        """Where each stretch that is read whole ends, as sample numbers; None where samples can be read one by one."""
+        """Where each stretch that is read whole ends, as sample numbers; None if samples can be read one by one."""
         blocks = [shard.meta["blocks"] or [len(shard)] for shard in self.shards]
         if not any(shard.meta["blocks"] for shard in self.shards):
             return None

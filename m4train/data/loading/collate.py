@@ -127,7 +127,7 @@ class Collator:
             prepared = self._renderers[unit.source].prepare(sample, key, sizes, variant)
         pieces, planned = prepared.pieces, len(shard.pieces(number, variant).tokens)
         if len(pieces) != planned:
-            raise StaleIndexError(f"renders to {len(pieces)} pieces where the index has {planned}")
+            raise StaleIndexError(f"renders to {len(pieces)} pieces, but the index has {planned}")
         run = pieces[unit.first : planned if unit.last < 0 else unit.last]
         wanted = sorted({piece.image for piece in run if isinstance(piece, ImagePiece)})
         views = {image: prepared.views[image] for image in wanted}

@@ -49,7 +49,7 @@ class Quarantine:
         return sum(count for (_, reason), count in self.counts.items() if reason not in CHOICES)
 
     def add(self, entries: Iterable[QuarantineEntry], documents: int) -> None:
-        """Records the entries of one step beside its number of good documents. Raises DataError above the limit."""
+        """Records the entries of one step with its number of good documents. Raises DataError above the limit."""
         self.documents += documents
         lines = []
         for entry in entries:

@@ -1,4 +1,4 @@
-"""The plan of one rank, computed in the same process or in one of its own beside the trainer."""
+"""The plan of one rank, computed in the same process or in one of its own."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class RankPlan:
 def planned_aside(plan: RankPlan) -> Iterator[RankStep]:
     """The steps of `plan`, computed by another process, which runs ahead by as much as a pipe holds.
 
-    Raises what the plan raises, and DataError where its process dies. The process ends with the iterator, and with this
+    Raises what the plan raises, and DataError if its process dies. The process ends with the iterator, and with this
     process, however it ends: it then finds nobody at the other end of the pipe.
     """
     context = worker_context()

@@ -21,7 +21,7 @@ from m4train.data.storage import files as storage
 from m4train.errors import BadSample, DataError
 
 _SHUFFLE_BUFFER = 1000
-_MOST_IN_VAIN = 100_000  # samples in a row that could not be used, where a round through the shards is longer
+_MOST_IN_VAIN = 100_000  # samples in a row that could not be used, if a round through the shards is longer
 _CLOSING = 10.0  # seconds a command may take to end when nobody reads it any more
 _HUNG_UP = (0, -13, 141)  # exit statuses of a command that did its work, or whose reader went away
 
@@ -41,8 +41,8 @@ class ShardStream:
     """Every sample of `urls` again and again: the shards in another order each time, the samples mixed in a buffer.
 
     `position` counts the rounds through all shards, the shards of the last one as its fraction; reading begins at
-    `position`. What cannot be read is added to `bad`, which whoever iterates empties. Iterating raises DataError where a
-    shard keeps failing to open, or where a whole round holds nothing that can be used.
+    `position`. What cannot be read is added to `bad`, which whoever iterates empties. Iterating raises DataError if a
+    shard keeps failing to open, or if a whole round holds nothing that can be used.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ShardStream:
         self._why = ""
 
     def leave_out(self, key: str, url: str, reason: str, detail: str) -> None:
-        """Adds a sample to `bad`. Raises DataError where as many in a row were bad as a round through the shards has."""
+        """Adds a sample to `bad`. Raises DataError if as many in a row were bad as a round through the shards has."""
         self._note(key, url, reason, detail)
         self._in_vain += 1
         if self._in_vain >= self._most_in_vain:
@@ -149,7 +149,7 @@ def streamed_sample(layout: TarLayout, stored: dict[str, Any]) -> tuple[Sample, 
 
 
 def _opened(url: str) -> Iterator[dict[str, Any]]:
-    """The samples of one tar stream. Raises OSError where it, or the command that makes it, fails."""
+    """The samples of one tar stream. Raises OSError if it, or the command that makes it, fails."""
     import webdataset
 
     stream = webdataset.gopen(url)

@@ -48,7 +48,7 @@ class StreamLoader:
     """Yields StepBatches as `Loader` does, from `sources` whose paths webdataset opens (`pipe:`, URLs, files; braces).
 
     Every reader (worker of a rank) takes its own part of the shards, again and again in another order. Raises ConfigError
-    where a source has fewer shards than there are readers, or the batch does not divide evenly.
+    if a source has fewer shards than there are readers, or the batch does not divide evenly.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How much more is read than used, where samples are read in blocks (row groups), predicted from the plan."""
+"""How much more is read than used, when samples are read in blocks (row groups), predicted from the plan."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class Shares:
 
     The rule is that of worst-case fair weighted queueing (Bennett and Zhang 1996): among the sources that do not have more than
     their share, the one whose next sample would be due first. An amount is whatever `add` is told: 1 for a sample, its
-    tokens, or its images. When a source ends, or the weights change, counting begins anew.
+    tokens, or its images. When a source ends, or the weights change, counting begins again from zero.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
@@ -22,7 +22,7 @@ class Shares:
         self.amounts = dict.fromkeys(weights, 0)
 
     def next(self, sizes: Mapping[str, int]) -> str:
-        """The source to draw from, where `sizes` are the amounts of the next sample of every source left."""
+        """The source to draw from; `sizes` are the amounts of the next sample of every source left."""
         if len(sizes) == 1:
             return next(iter(sizes))
         total = sum(self._weights[name] for name in sizes)
@@ -38,7 +38,7 @@ class Shares:
         self.amounts[name] += size
 
     def restart(self, weights: Mapping[str, float] | None = None) -> None:
-        """Counts anew, with other weights where they are given."""
+        """Counts again from zero, with other weights if they are given."""
         self._weights = dict(weights or self._weights)
         self.amounts = dict.fromkeys(self._weights, 0)
 

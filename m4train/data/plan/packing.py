@@ -27,11 +27,11 @@ class Unit(NamedTuple):
 
 
 class Packer:
-    """Packs units under a budget of `tokens` and of `frames`, from a pool of about `pool` units, twice as many where both
+    """Packs units under a budget of `tokens` and of `frames`, from a pool of about `pool` units, twice as many if both
     budgets are scarce.
 
     Every pack begins with the unit that has waited longest, so none waits for more packs than the pool holds. Then
-    it takes the oldest units that keep the two budgets in step (so that neither runs out early where both are
+    it takes the oldest units that keep the two budgets in step (so that neither runs out early if both are
     scarce), and at the end the one or two that fill what is left best. Units are never reordered otherwise, and the
     result depends on nothing but the units and their order.
     """

@@ -28,7 +28,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Draw:
-    """The next sample that can be packed, as its units; `images` is counted where the mixture counts images; `dropped` are the
+    """The next sample that can be packed, as its units; `images` is counted if the mixture counts images; `dropped` are the
     samples passed over on the way."""
 
     units: list[Unit]
@@ -55,7 +55,7 @@ class SampleStream:
     def peek(self) -> Draw | None:
         """The next draw, without taking it; None after the last epoch, with nothing more to report.
 
-        Raises DataError where a whole epoch holds no sample that can be packed.
+        Raises DataError if a whole epoch holds no sample that can be packed.
         """
         if self._head is None:
             self._head = self._find()
@@ -131,7 +131,7 @@ class SampleStream:
         return units, images
 
     def _runs(self, pieces: Pieces, first: int, last: int) -> list[tuple[int, int]]:
-        """The runs of pieces that a document, pieces `first` to `last`, is packed as; none where it cannot be."""
+        """The runs of pieces that a document, pieces `first` to `last`, is packed as; none if it cannot be."""
         data, part = self._data, run_of(pieces, first, last)
         if part.tokens.sum() <= data.sequence_length and part.frames.sum() <= data.images_per_pack:
             return [(first, last)]

@@ -1,6 +1,6 @@
 """What a data format offers: how its shards are scanned for the index, and how one sample is read back by position.
 
-A new format is one file beside this one with a `ShardFormat`; everything after it (index, plan, packing, loader) is the same.
+A new format is one file next to this one with a `ShardFormat`; everything after it (index, plan, packing, loader) is the same.
 """
 
 from __future__ import annotations
@@ -84,4 +84,4 @@ class ShardFormat(Protocol):
         """Prepares for samples drawn within `window` blocks and packed from a `pool`."""
 
     def blocks(self, files: FileReader, path: str) -> list[int] | None:
-        """Samples in each stretch that is read whole, where single samples cannot be read; None where they can."""
+        """Samples in each stretch that is read whole, if single samples cannot be read; None if they can."""

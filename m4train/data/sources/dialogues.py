@@ -1,6 +1,6 @@
 """Conversations as others write them, turned into canonical messages: LLaVA, ShareGPT, OpenAI and Cauldron styles.
 
-Images stand as the placeholder `<image>` in a text, or as items of a content list; where a text has none, all images go
+Images stand as the placeholder `<image>` in a text, or as items of a content list; if a text has none, all images go
 before what the first user says, as The Cauldron means it. What a record says under `system` comes first, unless a turn does.
 """
 
@@ -38,8 +38,8 @@ def question_answer_pairs(turns: Any, images: Sequence[str], system: Any = None)
 def dialogue(record: Any, images: Sequence[str] | None = None) -> Sample:
     """A record with `messages`, `conversations` or `texts`; roles under `role` or `from`, what is said under `content` or `value`.
 
-    `images` are the names that placeholders stand for; where not given, those in the record's `images` or `image`.
-    Raises BadSample where their numbers differ, and for anything that cannot be read.
+    `images` are the names that placeholders stand for; if not given, those in the record's `images` or `image`.
+    Raises BadSample if their numbers differ, and for anything that cannot be read.
     """
     if not isinstance(record, dict):
         raise BadSample("bad_json", f"a {type(record).__name__} where an object is expected")
@@ -56,10 +56,10 @@ def dialogue(record: Any, images: Sequence[str] | None = None) -> Sample:
     elif len(open_places) == len(names):
         for item, name in zip(open_places, names):
             item["image"] = name
-    elif open_places or names != [item["image"] for item in places]:  # the same names again are no further images
+    elif open_places or names != [item["image"] for item in places]:  # the same names again are not further images
         found = f"{len(open_places)} places for images but {len(names)} images"
         named = len(places) - len(open_places)
-        raise BadSample("image_count", found + (f", beside {named} that name their own" if named else ""))
+        raise BadSample("image_count", found + (f", next to {named} that name their own" if named else ""))
     source = {"dataset": record["source"]} if isinstance(record.get("source"), str) else {}
     return sample_from_dict({"messages": _after_system(messages, record.get("system")), "source": source})
 

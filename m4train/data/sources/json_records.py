@@ -32,7 +32,7 @@ _IN_FILE, _IN_RECORD = 0, 1  # where an image is stored, as its member's offset
 class JsonRecords:
     """A file holding one JSON array of records, one record a line, or records that go over several lines.
 
-    Where an array is cut or broken, what comes before is read; the rest is one bad sample.
+    If an array is cut or broken, what comes before is read; the rest is one bad sample.
     """
 
     name = "json"
@@ -72,7 +72,7 @@ class JsonRecords:
         for number in wanted:
             member, name = members[1 + number], names[number]
             embedded = member.offset == _IN_RECORD
-            data = from_base64(name) if embedded else files.read(_beside(path, name), 0, member.size)
+            data = from_base64(name) if embedded else files.read(_next_to(path, name), 0, member.size)
             found.append(unchanged(data, member, f"image {number} ({name[:80]})"))
         return found
 
@@ -91,7 +91,7 @@ class JsonRecords:
             raise BadSample("remote_image", f"image {number}, {name[:80]}, is a URL: fetch the images before training")
         if _only_base64(name):
             return image_member(from_base64(name), number, _IN_RECORD)
-        place = _beside(path, name)
+        place = _next_to(path, name)
         try:
             data = files.read(place, 0, files.size(place))
         except (FileNotFoundError, NotADirectoryError):
@@ -108,7 +108,7 @@ def _only_base64(name: str) -> bool:
 
 
 def _short_base64(name: str) -> bytes | None:
-    """The image that a name is in base64, for the smallest ones are no longer than a path; None where it is none."""
+    """The image that a name is in base64, for the smallest ones are no longer than a path; None if it is none."""
     try:
         data = from_base64(name)
         read_image_info(data)
@@ -117,7 +117,7 @@ def _short_base64(name: str) -> bytes | None:
     return data
 
 
-def _beside(path: str, name: str) -> str:
+def _next_to(path: str, name: str) -> str:
     return os.path.join(os.path.dirname(path), name)
 
 
@@ -153,7 +153,7 @@ def _goes_on(file: BinaryIO) -> bool:
 
 def _values(data: bytes) -> Iterator[tuple[int, bytes | BadSample]]:
     """The values of an array, or values one after the other, as `_records` gives them."""
-    text = data.decode("utf-8", "surrogateescape")  # what is no UTF-8 is found where its record is parsed
+    text = data.decode("utf-8", "surrogateescape")  # what is not UTF-8 is found where its record is parsed
     place = len(text) - len(text.removeprefix("\ufeff").lstrip())
     array = text.startswith("[", place)
     place += array

@@ -121,7 +121,7 @@ class ParquetRows:
 
 @contextmanager
 def _open(files: FileReader, path: str) -> Iterator[Any]:
-    """The open file. Raises DataError where it is no parquet file, and BadSample where what is read of it is damaged."""
+    """The open file. Raises DataError if it is not a parquet file, and BadSample if what is read of it is damaged."""
     try:
         import pyarrow.parquet
     except ImportError:
@@ -131,7 +131,7 @@ def _open(files: FileReader, path: str) -> Iterator[Any]:
     except (pyarrow.ArrowException, OSError) as error:
         if _failed_to_read(error):
             raise
-        raise DataError(f"{path} is no readable parquet file: {error}.") from None
+        raise DataError(f"{path} is not a readable parquet file: {error}.") from None
     with opened as file, _named_damage():
         yield file
 
@@ -156,7 +156,7 @@ def _failed_to_read(error: Exception) -> bool:
 
 
 def _columns(path: str, names: Sequence[str]) -> list[str]:
-    """The columns that are read, of all `names`. Raises DataError where they hold no sample."""
+    """The columns that are read, of all `names`. Raises DataError if they hold no sample."""
     if not set(names) & set(TEXT_COLUMNS):
         raise DataError(f"{path} has columns {list(names)} but none of {', '.join(TEXT_COLUMNS)}.")
     if "pdf" in names and not set(names) & set(IMAGE_COLUMNS):

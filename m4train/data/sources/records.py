@@ -21,10 +21,10 @@ OTHER_COLUMNS = ("system", "url", "general_metadata")
 
 
 def record_sample(record: Any, places: Sequence[str | None] | None = None) -> Sample:
-    """The sample of a record: `texts` with `user` and `assistant` (The Cauldron, FineVision, Docmatix), `texts` beside
+    """The sample of a record: `texts` with `user` and `assistant` (The Cauldron, FineVision, Docmatix), `texts` next to
     `images` (OBELICS), or turns with a role (LLaVA, ShareGPT, OpenAI, LLaVA-OneVision).
 
-    `places` are the names of its images, null where its column of images has none; where not given, the record names them.
+    `places` are the names of its images, null if its column of images has none; if not given, the record names them.
     Raises BadSample.
     """
     if not isinstance(record, dict):
@@ -66,7 +66,7 @@ def text_hash(record: dict[str, Any]) -> int:
 
 
 def image_member(data: bytes, number: int, offset: int = 0, size: int = 0) -> Member:
-    """The member of image `number` of a record. Raises BadSample where it is no image."""
+    """The member of image `number` of a record. Raises BadSample if it is not an image."""
     try:
         info = read_image_info(data)
     except BadSample as error:

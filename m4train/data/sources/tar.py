@@ -27,7 +27,7 @@ _MAX_GAP = 1 << 16  # bytes between members that are cheaper to read than to ski
 
 @dataclass(frozen=True)
 class Ref:
-    """A member by its suffix, the `part` to remember with it, and the crc32 it should have, where that is known."""
+    """A member by its suffix, the `part` to remember with it, and the crc32 it should have, if that is known."""
 
     suffix: str
     part: int = 0
@@ -40,7 +40,7 @@ class TarLayout:
     name = ""
     image_range: Sequence[float] = ()
     proves_itself = (
-        False  # whether a sample says what members it has and what is in them: else damage beside it may be in it
+        False  # whether a sample says what members it has and what is in them: else damage next to it may be in it
     )
 
     def find(
@@ -115,7 +115,7 @@ class TarLayout:
         return [self.file_of(data, pictures[number].part) for number, data in zip(wanted, stored)]
 
     def _holders(self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[bytes]:
-        """The members that hold the images numbered `wanted`: one read where they lie together, as they are written."""
+        """The members that hold the images numbered `wanted`: one read if they lie together, as they are written."""
         pictures = [member for member in members if member.is_image]
         chosen = [pictures[number] for number in wanted]
         if not chosen:
@@ -143,7 +143,7 @@ class TarLayout:
     def _scan_sample(
         self, files: FileReader, path: str, key: str, members: list[TarMember], torn: bool
     ) -> ScannedSample:
-        """The sample of these members; `torn`: damage lies beside them."""
+        """The sample of these members; `torn`: there is damage next to them."""
         named: dict[str, TarMember] = {}
         for member in members:
             suffix = member.name[len(key) + 1 :]
@@ -157,7 +157,7 @@ class TarLayout:
         try:
             texts, images = self.resolve(key, named, read)
             if torn and not self.proves_itself:
-                detail = f"the shard is damaged beside {sorted(named)}, so that members or bytes of them may be lost"
+                detail = f"the shard is damaged next to {sorted(named)}, so that members or bytes of them may be lost"
                 raise BadSample("damaged_shard", detail)
             found = [_text(named[ref.suffix], ref, read(ref.suffix)) for ref in texts]
             found += [self._image(named[ref.suffix], ref, read(ref.suffix)) for ref in images]

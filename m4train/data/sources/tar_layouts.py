@@ -81,7 +81,7 @@ def _check_numbers(refs: Sequence[Ref], key: str) -> None:
 
 
 def _check_listed(metadata: str, key: str, named: Named) -> None:
-    """Raises BadSample where `K.metadata.txt` lists a member that the shard does not hold."""
+    """Raises BadSample if `K.metadata.txt` lists a member that the shard does not hold."""
     try:
         listed = ast.literal_eval(metadata)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -206,7 +206,7 @@ class Mint1T(TarLayout):
         return self._frame(data, part, decoded)
 
     def file_of(self, data: bytes, part: int) -> bytes:
-        """A frame is no file of its own: without loss, as PNG."""
+        """A frame is not a file of its own: without loss, as PNG."""
         buffer = io.BytesIO()
         self._frame(data, part, lambda image: image.copy()).save(buffer, "png")
         return buffer.getvalue()
@@ -311,7 +311,7 @@ class LlavaOneVision(TarLayout):
 
 
 def _in_order(names: Any, stored: Sequence[str]) -> list[str]:
-    """The member of each of the `names`: `{name}`, `{i}_{name}`, or the only one, `K.jpg`; the name itself where none is."""
+    """The member of each of the `names`: `{name}`, `{i}_{name}`, or the only one, `K.jpg`; the name itself if none is."""
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise BadSample("bad_json", "`name` must be a list of image names")

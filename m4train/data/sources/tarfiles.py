@@ -32,7 +32,7 @@ class TarMember:
 
 @dataclass(frozen=True)
 class TarDamage:
-    """Bytes that are no tar member: from `offset` to where the next readable header was found, or the end."""
+    """Bytes that are not a tar member: from `offset` to where the next readable header was found, or the end."""
 
     offset: int
     detail: str
@@ -85,7 +85,7 @@ def walk_tar(files: FileReader, path: str) -> Iterator[TarMember | TarDamage]:
 
 
 def _wrong_end(read: Read, position: int, size: int) -> str | None:
-    """What is wrong with the zeros from `position` on, with which an archive ends; None where they are as they should be.
+    """What is wrong with the zeros from `position` on, with which an archive ends; None if they are as they should be.
 
     Zeros over the last samples would look like the end of a shorter shard, but leave too many of them: `ShardWriter` ends
     shards with two blocks and never on a multiple of the record size, other tools fill up to that multiple.
@@ -99,7 +99,7 @@ def _wrong_end(read: Read, position: int, size: int) -> str | None:
 
 
 def _parse_header(block: bytes) -> tuple[str, int, bytes] | None:
-    """Name, size and type of a header block, or None where the checksum is wrong."""
+    """Name, size and type of a header block, or None if the checksum is wrong."""
     if len(block) < BLOCK:
         return None
     try:

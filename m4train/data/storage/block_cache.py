@@ -43,7 +43,7 @@ class BlockCache:
         return f"{hashlib.blake2b(described, digest_size=16).hexdigest()}-{number}"
 
     def get(self, name: str) -> bytes | None:
-        """The bytes of a block, which is then the last used; None where it is not here whole."""
+        """The bytes of a block, which is then the last used; None if it is not here whole."""
         path = os.path.join(self.folder, name)
         try:
             with open(path, "rb") as file:
@@ -55,7 +55,7 @@ class BlockCache:
         return data if xxhash.xxh3_64_digest(data) == expected else None
 
     def put(self, name: str, data: bytes) -> None:
-        """Adds a block, making room for it. Raises DataError where the folder cannot be written."""
+        """Adds a block, making room for it. Raises DataError if the folder cannot be written."""
         size = len(data) + _HASH_BYTES
         temporary = os.path.join(self.folder, f".{name}.{os.getpid()}.tmp")
         try:

@@ -21,7 +21,7 @@ READ_ATTEMPTS = 8
 FIRST_PAUSE = 0.1  # seconds before the second attempt; doubles each time, so that lapses of 12 seconds are waited out
 _OPEN_FILES = 64
 _MAX_GAP = 512 << 10  # bytes between two remote ranges that are cheaper to fetch than another request
-_WINDOWS = 4  # stretches of a file that are kept where reading runs ahead
+_WINDOWS = 4  # stretches of a file that are kept when reading runs ahead
 _WINDOWED_FILES = 16
 _BUFFER = 1 << 20
 _STATS_AT_ONCE = 32
@@ -46,7 +46,7 @@ def is_remote(path: str) -> bool:
 
 
 def find_files(pattern: str) -> list[str]:
-    """The files a path without braces names, sorted where it is a glob. An object store's single name is not looked up."""
+    """The files a path without braces names, sorted if it is a glob. An object store's single name is not looked up."""
     if is_remote(pattern):
         if not set("*[") & set(pattern):  # `?` begins the query of a URL
             return [pattern]
@@ -62,7 +62,7 @@ def find_files(pattern: str) -> list[str]:
 def stamp(path: str) -> list[Any]:
     """Size in bytes, and what changes with the content: a modification time, or the store's own version.
 
-    Raises DataError where there is no such file.
+    Raises DataError if there is no such file.
     """
     try:
         if is_remote(path):
@@ -114,7 +114,7 @@ class FileReader:
         return int(self._stamp(path)[0])
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`, fewer only where the file ends. Raises DataError when the storage keeps failing."""
+        """`size` bytes at `offset`, fewer only if the file ends. Raises DataError when the storage keeps failing."""
         if not is_remote(path):
             return _patiently(path, lambda: self._pread(path, offset, size), lambda: self._forget(path))
         try:
@@ -155,7 +155,7 @@ class FileReader:
         return self._stamps[path]
 
     def _fetch(self, ranges: Sequence[Range]) -> list[bytes]:
-        """Remote ranges, through the cache where there is one."""
+        """Remote ranges, through the cache if there is one."""
         if self._cache is None:
             return self._request(ranges)
         cache = self._cache
@@ -331,12 +331,12 @@ def _gave_up(path: str, error: Any) -> DataError:
 
 
 def _whole(part: Any, wanted: Range) -> Any:
-    """What a store answered, or an exception where that is not the range."""
+    """What a store answered, or an exception if that is not the range."""
     path, _, size = wanted
     if not isinstance(part, bytes) or len(part) == size:
         return part
     if len(part) > size:
-        return OSError(f"the server of {path} answers a range request with {len(part)} bytes in place of {size}")
+        return OSError(f"the server of {path} answers a range request with {len(part)} bytes instead of {size}")
     return OSError(f"{len(part)} bytes came of {size}")
 
 

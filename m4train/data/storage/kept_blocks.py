@@ -1,4 +1,4 @@
-"""Which blocks (row groups) a reader keeps, where samples are read in blocks: the real ones and those of a prediction alike."""
+"""Which blocks (row groups) a reader keeps, when samples are read in blocks: the real ones and those of a prediction alike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class KeptBlocks(Generic[T]):
     _samples: int = 0
 
     def get(self, block: Hashable) -> T | None:
-        """What is kept of a block, which is thereby the one used last; None where it is to be read."""
+        """What is kept of a block, which is thereby the one used last; None if it is to be read."""
         if block not in self._blocks:
             return None
         self._blocks.move_to_end(block)

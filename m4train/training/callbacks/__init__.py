@@ -1,4 +1,4 @@
-"""What a run does beside training, one callback per file."""
+"""What a run does in addition to training, one callback per file."""
 
 from __future__ import annotations
 

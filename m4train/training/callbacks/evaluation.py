@@ -22,7 +22,7 @@ class Evaluation(Callback):
         return step % self.every == 0 or step == self.max_steps
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
-        """Raises TrainingError where the trainer has no validation data, or it holds no loss token."""
+        """Raises TrainingError if the trainer has no validation data, or it holds no loss token."""
         if not self.measures(trainer.step):
             return {}
         if trainer.validation is None:

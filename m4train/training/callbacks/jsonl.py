@@ -39,5 +39,5 @@ class Jsonl(Callback):
 
 
 def _finite(value: Any) -> Any:
-    """The value, or null where JSON has no word for it, as for the gradient norm of a skipped step."""
+    """The value, or null if JSON has no word for it, as for the gradient norm of a skipped step."""
     return value if not isinstance(value, float) or math.isfinite(value) else None

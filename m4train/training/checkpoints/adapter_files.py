@@ -58,7 +58,7 @@ def trained_whole(model: TrainableModel) -> list[str]:
             if parameter.requires_grad and not is_adapter(f"{name}.{leaf}"):
                 raise CheckpointError(
                     f"{name}.{leaf} trains in full, but not all of {name or 'the model'} does; a folder of adapters holds "
-                    "whole modules: merge the adapters in place of it."
+                    "whole modules: merge the adapters instead."
                 )
         for leaf, child in module.named_children():
             if not is_adapter(leaf):
@@ -80,9 +80,9 @@ def save_adapter(
 ) -> None:
     """Writes an adapter that `peft.PeftModel.from_pretrained(base, folder)` reads.
 
-    `targets` are the canonical names of the adapted modules, `whole` those of modules that trained in full beside them (see
+    `targets` are the canonical names of the adapted modules, `whole` those of modules that trained in full next to them (see
     `trained_whole`), `tensors` full (unsharded) parameters by canonical name.
-    Raises CheckpointError where there is no adapter among them, or one of the tensors is empty or not finite.
+    Raises CheckpointError if there is no adapter among them, or one of the tensors is empty or not finite.
     """
     kept = adapter_state(tensors, whole)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
@@ -122,7 +122,7 @@ def load_adapter(model: TrainableModel, folder: Path) -> None:
 
 
 def _drop_tied(model: TrainableModel, stored: dict[str, Tensor], live: Mapping[str, Tensor]) -> None:
-    """Of tensors that are one in the model, keeps the first. Raises CheckpointError where the file's copies differ."""
+    """Of tensors that are one in the model, keeps the first. Raises CheckpointError if the file's copies differ."""
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = canonical_name(name)
         if other in live or other not in stored:
@@ -136,9 +136,9 @@ def _drop_tied(model: TrainableModel, stored: dict[str, Tensor], live: Mapping[s
 
 
 def start_adapter(model: TrainableModel, folder: Path) -> None:
-    """Begins with the adapter of a peft folder, or of a checkpoint of another run; what trains beside it is taken along.
+    """Begins with the adapter of a peft folder, or of a checkpoint of another run; what trains next to it is taken along.
 
-    Raises ConfigError where `folder` is neither, CheckpointError where it holds another adapter than the model has.
+    Raises ConfigError if `folder` is neither, CheckpointError if it holds another adapter than the model has.
     """
     if (folder / _FILE).is_file():
         load_adapter(model, folder)

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from m4train.config import Config
+from m4train.config.renamed import schema_with_old_keys, take_old_keys
 from m4train.errors import CheckpointError, ConfigError, M4Error
 from m4train.run_files import CHECKPOINTS, STATE
 from m4train.training.checkpoints.files import check_manifest, checkpoints_in
@@ -31,7 +32,7 @@ WITH_OPTIMIZER = (
 SHOWN_KEYS = 8  # of a refusal
 _ABSENT = "absent"
 
-# Keys that may differ between a checkpoint and the run that continues it: none of them changes what is computed, but for
+# Keys that may differ between a checkpoint and the run that continues it: none of them changes what is computed, except
 # rounding, which trainer.compile, model.loss and another engine do differently.
 CHANGEABLE = (
     "name",
@@ -63,7 +64,7 @@ CHANGEABLE = (
     "trainer.stop_after",
     "trainer.log_every",
     "trainer.save_every",
-    "trainer.save_beside",
+    "trainer.async_checkpoint",
     "trainer.eval_every",
     "trainer.keep_last",
     "trainer.keep_every",
@@ -121,9 +122,11 @@ def differing_keys(before: dict[str, Any], now: dict[str, Any], among: Sequence[
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration with the default of every key it lacks, also inside its sources and parts."""
-    schema = OmegaConf.structured(Config)
+    schema = schema_with_old_keys()
     OmegaConf.set_struct(schema, False)
-    return config_dict(OmegaConf.to_container(OmegaConf.merge(schema, _numbered(config))))  # type: ignore[arg-type]
+    completed = OmegaConf.merge(schema, _numbered(config))
+    take_old_keys(completed)
+    return config_dict(OmegaConf.to_container(completed))  # type: ignore[arg-type]
 
 
 def _numbered(value: Any) -> Any:
@@ -145,8 +148,8 @@ def find_checkpoint(
     resume=auto takes the newest whole checkpoint of run_dir and says a sentence for each damaged one it passes over;
     resume=PATH takes exactly that one; resume=never starts afresh. One rank calls it; see `agreed_checkpoint`. Only keys that
     the patterns `among` match are compared: to look at a model, its own are enough.
-    Raises CheckpointError where the configuration differs in a key that may not change, where PATH is not whole, or where
-    all checkpoints of the run are damaged; ConfigError where resume=never meets a run_dir that already holds some.
+    Raises CheckpointError if the configuration differs in a key that may not change, if PATH is not whole, or if
+    all checkpoints of the run are damaged; ConfigError if resume=never meets a run_dir that already holds some.
     """
     folder = Path(config.run_dir) / CHECKPOINTS
     candidates = [path for _, path in reversed(checkpoints_in(folder))]
@@ -192,8 +195,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, json.loads((folder / STATE).read_text(encoding="utf-8")))
 
 
-def starts_optimizer_anew(checkpoint: Checkpoint, config: Config) -> bool:
-    """Whether the run leaves the checkpoint's optimizer state behind: where resume_optimizer asks for it, until its first
+def starts_fresh_optimizer(checkpoint: Checkpoint, config: Config) -> bool:
+    """Whether the run leaves the checkpoint's optimizer state behind: if resume_optimizer asks for it, until its first
     checkpoint, which a later start of the same run continues with the optimizer that it holds. Other values of the keys that
     come with an optimizer make it another run."""
     if config.resume_optimizer != "fresh":
@@ -203,7 +206,7 @@ def starts_optimizer_anew(checkpoint: Checkpoint, config: Config) -> bool:
 
 def _compatible(checkpoint: Checkpoint, config: Config, among: Sequence[str]) -> Checkpoint:
     differing = differing_keys(checkpoint.state["config"], config_dict(config), among)
-    if starts_optimizer_anew(checkpoint, config):
+    if starts_fresh_optimizer(checkpoint, config):
         differing = {key: values for key, values in differing.items() if not _matches(key, WITH_OPTIMIZER)}
     if differing:
         named = [f"{key} ({values})" for key, values in differing.items()]

@@ -59,7 +59,7 @@ def write_checkpoint(
 ) -> Path:
     """Writes `folder/step-NNNNNN` for `state["step"]`, then removes the oldest beyond `keep_last`; all ranks call it.
 
-    Checkpoints of steps that `keep_every` divides are never removed (0: none). It may run in a thread beside training: it
+    Checkpoints of steps that `keep_every` divides are never removed (0: none). It may run in a thread alongside training: it
     speaks to other ranks through `engine.checkpoint_group` alone, and touches nothing of the engine but `tensors`.
 
     `save_extra(path)` runs on rank 0 inside the folder being written. Raises CheckpointError on every rank if any of them
@@ -107,7 +107,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine, optimizer: bool = Tr
 def _is_native(checkpoint: Checkpoint, engine: Engine) -> bool:
     """Whether the checkpoint holds the optimizer as this engine on this number of ranks keeps it.
 
-    Raises CheckpointError where it does so for another engine or number of ranks.
+    Raises CheckpointError if it does so for another engine or number of ranks.
     """
     names = dcp.FileSystemReader(checkpoint.folder / TENSORS).read_metadata().state_dict_metadata
     native = next((name for name in names if name.startswith("native/")), None)
@@ -121,7 +121,7 @@ def _is_native(checkpoint: Checkpoint, engine: Engine) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """What a checkpoint was written by; `revision` is the git commit of a checkout, with + where files were changed."""
+    """What a checkpoint was written by; `revision` is the git commit of a checkout, with + if files were changed."""
     found = {"m4train": m4train.__version__, "torch": torch.__version__, "python": platform.python_version()}
     return found | ({"revision": revision} if (revision := _revision()) else {})
 

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training: what is saved is copied at a step border, and a thread writes the copies."""
+"""Checkpoints written while training goes on: what is saved is copied at a step border, and a thread writes the copies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from m4train.training.engines.base import Engine
 class Saver:
     """Saves checkpoints into `folder`, at most one at a time; every rank has one and calls it alike.
 
-    With `beside` the loop waits only for the copy in CPU memory. Writing, reading back, hashing and the rename follow in a
+    With `in_background` the loop waits only for the copy in CPU memory. Writing, reading back, hashing and the rename follow in a
     thread, whose collectives have a process group of their own. Without, `save` returns when the checkpoint is there.
     """
 
@@ -25,9 +25,9 @@ class Saver:
         keep_last: int,
         keep_every: int,
         save_extra: Callable[[Path], None] | None,
-        beside: bool,
+        in_background: bool,
     ) -> None:
-        self.folder, self.engine, self.beside = folder, engine, beside
+        self.folder, self.engine, self.in_background = folder, engine, in_background
         self._rest = (keep_last, keep_every, save_extra)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -35,10 +35,10 @@ class Saver:
     def save(self, state: dict[str, Any]) -> None:
         """Saves the engine's tensors as they are now, with `state`; first waits for the save before it.
 
-        Raises CheckpointError on every rank where this one, or the one before it, could not be written.
+        Raises CheckpointError on every rank if this one, or the one before it, could not be written.
         """
         self.wait()
-        if not self.beside:
+        if not self.in_background:
             save_checkpoint(self.folder, self.engine, state, *self._rest)
             return
         tensors = self.engine.staged()

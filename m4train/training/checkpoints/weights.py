@@ -23,7 +23,7 @@ from m4train.training.tensors import BUFFER, PARAMETER, weight_tensors
 class CheckpointWeights:
     """The parameters of a portable checkpoint by canonical name, read when they are asked for.
 
-    `names` are those of the model without adapters. Raises CheckpointError where the folder holds no tensors.
+    `names` are those of the model without adapters. Raises CheckpointError if the folder holds no tensors.
     """
 
     def __init__(self, folder: Path, adapter: AdapterConfig) -> None:
@@ -44,7 +44,7 @@ class CheckpointWeights:
     def merged(self, name: str, shape: Sequence[int], base: Callable[[str], Tensor] | None = None) -> Tensor:
         """A parameter of the model without adapters, of shape `shape`: what its adapter learned is added to it.
 
-        Where it was stored in 4 bits, it is what they stand for. `base` gives another value to add the adapter to.
+        If it was stored in 4 bits, it is the value that these stand for. `base` gives another value to add the adapter to.
         """
         module = name.removesuffix(".weight")
         quantized = f"{BUFFER}{name}.absmax" in self._stored

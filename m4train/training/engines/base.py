@@ -17,7 +17,7 @@ from m4train.training.model_protocol import TrainableModel
 @dataclass(frozen=True)
 class Update:
     """What an update did, on the device: gradient norms before clipping, `total` () and `by_part` (P,) in the order of
-    `parts`, and `skipped` (), 1.0 where nothing was changed because the norm was not finite. The same on every rank."""
+    `parts`, and `skipped` (), 1.0 if nothing was changed because the norm was not finite. The same on every rank."""
 
     total: Tensor
     by_part: Tensor
@@ -70,7 +70,7 @@ class Engine(Protocol):
 
     def update(self, factor: float, max_norm: float) -> Update:
         """Clips the gradients to a global norm of `max_norm`, makes one optimizer update at `factor` times the peak rates,
-        and drops the gradients. Where the norm is not finite, every rank leaves parameters and optimizer as they were."""
+        and drops the gradients. If the norm is not finite, every rank leaves parameters and optimizer as they were."""
         ...
 
     def without_gradient(self) -> list[str]:
@@ -98,7 +98,7 @@ class Engine(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """What a portable checkpoint holds: `parameter/NAME`, `buffer/NAME` and `optimizer/KIND/NAME`.
 
-        Live tensors where they lie, or, where an engine keeps them in a form of its own, copies gathered on rank 0.
+        Live tensors where they lie, or, if an engine keeps them in a form of its own, copies gathered on rank 0.
         """
         ...
 

@@ -98,7 +98,7 @@ class DeepSpeedEngine(DistributedEngine):
             model.to(self.device)
             return
         for module in model.modules():
-            if is_quantized(module):  # its scales are no parameters
+            if is_quantized(module):  # its scales are not parameters
                 module.to(self.device)
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
@@ -202,7 +202,7 @@ class DeepSpeedEngine(DistributedEngine):
         return torch.stack(by_part).sqrt(), parts
 
     def _norm(self) -> Tensor:
-        """The global gradient norm before the update; not finite where DeepSpeed marks it as -1."""
+        """The global gradient norm before the update; not finite if DeepSpeed marks it as -1."""
         if self.stage < 3:
             norm = torch.as_tensor(self._zero.scaled_global_norm(), device=self.device)
         else:

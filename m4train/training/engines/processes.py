@@ -92,7 +92,7 @@ def let_gloo_finish(patience: float = 10.0) -> None:
 
 
 def _gloo_at_work() -> bool:
-    """Whether a thread of this process that runs collectives over gloo is awake; False where there is no /proc."""
+    """Whether a thread of this process that runs collectives over gloo is awake; False if there is no /proc."""
     for stat in Path("/proc/self/task").glob("*/stat"):
         try:
             name, _, rest = stat.read_text().rpartition(")")
@@ -104,7 +104,7 @@ def _gloo_at_work() -> bool:
 
 
 def _complete_environment() -> None:
-    """Fills in a group of one where no launcher has set the environment."""
+    """Fills in a group of one if no launcher has set the environment."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     if "WORLD_SIZE" not in os.environ:
         with socket.socket() as probe:

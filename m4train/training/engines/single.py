@@ -53,7 +53,7 @@ class SingleEngine:
 
     def store(self, model: TrainableModel) -> None:
         """Sets the dtype parameters are stored in: fp32 for what trains; for the rest what freeze.frozen_dtype asks, or fp32
-        where all is computed in it; otherwise that of the file they were loaded from."""
+        if all is computed in it; otherwise that of the file they were loaded from."""
         frozen = torch.bfloat16 if self.config.freeze.frozen_dtype == "bf16" else None
         if self.config.trainer.precision == "fp32":
             frozen = torch.float32
@@ -64,7 +64,7 @@ class SingleEngine:
                 parameter.data = parameter.data.to(frozen)
 
     def optimise(self, trainable: dict[str, nn.Parameter], updated: dict[str, nn.Parameter] | None = None) -> None:
-        """Builds the optimizer over what trains, given by canonical name; `updated` is what it works on, where not that."""
+        """Builds the optimizer over what trains, given by canonical name; `updated` is what it works on, if not that."""
         self.trainable = trainable
         parts = self.model.parts()
         self._part_of = {name: part_of(name, parts) for name in trainable}

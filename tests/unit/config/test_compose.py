@@ -1,6 +1,7 @@
 """The configuration: what is refused, in which words, and how fast."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -8,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from m4train.config import Config
+from m4train.config import Config, compose
 from m4train.config.compose import groups, load_config, load_run_config, resource_folder, save_config, stored_config
 from m4train.errors import ConfigError
 
@@ -197,3 +199,47 @@ def test_help_lists_commands_and_groups():
 def test_conf_and_launch_are_found():
     assert (resource_folder("conf") / "train.yaml").is_file()
     assert resource_folder("launch").is_dir()
+
+
+@pytest.mark.parametrize("override", ["trainer.save_beside=false", "trainer={save_beside: false}"])
+def test_an_old_key_is_taken_with_a_hint(override, capsys):
+    config = load_config(["experiment=digits_sft", override])
+    assert not config.trainer.async_checkpoint
+    assert capsys.readouterr().err == (
+        "m4train: trainer.save_beside is now called trainer.async_checkpoint: the old name still works, but write the new one.\n"
+    )
+
+
+def test_of_an_old_and_a_new_key_the_later_counts():
+    keys = ("trainer.save_beside=false", "trainer.async_checkpoint=true")
+    assert load_config(["experiment=digits_sft", *keys]).trainer.async_checkpoint
+    assert not load_config(["experiment=digits_sft", *reversed(keys)]).trainer.async_checkpoint
+
+
+def test_an_old_key_is_checked_as_the_new_one():
+    with pytest.raises(ConfigError, match=r"trainer\.async_checkpoint: Value 'soon'"):
+        load_config(["experiment=digits_sft", "trainer.save_beside=soon"])
+
+
+def test_an_old_key_in_a_yaml_file_is_taken(tmp_path, monkeypatch, capsys):
+    shutil.copytree(resource_folder("conf"), tmp_path / "conf")
+    experiment = tmp_path / "conf" / "experiment" / "digits_sft.yaml"
+    experiment.write_text(experiment.read_text() + "  save_beside: false\n")
+    monkeypatch.setattr(compose, "resource_folder", lambda name: tmp_path / name)
+    assert not load_config(["experiment=digits_sft"]).trainer.async_checkpoint
+    assert "is now called trainer.async_checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_old_keys_of_stored_configurations_are_taken_silently(stored, tmp_path, capsys):
+    save_config(load_config(["experiment=digits_sft"]), tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    old = text.replace("async_checkpoint: true", f"save_beside: {str(stored).lower()}")
+    assert old != text
+    (tmp_path / "config.yaml").write_text(old)
+    assert load_run_config([f"run_dir={tmp_path}"]).trainer.async_checkpoint == stored
+    values = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
+    assert stored_config(values, tmp_path).trainer.async_checkpoint == stored
+    assert capsys.readouterr().err == ""
+    newer = load_run_config([f"run_dir={tmp_path}", f"trainer.async_checkpoint={not stored}"])
+    assert newer.trainer.async_checkpoint != stored

@@ -126,7 +126,7 @@ def test_sizes_of_the_fast_processor_may_be_one_number():
     fast = Idefics2ImageProcessorFast()
     assert values(fast(picture(30, 20), size=14, default_to_square=True)).shape == (1, 1, 3, 14, 14)
     for options in ({}, {"default_to_square": False}):
-        with pytest.raises(ValueError, match="size=14 is no size for these images"):
+        with pytest.raises(ValueError, match="size=14 is not a size for these images"):
             fast(picture(30, 20), size=14, **options)
 
 
@@ -147,13 +147,13 @@ def test_options_of_the_fast_processor_may_be_given_to_its_constructor():
 @pytest.mark.parametrize(
     ("make", "settings", "said"),
     [
-        (Idefics2ImageProcessor, {"size": {"longest_edge": 56}}, r"size=\{'longest_edge': 56\} is no size for these "),
+        (Idefics2ImageProcessor, {"size": {"longest_edge": 56}}, r"size=\{'longest_edge': 56\} is not a size for these "),
         (Idefics2ImageProcessor, {"size": 64}, "give {'shortest_edge': pixels, 'longest_edge': pixels} or {'height': "),
         (Idefics3ImageProcessor, {"size": {"shortest_edge": 64}}, "give {'longest_edge': pixels} or {'height': pix"),
         (Idefics3ImageProcessor, {"max_image_size": {"height": 32, "width": 28}}, "is not square, but every frame is"),
-        (Idefics3ImageProcessor, {"max_image_size": {"shortest_edge": 32}}, "max_image_size=.* is no size for these"),
+        (Idefics3ImageProcessor, {"max_image_size": {"shortest_edge": 32}}, "max_image_size=.* is not a size for these"),
         (IdeficsImageProcessor, {"image_size": {"height": 32, "width": 28}}, "is not square, but every frame is"),
-        (IdeficsImageProcessor, {"size": {"shortest_edge": 32}}, "image_size=.* is no size for these images"),
+        (IdeficsImageProcessor, {"size": {"shortest_edge": 32}}, "image_size=.* is not a size for these images"),
     ],
 )  # fmt: skip
 def test_sizes_that_fit_no_image_processor_are_refused_in_one_sentence(make, settings, said):

@@ -54,7 +54,7 @@ def test_one_channel_and_alpha():
 
 @pytest.mark.parametrize("array", [np.zeros((2, 5, 2)), np.zeros(7)])
 def test_arrays_that_are_no_image_are_refused(array):
-    with pytest.raises(ValueError, match="is no image"):
+    with pytest.raises(ValueError, match="is not an image"):
         read_image(array)
 
 
@@ -260,7 +260,7 @@ def test_texts_in_words_are_refused(make):
 def test_texts_that_are_none_are_refused():
     processor = tiny_idefics2_processor()
     for text in ([["a", "b"]], [3], picture(5, 5)):
-        with pytest.raises(ValueError, match="is no text: give a string, or a list with a string per sample"):
+        with pytest.raises(ValueError, match="is not a text: give a string, or a list with a string per sample"):
             processor(text=text)
 
 
@@ -268,7 +268,7 @@ def test_texts_that_are_none_are_refused():
 def test_conversations_that_are_none_are_refused(given):
     processor = tiny_idefics3_processor()
     for tokenize in (False, True):
-        with pytest.raises(ValueError, match=r"is no conversation: give a list of messages, each like \{'role'"):
+        with pytest.raises(ValueError, match=r"is not a conversation: give a list of messages, each like \{'role'"):
             processor.apply_chat_template(given, tokenize=tokenize)
 
 
@@ -307,7 +307,7 @@ def test_images_of_messages_in_every_form(tmp_path):
         {"type": "image", "base64": "no!"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}},
     ):
-        with pytest.raises(BadSample, match="is no image in base64"):
+        with pytest.raises(BadSample, match="is not an image in base64"):
             processor.apply_chat_template([{"role": "user", "content": [broken]}], **options)
 
 

@@ -353,7 +353,7 @@ def test_images_that_no_place_is_left_for_are_counted(tmp_path: Path) -> None:
     built = source(json_file(tmp_path / "a.jsonl", records), "json")
     check(built, 0, [("user", [None, "Which?"]), ("assistant", ["Blue."])], [BLUE])
     assert reasons(built) == {"1": "image_count", "2": "image_count"}
-    assert "0 places for images but 2 images, beside 1 that name their own" in built.index.shards[0].bad[2][1]
+    assert "0 places for images but 2 images, next to 1 that name their own" in built.index.shards[0].bad[2][1]
 
 
 def test_base64_may_be_short_or_in_lines(tmp_path: Path) -> None:
@@ -507,7 +507,7 @@ def test_parquet_is_drawn_window_by_window_so_that_row_groups_are_read_once(tmp_
 
 def test_a_file_that_is_no_parquet_and_one_without_texts_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("nothing")
-    with pytest.raises(DataError, match=r"a\.parquet is no readable parquet"):
+    with pytest.raises(DataError, match=r"a\.parquet is not a readable parquet"):
         source(str(tmp_path / "a.parquet"), "parquet")
     with pytest.raises(DataError, match="none of texts"):
         source(parquet(tmp_path / "b.parquet", [{"caption": "x"}]), "parquet")

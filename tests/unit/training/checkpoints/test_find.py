@@ -3,7 +3,7 @@
 import pytest
 
 from m4train.errors import CheckpointError
-from m4train.training.checkpoints.find import find_checkpoint, starts_optimizer_anew
+from m4train.training.checkpoints.find import find_checkpoint, starts_fresh_optimizer
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
 
@@ -27,7 +27,7 @@ def test_a_finished_run_is_extended_with_a_fresh_optimizer_again_and_again(tmp_p
     for steps in (6, 8):
         longer = make_config(tmp_path, max_steps=steps)
         longer.resume_optimizer = "fresh"
-        assert starts_optimizer_anew(find_checkpoint(longer), longer)
+        assert starts_fresh_optimizer(find_checkpoint(longer), longer)
         assert _train(longer).step == steps
-        assert not starts_optimizer_anew(find_checkpoint(longer), longer)  # the same command goes on with its own
+        assert not starts_fresh_optimizer(find_checkpoint(longer), longer)  # the same command goes on with its own
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 9))

@@ -30,7 +30,7 @@ def test_some_are_kept_for_good(tmp_path):
     assert _names(tmp_path) == ["step-000005", "step-000010", "step-000011", "step-000012"]
 
 
-def test_what_else_lies_beside_checkpoints_is_left_alone(tmp_path):
+def test_what_else_lies_next_to_checkpoints_is_left_alone(tmp_path):
     (tmp_path / "checkpoints" / "step-000001.bak").mkdir(parents=True)
     _train(make_config(tmp_path, save_every=2, keep_last=1, stop_after=4))
     _train(make_config(tmp_path, save_every=2, keep_last=1))
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_an_earlier_version_lacks_keys_at_their_default(tmp_path
         find_checkpoint(config)
 
 
-def test_a_save_beside_training_holds_what_was_when_it_began(tmp_path, monkeypatch):
+def test_a_save_during_training_holds_what_was_when_it_began(tmp_path, monkeypatch):
     """The writing waits until three more steps were made; the files are those of a save within the loop."""
     import threading
 
@@ -217,19 +217,19 @@ def test_a_save_beside_training_holds_what_was_when_it_began(tmp_path, monkeypat
                 reached.set()
 
     monkeypatch.setattr(module, "_write_tensors", late)
-    for name, beside in (("beside", True), ("within", False)):
-        config = make_config(tmp_path / name, save_beside=beside, max_steps=8, keep_last=3)
+    for name, in_background in (("alongside", True), ("within", False)):
+        config = make_config(tmp_path / name, async_checkpoint=in_background, max_steps=8, keep_last=3)
         trainer = make_trainer(config, TinyModel(dropout=0.1))
         trainer.callbacks.append(Count())
-        if not beside:
+        if not in_background:
             reached.set()
         trainer.train()
-    stored = [_tensors(tmp_path / name / "checkpoints" / "step-000004") for name in ("beside", "within")]
+    stored = [_tensors(tmp_path / name / "checkpoints" / "step-000004") for name in ("alongside", "within")]
     assert stored[0].keys() == stored[1].keys()
     assert all(torch.equal(stored[0][key], stored[1][key]) for key in stored[0])
     states = [
         json.loads((tmp_path / name / "checkpoints/step-000004/state.json").read_text())
-        for name in ("beside", "within")
+        for name in ("alongside", "within")
     ]
     assert states[0]["plan"] == states[1]["plan"] == {"steps": 4}
 
