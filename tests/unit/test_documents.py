@@ -1,0 +1,93 @@
+"""The documents hold what they say: commands and keys that exist, links that lead somewhere, code that compiles."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from m4train.cli import COMMANDS, _command_of
+from m4train.commands.arguments import Flag
+from m4train.config import compose
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md", "tests/README.md")
+]
+PAGES += [ROOT / "benchmarks/README.md", ROOT / "data_pipelines/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in PAGES if page.exists()]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def code_of(page: Path) -> str:
+    """The indented lines of a page and its fenced blocks of shell, a line each, continuation lines joined."""
+    lines, fence = [], None
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            fence = None if fence is not None else line[3:]
+        elif fence in ("", "bash") or (fence is None and line.startswith("    ")):
+            lines.append(line.strip())
+    return "\n".join(lines).replace("\\\n", " ")
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The words after `m4train` of every command that a page shows; `...` stands for what the reader adds."""
+    found = []
+    for line in code_of(page).splitlines():
+        if re.match(r"(m4train|torchrun .*-m m4train|[A-Z_]+=\S+ m4train) ", line):
+            words = shlex.split(line, comments=True)
+            found.append(words[words.index("m4train") + 1 :])
+        elif re.match(r"\w+=\(.*\)", line):  # overrides kept in a variable of the shell
+            found.append(["train", *shlex.split(line.partition("=(")[2].rpartition(")")[0], comments=True)])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_and_keys_exist(page):
+    for words in commands_of(page):
+        name, rest = _command_of([word for word in words if word != "..."])
+        for option in COMMANDS[name].options:
+            given = [] if isinstance(option, Flag) else [f"{option.name}=1"]
+            _, rest = option.take(name, [*given, *rest])
+        for word in rest:
+            key, _, value = word.partition("=")
+            # sbatch's options and the nodes of a job, keys to explain, questions and files are no overrides
+            if "=" not in word or word.startswith(("--", '"', "$")) or (name, key) == ("launch slurm", "nodes"):
+                continue
+            if key in compose.groups() and value.isupper():  # a placeholder
+                continue
+            compose._checked(word)
+
+
+def test_every_command_is_shown_somewhere():
+    shown = {_command_of(words)[0] for page in PAGES for words in commands_of(page)}
+    assert set(COMMANDS) <= shown, set(COMMANDS) - shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_python_blocks_compile(page):
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)):
+        compile(block, f"{page.name}, block {number}", "exec")
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
