@@ -20,92 +20,98 @@ ADAPTERS = ("none", "lora", "dora", "qlora")
 class ModelConfig:
     """What is trained. Either `pretrained` (a Hugging Face folder) or `architecture` (fields of config.json)."""
 
-    family: str = "idefics3"  # idefics, idefics2, idefics3, smolvlm
-    pretrained: str | None = None  # folder, hub id, run directory or checkpoint to start from; null: random weights
-    vision_pretrained: str | None = None  # with text_pretrained: the towers of a new model, folders or hub ids
-    text_pretrained: str | None = None  # with vision_pretrained: the text model of a new model, folder or hub id
-    architecture: dict[str, Any] = field(default_factory=dict)  # config.json of a model made from scratch
-    processor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a model made from scratch
-    tokenizer: str | None = None  # folder holding tokenizer.json; null: the one in `pretrained`
-    z_loss: float = 0.0  # factor of log(Z)^2 a token, added to the loss to keep logits small; 0: none
-    loss: str = (
-        "auto"  # who computes it: chunked (m4train), torch, liger; auto: liger on CUDA where it can, else chunked
-    )
+    family: str = "idefics3"  # which architecture: idefics, idefics2, idefics3 or smolvlm; must be that of `pretrained`
+    # start from: Hugging Face folder, hub id, run directory, checkpoint; null: a new model
+    pretrained: str | None = None
+    vision_pretrained: str | None = None  # folder or hub id of a new model's vision tower; needs text_pretrained
+    text_pretrained: str | None = None  # folder or hub id of a new model's text model; needs vision_pretrained
+    architecture: dict[str, Any] = field(default_factory=dict)  # keys of config.json, for a model from scratch
+    # keys of preprocessor_config.json, for a model from scratch
+    processor: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None  # folder that holds tokenizer.json, for a model made from scratch
+    z_loss: float = 0.0  # factor of log(Z)^2 per token, which is added to the loss to keep logits small; 0: none
+    # code of the loss: chunked (m4train), torch, liger; auto: liger on CUDA if possible, else chunked
+    loss: str = "auto"
 
 
 @dataclass
 class DocumentOptions:
     """What is made of the documents of a source. What these options leave out is counted as `skipped`."""
 
-    end_marker: str | None = None  # text that ends a document within a sample, such as that of OBELICS
-    max_images: int | None = None  # images of a document past this number are left out
-    max_images_in_a_row: int | None = None  # documents with more images between two texts are left out
-    ending_images: str = (
-        "keep"  # keep; strip: leave out images no text follows; skip: documents ending in two, or in their only one
-    )
-    require_image: bool = False  # leave out documents without an image
+    end_marker: str | None = None  # text that ends a document within a sample, as in OBELICS; null: none
+    max_images: int | None = None  # images of a document that are kept; those after them are left out; null: no limit
+    max_images_in_a_row: int | None = None  # documents with more images without text between them are skipped
+    # images that no text follows: keep; strip: leave them out; skip: skip documents that end in two images, or in
+    # their only image
+    ending_images: str = "keep"
+    require_image: bool = False  # skip documents without an image
 
 
 @dataclass
 class ConversationOptions:
     """How the conversations of a source vary."""
 
-    shuffle_turns: bool = False  # questions with their answers in random order
-    newline_probability: float = 0.0  # of a line break before what a user says
-    system_prompt: str | None = None  # said before conversations that have no system message
+    shuffle_turns: bool = False  # put the questions, each with its answers, in random order
+    newline_probability: float = 0.0  # probability, from 0 to 1, of a line break before the text of a user's message
+    system_prompt: str | None = None  # text of a system message for conversations that have none; null: none is added
 
 
 @dataclass
 class ImageOptions:
     """How large the images of a source are made. An image gets fewer tiles, never a part of them, to fit a budget."""
 
-    enlarge: bool = True  # false: never to more tiles than its own pixels fill
-    max_tokens: int | None = None  # tokens of one image
-    max_tokens_per_sample: int | None = None  # tokens of all images of a sample
-    upscale_max: float = 1.0  # enlarge by a random factor up to this one before splitting
+    enlarge: bool = True  # enlarge images as the processor does; false: to no more tiles than their own pixels fill
+    max_tokens: int | None = None  # tokens of one image; larger ones get fewer tiles; null: no limit
+    max_tokens_per_sample: int | None = None  # tokens of all images of a sample, which get fewer tiles; null: no limit
+    upscale_max: float = 1.0  # enlarge by a random factor from 1 up to this one before splitting into tiles; 1: never
     upscale_probability: float = 1.0  # share of the images that upscale_max may enlarge, from 0 to 1
-    scaled_decode: bool = False  # decode JPEG at 1/2, 1/4 or 1/8 if that is large enough; pixels differ a little
+    # decode JPEG at 1/2, 1/4 or 1/8 if that is large enough; faster, pixels differ a little
+    scaled_decode: bool = False
 
 
 @dataclass
 class SourceConfig:
     """One dataset of the mixture."""
 
-    path: str = ""  # shards: a path or a URL, a glob, or a brace pattern
-    format: str = "canonical"  # how they are laid out, see m4train.data.sources.registry
-    stream: bool = False  # read through webdataset without an index, such as `pipe:` commands; promises less
-    weight: float = 1.0  # share of the samples drawn from this source
-    loss_weight: float = 1.0  # of each of its loss tokens against those of other sources
-    loss: str = "auto"  # auto: every text token of documents, assistant answers of conversations; or: all, last_turn
-    epochs: int | None = None  # passes before the source leaves the mixture; null: data.epochs
+    path: str = ""  # the shards: a path or a URL, a glob, or a brace pattern such as train-{000..099}.tar
+    format: str = "canonical"  # how samples are stored in the shards, a name of m4train/data/sources/registry.py
+    # read by webdataset without an index, as for `pipe:` commands; order and resume only approximate
+    stream: bool = False
+    weight: float = 1.0  # relative share of this source in the mixture, in the unit of data.mixture.by
+    loss_weight: float = 1.0  # factor of the loss of each token of this source, relative to the other sources
+    # tokens with a loss: all (every text token), assistant answers, or last_turn (the last answer); auto: all for
+    # documents, assistant answers for conversations
+    loss: str = "auto"
+    epochs: int | None = None  # passes through the source before it leaves the mixture; null: data.epochs
     documents: DocumentOptions = field(default_factory=DocumentOptions)
     conversations: ConversationOptions = field(default_factory=ConversationOptions)
     images: ImageOptions = field(default_factory=ImageOptions)
     image_range: list[float] = field(
         default_factory=list
     )  # values that are black and white in pictures of more than 8 bits, such as [0, 4095]; empty: as the file says
-    variants: int = 8  # of each sample, to draw from if turns, line breaks or sizes of images are random
+    variants: int = 8  # random forms of each sample, to draw from if turns, line breaks or image sizes are random
 
 
 @dataclass
 class AugmentConfig:
     """Random changes of the decoded image, drawn from (seed, epoch, sample)."""
 
-    shift_pixels: int = 0  # translate by up to this many pixels of the source image, edges repeated
-    rotate_degrees: float = 0.0  # turn about the centre by up to this angle either way, edges repeated
+    shift_pixels: int = 0  # move the image by up to this many of its pixels in each direction, edges repeated; 0: never
+    rotate_degrees: float = 0.0  # turn the image by up to this angle in degrees either way, edges repeated; 0: never
     crop_scale: list[float] = field(default_factory=list)  # keep a random part with this share of the area: [0.9, 1.0]
-    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])  # width / height of that part
+    # with crop_scale: smallest and largest width / height of that part
+    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
 
 
 @dataclass
 class MixtureConfig:
     """How the samples of several sources are mixed."""
 
-    by: str = "samples"  # what the weights share out: samples, tokens, images
-    temperature: float | None = None  # weights are multiplied by size ** (1 / temperature); null: taken as they are
-    schedule: dict[int, dict[str, float]] = field(
-        default_factory=dict
-    )  # weights from a step on, such as {1000: {a: 2}}
+    by: str = "samples"  # unit in which weights are shares: samples, tokens or images
+    # multiply weights by size ** (1 / temperature), size in the unit of `by`; null: do not
+    temperature: float | None = None
+    # weights that replace those of the sources from an optimizer step on, such as {1000: {a: 2}}
+    schedule: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -113,99 +119,111 @@ class CostConfig:
     """Estimated work of a pack in tokens, by which packs are shared among ranks: tokens + squared x sum of squared segment
     lengths + frame x frames."""
 
-    squared: float = 1e-4  # attention against the rest of a layer: about 1 / (6 x hidden size)
-    frame: float = 128.0  # the vision tower on one frame against the text model on one token
+    squared: float = 1e-4  # tokens per squared token of segment length (attention): about 1 / (6 x hidden size)
+    frame: float = 128.0  # cost in tokens of one frame (vision tower)
 
 
 @dataclass
 class DataConfig:
     """What is trained on, in which order, and how it becomes packs."""
 
-    root: str = "datasets"  # where `prepare` writes
-    prepare: str | None = None  # "package.module:function", called as function(root) when its output is missing
-    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    root: str = "datasets"  # folder that `prepare` writes to
+    # "package.module:function", called as function(root) if its output is missing; null: none
+    prepare: str | None = None
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # name -> dataset to train on
+    # name -> held-out dataset, for trainer.eval_every and `m4train evaluate`
     validation: dict[str, SourceConfig] = field(default_factory=dict)
-    index_dir: str | None = None  # null: beside each shard; needed for shards in an object store
-    cache_dir: str | None = None  # where blocks read from object stores are kept; null: nowhere
-    cache_size: float = 64.0  # GiB of them at most, those not used for longest removed
-    auto_index_limit: int = 200_000  # samples; larger datasets need `m4train data index` first
+    index_dir: str | None = None  # folder for indexes; null: next to each shard; needed for shards in an object store
+    cache_dir: str | None = None  # folder for blocks read from object stores; null: they are read again each time
+    cache_size: float = 64.0  # GiB that cache_dir holds at most; the blocks used longest ago are removed
+    auto_index_limit: int = 200_000  # samples that are indexed on first use; more need `m4train data index` first
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
-    sequence_length: int = 1024  # token budget of a pack
-    images_per_pack: int = 64  # image budget of a pack, in frames
-    packing_pool: int = 128  # documents that packing chooses among, twice as many if both budgets are scarce
-    long_documents: str = "split"  # split (at item borders), drop
-    shuffle: bool = True  # false: samples in stored order
-    shuffle_window: int = 8  # row groups, or shards in an object store, that are mixed with each other
-    epochs: int | None = None  # null: repeat for as long as the run lasts
+    sequence_length: int = 1024  # tokens of a pack at most
+    images_per_pack: int = 64  # frames (tiles of images) of a pack at most
+    packing_pool: int = 128  # documents among which packing chooses (up to twice as many); more: less padding
+    long_documents: str = "split"  # documents above the budget of a pack: split (between items) or drop
+    shuffle: bool = True  # random order, another one in each epoch; false: samples in stored order
+    shuffle_window: int = 8  # row groups, or shards in an object store, mixed with each other; more: more memory
+    epochs: int | None = None  # passes through each source before it ends; null: repeat for as long as the run lasts
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     cost: CostConfig = field(default_factory=CostConfig)
-    num_workers: int = 2  # processes that read and decode; 0: in the trainer itself
-    prefetch_steps: int = 2  # optimizer steps held ready
-    max_bad_fraction: float = 0.02  # stop above this share of dropped samples
+    num_workers: int = 2  # processes per rank that read, decode and encode; 0: the trainer does it itself
+    prefetch_steps: int = 2  # optimizer steps of batches held ready in memory; more: fewer waits, more memory
+    max_bad_fraction: float = 0.02  # the run stops above this share of dropped (unreadable) samples, from 0 to 1
 
 
 @dataclass
 class FreezeRule:
     """Sets `trainable` for the parameters it matches; later rules win. A rule that matches nothing is an error."""
 
-    part: str | None = None  # vision, connector, cross_attention, text, embeddings, new_tokens, lm_head; null: any
-    names: list[str] = field(default_factory=list)  # glob patterns of canonical parameter names; empty: any
-    module_types: list[str] = field(default_factory=list)  # patterns of class names: Linear, "*Norm"; empty: any
-    trainable: bool = False  # what the rule sets; false: frozen
+    part: str | None = None  # vision, connector, cross_attention, text, embeddings, new_tokens, lm_head; null: any part
+    # glob patterns of parameter names as in the checkpoint, such as "*embeddings*"; empty: any
+    names: list[str] = field(default_factory=list)
+    # glob patterns of the class of the module that holds the parameter: Linear, "*Norm"; empty: any
+    module_types: list[str] = field(default_factory=list)
+    trainable: bool = False  # what the rule sets: true trains the parameters, false freezes them
 
 
 @dataclass
 class FreezeConfig:
     """Which parameters train, and how those that do not are stored."""
 
-    rules: list[FreezeRule] = field(default_factory=list)
-    new_rows_from: int | None = None  # token ids from here on get rows of their own, the part new_tokens; null: none
-    frozen_dtype: str | None = None  # bf16: store what does not train in half the memory; null: as it was loaded
+    rules: list[FreezeRule] = field(default_factory=list)  # the last one that matches a parameter counts
+    new_rows_from: int | None = None  # token id from which tokens get embedding rows of their own, the part new_tokens
+    frozen_dtype: str | None = None  # bf16: store frozen parameters in half the memory; null: as they were loaded
 
 
 @dataclass
 class AdapterConfig:
     """Low-rank adapters (peft) on chosen linear layers; what else trains is said by `freeze`."""
 
-    kind: str = "none"  # none, lora, dora, qlora (lora on a base quantised to 4 bits)
-    rank: int = 16  # columns of the two low-rank matrices
-    rank_stabilized: bool = False  # scale by alpha / sqrt(rank) in place of alpha / rank (rsLoRA)
+    kind: str = "none"  # none, lora, dora, or qlora (lora on a base stored in 4 bits)
+    rank: int = 16  # rank r of the two matrices (in x r, r x out) added to a layer; more: more capacity and memory
+    rank_stabilized: bool = False  # multiply by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)
     alpha: float = 32.0  # the adapter's output is multiplied by alpha / rank
-    dropout: float = 0.0  # share of the adapter's input that is set to 0 in training
-    targets: dict[str, list[str]] = field(default_factory=dict)  # part -> module names, such as text: [q_proj, v_proj]
-    modules_to_save: list[str] = field(default_factory=list)  # parts, or names of modules, that train in full beside it
-    start_from: str | None = None  # go on from the adapter of a peft folder, or of another run's checkpoint
-    quantize: list[str] = field(default_factory=lambda: ["text"])  # qlora: parts whose linear layers are stored in nf4
+    dropout: float = 0.0  # share of the adapter's inputs set to 0 while training, from 0 up to but not 1
+    # part -> names of the linear layers that get an adapter, such as text: [q_proj, v_proj]
+    targets: dict[str, list[str]] = field(default_factory=dict)
+    modules_to_save: list[str] = field(default_factory=list)  # parts or names of modules that train in full as well
+    start_from: str | None = None  # peft folder, or another run's checkpoint, to go on with the adapter of; null: new
+    quantize: list[str] = field(default_factory=lambda: ["text"])  # qlora: parts whose linear layers get 4 bits (nf4)
 
 
 @dataclass
 class EngineConfig:
     """How the work and the weights are shared among processes."""
 
-    name: str = "single"  # single, ddp, fsdp2, zero1, zero2, zero3
-    offload: bool = False  # keep what the engine shards in CPU memory (fsdp2, zero1, zero2, zero3)
-    shard_within_node: bool = False  # fsdp2: shard over the GPUs of a node, replicate over nodes
-    checkpoint: str = "portable"  # native: zero1-3 keep the optimizer as each rank has it, for the same layout
-    deepspeed: str | None = None  # zero1-3: a DeepSpeed JSON file merged into the generated configuration
+    name: str = "single"  # single, ddp, fsdp2, or zero1, zero2, zero3 (DeepSpeed)
+    offload: bool = False  # keep what the engine shards in CPU memory (fsdp2, zero1 to zero3): less GPU memory, slower
+    # fsdp2: shard over the GPUs of a node, replicate over nodes: less traffic, more memory
+    shard_within_node: bool = False
+    # portable: resumes under any engine and number of ranks; native: zero1 to zero3 store the optimizer as each rank
+    # has it, for the same engine and number of ranks only, faster
+    checkpoint: str = "portable"
+    deepspeed: str | None = None  # zero1 to zero3: a DeepSpeed JSON file, merged into the generated configuration
 
 
 @dataclass
 class PartOptimizerConfig:
-    lr: float | None = None  # null: optimizer.lr
-    weight_decay: float | None = None  # null: optimizer.weight_decay
-    decay_all: bool = False  # decay norms, biases, gates and embeddings of this part as well
+    """What differs for one part of the model."""
+
+    lr: float | None = None  # peak learning rate of this part; null: optimizer.lr
+    weight_decay: float | None = None  # weight decay of this part; null: optimizer.weight_decay
+    decay_all: bool = False  # apply weight decay to norms, biases, gates and embeddings of this part as well
 
 
 @dataclass
 class OptimizerConfig:
     """How gradients become updates."""
 
-    name: str = "adamw"  # adamw, adamw_8bit, muon (matrices of hidden layers; AdamW for the rest)
+    name: str = "adamw"  # adamw, adamw_8bit (bitsandbytes), muon (matrices of hidden layers; AdamW for the rest)
     lr: float = 1e-4  # peak learning rate, which `schedule` scales
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # Adam's decay a step of both moments
-    eps: float = 1e-8  # added to the root of the second moment
-    momentum: float | None = None  # muon: of the matrices; null: 0.95
-    weight_decay: float = 0.1  # never on norms, biases, gates and embeddings, but see decay_all
+    # decay per step of the first and second moment of Adam, each from 0 up to but not 1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8  # added to the square root of the second moment, so that nothing is divided by 0
+    momentum: float | None = None  # muon: decay per step of the momentum of the matrices; null: 0.95
+    # per step, times the learning rate; not on norms, biases, gates, embeddings (see decay_all)
+    weight_decay: float = 0.1
     # other values for a part of the model: vision, connector, cross_attention, text, embeddings, new_tokens, lm_head
     parts: dict[str, PartOptimizerConfig] = field(default_factory=dict)
 
@@ -214,19 +232,19 @@ class OptimizerConfig:
 class ScheduleConfig:
     """The learning rate over the steps of a run, as a factor of optimizer.lr."""
 
-    name: str = "cosine"  # constant, linear, cosine, wsd (warmup, stable, decay)
+    name: str = "cosine"  # shape after the warmup: constant, linear, cosine, wsd (warmup, stable, decay)
     warmup_steps: int = 0  # optimizer steps in which the rate grows linearly to its peak
-    decay_steps: int = 0  # wsd: how long the decay at the end takes
-    final_fraction: float = 0.0  # of the peak learning rate, at max_steps
+    decay_steps: int = 0  # wsd: optimizer steps of the decay at the end
+    final_fraction: float = 0.0  # share of the peak rate that is left at trainer.max_steps, from 0 to 1
 
 
 @dataclass
 class BatchRampConfig:
     """Fewer packs per optimizer step at the start, up to trainer.global_batch_size."""
 
-    start: int | None = None  # packs of step 1; null: global_batch_size from the start
-    increment: int = 0  # packs added ...
-    steps: int = 0  # ... every so many steps
+    start: int | None = None  # packs of step 1; null: trainer.global_batch_size from the start
+    increment: int = 0  # packs added every `steps` optimizer steps
+    steps: int = 0  # optimizer steps between two increments
 
 
 @dataclass
@@ -235,86 +253,87 @@ class TrainerConfig:
 
     max_steps: int = 1000  # optimizer steps of the whole run, over all its continuations
     global_batch_size: int = 8  # packs per optimizer step, over all ranks
-    micro_batch_size: int = 8  # packs per forward pass of one rank
+    micro_batch_size: int = 8  # packs per forward pass of one rank; less: less memory, same results
     batch_ramp: BatchRampConfig = field(default_factory=BatchRampConfig)
-    precision: str = "bf16"  # fp32, bf16
-    max_grad_norm: float = 1.0  # gradients are scaled down to this norm over all parameters; inf: never
-    gradient_checkpointing: bool = False  # recompute the activations of each block: less memory, more time
-    compile: bool = False  # torch.compile each block of the model
+    precision: str = "bf16"  # fp32, or bf16 (weights in fp32, matrix products in bf16)
+    max_grad_norm: float = 1.0  # the gradient is scaled down to this norm over all parameters; inf: never
+    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    compile: bool = False  # compile each block of the model with torch.compile: faster steps after a slow start
     save_every: int = 250  # optimizer steps between checkpoints
-    async_checkpoint: bool = True  # training goes on while a checkpoint is written from a copy in CPU memory
-    keep_last: int = 2  # newest checkpoints that are kept
-    keep_every: int = 0  # checkpoints of steps this divides are kept for good; 0: none
-    eval_every: int = 0  # steps between held-out losses; 0: never
-    log_every: int = 10  # optimizer steps between lines of metrics.jsonl
-    stop_after: int | None = None  # end this run after that many steps of it, with a checkpoint
-    max_skipped_in_a_row: int = 20  # non-finite steps in a row before the run stops
-    skip_outliers: float = 0.0  # skip steps whose gradient norm is this many deviations above the last 128; 0: none
-    max_hours: float | None = None  # end this run after that time, with a checkpoint
-    neftune_alpha: float = 0.0  # noise on the text embeddings; 5 is the paper's choice for fine-tuning
-    worst_batch_first: bool = True  # run the largest possible batch once before the first step, changing nothing
-    deterministic: bool = False  # the same bits on CUDA too, if an operation has a slower form that gives them
-    hang_timeout: float = (
-        1800.0  # seconds without progress (preparing: 4 times) before all ranks report and end; 0: never
-    )
+    async_checkpoint: bool = True  # train on while a checkpoint is written from a copy in CPU memory; false: wait
+    keep_last: int = 2  # number of newest checkpoints that are kept
+    keep_every: int = 0  # checkpoints at multiples of this many steps are kept for good; 0: none
+    eval_every: int = 0  # optimizer steps between measurements of the held-out loss; 0: never
+    log_every: int = 10  # optimizer steps between lines of metrics.jsonl, the console and W&B
+    stop_after: int | None = None  # optimizer steps after which this start of the run ends with a checkpoint
+    max_skipped_in_a_row: int = 20  # the run stops after this many skipped (non-finite) optimizer steps in a row
+    skip_outliers: float = 0.0  # skip steps with a gradient norm this many deviations above the mean of the last 128
+    max_hours: float | None = None  # hours after which this start of the run ends with a checkpoint; null: no limit
+    # size of random noise on the text embeddings (NEFTune); 5 is usual in fine-tuning; 0: none
+    neftune_alpha: float = 0.0
+    # run the largest possible batch before step 1, so that too little memory shows at once
+    worst_batch_first: bool = True
+    deterministic: bool = False  # use operations on CUDA that always give the same bits, if there are such; slower
+    # seconds without progress (preparing: 4 times) before all ranks report and end; 0: never
+    hang_timeout: float = 1800.0
 
 
 @dataclass
 class LaunchConfig:
     """Processes of this machine; if torchrun or SLURM starts them, they say how many there are."""
 
-    processes: int | None = None  # started by m4train itself, one per GPU; null: one
+    processes: int | None = None  # processes that m4train starts on this machine, one per GPU; null: one
 
 
 @dataclass
 class LoggingConfig:
     """Where metrics go besides metrics.jsonl."""
 
-    console: bool = True  # print what trains, a line a logged step, and a progress bar in a terminal
-    wandb: str = "offline"  # offline, online, disabled
-    project: str = "m4train"  # of W&B
+    console: bool = True  # print what trains, a line per logged step, and a progress bar in a terminal
+    wandb: str = "offline"  # Weights & Biases: offline (files in run_dir), online, disabled
+    project: str = "m4train"  # project name in Weights & Biases
 
 
 @dataclass
 class EvaluationConfig:
     """`m4train evaluate`: held-out loss, and answers generated for held-out conversations."""
 
-    model: str | None = (
-        None  # what is evaluated: a Hugging Face folder; null: the newest checkpoint, or that of `resume`
-    )
-    metric: str = "exact_match"  # exact_match, vqa_accuracy, anls, or "package.module:function"
-    metrics: dict[str, str] = field(default_factory=dict)  # sources of data.validation scored by another metric
+    model: str | None = None  # Hugging Face folder to evaluate; null: the newest checkpoint, or that of `resume`
+    metric: str = "exact_match"  # score of an answer: exact_match, vqa_accuracy, anls, or "package.module:function"
+    metrics: dict[str, str] = field(default_factory=dict)  # source of data.validation -> a metric of its own
     max_new_tokens: int = 32  # tokens of an answer at most
-    batch_size: int = 64  # questions answered at the same time
-    max_samples: int | None = None  # per source; null: all
-    shown: int = 4  # answers per source to W&B and the report whenever trainer.eval_every measures; 0: none
+    batch_size: int = 64  # questions answered at the same time; more: faster, more memory
+    max_samples: int | None = None  # samples per source that are answered at most; null: all
+    shown: int = 4  # answers per source that go to W&B and the report at each trainer.eval_every; 0: none
 
 
 @dataclass
 class ExportConfig:
     """`m4train export`: a checkpoint as a Hugging Face folder."""
 
-    folder: str | None = None  # null: run_dir/export
-    dtype: str | None = None  # fp32, bf16; null: that of model.pretrained, or fp32 for a model made from scratch
-    max_shard_size: str = "5GB"  # of one safetensors file; also about the memory that writing takes
-    adapters: str = "merge"  # merge: into the weights; apart: a peft folder without them
-    base: str = (
-        "trained"  # what adapters are merged into: trained (dequantised under qlora), or original (model.pretrained)
-    )
-    verify: bool = (
-        True  # reload it and compare logits with those of the checkpoint, in as much memory as the model takes
-    )
-    model_card: bool = False  # write README.md
+    folder: str | None = None  # folder to write; null: run_dir/export
+    dtype: str | None = None  # fp32 or bf16; null: that of model.pretrained, or fp32 for a model from scratch
+    max_shard_size: str = "5GB"  # size of one safetensors file, such as 5GB; about the memory that writing takes
+    adapters: str = "merge"  # merge: add adapters to the weights; apart: write a peft folder of the adapters alone
+    # weights to merge adapters into: trained (dequantised under qlora), original (model.pretrained)
+    base: str = "trained"
+    verify: bool = True  # load the export and compare its logits with the checkpoint's; takes the memory of the model
+    model_card: bool = False  # write README.md into the folder
 
 
 @dataclass
 class Config:
-    name: str = "run"  # of the run, in its default run_dir, in W&B and in reports
+    """One run."""
+
+    name: str = "run"  # name of the run, in its default run_dir, in W&B and in reports
     run_dir: str = "runs/${name}"  # folder that the run writes to, and continues from
-    seed: int = 0  # of every random draw: order, variants, augmentation, initial weights, noise, dropout
-    resume: str = "auto"  # auto, never, or the path of a checkpoint
-    resume_optimizer: str = "kept"  # fresh: go on with a new one; its keys, schedule, max_steps, freezing may differ
-    threads: int | None = None  # CPU threads of torch; null: torch's own choice
+    # whole number that every random draw follows from: order, variants, augmentation, weights, noise, dropout
+    seed: int = 0
+    resume: str = "auto"  # auto: the newest checkpoint in run_dir; never: refuse if there is one; or the path of one
+    # fresh: go on without the checkpoint's optimizer; its keys, schedule, max_steps, freezing may differ; kept: with
+    # it
+    resume_optimizer: str = "kept"
+    threads: int | None = None  # CPU threads of torch per process; null: torch's own choice
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
