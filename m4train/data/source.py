@@ -47,8 +47,9 @@ class Source:
         return is_remote(self.config.path) and self.index.block_ends() is None
 
     def block_ends(self) -> np.ndarray | None:
-        """Where each stretch of samples ends within which, and among a window of which, the order is random; None if it
-        is random throughout."""
+        """(blocks,) the sample number at which each stretch ends within which, and among a window of which, the order is
+        random; None if it is random throughout.
+        """
         if self.ordered_by_shard:
             return np.cumsum([len(shard) for shard in self.index.shards])
         return self.index.block_ends()

@@ -30,6 +30,10 @@ class ClipEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.grid**2 + 1, config.embed_dim)
 
     def forward(self, frames: Tensor, interpolate: bool) -> Tensor:
+        """(F, 3, H, W) -> (F, 1 + patches, Hv); `interpolate` stretches the positions to frames of another size.
+
+        Raises DataError for frames of another size without it.
+        """
         count, _, height, width = frames.shape
         fits = height == width == self.image_size
         if not fits and not interpolate:
@@ -72,6 +76,7 @@ class ClipTower(nn.Module):
         self.post_layernorm = nn.LayerNorm(size, eps=eps)
 
     def forward(self, frames: Tensor, interpolate: bool = False) -> Tensor:
+        """(F, 3, H, W) -> (F * (1 + patches), Hv); see `ClipEmbeddings.forward`."""
         embedded = self.embeddings(frames.to(self.pre_layrnorm.weight.dtype), interpolate)
         count, length = embedded.shape[:2]
         attend = PatchAttention(uniform_segments(count, length, frames.device))

@@ -73,7 +73,7 @@ class KeyValueCache:
             store[layer] = held
 
     def select(self, rows: Tensor) -> None:
-        """Keeps, in this order, the rows `rows` of the batch."""
+        """Keeps the rows `rows` (B',) of the batch, in this order."""
         assert self.mask is not None
         self.mask = self.mask[rows]
         self.images = None if self.images is None else self.images[rows]
@@ -120,6 +120,7 @@ class PackedContext:
 
     @torch.compiler.disable
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+        """(T, heads, head_dim), (T, kv_heads, head_dim) twice -> (T, heads, head_dim); weights drop out."""
         if self.cache is not None:
             assert self.rows is not None
             assert self.columns is not None
@@ -156,6 +157,7 @@ class CachedContext:
 
     @torch.compiler.disable
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+        """(B * n, heads, head_dim), (B * n, kv_heads, head_dim) twice -> (B * n, heads, head_dim); weights drop out."""
         self.cache.write(layer, self.rows, self.columns, key, value)
         keys, values = self.cache[layer]
         batch, kv_heads = keys.shape[:2]
@@ -194,6 +196,7 @@ class RecordingContext:
 
     @torch.compiler.disable
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+        """(T, heads, head_dim), (T, kv_heads, head_dim) twice -> (T, heads, head_dim); weights drop out."""
         group = query.shape[1] // key.shape[1]
         queries = self._spread(query)
         keys, values = (self._spread(x).repeat_interleave(group, dim=1) for x in (key, value))

@@ -56,6 +56,7 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, context: LayerContext) -> Tensor:
+        """(T, H) -> (T, H); `context` says which tokens see each other."""
         query, key, value = (
             projection(hidden).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -81,6 +82,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = text_norm(config)
 
     def forward(self, hidden: Tensor, context: LayerContext) -> Tensor:
+        """(T, H) -> (T, H)."""
         hidden = hidden + self._drop(self.self_attn(self.input_layernorm(hidden), context))
         return hidden + self._drop(self.mlp(self.post_attention_layernorm(hidden)))
 

@@ -53,7 +53,7 @@ class DecodingSteps:
         self.ids, self.mask, self.positions, self.inputs = ids, mask, positions, again
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with these rows of the batch."""
+        """Goes on with the rows `rows` (B',) of the batch."""
         if self.inputs.get("image_hidden_states") is not None:  # one row an image, not one a prompt
             raise DataError(
                 "image_hidden_states are given for several sequences a prompt without a cache: leave use_cache out"

@@ -40,6 +40,7 @@ class ModelDoors(nn.Module):
     rotary: Any
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
+        """Hidden states (T, H) after the last norm."""
         raise NotImplementedError
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -184,6 +185,7 @@ class LMDoors(nn.Module):
     lm_head: Any
 
     def forward_packed(self, batch: PackedBatch, z_loss: float = 0.0, return_logits: bool = False) -> Any:
+        """The loss of a batch, with the weight `z_loss`, and its logits (T, V) if `return_logits`."""
         raise NotImplementedError
 
     def forward(

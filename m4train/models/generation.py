@@ -22,7 +22,7 @@ class GenerationMixin(nn.Module):
     generation_config: dict[str, Any]
 
     def next_inputs(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """What of the further arguments the model needs again for each new token; the first axis is the batch."""
+        """Those of the further arguments that the model needs again for each new token, each (B, ...)."""
         return {}
 
     @torch.no_grad()

@@ -54,6 +54,7 @@ class CrossAttention(nn.Module):
         self.k_layer_norm = norm()
 
     def forward(self, hidden: Tensor, features: Tensor | None, cross: CrossContext) -> Tensor:
+        """Queries (Q, H) and image features (images * n, Hv), None if the cache holds their keys -> (Q, H)."""
         query = self.q_layer_norm(self.q_proj(hidden).unflatten(-1, (-1, self.head_dim)))
         if features is None:
             assert cross.cache is not None
@@ -130,6 +131,7 @@ class IdeficsModel(ModelDoors, PretrainedModel):
         self._freeze()
 
     def embed(self, input_ids: Tensor) -> Tensor:
+        """Token ids (...,) -> embeddings (..., H)."""
         return self.embed_tokens(input_ids)
 
     def image_features(self, frames: Tensor, interpolate: bool = False) -> Tensor:
@@ -143,6 +145,7 @@ class IdeficsModel(ModelDoors, PretrainedModel):
         return self.perceiver_resampler(features, segments)
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
+        """Hidden states (T, H) after the last norm."""
         features, cross = None, None
         if batch.images is not None:
             images: PackedImages = batch.images
@@ -177,13 +180,14 @@ class IdeficsModel(ModelDoors, PretrainedModel):
         return hidden
 
     def default_positions(self, mask: Tensor, cache: KeyValueCache | None) -> Tensor:
-        """Each token's place among the real tokens of its row; 1 at padding."""
+        """Positions (B, T) from the mask (B, T): a token's place among the real ones of its row; 1 at padding."""
         positions = mask.long().cumsum(1) - 1
         if cache is not None and cache.mask is not None:
             positions = positions + cache.mask.sum(1, keepdim=True)
         return positions.masked_fill(~mask, 1)
 
     def run_padded(self, inputs: PaddedInputs) -> tuple[Tensor, Tensor | None]:
+        """Hidden states (tokens, H), and the image features that were used (B, N, n, Hv)."""
         features, cross, shown = padded_images(self, inputs)
         return self._run(inputs.hidden, inputs.context, features, cross, inputs.record), shown
 

@@ -32,6 +32,7 @@ class Connector(nn.Module):
         self.perceiver_resampler = PerceiverResampler(config.perceiver_config)
 
     def forward(self, features: Tensor, segments: Segments) -> Tensor:
+        """Patch features (P, Hv), in `segments` of one image each -> (I * latents, H)."""
         return self.perceiver_resampler(self.modality_projection(features), segments)
 
 
@@ -68,6 +69,7 @@ class Idefics2Model(MultimodalModel):
         return self.connector(features, images.patches)
 
     def pack(self, images: Tensor, mask: Tensor | None) -> PackedImages:
+        """Packed patches (P, 3, p, p) of images (I, 3, H, W), those with real pixels by `mask` (I, H, W) alone."""
         pixels, shapes = _real_patches(images, mask, self.config.vision_config.patch_size)
         positions = [
             patch_position_ids(rows, columns, self.config.vision_config.grid, self.position_rounding)

@@ -32,6 +32,7 @@ class Projection(nn.Module):
         self.proj = nn.Linear(size, out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., out)."""
         return self.proj(x)
 
 
@@ -45,6 +46,7 @@ class Connector(nn.Module):
         self.modality_projection = Projection(size, config.text_config.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
+        """(F, g * g, Hv) -> (F * (g / s)^2, H)."""
         return self.modality_projection(pixel_shuffle(features, self.scale_factor).flatten(0, 1))
 
 
@@ -100,6 +102,7 @@ class Idefics3Model(MultimodalModel):
         return self.connector(features.unflatten(0, (count, patches)))
 
     def pack(self, images: Tensor, mask: Tensor | None) -> PackedImages:
+        """Frames (I, 3, H, W), with the real patches (I, patches) by `mask` (I, H, W)."""
         patch_mask = None
         if mask is not None:
             size = self.config.vision_config.patch_size

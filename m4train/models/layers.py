@@ -24,7 +24,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation(name: Activation) -> Callable[[Tensor], Tensor]:
-    """The function of that name, or the one given. Raises ConfigError for a name that no function has."""
+    """The elementwise function (...) -> (...) of that name, or the one given.
+
+    Raises ConfigError for a name that no function has.
+    """
     if callable(name):
         return name
     if name not in ACTIVATIONS:
@@ -46,6 +49,7 @@ class RMSNorm(nn.Module):
         self.weight_first = weight_first
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
         if x.is_cuda and x.dtype == self.weight.dtype:
             # One kernel, which keeps none of the fp32 values below for the backward pass; it rounds once, at the end.
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
@@ -71,6 +75,7 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(inner, size if out is None else out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., out)."""
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
 
 

@@ -137,6 +137,11 @@ class _ChunkedLoss(torch.autograd.Function):
         z_loss: float,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
+        """The weighted sum () and the loss of each of the L tokens (L,).
+
+        `hidden` (L, H), `weight` (V, H), `more` (L, M) logits of further tokens, `targets` (L,), `weights` (L,); the logits of
+        a chunk of rows are computed in `dtype`.
+        """
         wants_hidden, wants_weight, wants_more = ctx.needs_input_grad[:3]
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         hidden_grad = torch.zeros_like(hidden) if wants_hidden else None
@@ -170,6 +175,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, total_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of `hidden` (L, H), `weight` (V, H) and `more` (L, M), times that of the total ()."""
         scaled = (
             None if gradient is None else gradient * total_grad.to(gradient.dtype) for gradient in ctx.saved_tensors
         )

@@ -62,6 +62,7 @@ class MultimodalModel(ModelDoors, PretrainedModel):
         return self.pack(pixel_values[real], None if pixel_mask is None else pixel_mask[real].bool()), counts
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
+        """Hidden states (T, H) after the last norm."""
         hidden = self.text_model.embed_tokens(batch.input_ids)
         if batch.images is not None:
             hidden = self._merge(hidden, batch.images, batch.image_positions)
@@ -87,9 +88,11 @@ class MultimodalModel(ModelDoors, PretrainedModel):
         return self.image_features(images).unflatten(0, (-1, self.config.tokens_per_image))[: images.count]
 
     def embed(self, input_ids: Tensor) -> Tensor:
+        """Token ids (...,) -> embeddings (..., H)."""
         return self.text_model.embed_tokens(input_ids)
 
     def run_padded(self, inputs: PaddedInputs) -> tuple[Tensor, Tensor | None]:
+        """Hidden states (tokens, H), and the image features that were used (images, tokens per image, H)."""
         hidden, features = inputs.hidden, self._padded_features(inputs)
         if features is not None:
             positions = torch.nonzero(self._is_image(inputs))[:, 0]
@@ -144,6 +147,7 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
         self.init_weights()
 
     def forward_packed(self, batch: PackedBatch, z_loss: float = 0.0, return_logits: bool = False) -> PackedOutput:
+        """Loss over `batch.loss_positions` (L,); logits (T, V) only if `return_logits`."""
         hidden = self.model(batch)
         predicting = hidden.index_select(0, batch.loss_positions)
         loss, losses = token_loss(self.lm_head, predicting, batch.targets, batch.target_weights, z_loss, self.loss_kind)

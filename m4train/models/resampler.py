@@ -67,6 +67,7 @@ class GroupedLatentAttention(nn.Module):
         self.o_proj = nn.Linear(query_size, size, bias=False)
 
     def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
+        """Latents (I * n, H) and patches (P, H) -> (I * n, H)."""
         keys = context.interleave(patches, latents)
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.head_dim))
@@ -87,6 +88,7 @@ class PerceiverLayer(nn.Module):
         self.mlp = GatedMLP(size, 4 * size, act=config.hidden_act)
 
     def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
+        """Latents (I * n, H) and patches (P, H) -> latents (I * n, H)."""
         attended = self.self_attn(self.input_latents_norm(latents), self.input_context_norm(patches), context)
         latents = latents + attended
         return latents + self.mlp(self.post_attention_layernorm(latents))
@@ -102,6 +104,7 @@ class PerceiverResampler(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, patches: Tensor, segments: Segments) -> Tensor:
+        """Patches (P, H), in `segments` of one image each -> (I * latents, H)."""
         latents, context = spread(self.latents, segments)
         for layer in self.layers:
             latents = layer(latents, patches, context)
@@ -124,6 +127,7 @@ class LatentAttention(nn.Module):
         self.output_proj = nn.Linear(heads * head_dim, size, bias=False)
 
     def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
+        """Latents (I * n, Hv) and patches (P, Hv) -> (I * n, Hv)."""
         latents = self.latents_layer_norm(latents)
         keys = context.interleave(self.context_layer_norm(patches), latents)
         query, key, value = (
@@ -141,6 +145,7 @@ class ReluMLP(nn.Module):
         self.c_proj = nn.Linear(4 * size, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
         return self.c_proj(self.fc(self.ln(x)).relu())
 
 
@@ -160,6 +165,7 @@ class IdeficsResampler(nn.Module):
         self.layer_norm = nn.LayerNorm(size)
 
     def forward(self, patches: Tensor, segments: Segments) -> Tensor:
+        """Patches (P, Hv), in `segments` of one image each -> (I * latents, Hv)."""
         latents, context = spread(self.latents, segments)
         for attend, mlp in self.blocks:
             latents = latents + attend(latents, patches, context)

@@ -82,7 +82,7 @@ def choose(logits: Tensor, settings: GenerationSettings) -> Tensor:
 
 
 def kept(logits: Tensor, settings: GenerationSettings) -> Tensor:
-    """Logits over temperature, -inf for the tokens that top_k and top_p rule out."""
+    """Logits (B, V) over temperature, -inf for the tokens that top_k and top_p rule out."""
     if settings.temperature <= 0:
         raise DataError(
             f"temperature {settings.temperature} is not positive: for the most likely tokens, unset do_sample"

@@ -28,6 +28,7 @@ class DecoupledEmbedding(nn.Embedding):
         self.additional_embedding = nn.Embedding(additional, size) if additional else None
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (...,) -> embeddings (..., size)."""
         if self.additional_embedding is None:
             return F.embedding(ids, self.weight)
         base = F.embedding(ids.clamp(max=self.num_embeddings - 1), self.weight)

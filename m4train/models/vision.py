@@ -40,6 +40,7 @@ class PatchEmbedding(nn.Conv2d):
         super().__init__(3, size, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, patches: Tensor) -> Tensor:
+        """(T, 3, p, p) -> (T, size)."""
         return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
 
 
@@ -50,6 +51,7 @@ class VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.grid**2, config.hidden_size)
 
     def forward(self, patches: Tensor, position_ids: Tensor) -> Tensor:
+        """Patches (T, 3, p, p) and position ids (T,) -> (T, Hv)."""
         return self.patch_embedding(patches) + self.position_embedding(position_ids)
 
 
@@ -63,6 +65,7 @@ class VisionAttention(nn.Module):
         self.out_proj = nn.Linear(size, size)
 
     def forward(self, hidden: Tensor, attend: PatchAttention) -> Tensor:
+        """(T, Hv) -> (T, Hv); `attend` says which patches see each other."""
         query, key, value = (
             projection(hidden).unflatten(-1, (self.heads, -1)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -78,6 +81,7 @@ class VisionMLP(nn.Module):
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
         return self.fc2(self.act(self.fc1(x)))
 
 
@@ -92,6 +96,7 @@ class VisionLayer(nn.Module):
         self.mlp = VisionMLP(size, inner, act)
 
     def forward(self, hidden: Tensor, attend: PatchAttention) -> Tensor:
+        """(T, Hv) -> (T, Hv)."""
         hidden = hidden + self.self_attn(self.layer_norm1(hidden), attend)
         return hidden + self.mlp(self.layer_norm2(hidden))
 
@@ -104,6 +109,7 @@ class VisionEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, hidden: Tensor, attend: PatchAttention) -> Tensor:
+        """(T, Hv) -> (T, Hv)."""
         for layer in self.layers:
             hidden = layer(hidden, attend)
         return hidden
@@ -130,6 +136,7 @@ class VisionTower(nn.Module):
         self.post_layernorm = nn.LayerNorm(size, eps=eps)
 
     def forward(self, patches: Tensor, position_ids: Tensor, attend: PatchAttention) -> Tensor:
+        """Patches (T, 3, p, p) and position ids (T,) -> (T, Hv)."""
         hidden = self.embeddings(patches.to(self.post_layernorm.weight.dtype), position_ids)
         return self.post_layernorm(self.encoder(hidden, attend))
 

@@ -66,6 +66,7 @@ class IdeficsProcessor(Processor):
         return replace(super()._framing(), prefix=[i for i in [self.bos_id] if i is not None])
 
     def image_ids(self, width: int, height: int) -> np.ndarray:
+        """The ids (n,) int64 that an image takes in the text, whatever its size."""
         return np.asarray([self.image_token_id, *self.opening], np.int64)
 
     def encode_image(self, image: Image.Image, size: tuple[int, int] | None = None) -> EncodedImage:

@@ -57,6 +57,7 @@ class Idefics2Processor(Processor):
         return FAKE + (IMAGE * self.image_seq_len + FAKE) * frames
 
     def image_ids(self, width: int, height: int) -> np.ndarray:
+        """The ids (n,) int64 that an image of this size takes in the text."""
         frame = [self.image_token_id] * self.image_seq_len + self.opening
         return np.asarray(frame * len(self.image_processor.frame_sizes(width, height)), np.int64)
 

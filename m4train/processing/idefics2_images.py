@@ -71,6 +71,7 @@ class Idefics2ImageProcessor(ImageProcessor):
         return self._resized(width, height) if self.do_resize and not self.do_image_splitting else None
 
     def frames(self, image: Image.Image, size: tuple[int, int] | None = None) -> list[np.ndarray]:
+        """The frames (3, H, W) uint8 of an image: itself, or its quarters and itself."""
         image = to_rgb(self._rgb_only(image))
         if size is not None:  # then there is one frame: see needed_size
             return [self._frame(image, (0, 0, *image.size), size)]
@@ -170,6 +171,7 @@ class Idefics2ImageProcessorFast(Idefics2ImageProcessor):
         return features if device is None else features.to(device)
 
     def frames_of_batch(self, samples: list[list[Image.Image]]) -> list[list[np.ndarray]]:
+        """As `ImageProcessor.frames_of_batch`, (3, H, W) each; images are framed by several threads."""
         images = [image for sample in samples for image in sample]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             framed = iter(list(pool.map(self.frames, images)))

@@ -56,6 +56,7 @@ class Idefics3Processor(Processor):
         return "\n".join(lines) + "\n\n" + whole
 
     def image_ids(self, width: int, height: int) -> np.ndarray:
+        """The ids (n,) int64 that an image of this size takes in the text."""
         return self._ids_of_grid(*self.image_processor.grid(width, height))
 
     def _ids_of_grid(self, rows: int, columns: int) -> np.ndarray:

@@ -69,6 +69,7 @@ class IdeficsImageProcessor(ImageProcessor):
         return self.frame_sizes(width, height)[0] if self.do_resize else None
 
     def frames(self, image: Image.Image, size: tuple[int, int] | None = None) -> list[np.ndarray]:
+        """The one frame (3, S, S) uint8 of an image."""
         image = to_rgb(self._rgb_only(image))
         (target,) = self.frame_sizes(*(size or image.size))
         image = image if image.size == target else image.resize(target, Image.Resampling(self.resample))

@@ -219,7 +219,7 @@ class ImageProcessor:
         return read_image(images, self.upstream_reading)
 
     def frames_of_batch(self, samples: list[list[Image.Image]]) -> list[list[np.ndarray]]:
-        """The frames of each sample, those of its images one after the other."""
+        """The frames (3, H, W) of each sample, those of its images one after the other."""
         return [[frame for image in sample for frame in self.frames(image)] for sample in samples]
 
     # Frames to values

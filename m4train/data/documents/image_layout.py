@@ -25,7 +25,7 @@ class Frames:
         return PackedImages(torch.from_numpy(np.stack(frames)), count, torch.from_numpy(table))
 
     def cross(self, documents: Sequence[np.ndarray]) -> CrossSegments | None:
-        """Which images the tokens of documents with these ids attend to; None if they do not."""
+        """Which images the tokens of documents with these ids, each (tokens,), attend to; None if they do not."""
         return None
 
 
@@ -68,6 +68,7 @@ class CrossFrames(Frames):
     eos_id: int
 
     def cross(self, documents: Sequence[np.ndarray]) -> CrossSegments:
+        """The latest image of each token, for the ids (tokens,) of every document."""
         lengths: list[int] = []
         seen: list[list[int]] = []
         first = 0

@@ -141,7 +141,7 @@ class SourceIndex:
         return digest.hexdigest()
 
     def block_ends(self) -> np.ndarray | None:
-        """Where each stretch that is read whole ends, as sample numbers; None if samples can be read one by one."""
+        """(blocks,) the sample number at which each stretch that is read whole ends; None if samples are read one by one."""
         blocks = [shard.meta["blocks"] or [len(shard)] for shard in self.shards]
         if not any(shard.meta["blocks"] for shard in self.shards):
             return None

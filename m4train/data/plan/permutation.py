@@ -25,7 +25,7 @@ class Permutation:
         self._keys = np.frombuffer(digest, "<u8").astype(np.uint64)
 
     def take(self, start: int, count: int) -> np.ndarray:
-        """The elements at positions `start` to `start + count`, int64; fewer at the end of the order."""
+        """(count,) int64: the elements at positions `start` to `start + count`; fewer at the end of the order."""
         values = np.arange(start, min(start + count, self.size), dtype=np.uint64)
         values = self._encrypt(values)
         while (outside := values >= self.size).any():
@@ -55,7 +55,7 @@ class WindowOrder:
         self._ends = np.cumsum((ends - starts)[blocks])  # of the shuffled blocks, as positions
 
     def take(self, start: int, count: int) -> np.ndarray:
-        """The elements at positions `start` to `start + count`, int64; fewer at the end of a window, at least one."""
+        """(count,) int64: the elements at positions `start` to `start + count`; fewer at the end of a window, at least one."""
         block = int(np.searchsorted(self._ends, start, side="right"))
         first = block - block % self._window
         last = min(first + self._window, len(self._ends)) - 1

@@ -50,11 +50,11 @@ class Engine(Protocol):
         ...
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
-        """The model on one micro-batch that lies on `device`, in the run's precision."""
+        """The model on one micro-batch that lies on `device`, in the run's precision: loss (), token losses (L,)."""
         ...
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Adds the gradient of `loss`, whose sum over ranks and micro-batches is the objective.
+        """Adds the gradient of `loss` (), whose sum over ranks and micro-batches is the objective.
 
         `last` marks the last micro-batch of the step, where gradients are reduced over ranks.
         """
@@ -78,7 +78,7 @@ class Engine(Protocol):
         ...
 
     def reduce(self, values: Tensor) -> Tensor:
-        """Sum over ranks of a tensor on `device`."""
+        """Sum over ranks of a tensor (...) on `device`, of the same shape."""
         ...
 
     def agree(self, values: Sequence[int]) -> list[int]:

@@ -28,6 +28,7 @@ class DDPEngine(DistributedEngine):
         self._wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
+        """See `Engine.forward`: loss (), token losses (L,)."""
         module = self._wrapped if torch.is_grad_enabled() else self.model
         with self.autocast():
             return module(batch, z_loss=z_loss)

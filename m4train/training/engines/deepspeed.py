@@ -149,6 +149,7 @@ class DeepSpeedEngine(DistributedEngine):
         return sorted(self._without)
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
+        """See `Engine.forward`: loss (), token losses (L,)."""
         return super().forward(batch, z_loss) if self._engine is None else self._engine(batch, z_loss=z_loss)
 
     def accumulation(self, last: bool) -> AbstractContextManager[None]:
@@ -156,6 +157,7 @@ class DeepSpeedEngine(DistributedEngine):
         return nullcontext()
 
     def backward(self, loss: Tensor, last: bool) -> None:
+        """See `Engine.backward`; `loss` ()."""
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def update(self, factor: float, max_norm: float) -> Update:

@@ -28,9 +28,11 @@ class DistributedEngine(SingleEngine):
         self.checkpoint_group = self.processes.checkpoint_group
 
     def backward(self, loss: Tensor, last: bool) -> None:
+        """See `Engine.backward`; `loss` ()."""
         (loss * self.world_size).backward()
 
     def reduce(self, values: Tensor) -> Tensor:
+        """See `Engine.reduce`: the same shape (...)."""
         return self.processes.reduce(values)
 
     def agree(self, values: Sequence[int]) -> list[int]:

@@ -88,6 +88,7 @@ class FSDPEngine(DistributedEngine):
         return result
 
     def sum_squares(self, squares: Tensor) -> Tensor:
+        """Sum over ranks of squared norms per part (P,)."""
         dist.all_reduce(squares, group=self._mesh.get_group("shard"))
         return squares
 

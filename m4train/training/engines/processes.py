@@ -44,7 +44,7 @@ class Processes:
         self.checkpoint_group = dist.new_group(backend="gloo", timeout=timeout)
 
     def reduce(self, values: Tensor) -> Tensor:
-        """Sum over ranks of a tensor on the device of the run, or on the CPU."""
+        """Sum over ranks of a tensor (...) on the device of the run, or on the CPU."""
         values = values.clone()
         dist.all_reduce(values)
         return values

@@ -78,6 +78,7 @@ class SingleEngine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.trainer.precision == "bf16")
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
+        """See `Engine.forward`: loss (), token losses (L,)."""
         with self.autocast():
             return self.model(batch, z_loss=z_loss)
 
@@ -85,6 +86,7 @@ class SingleEngine:
         return nullcontext()
 
     def backward(self, loss: Tensor, last: bool) -> None:
+        """See `Engine.backward`; `loss` ()."""
         loss.backward()
 
     def update(self, factor: float, max_norm: float) -> Update:
@@ -111,6 +113,7 @@ class SingleEngine:
         return [name for name, parameter in self.trainable.items() if parameter.grad is None]
 
     def reduce(self, values: Tensor) -> Tensor:
+        """See `Engine.reduce`: the same shape (...)."""
         return values
 
     def agree(self, values: Sequence[int]) -> list[int]:
