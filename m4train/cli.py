@@ -1,4 +1,4 @@
-"""The command line: the table of commands, help, and exit codes. What a command does stands in `commands/`."""
+"""The command line: the table of commands, help, and exit codes. What a command does is in `commands/`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def model_folder(
     cache_dir: str | Path | None = None,
     required: Sequence[Sequence[str]] = (),
 ) -> Path:
-    """The folder `name`, or where the files of hub model `name` that match `patterns` lie after a download.
+    """The folder `name`, or where the files of hub model `name` that match `patterns` are after a download.
 
     Files already in the cache are not fetched again, and are enough without a network. Raises ConfigError if there is
     neither such a folder nor such a model within reach, or if of the hub model no file matches any pattern of one of

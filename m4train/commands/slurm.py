@@ -41,7 +41,7 @@ def submit(arguments: list[str]) -> int:
 
 
 def _sizes(nodes: int, processes: int | None) -> list[str]:
-    """Of the job; without launch.processes the script's own number of processes per node stands."""
+    """Of the job; without launch.processes the script's own number of processes per node is used."""
     per_node = [f"--ntasks-per-node={processes}", f"--gpus-per-node={processes}"] if processes else []
     return [f"--nodes={nodes}", *per_node]
 

@@ -1,7 +1,7 @@
 """From `conf/` and the command line to one checked `Config`.
 
 Read `schema.py` first: one dataclass per group. `compose.py` puts `conf/` and overrides together, `checks.py` and
-`data_checks.py` refuse values that cannot be, `combinations.py` what does not go together, and `deepspeed.py` makes the
+`data_checks.py` refuse impossible values, `combinations.py` what does not work together, and `deepspeed.py` makes the
 DeepSpeed configuration. Nothing heavy is imported here: a wrong key is answered before torch is loaded.
 """
 

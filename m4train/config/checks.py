@@ -106,7 +106,7 @@ def _check_batch_ramp(ramp: BatchRampConfig, size: int) -> None:
 def _check_optimizer(optimizer: OptimizerConfig) -> None:
     require(
         len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas),
-        f"optimizer.betas is {optimizer.betas}, but must hold two numbers from 0 up to but not 1.",
+        f"optimizer.betas is {optimizer.betas}, but must hold two numbers of at least 0 and below 1.",
     )
     require(optimizer.eps > 0, f"optimizer.eps is {optimizer.eps}, but must be above 0.")
     at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
@@ -122,7 +122,7 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
     )
     require(
         optimizer.momentum is None or 0 <= optimizer.momentum < 1,
-        f"optimizer.momentum is {optimizer.momentum}, but must lie from 0 up to but not 1.",
+        f"optimizer.momentum is {optimizer.momentum}, but must be at least 0 and below 1.",
     )
 
 
@@ -169,7 +169,7 @@ def _check_schedule(schedule: ScheduleConfig, max_steps: int) -> None:
     one_of("schedule.name", schedule.name, SCHEDULES)
     require(
         0 <= schedule.warmup_steps <= max_steps,
-        f"schedule.warmup_steps is {schedule.warmup_steps}, but must lie between 0 and trainer.max_steps ({max_steps}).",
+        f"schedule.warmup_steps is {schedule.warmup_steps}, but must be between 0 and trainer.max_steps ({max_steps}).",
     )
     require(
         schedule.name == "wsd" or schedule.decay_steps == 0,
@@ -196,7 +196,7 @@ def _check_adapter(adapter: AdapterConfig) -> None:
     )
     at_least("adapter.rank", adapter.rank, 1)
     require(adapter.alpha > 0, f"adapter.alpha is {adapter.alpha}, but must be above 0.")
-    require(0 <= adapter.dropout < 1, f"adapter.dropout is {adapter.dropout}, but must lie from 0 up to but not 1.")
+    require(0 <= adapter.dropout < 1, f"adapter.dropout is {adapter.dropout}, but must be at least 0 and below 1.")
 
 
 def _check_evaluation(config: Config) -> None:

@@ -39,7 +39,7 @@ def resource_folder(name: str) -> Path:
 
 
 def groups() -> dict[str, list[str]]:
-    """Every config group with its choices, as they lie in `conf/`."""
+    """Every config group with its choices, as they are in `conf/`."""
     folder = resource_folder("conf")
     return {
         group.name: sorted(choice.stem for choice in group.glob("*.yaml"))
@@ -265,7 +265,7 @@ def _fields(node: Any) -> dict[str, Any]:
 
 
 def _known(node: Any, path: list[str]) -> bool:
-    """Whether `path` leads somewhere from the type `node`; below a mapping or a list any name may stand."""
+    """Whether `path` leads somewhere from the type `node`; below a mapping or a list any name is allowed."""
     if not path:
         return True
     if dataclasses.is_dataclass(node):

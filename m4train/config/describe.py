@@ -63,7 +63,7 @@ def find(name: str) -> list[Key]:
 
 
 def _leads(asked: list[str], key: list[str]) -> bool:
-    """Whether `key` is what was asked for, or lies inside it."""
+    """Whether `key` is what was asked for, or is inside it."""
     return len(asked) <= len(key) and all(k in (a, NAME, NUMBER) for a, k in zip(asked, key))
 
 

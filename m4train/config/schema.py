@@ -181,7 +181,7 @@ class AdapterConfig:
     rank: int = 16  # rank r of the two matrices (in x r, r x out) added to a layer; more: more capacity and memory
     rank_stabilized: bool = False  # multiply by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)
     alpha: float = 32.0  # the adapter's output is multiplied by alpha / rank
-    dropout: float = 0.0  # share of the adapter's inputs set to 0 while training, from 0 up to but not 1
+    dropout: float = 0.0  # share of the adapter's inputs set to 0 while training, from 0 to below 1
     # part -> names of the linear layers that get an adapter, such as text: [q_proj, v_proj]
     targets: dict[str, list[str]] = field(default_factory=dict)
     modules_to_save: list[str] = field(default_factory=list)  # parts or names of modules that train in full as well
@@ -218,7 +218,7 @@ class OptimizerConfig:
 
     name: str = "adamw"  # adamw, adamw_8bit (bitsandbytes), muon (matrices of hidden layers; AdamW for the rest)
     lr: float = 1e-4  # peak learning rate, which `schedule` scales
-    # decay per step of the first and second moment of Adam, each from 0 up to but not 1
+    # decay per step of the first and second moment of Adam, each from 0 to below 1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8  # added to the square root of the second moment, so that nothing is divided by 0
     momentum: float | None = None  # muon: decay per step of the momentum of the matrices; null: 0.95

@@ -61,7 +61,7 @@ class Source:
         self.files.expect([part for sample in samples for part in self._ranges(sample)])
 
     def _ranges(self, sample: int) -> list[Range]:
-        """Where the text and all images of a sample lie, as far as its format knows."""
+        """Where the text and all images of a sample are stored, as far as its format knows."""
         shard, number = self.index.locate(sample)
         members = shard.members(number)
         images = range(sum(member.is_image for member in members))

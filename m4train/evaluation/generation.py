@@ -60,7 +60,7 @@ def answer_conversations(
     """Greedy answers to the last question of each conversation, in order.
 
     The prompt is all before the last assistant turn. With `all_ranks`, every rank makes the same number of forward passes,
-    each with images, until all have answered: for models whose weights lie on several ranks. Raises DataError for a
+    each with images, until all have answered: for models whose weights are spread over several ranks. Raises DataError for a
     conversation whose last turn is not the assistant's.
     """
     iterator = iter(conversations)

@@ -22,7 +22,7 @@ MOST_PLANNED_STEPS = 1000  # beyond them, the length of an epoch is carried on f
 class SourceReport:
     """One source. Shares are fractions of what all sources give; `target` is the share of the unit the mixture counts in.
 
-    `epoch_steps` is the step in which its last sample is drawn for the first time, `epoch_estimated` whether that lies
+    `epoch_steps` is the step in which its last sample is drawn for the first time, `epoch_estimated` whether that is
     beyond the planned steps; `epochs` how often the planned run goes through it. `read_amplification` is given for what is
     read in blocks: samples read for each one used.
     """

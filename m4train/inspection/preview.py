@@ -32,7 +32,7 @@ _TILE = re.compile(r"<row_(\d+)_col_(\d+)>")
 class Run:
     """Consecutive tokens of one kind: "trained", "masked" or "structural" text, or an "image" with its frames as data URIs.
 
-    `columns` is how many of the frames stand next to each other; what remains after whole rows stands below.
+    `columns` is how many of the frames are next to each other; what remains after whole rows comes below.
     """
 
     kind: str

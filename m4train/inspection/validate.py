@@ -32,7 +32,7 @@ _PACKS, _STEPS = 16, 16  # what the expected fill is taken from
 @dataclass
 class SourceValidation:
     """One source. `problems` counts samples by what is wrong with them, or by why its options leave them out (see
-    CHOICES); the first bad ones stand in `examples`. `over_long` samples do not fit a pack whole.
+    CHOICES); the first bad ones are in `examples`. `over_long` samples do not fit a pack whole.
 
     Histograms count samples by their tokens and frames (tiles), and images by their tokens, in classes named by the power of
     two they go up to.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from m4train.batch import Segments
 from m4train.errors import ConfigError
 
-# Up to this length of the longest segment one padded call is cheaper than a call a segment (measured on CPU: 1.5 ms against
-# 7 ms for 60 segments of 8 tokens; from some 60 tokens on, padding always loses).
+# Up to this length of the longest segment one padded call is cheaper than a call per segment (measured on CPU: 1.5 ms against
+# 7 ms for 60 segments of 8 tokens; from about 60 tokens on, padding always loses).
 _SHORT = 32
 
 
@@ -162,7 +162,7 @@ def _padded(
     # A segment without keys gives zeros, as it has nothing to attend to: its row must still hold one key for the softmax.
     mask = (keys < lengths[:, None].clamp(min=1))[:, None, None]
     if causal:
-        # Real queries stand before the padding of their row, so the causal triangle hides it from them.
+        # Real queries come before the padding of their row, so the causal triangle hides it from them.
         mask = causal_mask(q.longest, window, query.device)
     out = F.scaled_dot_product_attention(
         _to_rows(query, q_slots, len(q), q.longest),

@@ -19,7 +19,7 @@ class KeyValueCache:
 
     `keys[layer]`, `values[layer]`: (B, kv_heads, capacity, head_dim); `mask` (B, length) True where a column holds a token.
     For cross-attention (Idefics): `cross[layer]` the keys and values (images x n, heads, head_dim) of all images, and
-    `images` (B, N) which of them stands at each place of a row.
+    `images` (B, N) which of them is at each place of a row.
     """
 
     def __init__(self, capacity: int = 0) -> None:
@@ -172,7 +172,7 @@ class CachedContext:
 class RecordingContext:
     """Dense attention that keeps its weights, for `output_attentions`.
 
-    `weights` collects (B, heads, T, T) a layer, zero in rows and columns of padding.
+    `weights` collects (B, heads, T, T) per layer, zero in rows and columns of padding.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class CrossContext:
 
     Args:
         cross: the runs.
-        per_image: feature vectors an image gives.
+        per_image: number of feature vectors of an image.
         cache: where the keys and values of the images are kept for later steps.
     """
 

@@ -12,7 +12,7 @@ from m4train.models.contexts import KeyValueCache
 
 
 class DecodingSteps:
-    """One forward pass a step: the prompts first, then a token a row, with what came before in a cache.
+    """One forward pass per step: the prompts first, then a token per row, with what came before in a cache.
 
     Without room `new` for new tokens there is no cache: each step computes all tokens again.
     """
@@ -24,7 +24,7 @@ class DecodingSteps:
         self.positions = (mask.long().cumsum(1) - 1).clamp(min=0)
 
     def __call__(self, tokens: Tensor | None = None) -> Tensor:
-        """Logits (B, V) fp32 after the prompts, or after one more token a row (B,)."""
+        """Logits (B, V) fp32 after the prompts, or after one more token per row (B,)."""
         if tokens is not None:
             self._follow(tokens[:, None])
         output = self.model(
@@ -54,9 +54,9 @@ class DecodingSteps:
 
     def select(self, rows: Tensor) -> None:
         """Goes on with the rows `rows` (B',) of the batch."""
-        if self.inputs.get("image_hidden_states") is not None:  # one row an image, not one a prompt
+        if self.inputs.get("image_hidden_states") is not None:  # one row per image, not one per prompt
             raise DataError(
-                "image_hidden_states are given for several sequences a prompt without a cache: leave use_cache out"
+                "image_hidden_states are given for several sequences per prompt without a cache: leave use_cache out"
             )
         if self.cache is not None:
             self.cache.select(rows)

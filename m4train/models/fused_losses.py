@@ -24,7 +24,7 @@ def choose_loss(kind: str, hidden: Tensor, dtype: torch.dtype, wanted: dict[str,
             the chunked loss elsewhere, which was faster than torch's own (benchmarks/README.md, Loss).
         hidden: the hidden states, for their device.
         dtype: of the matrix products.
-        wanted: what else the loss shall have, by name; see `_CANNOT`.
+        wanted: what else the loss must have, by name; see `_CANNOT`.
 
     Raises:
         ConfigError: the loss that was asked for by name cannot work here.

@@ -61,7 +61,7 @@ class GenerationMixin(nn.Module):
 
     def _pad(self, settings: GenerationSettings) -> int:
         candidates = (settings.pad_token_id, self.config.text_config.pad_token_id, *settings.ends, 0)
-        # The default of a class is made for its published model: it may lie beyond a smaller vocabulary.
+        # The default of a class is made for its published model: it may be beyond a smaller vocabulary.
         return next(value for value in candidates if value is not None and value < self.config.token_rows)
 
 

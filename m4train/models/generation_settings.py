@@ -44,7 +44,7 @@ class GenerationSettings:
     max_new_tokens, or max_length, which counts the prompt too; min_new_tokens and min_length: no end before. do_sample: draw
     (with `generator`) instead of taking the most likely, after `temperature`, the `top_k` most likely (0: all), and the
     fewest that hold `top_p` of the probability; None turns each off. num_beams above 1: beam search; num_return_sequences of
-    the best (or drawn) ones a prompt; length_penalty: exponent of the length a score is divided by; early_stopping: True
+    the best (or drawn) ones of a prompt; length_penalty: exponent of the length a score is divided by; early_stopping: True
     stops at num_beams finished ones, False when no running one is better, "never" when none can become better. eos_token_id:
     one id or several that end a row. pad_token_id: what follows in a row that has ended, and what prompts without
     attention_mask are padded with. bad_words_ids: sequences of ids that must not appear. repetition_penalty: divides the

@@ -59,7 +59,7 @@ def pixel_shuffle(features: Tensor, factor: int) -> Tensor:
     grid = math.isqrt(features.shape[1])
     if grid % factor:
         raise ConfigError(
-            f"a frame has {grid} patches a side, which scale_factor {factor} does not divide: change image_size, patch_size "
+            f"a frame has {grid} patches per side, which scale_factor {factor} does not divide: change image_size, patch_size "
             "or scale_factor"
         )
     side = grid // factor

@@ -120,7 +120,7 @@ def _plain(
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Gradients are computed in the forward pass, chunk by chunk, while the logits of the chunk are at hand.
+    """Gradients are computed in the forward pass, chunk by chunk, while the logits of the chunk are there.
 
     That is three matrix products instead of the four of recomputing logits in the backward pass, which the losses of
     torch and Liger do if they give a loss per token.

@@ -26,7 +26,7 @@ class ModelOutput:
 
 @dataclass
 class BaseModelOutput(ModelOutput):
-    """`last_hidden_state` (B, T, H); `hidden_states` a tuple of these a layer; `attentions` (B, heads, T, T) a layer."""
+    """`last_hidden_state` (B, T, H); `hidden_states` a tuple of these for each layer; `attentions` (B, heads, T, T) a layer."""
 
     last_hidden_state: Tensor
     past_key_values: Any = None

@@ -16,7 +16,7 @@ from m4train.models.contexts import KeyValueCache
 
 @dataclass(frozen=True)
 class PaddedTokens:
-    """The real tokens of a padded batch: token i stands at (`rows`[i], `columns`[i]) of `shape` (B, T)."""
+    """The real tokens of a padded batch: token i is at (`rows`[i], `columns`[i]) of `shape` (B, T)."""
 
     rows: Tensor
     columns: Tensor
@@ -25,7 +25,7 @@ class PaddedTokens:
 
     @classmethod
     def of(cls, mask: Tensor) -> PaddedTokens:
-        """From an attention mask (B, T) of 0 and 1; each row becomes a segment, however its padding lies."""
+        """From an attention mask (B, T) of 0 and 1; each row becomes a segment, wherever its padding is."""
         rows, columns = torch.nonzero(mask, as_tuple=True)
         lengths = [n for n in mask.bool().sum(1).tolist() if n]
         return cls(rows, columns, Segments.of(lengths, mask.device), (mask.shape[0], mask.shape[1]))

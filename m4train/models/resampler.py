@@ -15,7 +15,7 @@ from m4train.models.vision import uniform_segments
 class LatentContext:
     """Which keys the latents of each image see: its patches, then its latents.
 
-    Made on the device from the segment lengths, once a forward pass, without waiting for it.
+    Made on the device from the segment lengths, once per forward pass, without waiting for it.
 
     Args:
         patches: of the images.

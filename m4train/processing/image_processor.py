@@ -30,9 +30,9 @@ class ImageProcessor:
     data say, files lose their alpha channel instead of being laid on white, and more than 8 bits are cut off at 255 instead
     of being scaled.
 
-    Images are computed on in 256 levels. So an array of fractions that are not multiples of 1/255 loses what lies
+    Images are computed on in 256 levels. So an array of fractions that are not multiples of 1/255 loses what is
     between two levels, as it does in transformers wherever that resizes; transformers keeps it with do_resize=False,
-    and until what is transparent lies on white.
+    and until what is transparent is laid on white.
     """
 
     documented_order: ClassVar[tuple[str, ...]] = ()  # of the arguments of `preprocess` after the images

@@ -240,7 +240,7 @@ class Processor(Detail):
 
         `padding` is True or "longest", "max_length", or False; `padding_side` "left" or "right" overrides the tokenizer's.
         With `truncation` rows end (or begin) where `max_length` ids are full: an image is never cut, but dropped with all
-        that lies beyond it.
+        that comes after it.
         """
         ids, kept = self._truncated(rows, samples, self.tokenizer.limit(truncation, max_length))
         features = self.tokenizer.pad(ids, padding, max_length, pad_to_multiple_of, padding_side)

@@ -15,7 +15,7 @@ Self = TypeVar("Self", bound="SampleProcessor")
 class SampleProcessor(Protocol):
     """From the items and images of a sample to token ids and frames.
 
-    `image_token_id` stands at the places whose embeddings image features replace (or, in Idefics, at those that begin to
+    `image_token_id` is at the places whose embeddings image features replace (or, in Idefics, at those that begin to
     attend to an image); `eos_id` ends a document. A detail is a number from 1 (fewest frames) to `most_detail`.
     """
 

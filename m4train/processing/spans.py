@@ -29,7 +29,7 @@ def truncate(
     """The spans that fit in `limit` ids, cut at the end or (`side` "left") at the beginning, what is put around kept.
 
     The first and the last span are what is put around, and so is a `bos` that the text begins with. Text may be cut; an
-    image that would be is dropped, with all that lies beyond it. An image that loses the one before it to a cut on the
+    image that would be is dropped, with everything after it. An image that loses the one before it to a cut on the
     left gets the `opening` that they shared.
     """
     if limit is None:

@@ -71,7 +71,7 @@ class Heartbeat:
         self._last = time.monotonic()
 
     def describe(self) -> str:
-        """One line: rank, stage, step and the keys of the samples at hand."""
+        """One line: rank, stage, step and the keys of the current samples."""
         since = time.monotonic() - self._last
         keys = ", ".join(document.key for document in self._batch.documents) if self._batch is not None else "none"
         return f"rank {self.rank}: in {self._stage} of step {self._step} for {since:.0f} s, samples: {keys}"

@@ -39,7 +39,7 @@ class LossWeights:
         return sum(weight * count for weight, count in zip(weights, counts, strict=True)) or 1.0
 
     def weighted(self, batch: PackedBatch) -> PackedBatch:
-        """The batch with `target_weights`, on the device where it lies."""
+        """The batch with `target_weights`, on its device."""
         if self._equal:
             return batch
         assert batch.target_sources is not None

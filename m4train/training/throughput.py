@@ -31,7 +31,7 @@ _DECODER = (TEXT, CROSS_ATTENTION)  # layers that take turns
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak bf16 operations a second of a device, if it is known."""
+    """Peak bf16 operations per second of a device, if it is known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

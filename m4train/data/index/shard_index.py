@@ -1,4 +1,4 @@
-"""The index of a shard: where every sample lies, how large its images are, and how many tokens it takes.
+"""The index of a shard: where every sample is stored, how large its images are, and how many tokens it takes.
 
 Two sidecar files per shard, used by mapping them into memory. `SHARD.index` describes the shard itself; its digest names
 this content. `SHARD.FINGERPRINT.tokens` describes the same samples as one processor renders them, piece by piece, so
@@ -33,7 +33,7 @@ def index_path(shard: str, index_dir: str | None) -> Path:
     if index_dir is None:
         if is_remote(shard):
             raise ConfigError(
-                f"data.index_dir is null, but {shard} lies in an object store: name a folder for its index."
+                f"data.index_dir is null, but {shard} is in an object store: name a folder for its index."
             )
         return Path(f"{shard}.index")
     full = shard if is_remote(shard) else os.path.abspath(shard)
@@ -42,7 +42,7 @@ def index_path(shard: str, index_dir: str | None) -> Path:
 
 
 def tokens_path(shard: str, index_dir: str | None, fingerprint: str) -> Path:
-    """Where the token counts of a shard lie for one processor fingerprint."""
+    """Where the token counts of a shard are stored for one processor fingerprint."""
     return index_path(shard, index_dir).with_suffix(f".{fingerprint[:12]}.tokens")
 
 
@@ -134,7 +134,7 @@ class SourceIndex:
         return self.shards[shard], sample - self._starts[shard]
 
     def digest(self) -> str:
-        """Names the content and its token counts: two sources with equal digests plan alike."""
+        """Names the content and its token counts: two sources with equal digests give the same plan."""
         digest = hashlib.blake2b(digest_size=8)
         for shard in self.shards:
             digest.update(f"{shard.meta['digest']} {shard.token_meta['fingerprint']}\n".encode())

@@ -17,7 +17,7 @@ CHOICES = frozenset({"too_long", "skipped"})  # left out because the configurati
 
 @dataclass(frozen=True)
 class QuarantineEntry:
-    """One sample that was dropped: from which step and pack (-1: before packing), why, and where it lies."""
+    """One sample that was dropped: from which step and pack (-1: before packing), why, and where it is stored."""
 
     step: int
     pack: int

@@ -1,4 +1,4 @@
-"""Which sample every worker is at, so that a worker that dies can be told from the sample that killed it."""
+"""Which sample every worker is at, so that a worker that dies is named together with the sample that killed it."""
 
 from __future__ import annotations
 

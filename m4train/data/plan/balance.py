@@ -12,7 +12,7 @@ def assign(costs: Sequence[float], ranks: int, micro_batch_size: int) -> list[li
     The most expensive pack first, each to the group with the least so far that has room: first to ranks, of which none
     takes more than its even share, rounded up; then within each rank to its micro-batches. Every rank has the same number
     of micro-batches, some of them empty if packs do not divide. A rank's micro-batches go from costly to cheap, so
-    that ranks that wait for each other within a step work on alike ones.
+    that ranks that wait for each other within a step work on similar ones.
     """
     share = -(-len(costs) // ranks)
     steps = -(-share // micro_batch_size)

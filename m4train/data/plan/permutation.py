@@ -13,7 +13,7 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 class Permutation:
     """A pseudo-random order of `range(size)` that depends on `key` only.
 
-    A Feistel network permutes the next power of four; what falls outside is sent through again until it lies inside (cycle
+    A Feistel network permutes the next power of four; what falls outside is sent through again until it is inside (cycle
     walking), which keeps it a permutation. It does not depend on any library's random stream, so an order written down
     in a checkpoint stays valid.
     """

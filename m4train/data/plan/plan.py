@@ -56,7 +56,7 @@ _NO_RAMP = BatchRampConfig()
 
 
 def packs_at(step: int, global_batch_size: int, ramp: BatchRampConfig) -> int:
-    """Packs of optimizer step `step`, counted from 1: a function of the step alone, so that a resumed run goes on alike."""
+    """Packs of optimizer step `step`, counted from 1: a function of the step alone, so that a resumed run continues the same."""
     if ramp.start is None:
         return global_batch_size
     return min(global_batch_size, ramp.start + ramp.increment * ((step - 1) // ramp.steps))

@@ -30,7 +30,7 @@ _IN_FILE, _IN_RECORD = 0, 1  # where an image is stored, as its member's offset
 
 
 class JsonRecords:
-    """A file holding one JSON array of records, one record a line, or records that go over several lines.
+    """A file holding one JSON array of records, one record per line, or records that go over several lines.
 
     If an array is cut or broken, what comes before is read; the rest is one bad sample.
     """
@@ -77,7 +77,7 @@ class JsonRecords:
         return found
 
     def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
-        """The records: where their images lie is said by them."""
+        """The records: they say where their images are."""
         return [(path, members[0].offset, members[0].size)]
 
     def keep(self, window: int, pool: int) -> None:

@@ -115,7 +115,7 @@ class TarLayout:
         return [self.file_of(data, pictures[number].part) for number, data in zip(wanted, stored)]
 
     def _holders(self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[bytes]:
-        """The members that hold the images numbered `wanted`: one read if they lie together, as they are written."""
+        """The members that hold the images numbered `wanted`: one read if they are next to each other, as they are written."""
         pictures = [member for member in members if member.is_image]
         chosen = [pictures[number] for number in wanted]
         if not chosen:
@@ -228,7 +228,7 @@ def _group(entry: TarMember | TarDamage) -> str | None:
 def _runs(
     entries: Iterable[TarMember | TarDamage],
 ) -> Iterator[tuple[str | None, list[TarMember | TarDamage], bool]]:
-    """Each run of members that share a key (None: of what has none), and whether damage lies directly before or behind it."""
+    """Each run of members that share a key (None: of what has none), and whether there is damage directly before or after it."""
     held: tuple[str | None, list[TarMember | TarDamage]] | None = None
     before = now = False
     for key, group in groupby(entries, key=_group):

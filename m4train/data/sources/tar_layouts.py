@@ -247,7 +247,7 @@ def _check_frames(sizes: Sequence[tuple[int, int]], names: Sequence[str], metada
 class Mmc4(TarLayout):
     """MMC4 with its images in the JSON: `text_list`, and `image_info` with `image_base64` and `matched_text_index`.
 
-    An image stands before the sentence it was matched with, images of one sentence in the order of `image_info`; without a
+    An image comes before the sentence it was matched with, images of one sentence in the order of `image_info`; without a
     match, before the sentence that `similarity_matrix` finds closest. Entries without bytes are left out.
     """
 

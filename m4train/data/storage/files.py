@@ -1,4 +1,4 @@
-"""Where shards lie: local paths and anything fsspec opens (http, s3 ...), read by byte ranges.
+"""Where shards are stored: local paths and anything fsspec opens (http, s3 ...), read by byte ranges.
 
 Short lapses of the storage are waited out; what keeps failing ends the run, for that is not a fault of the sample.
 """
@@ -139,7 +139,7 @@ class FileReader:
             self._held.setdefault(path, []).append((start, data))
 
     def holds(self, wanted: Range) -> bool:
-        """Whether a remote range was fetched before and is still at hand."""
+        """Whether a remote range was fetched before and is still held."""
         path, offset, size = wanted
         return any(start <= offset and offset + size <= start + len(data) for start, data in self._held.get(path, ()))
 
@@ -341,7 +341,7 @@ def _whole(part: Any, wanted: Range) -> Any:
 
 
 def _merged(ranges: Sequence[Range], gap: int = _MAX_GAP) -> list[Range]:
-    """The ranges by path and offset, those that overlap or lie within `gap` bytes of each other as one."""
+    """The ranges by path and offset, those that overlap or are within `gap` bytes of each other as one."""
     merged: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for path, start, size in sorted(ranges):
         runs = merged[path]

@@ -24,7 +24,7 @@ class KeptBlocks(Generic[T]):
     _samples: int = 0
 
     def get(self, block: Hashable) -> T | None:
-        """What is kept of a block, which is thereby the one used last; None if it is to be read."""
+        """What is kept of a block, which then is the one used last; None if it is to be read."""
         if block not in self._blocks:
             return None
         self._blocks.move_to_end(block)

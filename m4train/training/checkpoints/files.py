@@ -20,7 +20,7 @@ def sha256(path: Path) -> str:
 
 
 def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a run, oldest first, each with its step; whatever else lies there is not looked at."""
+    """The checkpoints of a run, oldest first, each with its step; anything else in the folder is ignored."""
     named = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*")]
     return sorted((int(match[1]), path) for match, path in named if match)
 

@@ -146,7 +146,7 @@ def find_checkpoint(
     """The checkpoint this run continues from, or None for a fresh start; every file of it was re-read and checked.
 
     resume=auto takes the newest whole checkpoint of run_dir and says a sentence for each damaged one it passes over;
-    resume=PATH takes exactly that one; resume=never starts afresh. One rank calls it; see `agreed_checkpoint`. Only keys that
+    resume=PATH takes exactly that one; resume=never starts from the beginning. One rank calls it; see `agreed_checkpoint`. Only keys that
     the patterns `among` match are compared: to look at a model, its own are enough.
     Raises CheckpointError if the configuration differs in a key that may not change, if PATH is not whole, or if
     all checkpoints of the run are damaged; ConfigError if resume=never meets a run_dir that already holds some.
@@ -169,7 +169,9 @@ def find_checkpoint(
             continue
         return _compatible(checkpoint, config, among)
     if candidates:
-        raise CheckpointError(f"Every checkpoint in {folder} is damaged; delete the folder to start afresh.")
+        raise CheckpointError(
+            f"Every checkpoint in {folder} is damaged; delete the folder to start from the beginning."
+        )
     return None
 
 

@@ -12,7 +12,7 @@ from m4train.training.engines.base import Engine
 
 
 class Saver:
-    """Saves checkpoints into `folder`, at most one at a time; every rank has one and calls it alike.
+    """Saves checkpoints into `folder`, at most one at a time; every rank has one and makes the same calls.
 
     With `in_background` the loop waits only for the copy in CPU memory. Writing, reading back, hashing and the rename follow in a
     thread, whose collectives have a process group of their own. Without, `save` returns when the checkpoint is there.

@@ -50,7 +50,7 @@ class Engine(Protocol):
         ...
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
-        """The model on one micro-batch that lies on `device`, in the run's precision: loss (), token losses (L,)."""
+        """The model on one micro-batch that is on `device`, in the run's precision: loss (), token losses (L,)."""
         ...
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -98,7 +98,7 @@ class Engine(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """What a portable checkpoint holds: `parameter/NAME`, `buffer/NAME` and `optimizer/KIND/NAME`.
 
-        Live tensors where they lie, or, if an engine keeps them in a form of its own, copies gathered on rank 0.
+        Live tensors as they are, or, if an engine keeps them in a form of its own, copies gathered on rank 0.
         """
         ...
 

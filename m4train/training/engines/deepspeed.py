@@ -35,7 +35,7 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 
 
 def _library() -> Any:
-    """DeepSpeed, told which device there is, and to say no more than matters."""
+    """DeepSpeed, set up for the device of this process, and with its log messages reduced to warnings."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -161,9 +161,9 @@ class DeepSpeedEngine(DistributedEngine):
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def update(self, factor: float, max_norm: float) -> Update:
-        """DeepSpeed skips an update whose norm is not finite; for one that the guard refuses, it is told so by that means.
+        """DeepSpeed skips an update whose norm is not finite; an update that the guard refuses is skipped by the same means.
 
-        All ranks see the same norm, so that they decide alike; the decision waits for the device.
+        All ranks see the same norm, so that they decide the same; the decision waits for the device.
         """
         optim.set_rates(self.optimizer, factor)
         norm, refused = None, False
@@ -276,7 +276,7 @@ class DeepSpeedEngine(DistributedEngine):
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=writer)
 
     def _state_of(self, name: str) -> dict[str, Tensor]:
-        """The optimizer's state tensors of the flat partition a parameter lies in."""
+        """The optimizer's state tensors of the flat partition that holds a parameter."""
         if self.stage < 3:
             number = self._group_of[name]
         else:

@@ -177,7 +177,9 @@ def test_without_a_cache_every_step_takes_all_tokens(model: Idefics3ForCondition
     images = {"image_hidden_states": torch.zeros(1, 4, 32)}
     prompt = torch.tensor([[5, 90, 90, 90, 90, 6]])
     assert model.generate(prompt, max_new_tokens=3, use_cache=False, eos_token_id=[], **images).shape == (1, 9)
-    with pytest.raises(DataError, match="image_hidden_states are given for several sequences a prompt without a cache"):
+    with pytest.raises(
+        DataError, match="image_hidden_states are given for several sequences per prompt without a cache"
+    ):
         model.generate(prompt, max_new_tokens=3, use_cache=False, num_beams=2, **images)
 
 

@@ -89,7 +89,7 @@ def test_pixel_shuffle_order() -> None:
 
 
 def test_a_factor_that_does_not_divide_the_grid() -> None:
-    with pytest.raises(ConfigError, match="4 patches a side, which scale_factor 3 does not divide"):
+    with pytest.raises(ConfigError, match="4 patches per side, which scale_factor 3 does not divide"):
         pixel_shuffle(torch.zeros(1, 16, 2), 3)
 
 
