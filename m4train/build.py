@@ -22,6 +22,7 @@ from m4train.errors import ConfigError
 from m4train.families import FAMILIES, Family
 from m4train.hub import PROCESSOR_FILES, WEIGHT_FILES, model_folder
 from m4train.processing.protocol import SampleProcessor
+from m4train.processing.stops import stop_ids
 from m4train.processing.tokenizer import Tokenizer
 from m4train.restore import merged_model
 from m4train.run_files import CHECKPOINTS, QUARANTINE, STATE
@@ -185,12 +186,8 @@ def _started_model(kind: Any, folder: str) -> Any:
 
 def generation_config(model: Any, processor: SampleProcessor) -> dict[str, Any]:
     """What generation_config.json says: that of the model it started from, ended by a turn's end as well as a text's."""
-    stated = model.generation_config.get("eos_token_id")
-    stated = stated if isinstance(stated, list) else [stated]
-    turn_end = processor.end_of_utterance_id
-    own = [processor.eos_id, None if turn_end == processor.tokenizer.unk_token_id else turn_end]
-    stops = [id for id in (*stated, *own) if id is not None]
-    return {**_special_ids(processor), **model.generation_config, "eos_token_id": list(dict.fromkeys(stops))}
+    ends = stop_ids(processor, model.stated_ends)
+    return {**_special_ids(processor), **model.generation_config, "eos_token_id": ends}
 
 
 def build_layout(config: Config, processor: SampleProcessor) -> Frames:

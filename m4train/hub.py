@@ -8,7 +8,7 @@ from pathlib import Path
 from m4train.errors import ConfigError
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "additional_chat_templates/*")  # everything of a model folder but its weights
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
+WEIGHT_FILES = (*PROCESSOR_FILES, "*.safetensors")  # what ends an answer is known by the chat template too
 CONFIG_FILES = ("config.json",)
 _PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 

@@ -29,7 +29,6 @@ def restore_processor(config: Config, folder: Path) -> Any:
 def plain_model(config: Config, folder: Path) -> Any:
     """The model of a checkpoint without weights or adapters, on the meta device; rows of new tokens apart as it trained."""
     model = _on_meta(config, folder)
-    model.generation_config = _generation_config(folder)
     if config.freeze.new_rows_from is not None:
         model.split_token_rows(config.freeze.new_rows_from)
     return model
@@ -77,7 +76,6 @@ def merged_model(checkpoint: Checkpoint) -> Any:
     with torch.no_grad():
         for name in shapes:
             model.get_parameter(name).copy_(read(name))
-    model.generation_config = _generation_config(checkpoint.folder)
     return model.eval()
 
 
@@ -85,12 +83,10 @@ def _on_meta(config: Config, folder: Path) -> Any:
     """The model a folder describes, without weights."""
     kind = FAMILIES[config.model.family].model_class
     with torch.device("meta"):
-        return kind(kind.config_class.from_pretrained(folder))
-
-
-def _generation_config(folder: Path) -> dict[str, Any]:
+        model = kind(kind.config_class.from_pretrained(folder))
     path = folder / "generation_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    model.generation_config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return model
 
 
 def fill(model: Any) -> None:

@@ -13,7 +13,8 @@ from m4train import build
 from m4train.config import Config
 from m4train.data.documents.image_layout import image_layout
 from m4train.errors import CheckpointError, ConfigError
-from m4train.evaluation.answers import answer_lines, answers_of, metric_of
+from m4train.evaluation.answers import answer_lines, answers_of, decoding_of, metric_of
+from m4train.evaluation.decoding import Decoding
 from m4train.evaluation.generation import Answer
 from m4train.evaluation.metrics import load_metric, metric_name
 from m4train.families import FAMILIES
@@ -66,16 +67,21 @@ def _evaluate(config: Config, engine: Engine, heart: Heartbeat) -> None:
     sources, steps = build.build_validation(config, subject.processor, layout, engine.rank, engine.world_size)
     entering = lambda batch: heart.beat("evaluation", batch=batch)
     losses = held_out_loss(engine, steps(), [source.name for source in sources], entering)
+    decoding = decoding_of(config, subject.model, subject.processor)
+    if engine.rank == 0:
+        print(decoding.line(), flush=True)
     scores: dict[str, dict[str, Any]] = {}
     lines: list[dict[str, Any]] = []
     for source in sources:
         unreadable: list[str] = []
-        answers = answers_of(source, engine, subject.model, subject.processor, config, None, unreadable, heart)
+        answers = answers_of(
+            source, engine, subject.model, subject.processor, config, decoding, None, unreadable, heart
+        )
         gathered = [answer for part in engine.gather(answers) for answer in part]
         missed = [sample for part in engine.gather(unreadable) for sample in part]
         if engine.rank == 0:
-            scores[source.name] = _result(config, source.name, gathered, missed, losses)
-            lines += answer_lines(config, source.name, gathered, PICTURED_ANSWERS)
+            scores[source.name] = _result(config, source.name, gathered, missed, losses, decoding)
+            lines += answer_lines(config, source.name, gathered, PICTURED_ANSWERS, decoding)
     if engine.rank == 0:
         _write(Path(config.run_dir), scores, lines, subject.name)
 
@@ -105,7 +111,12 @@ def _family(folder: Path, default: str) -> str:
 
 
 def _result(
-    config: Config, source: str, answers: list[Answer], unreadable: list[str], losses: dict[str, Any]
+    config: Config,
+    source: str,
+    answers: list[Answer],
+    unreadable: list[str],
+    losses: dict[str, Any],
+    decoding: Decoding,
 ) -> dict[str, Any]:
     """What evaluation.json says of one source."""
     result: dict[str, Any] = {}
@@ -114,7 +125,7 @@ def _result(
     if answers:
         name = metric_name(metric_of(config, source))
         mean = sum(answer.score for answer in answers) / len(answers)
-        result |= {"metric": name, name: round(mean, 4), "count": len(answers)}
+        result |= {"metric": name, name: round(mean, 4), "count": len(answers), "decoding": decoding.stated()}
     if unreadable:
         result["unreadable"] = len(unreadable)
         print(f"{source}: {len(unreadable)} samples could not be read: {', '.join(unreadable[:5])}")

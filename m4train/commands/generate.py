@@ -19,6 +19,8 @@ def generate(arguments: list[str]) -> int:
     from PIL import Image
 
     from m4train import AutoModelForImageTextToText, AutoProcessor
+    from m4train.config import DecodingConfig
+    from m4train.evaluation.decoding import Decoding
 
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
@@ -26,7 +28,8 @@ def generate(arguments: list[str]) -> int:
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     images = [Image.open(path) for path in paths]
     inputs = processor(text=[prompt], images=[images] if images else None, return_tensors="pt")
+    decoding = Decoding.of(model, processor, DecodingConfig(), 256)
     with torch.inference_mode():
-        ids = model.generate(**inputs, max_new_tokens=256)
+        ids = model.generate(**inputs, generation_config=decoding.settings())
     print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip())
     return 0

@@ -13,7 +13,7 @@ import torch
 from m4train import build
 from m4train.config import Config
 from m4train.config.compose import save_config
-from m4train.evaluation.answers import sample_answers
+from m4train.evaluation.answers import decoding_of, sample_answers
 from m4train.run_files import CONFIG, PARAMETERS
 from m4train.training.callbacks import default_callbacks
 from m4train.training.checkpoints.find import Checkpoint, agreed_checkpoint
@@ -56,6 +56,8 @@ def _trainer(config: Config, engine: Engine, resume: Checkpoint | None, heart: H
         save_config(config, run_dir / CONFIG)
         table = [dataclasses.asdict(row) for row in parameter_table(model, config, engine.device)]
         (run_dir / PARAMETERS).write_text(json.dumps(table, indent=1) + "\n")
+        if config.trainer.eval_every and config.evaluation.shown:
+            print(f"samples: {decoding_of(config, model, processor).line()}", flush=True)
     return Trainer(
         config,
         model,

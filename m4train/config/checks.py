@@ -14,6 +14,7 @@ from m4train.config import (
     AdapterConfig,
     BatchRampConfig,
     Config,
+    DecodingConfig,
     ExportConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -204,6 +205,7 @@ def _check_evaluation(config: Config) -> None:
     for key in ("max_new_tokens", "batch_size"):
         at_least(f"evaluation.{key}", getattr(evaluation, key), 1)
     at_least("evaluation.shown", evaluation.shown, 0)
+    _check_decoding(evaluation.decoding)
     if evaluation.max_samples is not None:
         at_least("evaluation.max_samples", evaluation.max_samples, 1)
     unknown = sorted(set(evaluation.metrics) - set(config.data.validation))
@@ -212,6 +214,27 @@ def _check_evaluation(config: Config) -> None:
         f"evaluation.metrics names {', '.join(unknown)}, but data.validation has "
         f"{', '.join(config.data.validation) or 'no source'}.",
     )
+
+
+def _check_decoding(decoding: DecodingConfig) -> None:
+    key = "evaluation.decoding"
+    at_least(f"{key}.num_beams", decoding.num_beams, 1)
+    for name in ("top_k", "no_repeat_ngram_size"):
+        at_least(f"{key}.{name}", getattr(decoding, name), 0)
+    for name in ("temperature", "repetition_penalty"):
+        value = getattr(decoding, name)
+        require(value > 0, f"{key}.{name} is {value}, but must be above 0; 1 changes nothing.")
+    require(0 < decoding.top_p <= 1, f"{key}.top_p is {decoding.top_p}, but must be above 0 and at most 1.")
+    plain = DecodingConfig()
+    for switch, on, names in (
+        ("do_sample=true", decoding.do_sample, ("temperature", "top_k", "top_p")),
+        ("num_beams above 1", decoding.num_beams > 1, ("length_penalty",)),
+    ):
+        for name in names:
+            value = getattr(decoding, name)
+            require(
+                on or value == getattr(plain, name), f"{key}.{name} is {value}, which acts with {key}.{switch} alone."
+            )
 
 
 def _check_export(export: ExportConfig) -> None:

@@ -104,6 +104,12 @@ def _check_choices(config: Config) -> None:
         f"adapter.modules_to_save is {config.adapter.modules_to_save}, but adapter.kind is none: choose adapter=lora, dora or "
         "qlora, or say by freeze.rules what trains.",
     )
+    beams = config.evaluation.decoding.num_beams
+    require(
+        beams == 1 or engine not in ("fsdp2", "zero3"),
+        f"evaluation.decoding.num_beams is {beams}, but under engine.name={engine} the ranks share the weights and must end "
+        "together, which beams do not: choose engine=single or ddp, or num_beams=1.",
+    )
     require(
         adapter != "qlora" or bool(config.adapter.quantize),
         "adapter.quantize is empty, but adapter.kind is qlora: name the parts to store in 4 bits, such as [text].",

@@ -295,6 +295,21 @@ class LoggingConfig:
 
 
 @dataclass
+class DecodingConfig:
+    """How answers are made, token by token: the most likely one each time, unless these keys say otherwise. What the model's
+    generation_config.json says of it does not count; the ids that it forbids (bad_words_ids) stay forbidden."""
+
+    do_sample: bool = False  # draw each token by its probability, the same ones for the same seed
+    temperature: float = 1.0  # do_sample: logits are divided by it
+    top_k: int = 0  # do_sample: draw among this many most likely tokens; 0: among all
+    top_p: float = 1.0  # do_sample: draw among the fewest tokens that hold this share of the probability
+    num_beams: int = 1  # above 1: the best sequence of a beam search this wide
+    length_penalty: float = 1.0  # num_beams: exponent of the length (tokens) by which a beam's score is divided
+    repetition_penalty: float = 1.0  # above 1: tokens that the text holds already become less likely by this factor
+    no_repeat_ngram_size: int = 0  # no sequence of this many tokens appears twice; 0: any may
+
+
+@dataclass
 class EvaluationConfig:
     """`m4train evaluate`: held-out loss, and answers generated for held-out conversations."""
 
@@ -302,6 +317,7 @@ class EvaluationConfig:
     metric: str = "exact_match"  # score of an answer: exact_match, vqa_accuracy, anls, or "package.module:function"
     metrics: dict[str, str] = field(default_factory=dict)  # source of data.validation -> a metric of its own
     max_new_tokens: int = 32  # tokens of an answer at most
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
     batch_size: int = 64  # questions answered at the same time; more: faster, more memory
     max_samples: int | None = None  # samples per source that are answered at most; null: all
     shown: int = 4  # answers per source that go to W&B and the report at each trainer.eval_every; 0: none

@@ -11,6 +11,7 @@ from PIL import Image
 
 from m4train.config import Config
 from m4train.data.source import Source, conversations
+from m4train.evaluation.decoding import Decoding
 from m4train.evaluation.generation import Answer, Asked, answer_conversations
 from m4train.evaluation.metrics import load_metric, metric_name
 from m4train.processing.images import to_rgb
@@ -24,12 +25,18 @@ def metric_of(config: Config, source: str) -> str:
     return config.evaluation.metrics.get(source, config.evaluation.metric)
 
 
+def decoding_of(config: Config, model: Any, processor: Any) -> Decoding:
+    """How the answers of a run's model are decoded."""
+    return Decoding.of(model, processor, config.evaluation.decoding, config.evaluation.max_new_tokens)
+
+
 def answers_of(
     source: Source,
     engine: Engine,
     model: Any,
     processor: Any,
     config: Config,
+    decoding: Decoding,
     limit: int | None,
     unreadable: list[str],
     heart: Heartbeat | None = None,
@@ -44,8 +51,9 @@ def answers_of(
     together = (lambda here: engine.agree([not here])[0] == 0) if engine.sharded else None
     metric = load_metric(metric_of(config, source.name))
     asked = _asked(source, numbers, unreadable, heart)
+    place: dict[str, Any] = {"batch_size": config.evaluation.batch_size, "seed": config.seed}
     with engine.autocast():
-        return list(answer_conversations(model, processor, asked, config.evaluation, metric, engine.device, together))
+        return list(answer_conversations(model, processor, asked, decoding, metric, engine.device, together, **place))
 
 
 def sample_answers(
@@ -58,10 +66,11 @@ def sample_answers(
 ) -> list[dict[str, Any]]:
     """On rank 0 the lines of a few answers per source, `evaluation.shown`, while a model trains; all ranks call it."""
     lines = []
+    decoding = decoding_of(config, model, processor)
     for source in sources:
-        answers = answers_of(source, engine, model, processor, config, config.evaluation.shown, [], heart)
+        answers = answers_of(source, engine, model, processor, config, decoding, config.evaluation.shown, [], heart)
         gathered = [answer for part in engine.gather(answers) for answer in part]
-        lines += answer_lines(config, source.name, gathered, len(gathered))
+        lines += answer_lines(config, source.name, gathered, len(gathered), decoding)
     return lines
 
 
@@ -73,7 +82,9 @@ def _asked(source: Source, numbers: Sequence[int], unreadable: list[str], heart:
         yield Asked(number, key, sample.messages, images, sample.references)
 
 
-def answer_lines(config: Config, source: str, answers: list[Answer], pictured: int) -> list[dict[str, Any]]:
+def answer_lines(
+    config: Config, source: str, answers: list[Answer], pictured: int, decoding: Decoding
+) -> list[dict[str, Any]]:
     """The lines of answers.jsonl of one source, in stored order."""
     lines = []
     metric = metric_name(metric_of(config, source))
@@ -88,6 +99,7 @@ def answer_lines(config: Config, source: str, answers: list[Answer], pictured: i
                 "references": list(answer.references),
                 "metric": metric,
                 "score": answer.score,
+                "decoding": decoding.stated(),
                 "images": [data_uri(image) for image in answer.images] if shown else [],
             }
         )

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from m4train.config import EvaluationConfig
 from m4train.errors import DataError
+from m4train.evaluation.decoding import Decoding
 from m4train.evaluation.metrics import Metric
+from m4train.models.generation_settings import GenerationSettings
 
 AllRanks = Callable[[bool], bool]  # whether something holds on every rank
 
@@ -52,12 +53,15 @@ def answer_conversations(
     model: Any,
     processor: Any,
     conversations: Iterable[Asked],
-    config: EvaluationConfig,
+    decoding: Decoding,
     metric: Metric,
     device: torch.device,
     all_ranks: AllRanks | None = None,
+    *,
+    batch_size: int,
+    seed: int = 0,
 ) -> Iterator[Answer]:
-    """Greedy answers to the last question of each conversation, in order.
+    """Answers to the last question of each conversation, in order, `batch_size` of them made together.
 
     The prompt is all before the last assistant turn. With `all_ranks`, every rank makes the same number of forward passes,
     each with images, until all have answered: for models whose weights are spread over several ranks. Raises DataError for a
@@ -65,12 +69,14 @@ def answer_conversations(
     """
     iterator = iter(conversations)
     while True:
-        batch = list(islice(iterator, config.batch_size))
+        batch = list(islice(iterator, batch_size))
         done = not batch if all_ranks is None else all_ranks(not batch)
         if done:
             return
         prompts = batch if all_ranks is None else [*batch, _FILLER]
-        texts = _generate(model, processor, prompts, config.max_new_tokens, device, all_ranks)
+        generator = decoding.generator(seed, prompts[0].number, device)
+        settings = decoding.settings(generator=generator, all_ended=all_ranks)
+        texts = _generate(model, processor, prompts, settings, device)
         for asked, text in zip(batch, texts, strict=False):  # without the filler's
             references = asked.references or (_text(asked.messages[-1]).strip(),)
             question, said = _text(asked.messages[-2]), text.strip()
@@ -82,9 +88,8 @@ def _generate(
     model: Any,
     processor: Any,
     batch: Sequence[Asked],
-    max_new_tokens: int,
+    settings: GenerationSettings,
     device: torch.device,
-    all_ranks: AllRanks | None,
 ) -> list[str]:
     inputs = processor.apply_chat_template(
         [asked.messages if asked is _FILLER else _prompt(asked) for asked in batch],
@@ -97,13 +102,7 @@ def _generate(
         padding_side="left",
     )
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    generated = model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=[processor.end_of_utterance_id, processor.eos_id],
-        pad_token_id=processor.pad_id,
-        all_ended=all_ranks,
-    )
+    generated = model.generate(**inputs, generation_config=settings)
     return processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from m4train.errors import DataError
 from m4train.models.beam import beam_search
 from m4train.models.decoding import DecodingSteps
-from m4train.models.generation_settings import GenerationSettings, generation_settings, model_arguments
+from m4train.models.generation_settings import (
+    GenerationSettings,
+    generation_settings,
+    model_arguments,
+    stated_ends,
+)
 from m4train.models.padded import as_tensor
 from m4train.models.sampling import choose, constrain
 
@@ -24,6 +29,11 @@ class GenerationMixin(nn.Module):
     def next_inputs(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Those of the further arguments that the model needs again for each new token, each (B, ...)."""
         return {}
+
+    @property
+    def stated_ends(self) -> list[int]:
+        """The ids that end an answer by what the folder of the model states."""
+        return stated_ends(self.config, self.generation_config)
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:

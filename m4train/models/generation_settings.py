@@ -14,7 +14,7 @@ from m4train.errors import DataError
 # Further fields of a generation_config.json and further arguments, which choose no token if they are None, False, 0 or "".
 _NOT_IMPLEMENTED = """
     begin_suppress_tokens constraints diversity_penalty dola_layers encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff
-    exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id generation_config logits_processor
+    exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id logits_processor
     max_time min_p output_attentions output_hidden_states output_logits output_scores penalty_alpha prefix_allowed_tokens_fn
     renormalize_logits return_dict_in_generate sequence_bias stop_strings stopping_criteria streamer suppress_tokens
     token_healing top_h watermarking_config
@@ -109,16 +109,24 @@ class GenerationSettings:
 _NAMES = {field.name: field.default for field in fields(GenerationSettings)}
 
 
-def generation_settings(config: Any, stated: Mapping[str, Any], options: Mapping[str, Any]) -> GenerationSettings:
-    """The settings among `options`, then those of generation_config.json `stated`, then the ids of the model's `config`.
+def stated_ends(config: Any, stated: Mapping[str, Any]) -> list[int]:
+    """The ids that end a row by generation_config.json `stated`, else by the model's `config`."""
+    given = stated.get("eos_token_id")
+    return GenerationSettings(eos_token_id=_id_of(config, "eos_token_id") if given is None else given).ends
 
-    Warns of what `stated` asks for in vain. Raises DataError for settings that do not go together.
+
+def generation_settings(config: Any, stated: Mapping[str, Any], options: Mapping[str, Any]) -> GenerationSettings:
+    """The settings among `options`; then those of its `generation_config`; then those of generation_config.json `stated`;
+    then the ids of the model's `config`. GenerationSettings as generation_config are complete: nothing else is asked.
+
+    Warns of what a generation_config asks for in vain. Raises DataError for settings that do not go together.
     """
-    vain = [f"{name}={value}" for name, value in stated.items() if name not in _NAMES and not _neutral(name, value)]
-    if vain:
-        warnings.warn(f"generate does not do what generation_config.json says by {', '.join(vain)}", stacklevel=4)
-    values = {name: _id_of(config, name) for name in ("eos_token_id", "pad_token_id")}
-    values |= {name: value for name, value in stated.items() if name in _NAMES and value is not None}
+    given = options.get("generation_config")
+    if isinstance(given, GenerationSettings):
+        values = {name: getattr(given, name) for name in _NAMES}
+    else:
+        values = {name: _id_of(config, name) for name in ("eos_token_id", "pad_token_id")}
+        values |= _stated(stated, "generation_config.json") | _stated(_as_mapping(given), "generation_config")
     for name in options.keys() & _NAMES.keys():
         values[name] = _NEUTRAL.get(name, _NAMES[name]) if options[name] is None else options[name]
     settings = GenerationSettings(**values)
@@ -126,12 +134,31 @@ def generation_settings(config: Any, stated: Mapping[str, Any], options: Mapping
     return settings
 
 
+def _as_mapping(given: Any) -> Mapping[str, Any]:
+    """A generation_config that a call gives: nothing, a mapping, or an object of another library that becomes one."""
+    if given is None or isinstance(given, Mapping):
+        return given or {}
+    if not hasattr(given, "to_dict"):
+        raise TypeError(
+            f"generation_config is a {type(given).__name__}: give GenerationSettings, a mapping, or a GenerationConfig"
+        )
+    return given.to_dict()
+
+
+def _stated(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings that `given` states, after a warning of what it asks for in vain."""
+    vain = [f"{name}={value}" for name, value in given.items() if name not in _NAMES and not _neutral(name, value)]
+    if vain:
+        warnings.warn(f"generate does not do what {where} says by {', '.join(vain)}", stacklevel=5)
+    return {name: value for name, value in given.items() if name in _NAMES and value is not None}
+
+
 def model_arguments(options: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
     """The options that are not settings, for the model, whose arguments are `known`.
 
     Raises TypeError for one that neither has, or one of the reference that would change the tokens and is not implemented.
     """
-    others = {name: value for name, value in options.items() if name not in _NAMES}
+    others = {name: value for name, value in options.items() if name not in _NAMES and name != "generation_config"}
     known = sorted(known)
     for name, value in others.items():
         if name in known or name in _IGNORED:

@@ -15,9 +15,11 @@ from m4train.errors import CheckpointError
 from m4train.hub import weight_folder
 from m4train.models.attention import check_attention
 from m4train.models.configuration import ModelConfig
+from m4train.models.generation_settings import stated_ends
 from m4train.models.quantized import BitsAndBytesConfig, is_quantized, quantize_linears
 from m4train.models.tensor_folder import TensorFolder
 from m4train.models.weight_files import write_files
+from m4train.processing.stops import with_turn_end
 
 # Buffers that old releases stored and that are computed here.
 _OBSOLETE = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
@@ -104,6 +106,9 @@ class PretrainedModel(nn.Module):
         path = folder / "generation_config.json"
         if path.is_file():
             model.generation_config = json.loads(path.read_text(encoding="utf-8"))
+        if hasattr(cls, "generate"):
+            stated = stated_ends(config, model.generation_config)
+            model.generation_config = with_turn_end(folder, stated, model.generation_config)
         return model.eval()
 
     def load_folder(

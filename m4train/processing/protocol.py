@@ -20,6 +20,7 @@ class SampleProcessor(Protocol):
     """
 
     tokenizer: Any
+    chat_template: str
 
     @property
     def image_token_id(self) -> int: ...
@@ -32,11 +33,6 @@ class SampleProcessor(Protocol):
 
     @property
     def pad_id(self) -> int | None: ...
-
-    @property
-    def end_of_utterance_id(self) -> int:
-        """The id that ends a turn of a conversation."""
-        ...
 
     @property
     def most_detail(self) -> int: ...
