@@ -1,4 +1,4 @@
-"""`m4train launch check`: looks, before hours of queueing are spent, at what runs of several processes break on."""
+"""`m4train launch check`: checks, before hours of queueing, what runs of several processes often fail on."""
 
 from __future__ import annotations
 

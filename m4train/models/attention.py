@@ -94,7 +94,7 @@ def check_attention(name: str | None, dtype: torch.dtype) -> None:
     """Raises ConfigError if a model of this dtype would not use the kernels that `name`, of the reference's, stands for."""
     if name not in (None, "sdpa", "flash_attention_2"):
         raise ConfigError(
-            f"attn_implementation is {name!r}, but there are sdpa and flash_attention_2: leave it out; attention weights come "
+            f"attn_implementation is {name!r}, but only sdpa and flash_attention_2 are implemented: leave it out; attention weights come "
             "with output_attentions=True"
         )
     if name == "flash_attention_2" and dtype not in (torch.float16, torch.bfloat16):

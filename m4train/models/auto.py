@@ -38,5 +38,5 @@ def model_class_of(folder: Path) -> Any:
         raise ConfigError(f"there is no config.json in {folder}: name a folder that holds a saved model")
     model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     if model_type not in FAMILIES:
-        raise ConfigError(f"{path} has model_type {model_type!r}, but m4train has {', '.join(sorted(FAMILIES))}")
+        raise ConfigError(f"{path} has model_type {model_type!r}, but m4train knows {', '.join(sorted(FAMILIES))}")
     return FAMILIES[model_type].model_class

@@ -39,7 +39,7 @@ def padded_images(model: Any, inputs: PaddedInputs) -> tuple[Tensor | None, Cros
     images = inputs.images[given[0]]
     if mask.shape[2] != images.shape[1]:
         raise DataError(
-            f"image_attention_mask has shape {tuple(mask.shape)}, but {given[0]} holds {images.shape[1]} images a sample: "
+            f"image_attention_mask has shape {tuple(mask.shape)}, but {given[0]} holds {images.shape[1]} images per sample: "
             "its last axis must count them"
         )
     features, numbers = _features(model, given[0], inputs.images, mask)

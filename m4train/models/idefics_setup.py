@@ -23,7 +23,7 @@ def freeze(roots: list[nn.Module], exceptions: list[str], key: str) -> None:
     for name in exceptions:
         if not any(name in names for names in kinds.values()):
             found = sorted({type(module).__name__ for module in modules if list(module.parameters(recurse=False))})
-            raise ConfigError(f"{key} names {name!r}, which no frozen module is: there are {', '.join(found)}")
+            raise ConfigError(f"{key} names {name!r}, which is not a frozen module: there are {', '.join(found)}")
     for module in modules:
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(not kinds[module].isdisjoint(exceptions))

@@ -54,7 +54,7 @@ def as_tensor(name: str, value: Any, device: torch.device) -> Any:
         return torch.from_numpy(np.asarray(value)).to(device)
     except (TypeError, ValueError):  # what numpy and torch say depends on their version
         raise DataError(
-            f"{name} is a list that makes no tensor: give rows of equal length, as the processor does with padding=True"
+            f"{name} is a list that cannot become a tensor: give rows of equal length, as the processor does with padding=True"
         ) from None
 
 
@@ -72,7 +72,7 @@ def input_mask(
     if attention_mask.shape[0] != shape[0] or attention_mask.shape[1] not in (shape[1], past + shape[1]):
         raise DataError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but the inputs have {shape} after {past} cached "
-            "columns: give one value a column"
+            "columns: give one value per column"
         )
     return attention_mask[:, attention_mask.shape[1] - shape[1] :].bool()
 

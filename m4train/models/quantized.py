@@ -27,7 +27,7 @@ class BitsAndBytesConfig:
     def __post_init__(self) -> None:
         if not self.load_in_4bit:
             raise ConfigError(
-                "quantization_config has load_in_4bit false, but 4 bits is what there is: set it, or leave it out"
+                "quantization_config has load_in_4bit false, but only 4 bits are implemented: set it, or leave it out"
             )
         if self.bnb_4bit_quant_type not in ("fp4", "nf4"):
             raise ConfigError(f"bnb_4bit_quant_type is {self.bnb_4bit_quant_type!r}: choose fp4 or nf4")

@@ -44,7 +44,7 @@ class Features(dict):
                 array = np.asarray(value)
             except ValueError:
                 raise ValueError(
-                    f"The rows of {name} have different lengths and make no tensor: set padding=True (and do_pad=True)."
+                    f"The rows of {name} have different lengths and cannot become a tensor: set padding=True (and do_pad=True)."
                 ) from None
             converted[name] = _to_torch(array) if tensor_type == "pt" else array
         return converted

@@ -166,7 +166,7 @@ class Idefics2ImageProcessorFast(Idefics2ImageProcessor):
         if default_to_square:
             settings["size"] = _square(settings.get("size"))
         if do_center_crop or crop_size:
-            raise ValueError("Idefics2 crops no centre out of its images: leave do_center_crop and crop_size out.")
+            raise ValueError("Idefics2 does not crop the centre of images: leave do_center_crop and crop_size out.")
         features = super().preprocess(images, **settings)
         return features if device is None else features.to(device)
 

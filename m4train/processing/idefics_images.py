@@ -101,5 +101,5 @@ class IdeficsImageProcessor(ImageProcessor):
         frames = [processor.frames(image) for image in flat]
         values = processor.stack(frames, pad=False, tensors=True)["pixel_values"]
         if isinstance(values, list):
-            raise ValueError("Images of different sizes make no batch: set do_resize=True.")
+            raise ValueError("Images of different sizes cannot become a batch: set do_resize=True.")
         return Features(pixel_values=values[:, 0]).convert(return_tensors or "np")["pixel_values"]

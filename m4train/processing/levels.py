@@ -47,7 +47,7 @@ def levels(values: np.ndarray, known: Sequence[float] = ()) -> np.ndarray:
         black, white = known
         shares = (np.nan_to_num(values.astype(np.float64), nan=np.inf) - black) / (white - black)
         if not np.isfinite(shares).all():
-            raise ValueError("some values of the image are no numbers")
+            raise ValueError("some values of the image are not numbers")
         return np.round(shares.clip(0, 1) * 255).astype(np.uint8)
     if values.dtype == np.uint8 or not values.size:
         return values.astype(np.uint8)

@@ -196,7 +196,7 @@ class Trainer:
         reason = next((name for name, flag in zip(_AGREED, raised, strict=True) if flag), None)
         if reason is None and total != micro_batches * self.engine.world_size:
             raise TrainingError(
-                f"Rank {self.engine.rank} has {micro_batches} micro-batches in step {self.step + 1}, others not."
+                f"Rank {self.engine.rank} has {micro_batches} micro-batches in step {self.step + 1}, other ranks have another number."
             )
         return self._weights.total(counts), reason
 

@@ -223,5 +223,5 @@ def test_bad_image_arguments(tmp_path: Path) -> None:
     mask = inputs.pop("image_attention_mask")
     with pytest.raises(DataError, match="pixel_values is given without image_attention_mask"):
         ours(**inputs)
-    with pytest.raises(DataError, match=r"\(3, 14, 1\), but pixel_values holds 2 images a sample"):
+    with pytest.raises(DataError, match=r"\(3, 14, 1\), but pixel_values holds 2 images per sample"):
         ours(**inputs, image_attention_mask=mask[:, :, :1])

@@ -52,7 +52,7 @@ def test_the_same_logits_in_4_bits(quant_type: str, tmp_path: Path) -> None:
 
 
 def test_what_there_is_not() -> None:
-    with pytest.raises(ConfigError, match="load_in_4bit false, but 4 bits is what there is"):
+    with pytest.raises(ConfigError, match="load_in_4bit false, but only 4 bits are implemented"):
         m4train.BitsAndBytesConfig()
     with pytest.raises(ConfigError, match="bnb_4bit_quant_type is 'int4': choose fp4 or nf4"):
         m4train.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="int4")

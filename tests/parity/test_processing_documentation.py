@@ -204,7 +204,7 @@ def test_idefics2_fast_arguments():
         picture(40, 40), return_tensors="pt", device="cpu", disable_grouping=True, do_image_splitting=True
     )
     assert inputs.pixel_values.shape == (1, 5, 3, 40, 40)
-    with pytest.raises(ValueError, match="crops no centre"):
+    with pytest.raises(ValueError, match="does not crop the centre"):
         processor(picture(40, 40), do_center_crop=True)
 
 

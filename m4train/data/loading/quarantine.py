@@ -68,5 +68,5 @@ class Quarantine:
             )
             raise DataError(
                 f"{self.bad} of {self.documents + self.bad} samples were bad, more than data.max_bad_fraction="
-                f"{self.max_fraction} ({reasons}): look at {self.path} and mend the shards."
+                f"{self.max_fraction} ({reasons}): look at {self.path} and repair the shards."
             )

@@ -33,7 +33,7 @@ FORMATS: dict[str, type[ShardFormat]] = {
 
 
 def shard_format(config: SourceConfig) -> ShardFormat:
-    """The format of a source. Raises ConfigError for a name that is none."""
+    """The format of a source. Raises ConfigError for an unknown name."""
     if config.format not in FORMATS:
         raise ConfigError(f"A source's format is {config.format!r}, but must be one of {', '.join(FORMATS)}.")
     found = FORMATS[config.format]()

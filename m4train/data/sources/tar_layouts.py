@@ -361,7 +361,9 @@ def _sentence_of(record: dict[str, Any], info: dict[str, Any], number: int, sent
         except (KeyError, IndexError, TypeError, ValueError):
             raise BadSample("bad_json", f"image {number} is matched with no sentence") from None
     if type(match) is not int or not 0 <= match < sentences:
-        raise BadSample("bad_json", f"image {number} is matched with sentence {match!r} of {sentences}, which is none")
+        raise BadSample(
+            "bad_json", f"image {number} is matched with sentence {match!r} of {sentences}, which does not exist"
+        )
     return match
 
 

@@ -149,7 +149,7 @@ def start_adapter(model: TrainableModel, folder: Path) -> None:
             read_tensors(folder / TENSORS, fresh)
         except (CheckpointException, RuntimeError, ValueError) as error:
             cause = str(error).strip().splitlines()[-1]
-            raise CheckpointError(f"Checkpoint {folder} has not what trains in this run: {cause}") from error
+            raise CheckpointError(f"Checkpoint {folder} lacks what trains in this run: {cause}") from error
         _copy(live, {name: fresh[f"{PARAMETER}{name}"] for name in live}, folder)
     else:
         raise ConfigError(

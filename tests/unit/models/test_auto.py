@@ -24,7 +24,7 @@ def test_the_class_is_that_of_the_folder(family: str, tmp_path: Path) -> None:
 
 def test_a_model_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
-    with pytest.raises(ConfigError, match="model_type 'llava', but m4train has idefics, idefics2, idefics3, smolvlm"):
+    with pytest.raises(ConfigError, match="model_type 'llava', but m4train knows idefics, idefics2, idefics3, smolvlm"):
         AutoModelForImageTextToText.from_pretrained(tmp_path)
 
 

@@ -184,5 +184,5 @@ def test_without_a_cache_every_step_takes_all_tokens(model: Idefics3ForCondition
 
 
 def test_rows_that_make_no_tensor(model: Idefics3ForConditionalGeneration) -> None:
-    with pytest.raises(DataError, match="input_ids is a list that makes no tensor: give rows of equal length"):
+    with pytest.raises(DataError, match="input_ids is a list that cannot become a tensor: give rows of equal length"):
         model.generate([[5, 6], [7]])

@@ -230,7 +230,9 @@ def test_named_attention(model: Idefics3ForConditionalGeneration, tmp_path: Path
     load(tmp_path, torch_dtype=torch.float16, attn_implementation="flash_attention_2")
     with pytest.raises(ConfigError, match=r"takes half precision, but the model is torch.float32"):
         load(tmp_path, attn_implementation="flash_attention_2")
-    with pytest.raises(ConfigError, match="attn_implementation is 'eager', but there are sdpa and flash_attention_2"):
+    with pytest.raises(
+        ConfigError, match="attn_implementation is 'eager', but only sdpa and flash_attention_2 are implemented"
+    ):
         load(tmp_path, attn_implementation="eager")
 
 

@@ -138,7 +138,7 @@ def test_options_of_the_fast_processor_may_be_given_to_its_constructor():
     named = Idefics2ImageProcessorFast()(image, size=SQUARE, do_normalize=False, **options)["pixel_values"]
     assert torch.equal(pixels, named)
     assert fast(image, data_format="channels_first")["pixel_values"].shape == (1, 1, 3, 14, 14)
-    with pytest.raises(ValueError, match="crops no centre"):
+    with pytest.raises(ValueError, match="does not crop the centre"):
         Idefics2ImageProcessorFast(do_center_crop=True)(image)
     with pytest.raises(TypeError, match="no setting 'devise': did you mean 'device'"):
         Idefics2ImageProcessorFast(devise="cpu")
