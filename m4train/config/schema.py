@@ -86,6 +86,9 @@ class SourceConfig:
     documents: DocumentOptions = field(default_factory=DocumentOptions)
     conversations: ConversationOptions = field(default_factory=ConversationOptions)
     images: ImageOptions = field(default_factory=ImageOptions)
+    image_folder: str | None = (
+        None  # where relative paths of pictures in records begin; null: at the records' own folder
+    )
     image_range: list[float] = field(
         default_factory=list
     )  # values that are black and white in pictures of more than 8 bits, such as [0, 4095]; empty: as the file says

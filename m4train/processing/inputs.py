@@ -81,7 +81,7 @@ def read_image(image: Any, upstream: bool = False, channels: str | None = None) 
     if isinstance(image, Image.Image):
         check_size(image, MAX_PIXELS)
         return image if upstream else upright(image)
-    if isinstance(image, str) and image.startswith("data:"):
+    if isinstance(image, str) and image[:5].lower() == "data:":
         image = from_base64(image)
     if isinstance(image, str) and is_url(image):
         return decode_image(_download(image), as_pillow=upstream)

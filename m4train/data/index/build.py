@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from m4train.data.documents.rendering import Renderer
-from m4train.data.index.scan import count_shard, scan_shard
+from m4train.data.index.outside import changed_outside
+from m4train.data.index.scan import Stored, count_shard, scan_shard
 from m4train.data.index.shard_index import VERSION, ShardIndex, index_path, tokens_path
 from m4train.data.sources.base import ShardFormat
 from m4train.data.storage.arrays import read_arrays, write_arrays
@@ -101,23 +102,50 @@ def _too_large(shards: Mapping[str, int], shard_format: ShardFormat, auto_limit:
 
 
 def _staleness(
-    shard: str, found: list[Any], shard_format: ShardFormat, index_dir: str | None, fingerprint: str
+    shard: str,
+    found: list[Any],
+    shard_format: ShardFormat,
+    index_dir: str | None,
+    fingerprint: str,
+    thorough: bool = False,
 ) -> str | None:
     """Why a shard with the stamp `found` must be indexed, or None."""
+    structure, why = _structure(shard, found, shard_format, index_dir, thorough)
+    if structure is None:
+        return why
     try:
-        meta, _ = read_arrays(index_path(shard, index_dir))
-        if meta.get("version") != VERSION or found != meta["stamp"]:
-            return "the shard has changed since it was indexed"
-        if meta["format"] != shard_format.name:
-            return f"it was indexed as {meta['format']}"
         tokens, _ = read_arrays(tokens_path(shard, index_dir, fingerprint))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        return "no index" if str(error.filename).endswith(".index") else "no token counts for this processor"
+    except (FileNotFoundError, NotADirectoryError):
+        return "no token counts for this processor"
     except StaleIndexError as error:
         return str(error)
-    if (tokens.get("version"), tokens["fingerprint"], tokens["digest"]) != (VERSION, fingerprint, meta["digest"]):
+    if (tokens.get("version"), tokens["fingerprint"], tokens["digest"]) != (
+        VERSION,
+        fingerprint,
+        structure[0]["digest"],
+    ):
         return "the token counts are for other content"
     return None
+
+
+def _structure(
+    shard: str, found: list[Any], shard_format: ShardFormat, index_dir: str | None, thorough: bool
+) -> tuple[Stored | None, str]:
+    """What `SHARD.index` holds, or why it is not what a scan would find now."""
+    try:
+        meta, arrays = read_arrays(index_path(shard, index_dir))
+    except (FileNotFoundError, NotADirectoryError):
+        return None, "no index"
+    except StaleIndexError as error:
+        return None, str(error)
+    if meta.get("version") != VERSION or found != meta["stamp"]:
+        return None, "the shard has changed since it was indexed"
+    if meta["format"] != shard_format.name:
+        return None, f"it was indexed as {meta['format']}"
+    if meta.get("settings", {}) != dict(shard_format.settings):
+        return None, "it was indexed with other settings of its source"
+    changed = changed_outside(shard, arrays, thorough)
+    return (None, changed) if changed else ((meta, arrays), "")
 
 
 @contextmanager
@@ -147,16 +175,10 @@ def _build_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, inde
     path, fingerprint = index_path(shard, index_dir), renderer.fingerprint()
     with _locked(path):
         found = stamp(shard)
-        if _staleness(shard, found, shard_format, index_dir, fingerprint) is None:
+        if _staleness(shard, found, shard_format, index_dir, fingerprint, thorough=True) is None:
             return
-        try:
-            structure = read_arrays(path)
-            meta = structure[0]
-            fresh = (meta.get("version"), meta.get("format")) == (VERSION, shard_format.name)
-            fresh = fresh and meta["stamp"] == found
-        except (FileNotFoundError, StaleIndexError):
-            fresh = False
-        if fresh:
+        structure, _ = _structure(shard, found, shard_format, index_dir, thorough=True)
+        if structure is not None:
             counts = count_shard(shard, shard_format, renderer, structure)
         else:
             structure, counts = scan_shard(shard, shard_format, renderer, FileReader(read_ahead=_READ_AHEAD))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from m4train.data.documents.rendering import Renderer
+from m4train.data.index.outside import outside_arrays, outside_stamp
 from m4train.data.index.shard_index import PIECE_KINDS, VERSION, Pieces, sample_key, sample_members
 from m4train.data.sources.base import Member, ScannedSample, ShardFormat
 from m4train.data.storage.arrays import smallest
@@ -25,7 +26,7 @@ Stored = tuple[dict[str, Any], dict[str, np.ndarray]]  # meta and arrays of one 
 def scan_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, files: FileReader) -> tuple[Stored, Stored]:
     """The structure of a shard and its token counts, from one pass. Raises DataError if it changes meanwhile."""
     found = stamp(shard)
-    structure, counts = _Structure(), _Counts(renderer)
+    structure, counts = _Structure(shard), _Counts(renderer)
     for sample in shard_format.scan(files, shard):
         structure.add(sample)
         counts.add(files, shard, shard_format, sample.key, sample.members)
@@ -33,6 +34,7 @@ def scan_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, files:
         raise DataError(f"{shard} changed while it was indexed: wait until it is written, then start again.")
     meta, parts = structure.stored()
     meta |= {"format": shard_format.name, "stamp": found, "blocks": shard_format.blocks(files, shard)}
+    meta |= {"settings": dict(shard_format.settings)} if shard_format.settings else {}
     return (meta, parts), counts.stored(meta["digest"])
 
 
@@ -52,13 +54,15 @@ def count_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, struc
 class _Structure:
     """Keys and members of the samples of a shard. A bad sample has no members."""
 
-    def __init__(self) -> None:
+    def __init__(self, shard: str) -> None:
+        self._shard = shard
         self._keys = bytearray()
         self._key_ends: list[int] = []
         self._starts: list[int] = []
         self._member_ends: list[int] = []
         self._rows: list[tuple[int, ...]] = []
         self._bad: dict[str, tuple[str, str]] = {}
+        self._outside: dict[str, tuple[int, int]] = {}  # stamps of the files outside the shard
 
     def add(self, sample: ScannedSample) -> None:
         if sample.bad is not None:
@@ -69,6 +73,9 @@ class _Structure:
         self._starts.append(start)
         self._rows += [(m.offset - start, m.size, m.hash, m.width, m.height, m.part) for m in sample.members]
         self._member_ends.append(len(self._rows))
+        for path in sample.files:
+            if path not in self._outside:
+                self._outside[path] = outside_stamp(path)
 
     def stored(self) -> Stored:
         columns = list(zip(*self._rows)) or [()] * len(_MEMBER_TYPES)
@@ -78,6 +85,8 @@ class _Structure:
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(arrays):
             digest.update(arrays[name].tobytes())
+        if self._outside:  # no part of the digest: who copies a dataset has the same one
+            arrays |= outside_arrays(self._shard, self._outside)
         return {"version": VERSION, "bad": self._bad, "digest": digest.hexdigest()}, smallest(arrays)
 
 

@@ -5,9 +5,9 @@ A new format is one file next to this one with a `ShardFormat`; everything after
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import xxhash
 from PIL import Image
@@ -37,11 +37,15 @@ class Member:
 
 @dataclass(frozen=True)
 class ScannedSample:
-    """A sample as the scan found it: `members` are its texts and then every image in reading order, or `bad` says why not."""
+    """A sample as the scan found it: `members` are its texts and then every image in reading order, or `bad` says why not.
+
+    `files` are local files outside the shard that it depends on, whether they are there or not.
+    """
 
     key: str
     members: tuple[Member, ...] = ()
     bad: tuple[str, str] | None = None  # reason, detail
+    files: tuple[str, ...] = ()
 
 
 def content_hash(data: bytes) -> int:
@@ -53,9 +57,8 @@ class ShardFormat(Protocol):
     """How one kind of shard is read. Instances are picklable and hold no open files."""
 
     name: str
-    image_range: Sequence[
-        float
-    ]  # the values of black and white in pictures of more than 8 bits; empty: as the file says
+    settings: Mapping[str, Any]  # what of the source's configuration decides, next to the shard, what its index holds
+    image_range: Sequence[float]  # values of black and white in deep pictures; empty: as the file says
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         """Every sample of the shard in stored order, one sequential pass; damage is reported as bad samples."""

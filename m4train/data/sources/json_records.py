@@ -1,15 +1,15 @@
 """Records in JSON and JSONL files: LLaVA, ShareGPT and OpenAI messages, and what parquet rows hold, with images in files or
 as base64.
 
-An image is a path relative to the JSON file's folder, or base64, plain or as a data URL. Remote images are refused: fetch them first.
+An image is a path, from the JSON file's folder or the source's image_folder, the URL of an object store, or base64, plain or as a
+data URL. Images on web pages are refused: fetch them first.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -17,16 +17,14 @@ from PIL import Image
 
 from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample, content_hash
-from m4train.data.sources.records import image_member, record_sample, unchanged
-from m4train.data.sources.tar_layouts import from_base64
+from m4train.data.sources.pictures import Pictures
+from m4train.data.sources.records import record_sample, unchanged
 from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
-from m4train.processing.images import decode_image, read_image_info
+from m4train.processing.images import decode_image
 
-_LONGEST_NAME = 255  # characters of a file name
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_IN_FILE, _IN_RECORD = 0, 1  # where an image is stored, as its member's offset
 
 
 class JsonRecords:
@@ -36,19 +34,23 @@ class JsonRecords:
     """
 
     name = "json"
+    settings: Mapping[str, Any] = {}
+    pictures = Pictures()
     image_range: Sequence[float] = ()
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         for number, (offset, raw) in enumerate(_records(files, path)):
             key = str(number)
+            named: tuple[str, ...] = ()
             try:
                 if isinstance(raw, BadSample):
                     raise raw
                 names = record_sample(_parse(raw)).images
-                images = [self._image(files, path, name, place) for place, name in enumerate(names)]
-                yield ScannedSample(key, (Member(offset, len(raw), content_hash(raw)), *images))
+                named = self.pictures.files_of(path, names)
+                images = [self.pictures.find(files, path, name, place) for place, name in enumerate(names)]
+                yield ScannedSample(key, (Member(offset, len(raw), content_hash(raw)), *images), files=named)
             except BadSample as error:
-                yield ScannedSample(key, bad=(error.reason, error.detail))
+                yield ScannedSample(key, bad=(error.reason, error.detail), files=named)
 
     def count(self, files: FileReader, path: str, limit: int) -> int:
         return sum(1 for _ in islice(_records(files, path), limit + 1))
@@ -67,14 +69,10 @@ class JsonRecords:
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> list[bytes]:
-        names = self.sample(files, path, members).images if wanted else []
-        found = []
-        for number in wanted:
-            member, name = members[1 + number], names[number]
-            embedded = member.offset == _IN_RECORD
-            data = from_base64(name) if embedded else files.read(_next_to(path, name), 0, member.size)
-            found.append(unchanged(data, member, f"image {number} ({name[:80]})"))
-        return found
+        if not wanted:
+            return []
+        names = self.sample(files, path, members).images
+        return self.pictures.read(files, path, [names[n] for n in wanted], [members[1 + n] for n in wanted])
 
     def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
         """The records: they say where their images are."""
@@ -85,40 +83,6 @@ class JsonRecords:
 
     def blocks(self, files: FileReader, path: str) -> None:
         return None
-
-    def _image(self, files: FileReader, path: str, name: str, number: int) -> Member:
-        if re.match(r"[a-z0-9]+://", name):
-            raise BadSample("remote_image", f"image {number}, {name[:80]}, is a URL: fetch the images before training")
-        if _only_base64(name):
-            return image_member(from_base64(name), number, _IN_RECORD)
-        place = _next_to(path, name)
-        try:
-            data = files.read(place, 0, files.size(place))
-        except (FileNotFoundError, NotADirectoryError):
-            coded = _short_base64(name)
-            if coded is None:
-                raise BadSample("missing_image", f"image {number}: no file {place[:1000]}") from None
-            return image_member(coded, number, _IN_RECORD)
-        return image_member(data, number, _IN_FILE, len(data))
-
-
-def _only_base64(name: str) -> bool:
-    """Whether an image can only be given as base64, in a data URL or plainly, and not by its path."""
-    return name.startswith("data:") or (len(name) > _LONGEST_NAME and "." not in name)
-
-
-def _short_base64(name: str) -> bytes | None:
-    """The image that a name is in base64, for the smallest ones are no longer than a path; None if it is none."""
-    try:
-        data = from_base64(name)
-        read_image_info(data)
-    except BadSample:
-        return None
-    return data
-
-
-def _next_to(path: str, name: str) -> str:
-    return os.path.join(os.path.dirname(path), name)
 
 
 def _parse(raw: bytes) -> Any:

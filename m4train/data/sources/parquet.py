@@ -7,7 +7,7 @@ windows, as Arrow tables: a row becomes Python objects only when it is asked for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -36,6 +36,7 @@ class ParquetRows:
     """One sample a row. A member's `offset` is its row group, `size` its row in it, `part` the number of the image."""
 
     name = "parquet"
+    settings: Mapping[str, Any] = {}
     image_range: Sequence[float] = ()
 
     def __init__(self, window: int = 1, pool: int = 0) -> None:
@@ -47,7 +48,11 @@ class ParquetRows:
         self.groups_read = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (ParquetRows, (self._kept.window, self._kept.pool), {"image_range": self.image_range})
+        return (
+            ParquetRows,
+            (self._kept.window, self._kept.pool),
+            {"image_range": self.image_range, "settings": self.settings},
+        )
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         number = 0

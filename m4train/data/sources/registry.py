@@ -6,6 +6,7 @@ from m4train.config import SourceConfig
 from m4train.data.sources.base import ShardFormat
 from m4train.data.sources.json_records import JsonRecords
 from m4train.data.sources.parquet import ParquetRows
+from m4train.data.sources.pictures import Pictures
 from m4train.data.sources.tar import CanonicalTar
 from m4train.data.sources.tar_layouts import (
     EnergonInterleaved,
@@ -38,4 +39,11 @@ def shard_format(config: SourceConfig) -> ShardFormat:
         raise ConfigError(f"A source's format is {config.format!r}, but must be one of {', '.join(FORMATS)}.")
     found = FORMATS[config.format]()
     found.image_range = tuple(config.image_range)
+    if config.image_folder is not None:
+        if not hasattr(found, "pictures"):
+            raise ConfigError(
+                f"image_folder is {config.image_folder!r}, but format {config.format} keeps its images in its shards."
+            )
+        found.pictures = Pictures(config.image_folder)
+        found.settings = {"image_folder": found.pictures.folder}
     return found

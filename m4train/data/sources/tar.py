@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from PIL import Image
 
@@ -38,6 +39,7 @@ class TarLayout:
     """One sample is the run of members that share a key, as in webdataset. Layouts fill in the first four methods."""
 
     name = ""
+    settings: Mapping[str, Any] = {}
     image_range: Sequence[float] = ()
     proves_itself = (
         False  # whether a sample says what members it has and what is in them: else damage next to it may be in it

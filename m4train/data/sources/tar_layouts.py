@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import base64
-import binascii
 import io
 import json
 import os
@@ -21,6 +19,7 @@ from m4train.data.sources.tar import Ref, TarLayout
 from m4train.data.sources.tarfiles import TarMember
 from m4train.errors import BadSample
 from m4train.processing.images import to_rgb
+from m4train.processing.inputs import from_base64
 
 Named = Mapping[str, TarMember]
 Read = Callable[[str], bytes]
@@ -334,15 +333,6 @@ def interleaved(record: Any) -> Sample:
             )
         items.append({"text": text} if image is None else {"image": str(image)})
     return sample_from_dict({"items": items, "source": {"url": record.get("url")}})
-
-
-def from_base64(text: str) -> bytes:
-    """The bytes of a base64 string, with or without a data URL before it, and in lines or not. Raises BadSample."""
-    coded = text.partition(",")[2] if text.startswith("data:") else text
-    try:
-        return base64.b64decode("".join(coded.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadSample("unreadable_image", f"an image is not valid base64: {error}") from None
 
 
 def _field(record: Any, name: str, kind: type) -> Any:

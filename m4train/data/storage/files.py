@@ -37,7 +37,13 @@ _VERSION_FIELDS = (
     "created",
 )
 
+_FINAL = (PermissionError, ValueError, TypeError, NotImplementedError)  # answers of a store that stay the same
+
 Range = tuple[str, int, int]  # path, first byte, number of bytes
+
+
+class UnreachableError(DataError):
+    """A file that its storage says is not there, or may not be read: asking again does not help."""
 
 
 def is_remote(path: str) -> bool:
@@ -107,11 +113,11 @@ class FileReader:
 
     def size(self, path: str) -> int:
         """Bytes of a file, which is taken not to change. Raises FileNotFoundError."""
-        if not is_remote(path):
-            if not os.path.isfile(path):
-                raise FileNotFoundError(path)
-            return os.path.getsize(path)
-        return int(self._stamp(path)[0])
+        if is_remote(path):
+            return int(self._stamp(path)[0])
+        if not os.path.isfile(path):
+            raise FileNotFoundError(path)
+        return os.path.getsize(path)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`, fewer only if the file ends. Raises DataError when the storage keeps failing."""
@@ -130,6 +136,28 @@ class FileReader:
             if len(self._held) > _WINDOWED_FILES:
                 del self._held[next(iter(self._held))]
         return data[:size]
+
+    def whole(self, path: str) -> bytes:
+        """All bytes of a file. Raises FileNotFoundError as soon as it is not there or may not be read; otherwise as `read`."""
+        try:
+            size = self.size(path)
+            return self.read(path, 0, size) if is_remote(path) else self._whole(path)
+        except UnreachableError as error:
+            raise FileNotFoundError(str(error)) from None
+
+    def _whole(self, path: str) -> bytes:
+        def read() -> bytes | None:
+            try:
+                with open(path, "rb") as file:
+                    return file.read()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+                return None
+
+        self.reads += 1
+        data = _patiently(path, read)
+        if data is None:
+            raise FileNotFoundError(path)
+        return data
 
     def expect(self, ranges: Iterable[Range]) -> None:
         """Says what is read next: remote ranges are fetched together, neighbours as one, and held until the next call."""
@@ -197,6 +225,8 @@ class FileReader:
             for number, answer in failed:
                 if _is_missing(answer):
                     raise _gone(ranges[number][0])
+                if isinstance(answer, _FINAL):
+                    raise UnreachableError(f"{ranges[number][0]} cannot be read: {answer}.")
             if attempt == READ_ATTEMPTS:
                 raise _gave_up(ranges[failed[0][0]][0], failed[0][1])
             time.sleep(pause)
@@ -287,14 +317,17 @@ def _filesystem(path: str) -> tuple[Any, str]:
 
     try:
         return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # filesystems raise what they like for a URL that they cannot use
         raise ConfigError(
             f"{path} cannot be opened ({error}): install what fsspec needs for it, such as the extra m4train[remote]."
         ) from error
 
 
 def _patiently(path: str, action: Any, between: Any = None) -> Any:
-    """What `action` returns, tried again after a pause while the storage fails. Raises DataError, FileNotFoundError."""
+    """What `action` returns, tried again after a pause while the storage fails. Raises DataError, FileNotFoundError.
+
+    Local files that are not there are waited for, too: a network folder may come back.
+    """
     pause = FIRST_PAUSE
     for attempt in range(1, READ_ATTEMPTS + 1):
         try:
@@ -302,6 +335,8 @@ def _patiently(path: str, action: Any, between: Any = None) -> Any:
         except Exception as error:
             if is_remote(path) and _is_missing(error):
                 raise FileNotFoundError(path) from error
+            if is_remote(path) and isinstance(error, _FINAL):
+                raise UnreachableError(f"{path} cannot be read: {error}.") from error
             if not is_remote(path) and not isinstance(error, OSError):
                 raise
             if between is not None:
@@ -319,8 +354,8 @@ def _is_missing(error: Exception) -> bool:
     return isinstance(error, FileNotFoundError) and status in (404, 410)
 
 
-def _gone(path: str) -> DataError:
-    return DataError(f"{path} was there when it was indexed and is gone: restore it, or index the rest.")
+def _gone(path: str) -> UnreachableError:
+    return UnreachableError(f"{path} was there when it was indexed and is gone: restore it, or index the rest.")
 
 
 def _gave_up(path: str, error: Any) -> DataError:
