@@ -77,13 +77,13 @@ class PackedImages:
 class CrossSegments:
     """Which images each token attends to, for models with cross-attention (Idefics).
 
-    Tokens that see the same images make a run; tokens that see none are left out. `tokens` (Q,) int64 are the positions of
-    the tokens of all runs, run by run; `runs` how many tokens each has; `seen` how many images each sees; `images` (K,)
-    int64 which ones, run by run.
+    Consecutive tokens that see the same images make a segment; tokens that see none are left out. `tokens` (Q,) int64 are the
+    positions of the tokens of all segments, one after the other; `queries` how many tokens each has; `seen` how many images
+    each sees; `images` (K,) int64 which ones.
     """
 
     tokens: Tensor
-    runs: Segments
+    queries: Segments
     seen: Segments
     images: Tensor
 

@@ -1,4 +1,4 @@
-"""The models in plain PyTorch on the flat layout, imported when first used.
+"""The models in plain PyTorch on the packed form, imported when first used.
 
 Each family has one file (`idefics.py`, `idefics2.py`, `idefics3.py`) that puts towers, connector and decoder together;
 `multimodal.py` is what they share, `attention.py` the one attention operator, `padded.py` and `doors.py` the documented

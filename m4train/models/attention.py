@@ -1,4 +1,4 @@
-"""The attention operator on the packed layout: queries, keys and values of all segments end to end."""
+"""The attention operator on the packed form: queries, keys and values of all segments end to end."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from m4train.errors import ConfigError
-from m4train.models.configuration import ModelConfig, check_dropout, refuse
+from m4train.models.configuration import PretrainedConfig, check_dropout, refuse
 
 
 @dataclass(kw_only=True)
-class SiglipVisionConfig(ModelConfig):
+class SiglipVisionConfig(PretrainedConfig):
     """The SigLIP tower of Idefics2, Idefics3 and SmolVLM."""
 
     model_type: ClassVar[str] = "idefics3"
@@ -47,7 +47,7 @@ class SiglipVisionConfig(ModelConfig):
 
 
 @dataclass(kw_only=True)
-class LlamaConfig(ModelConfig):
+class LlamaConfig(PretrainedConfig):
     """A Llama decoder."""
 
     model_type: ClassVar[str] = "llama"
@@ -98,8 +98,8 @@ class LlamaConfig(ModelConfig):
         return 0.0
 
     @classmethod
-    def for_type(cls, model_type: str | None) -> type[ModelConfig]:
-        kinds: dict[str | None, type[ModelConfig]] = {None: cls, "llama": LlamaConfig, "mistral": MistralConfig}
+    def for_type(cls, model_type: str | None) -> type[PretrainedConfig]:
+        kinds: dict[str | None, type[PretrainedConfig]] = {None: cls, "llama": LlamaConfig, "mistral": MistralConfig}
         if model_type not in kinds:
             raise ConfigError(f"text_config.model_type {model_type!r} is not implemented: llama and mistral are")
         return kinds[model_type]

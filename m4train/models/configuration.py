@@ -48,7 +48,7 @@ class _TakesAnyKey(type):
 
 
 @dataclass(kw_only=True)
-class ModelConfig(metaclass=_TakesAnyKey):
+class PretrainedConfig(metaclass=_TakesAnyKey):
     """Fields shared by every configuration.
 
     `extra` holds the keys of a config.json, or further arguments, that no field has; they can be read as attributes, and are
@@ -58,7 +58,7 @@ class ModelConfig(metaclass=_TakesAnyKey):
 
     model_type: ClassVar[str] = ""
     renamed: ClassVar[dict[str, str]] = {"torch_dtype": "dtype"}
-    sub_configs: ClassVar[dict[str, type[ModelConfig]]] = {}
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {}
 
     dtype: str | None = None
     initializer_range: float = 0.02
@@ -85,7 +85,7 @@ class ModelConfig(metaclass=_TakesAnyKey):
             raise AttributeError(f"{type(self).__name__} has no field {name}") from None
 
     @classmethod
-    def for_type(cls, model_type: str | None) -> type[ModelConfig]:
+    def for_type(cls, model_type: str | None) -> type[PretrainedConfig]:
         """The class that reads a sub-configuration of this `model_type`."""
         return cls
 
@@ -127,7 +127,7 @@ class ModelConfig(metaclass=_TakesAnyKey):
         values: dict[str, Any] = {"model_type": self.model_type} if self.model_type else {}
         for name in (f.name for f in fields(self) if f.name not in ("extra", "dtype")):
             value = getattr(self, name)
-            values[name] = value.to_dict() if isinstance(value, ModelConfig) else value
+            values[name] = value.to_dict() if isinstance(value, PretrainedConfig) else value
         if self.dtype is not None:
             values["torch_dtype"] = self.dtype
         return {**self.extra, **values}
@@ -145,7 +145,7 @@ def _refuse_value(value: Any) -> Any:
     )
 
 
-def check_dropout(config: ModelConfig, *names: str) -> None:
+def check_dropout(config: PretrainedConfig, *names: str) -> None:
     """Raises ConfigError for the first of these fields that is not a probability below 1."""
     for name in names:
         value = getattr(config, name)
@@ -155,7 +155,7 @@ def check_dropout(config: ModelConfig, *names: str) -> None:
             )
 
 
-def refuse(config: ModelConfig, **allowed: tuple[Any, ...]) -> None:
+def refuse(config: PretrainedConfig, **allowed: tuple[Any, ...]) -> None:
     """Raises ConfigError for the first field whose value is not among those implemented."""
     for name, values in allowed.items():
         value = getattr(config, name)

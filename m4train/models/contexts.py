@@ -211,17 +211,17 @@ class RecordingContext:
 
 
 class CrossContext:
-    """Cross-attention of runs of tokens to the features of the images they see (Idefics).
+    """Cross-attention of segments of tokens to the features of the images they see (Idefics).
 
     Args:
-        cross: the runs.
+        cross: the segments, and the images that each sees.
         per_image: number of feature vectors of an image.
         cache: where the keys and values of the images are kept for later steps.
     """
 
     def __init__(self, cross: CrossSegments, per_image: int, cache: KeyValueCache | None = None) -> None:
         self.tokens = cross.tokens
-        self.queries = cross.runs
+        self.queries = cross.queries
         self.keys = Segments(tuple(n * per_image for n in cross.seen.lengths), cross.seen.cu_seqlens * per_image)
         self.images = cross.images
         self.per_image = per_image
@@ -229,7 +229,7 @@ class CrossContext:
 
     @torch.compiler.disable
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
-        """(Q, heads, head_dim) for the tokens of the runs; (images x per_image, heads, head_dim) twice."""
+        """(Q, heads, head_dim) for the tokens of the segments; (images x per_image, heads, head_dim) twice."""
         if not self.queries.lengths:
             # Nothing sees an image: an empty result of all three, so that each gets a gradient of zeros.
             return torch.cat((query[:0], key[:0], value[:0]))

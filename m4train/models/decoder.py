@@ -1,4 +1,4 @@
-"""The Llama decoder on the packed layout; what a layer attends to is decided by the context it is given."""
+"""The Llama decoder on the packed form; what a layer attends to is decided by the context it is given."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from m4train.batch import CrossSegments, PackedBatch, PackedImages
 from m4train.errors import DataError
 from m4train.models.backbone_configs import LlamaConfig
 from m4train.models.clip_vision import ClipTower, clip_flops
-from m4train.models.configuration import ModelConfig
+from m4train.models.configuration import PretrainedConfig
 from m4train.models.contexts import CrossContext, KeyValueCache, PackedContext
 from m4train.models.decoder import DecoderLayer, LayerContext, decoder_flops, text_norm
 from m4train.models.doors import ModelDoors, PaddedInputs
@@ -104,7 +104,7 @@ class IdeficsModel(ModelDoors, PretrainedModel):
     documented and in transformers 4; release 5 gives there what the first gated layer made of them.
     """
 
-    config_class: ClassVar[type[ModelConfig]] = IdeficsConfig
+    config_class: ClassVar[type[PretrainedConfig]] = IdeficsConfig
     checkpoint_prefix = "model."
     image_arguments = (
         "pixel_values",
@@ -210,7 +210,7 @@ class IdeficsForVisionText2Text(MultimodalLM):
     `vision_model`, if given, takes the place of the vision tower, with its weights.
     """
 
-    config_class: ClassVar[type[ModelConfig]] = IdeficsConfig
+    config_class: ClassVar[type[PretrainedConfig]] = IdeficsConfig
     embedding_name = "model.embed_tokens"
 
     def __init__(self, config: IdeficsConfig, vision_model: ClipTower | None = None) -> None:
@@ -278,8 +278,10 @@ def cross_attention_flops(config: IdeficsConfig, batch: PackedBatch, frames: int
     size, vision = config.hidden_size, config.vision_config
     queries, pairs = 0, 0
     if batch.cross is not None:
-        queries = batch.cross.runs.total
-        pairs = sum(q * k for q, k in zip(batch.cross.runs.lengths, batch.cross.seen.lengths)) * config.tokens_per_image
+        queries = batch.cross.queries.total
+        pairs = (
+            sum(q * k for q, k in zip(batch.cross.queries.lengths, batch.cross.seen.lengths)) * config.tokens_per_image
+        )
     weights = batch.tokens * 3 * size * config.intermediate_size + queries * 2 * size * size
     weights += frames * config.tokens_per_image * 2 * vision.embed_dim * size
     layers = config.num_hidden_layers // config.cross_layer_interval

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedImages, Segments
 from m4train.errors import DataError
-from m4train.models.configuration import ModelConfig
+from m4train.models.configuration import PretrainedConfig
 from m4train.models.decoder import Decoder
 from m4train.models.initialisation import fill_normal, init_modules
 from m4train.models.layers import GatedMLP
@@ -42,7 +42,7 @@ class Idefics2Model(MultimodalModel):
     `position_rounding` chooses how `pack` fits grids into that table (see `patch_position_ids`).
     """
 
-    config_class: ClassVar[type[ModelConfig]] = Idefics2Config
+    config_class: ClassVar[type[PretrainedConfig]] = Idefics2Config
 
     def __init__(self, config: Idefics2Config) -> None:
         super().__init__(config)
@@ -125,7 +125,7 @@ def _real_patches(images: Tensor, mask: Tensor | None, size: int) -> tuple[Tenso
 class Idefics2ForConditionalGeneration(MultimodalLM):
     """See `MultimodalLM`."""
 
-    config_class: ClassVar[type[ModelConfig]] = Idefics2Config
+    config_class: ClassVar[type[PretrainedConfig]] = Idefics2Config
     model_class: ClassVar[type[MultimodalModel]] = Idefics2Model
 
     def image_flops(self, images: PackedImages) -> tuple[float, float]:

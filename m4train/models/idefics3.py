@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedImages
 from m4train.errors import ConfigError, DataError
-from m4train.models.configuration import ModelConfig
+from m4train.models.configuration import PretrainedConfig
 from m4train.models.decoder import Decoder
 from m4train.models.initialisation import fill_normal, init_modules
 from m4train.models.model_configs import Idefics3Config, SmolVLMConfig
@@ -70,7 +70,7 @@ def pixel_shuffle(features: Tensor, factor: int) -> Tensor:
 class Idefics3Model(MultimodalModel):
     """See `MultimodalModel`; images are square frames of the size of the tower."""
 
-    config_class: ClassVar[type[ModelConfig]] = Idefics3Config
+    config_class: ClassVar[type[PretrainedConfig]] = Idefics3Config
 
     def __init__(self, config: Idefics3Config) -> None:
         super().__init__(config)
@@ -121,7 +121,7 @@ class Idefics3Model(MultimodalModel):
 class Idefics3ForConditionalGeneration(MultimodalLM):
     """See `MultimodalLM`."""
 
-    config_class: ClassVar[type[ModelConfig]] = Idefics3Config
+    config_class: ClassVar[type[PretrainedConfig]] = Idefics3Config
     model_class: ClassVar[type[MultimodalModel]] = Idefics3Model
 
     def image_flops(self, images: PackedImages) -> tuple[float, float]:

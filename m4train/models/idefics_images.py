@@ -1,4 +1,4 @@
-"""The padded image arguments of Idefics, turned into features and the runs of tokens that see them."""
+"""The padded image arguments of Idefics, turned into features and the segments of tokens that see them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def padded_images(model: Any, inputs: PaddedInputs) -> tuple[Tensor | None, Cros
         if mask is None or cache is None or cache.images is None:
             return None, None, None
         per_image = cache.cross[0][0].shape[0] // (int(cache.images.max()) + 1)
-        return None, CrossContext(_runs(mask, inputs.tokens, cache.images), per_image, cache), None
+        return None, CrossContext(_cross_segments(mask, inputs.tokens, cache.images), per_image, cache), None
     if mask is None:
         raise DataError(f"{given[0]} is given without image_attention_mask (B, T, N): say which token sees which image")
     images = inputs.images[given[0]]
@@ -46,7 +46,7 @@ def padded_images(model: Any, inputs: PaddedInputs) -> tuple[Tensor | None, Cros
     if cache is not None:
         cache.images = numbers
     per_image = features.shape[0] // (int(numbers.max()) + 1)
-    cross = CrossContext(_runs(mask, inputs.tokens, numbers), per_image, cache)
+    cross = CrossContext(_cross_segments(mask, inputs.tokens, numbers), per_image, cache)
     by_image = torch.cat((features, features.new_zeros(per_image, features.shape[1]))).unflatten(0, (-1, per_image))
     return features, cross, by_image[numbers]  # -1 is the last: zeros
 
@@ -72,8 +72,8 @@ def _features(model: Any, source: str, images: dict[str, Any], mask: Tensor) -> 
     return (model.resample(features, numbers.numel()) if model.config.use_resampler else features), numbers
 
 
-def _runs(mask: Tensor, tokens: PaddedTokens, numbers: Tensor) -> CrossSegments:
-    """Runs of tokens of one sample that see the same images, from the mask (B, T, N)."""
+def _cross_segments(mask: Tensor, tokens: PaddedTokens, numbers: Tensor) -> CrossSegments:
+    """Segments of consecutive tokens of one sample that see the same images, from the mask (B, T, N)."""
     visible = tokens.flatten(mask[:, mask.shape[1] - tokens.shape[1] :].long())
     seen, lengths = torch.unique_consecutive(
         torch.cat((tokens.rows[:, None], visible), dim=1), dim=0, return_counts=True

@@ -8,16 +8,16 @@ from typing import Any, ClassVar
 
 from m4train.errors import ConfigError
 from m4train.models.backbone_configs import LlamaConfig, MistralConfig, SiglipVisionConfig
-from m4train.models.configuration import ModelConfig, check_dropout, refuse
+from m4train.models.configuration import PretrainedConfig, check_dropout, refuse
 
 
 @dataclass(kw_only=True)
-class Idefics3Config(ModelConfig):
+class Idefics3Config(PretrainedConfig):
     """Idefics3: SigLIP frames, pixel shuffle, a linear projection and a Llama decoder."""
 
     model_type: ClassVar[str] = "idefics3"
-    renamed: ClassVar[dict[str, str]] = {**ModelConfig.renamed, "_pad_token_id": "pad_token_id"}
-    sub_configs: ClassVar[dict[str, type[ModelConfig]]] = {
+    renamed: ClassVar[dict[str, str]] = {**PretrainedConfig.renamed, "_pad_token_id": "pad_token_id"}
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {
         "vision_config": SiglipVisionConfig,
         "text_config": LlamaConfig,
     }
@@ -57,7 +57,7 @@ class SmolVLMConfig(Idefics3Config):
     """SmolVLM: the architecture of Idefics3 under another name."""
 
     model_type: ClassVar[str] = "smolvlm"
-    sub_configs: ClassVar[dict[str, type[ModelConfig]]] = {
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {
         "vision_config": SmolVLMVisionConfig,
         "text_config": LlamaConfig,
     }
@@ -76,7 +76,7 @@ class Idefics2VisionConfig(SiglipVisionConfig):
 
 
 @dataclass(kw_only=True)
-class Idefics2PerceiverConfig(ModelConfig):
+class Idefics2PerceiverConfig(PretrainedConfig):
     """The perceiver that turns the patches of an image into a fixed number of tokens."""
 
     model_type: ClassVar[str] = "idefics2"
@@ -102,11 +102,11 @@ class Idefics2PerceiverConfig(ModelConfig):
 
 
 @dataclass(kw_only=True)
-class Idefics2Config(ModelConfig):
+class Idefics2Config(PretrainedConfig):
     """Idefics2: SigLIP on images of any shape, a perceiver, and a Mistral decoder."""
 
     model_type: ClassVar[str] = "idefics2"
-    sub_configs: ClassVar[dict[str, type[ModelConfig]]] = {
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {
         "vision_config": Idefics2VisionConfig,
         "perceiver_config": Idefics2PerceiverConfig,
         "text_config": MistralConfig,
@@ -138,11 +138,11 @@ class Idefics2Config(ModelConfig):
 
 
 @dataclass(kw_only=True)
-class IdeficsVisionConfig(ModelConfig):
+class IdeficsVisionConfig(PretrainedConfig):
     """The CLIP tower of Idefics."""
 
     model_type: ClassVar[str] = "idefics"
-    renamed: ClassVar[dict[str, str]] = {**ModelConfig.renamed, "hidden_size": "embed_dim"}
+    renamed: ClassVar[dict[str, str]] = {**PretrainedConfig.renamed, "hidden_size": "embed_dim"}
 
     embed_dim: int = 768
     image_size: int = 224
@@ -168,7 +168,7 @@ class IdeficsVisionConfig(ModelConfig):
 
 
 @dataclass(kw_only=True)
-class IdeficsPerceiverConfig(ModelConfig):
+class IdeficsPerceiverConfig(PretrainedConfig):
     """The resampler of Idefics, used if `use_resampler` of the model is set."""
 
     model_type: ClassVar[str] = "idefics"
@@ -205,11 +205,11 @@ _FLAT_PERCEIVER = ("resampler_depth", "resampler_head_dim", "resampler_n_heads",
 
 
 @dataclass(kw_only=True)
-class IdeficsConfig(ModelConfig):
+class IdeficsConfig(PretrainedConfig):
     """Idefics: a CLIP tower, an optional resampler, and a Llama decoder with gated cross-attention."""
 
     model_type: ClassVar[str] = "idefics"
-    sub_configs: ClassVar[dict[str, type[ModelConfig]]] = {
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {
         "vision_config": IdeficsVisionConfig,
         "perceiver_config": IdeficsPerceiverConfig,
     }
@@ -293,6 +293,6 @@ class IdeficsConfig(ModelConfig):
                 flat["perceiver_config"][key] = values.pop(key)
         for name, old in flat.items():
             held = values.get(name)
-            if old and not isinstance(held, ModelConfig):
+            if old and not isinstance(held, PretrainedConfig):
                 values[name] = {**old, **(held or {})}
         return values

@@ -1,4 +1,4 @@
-"""The padded door: rows of the documented (B, T) arguments turned into the packed layout, and back."""
+"""The padded door: rows of the documented (B, T) arguments turned into the packed form, and back."""
 
 from __future__ import annotations
 

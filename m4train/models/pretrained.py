@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from m4train.errors import CheckpointError
 from m4train.hub import weight_folder
 from m4train.models.attention import check_attention
-from m4train.models.configuration import ModelConfig
+from m4train.models.configuration import PretrainedConfig
 from m4train.models.generation_settings import stated_ends
 from m4train.models.quantized import BitsAndBytesConfig, is_quantized, quantize_linears
 from m4train.models.tensor_folder import TensorFolder
@@ -28,7 +28,7 @@ _OBSOLETE = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
 class PretrainedModel(nn.Module):
     """Adds `from_pretrained` and `save_pretrained`."""
 
-    config_class: ClassVar[type[ModelConfig]]
+    config_class: ClassVar[type[PretrainedConfig]]
     checkpoint_prefix: ClassVar[str] = ""  # what the names in a folder of the model with head start with, here
 
     def __init__(self, config: Any) -> None:
@@ -193,7 +193,7 @@ class PretrainedModel(nn.Module):
 
 def save_folder(
     folder: str | Path,
-    config: ModelConfig,
+    config: PretrainedConfig,
     tensors: dict[str, Tensor],
     generation_config: dict[str, Any] | None = None,
     *,

@@ -218,7 +218,7 @@ def _join_cross(batches: list[PackedBatch], offsets: list[int]) -> CrossSegments
     crosses = [b.cross for b in batches]
     return CrossSegments(
         torch.cat([c.tokens + o for c, o in zip(crosses, offsets)]),
-        Segments.of([n for c in crosses for n in c.runs.lengths]),
+        Segments.of([n for c in crosses for n in c.queries.lengths]),
         Segments.of([n for c in crosses for n in c.seen.lengths]),
         torch.cat([c.images + f for c, f in zip(crosses, firsts)]),
     )

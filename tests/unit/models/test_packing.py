@@ -274,11 +274,11 @@ def test_initialisation_is_reproducible(family: str) -> None:
 def test_runs_of_cross_attention() -> None:
     cross = CrossSegments.of([2, 3, 0, 4], [[], [1], [0], [0, 2]])
     assert cross.tokens.tolist() == [2, 3, 4, 5, 6, 7, 8]
-    assert cross.runs.lengths == (3, 4)
+    assert cross.queries.lengths == (3, 4)
     assert cross.seen.lengths == (1, 2)
     assert cross.images.tolist() == [1, 0, 2]
     empty = CrossSegments.of([], [])
-    assert (empty.tokens.shape, empty.runs.lengths) == ((0,), ())
+    assert (empty.tokens.shape, empty.queries.lengths) == ((0,), ())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

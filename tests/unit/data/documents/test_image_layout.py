@@ -75,7 +75,7 @@ def test_tokens_see_the_latest_image_of_their_document_as_the_processor_says(tmp
     assert first == batch.images.count > 3
     found = np.full(batch.tokens, -1)
     assert set(batch.cross.seen.lengths) == {1}
-    found[batch.cross.tokens] = np.repeat(batch.cross.images, batch.cross.runs.lengths)
+    found[batch.cross.tokens] = np.repeat(batch.cross.images, batch.cross.queries.lengths)
     assert np.array_equal(found, expected)
 
 
@@ -84,4 +84,4 @@ def test_an_eos_ends_what_is_seen_until_the_next_image() -> None:
     ids = np.array([0, image, 5, eos, 5, 5, image, image, 5])
     cross = CrossFrames(image, eos).cross([ids, np.array([5, 5]), np.array([image])])
     assert cross.tokens.tolist() == [1, 2, 3, 6, 7, 8, 11]
-    assert np.repeat(cross.images, cross.runs.lengths).tolist() == [0, 0, 0, 1, 2, 2, 3]
+    assert np.repeat(cross.images, cross.queries.lengths).tolist() == [0, 0, 0, 1, 2, 2, 3]
