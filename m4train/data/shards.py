@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from m4train.data.documents.sample import dump_sample, sample_from_dict
+from m4train.data.sources.tarfiles import is_junk
 from m4train.data.storage.files import find_files
 from m4train.errors import BadSample, DataError
 
@@ -28,7 +29,7 @@ def expand_shards(pattern: str) -> list[str]:
 
     shards: list[str] = []
     for name in braceexpand.braceexpand(pattern):
-        found = [path for path in find_files(name) if not path.endswith(_SIDECARS)]
+        found = [path for path in find_files(name) if not (path.endswith(_SIDECARS) or is_junk(os.path.basename(path)))]
         if not found:
             raise DataError(
                 f"No shard matches {name!r} (from {pattern!r}): write it first or correct the source's path."

@@ -81,6 +81,8 @@ def open_index(
         build_index(list(stale), shard_format, renderer, index_dir)
     opened = [ShardIndex(shard, index_dir, fingerprint) for shard in shards]
     for index in opened:
+        if not len(index):
+            _LOG.warning("%s holds no sample and is passed over", index.shard)
         if index.bad:
             first = next(iter(index.bad.values()))
             _LOG.warning(

@@ -73,8 +73,8 @@ class ShardIndex:
             raise StaleIndexError(f"The token counts of {shard} are for other content: run `m4train data index`.")
         self.bad = {int(n): tuple(why) for n, why in [*self.meta["bad"].items(), *self.token_meta["bad"].items()]}
         lengths, frames = self._tokens["lengths"], self._tokens["frames"]
-        self.variant_lengths = lengths.reshape(len(lengths), -1)  # (N, variants), 0 for a bad sample
-        self.variant_frames = frames.reshape(len(frames), -1)  # (N, variants)
+        self.variant_lengths = lengths if lengths.ndim == 2 else lengths[:, None]  # (N, variants), 0 for a bad sample
+        self.variant_frames = frames if frames.ndim == 2 else frames[:, None]  # (N, variants)
         self.lengths, self.frames = self.variant_lengths[:, 0], self.variant_frames[:, 0]  # of the first variant
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ from PIL import Image
 from m4train.data.documents.sample import Sample
 from m4train.data.loading.quarantine import QuarantineEntry
 from m4train.data.sources.tar import TarLayout
-from m4train.data.sources.tarfiles import TarMember
+from m4train.data.sources.tarfiles import TarMember, is_junk
 from m4train.data.storage import files as storage
 from m4train.errors import BadSample, DataError
 
@@ -155,7 +155,9 @@ def _opened(url: str) -> Iterator[dict[str, Any]]:
     stream = webdataset.gopen(url)
     damage: Exception | None = None
     try:
-        members = webdataset.tariterators.tar_file_expander([{"url": url, "stream": stream}])
+        members = webdataset.tariterators.tar_file_expander(
+            [{"url": url, "stream": stream}], select_files=lambda name: not is_junk(name)
+        )
         yield from webdataset.tariterators.group_by_keys(members, lcase=False)
     except (tarfile.TarError, OSError) as error:
         damage = error

@@ -104,7 +104,7 @@ def _records(files: FileReader, path: str) -> Iterator[tuple[int, bytes | BadSam
         file.seek(0)
         offset = 0
         for line in file:
-            if line.strip():
+            if line.removeprefix(_BYTE_ORDER_MARK).strip():
                 yield offset, line.rstrip(b"\r\n")
             offset += len(line)
 

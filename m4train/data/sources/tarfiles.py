@@ -18,6 +18,9 @@ _SEARCH = 1 << 20
 _RECORD = 20 * BLOCK  # archives of other tools are filled up with zeros to a multiple of this
 _END = 2 * BLOCK  # zeros that end an archive
 
+_JUNK = frozenset((".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".directory"))
+_JUNK_FOLDERS = frozenset(("__macosx", ".ipynb_checkpoints", "@eadir", ".appledouble", ".trashes", ".spotlight-v100"))
+
 Read = Callable[[int, int], bytes]  # offset and size -> bytes
 
 
@@ -36,6 +39,12 @@ class TarDamage:
 
     offset: int
     detail: str
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file is one that desktops leave among the files of their users: nobody's sample, whatever it is named like."""
+    *folders, last = name.lower().split("/")
+    return last.startswith("._") or last in _JUNK or not _JUNK_FOLDERS.isdisjoint(folders)
 
 
 def walk_tar(files: FileReader, path: str) -> Iterator[TarMember | TarDamage]:
@@ -78,7 +87,7 @@ def walk_tar(files: FileReader, path: str) -> Iterator[TarMember | TarDamage]:
         if kind in b"Lx":
             long_name = _long_name(read(data, length), kind) or long_name
         else:
-            if kind in _FILE_TYPES:
+            if kind in _FILE_TYPES and not is_junk(long_name or name):
                 yield TarMember(long_name or name, data, length)
             long_name = None if kind != b"g" else long_name
         position = data + -(-length // BLOCK) * BLOCK
