@@ -29,7 +29,7 @@ _TILE = re.compile(r"<row_(\d+)_col_(\d+)>")
 
 
 @dataclass(frozen=True)
-class Run:
+class Span:
     """Consecutive tokens of one kind: "trained", "masked" or "structural" text, or an "image" with its frames as data URIs.
 
     `columns` is how many of the frames are next to each other; what remains after whole rows comes below.
@@ -52,7 +52,7 @@ class SegmentView:
     shard: str
     begin: int
     end: int
-    runs: list[Run] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
     images: int = 0
     loss_tokens: int = 0
     problem: str = ""
@@ -95,13 +95,13 @@ def view_pack(collator: Collator, pack: PlannedPack) -> PackView:
         except BadSample as error:
             segments.append(SegmentView(*where, begin, problem=f"{error.reason}: {error.detail}"))
             continue
-        runs = document_runs(document, collator.planned(unit), collator.processor)
+        spans = document_spans(document, collator.planned(unit), collator.processor)
         record = document.record
         segments.append(
             SegmentView(
                 *where,
                 end=begin + record.tokens,
-                runs=runs,
+                spans=spans,
                 images=record.images,
                 loss_tokens=record.loss_tokens,
                 variant=collator.variant(unit),
@@ -111,35 +111,37 @@ def view_pack(collator: Collator, pack: PlannedPack) -> PackView:
     return PackView(pack.number, segments, collator.data.sequence_length, pack.frames)
 
 
-def document_runs(document: Document, pieces: Pieces, processor: SampleProcessor) -> list[Run]:
-    """The tokens of a document in order, as runs of one kind; `pieces` are those it was rendered from."""
+def document_spans(document: Document, pieces: Pieces, processor: SampleProcessor) -> list[Span]:
+    """The tokens of a document in order, as spans of one kind; `pieces` are those it was rendered from."""
     rendered, begin = document.rendered, 0
-    runs: list[Run] = []
+    spans: list[Span] = []
     frames = iter(rendered.frames)
     classes = np.where(document.trained, "trained", np.where(rendered.kinds == _TEMPLATE, "structural", "masked"))
     text_from = 0
     for kind, tokens in zip(pieces.kinds.tolist(), pieces.tokens.tolist()):
         if kind == IMAGE_KIND:
-            runs += _text_runs(rendered.ids, classes, text_from, begin, processor)
-            runs.append(_image_run(rendered.ids[begin : begin + tokens], next(frames), processor))
+            spans += _text_spans(rendered.ids, classes, text_from, begin, processor)
+            spans.append(_image_span(rendered.ids[begin : begin + tokens], next(frames), processor))
             text_from = begin + tokens
         begin += tokens
-    return [*runs, *_text_runs(rendered.ids, classes, text_from, begin, processor)]
+    return [*spans, *_text_spans(rendered.ids, classes, text_from, begin, processor)]
 
 
-def _text_runs(ids: np.ndarray, classes: np.ndarray, begin: int, end: int, processor: SampleProcessor) -> Iterator[Run]:
+def _text_spans(
+    ids: np.ndarray, classes: np.ndarray, begin: int, end: int, processor: SampleProcessor
+) -> Iterator[Span]:
     if begin == end:
         return
     changes = np.flatnonzero(classes[begin + 1 : end] != classes[begin : end - 1]) + begin + 1
     borders = [begin, *changes.tolist(), end]
     for first, last in pairwise(borders):
-        yield Run(str(classes[first]), last - first, processor.decode(ids[first:last]))
+        yield Span(str(classes[first]), last - first, processor.decode(ids[first:last]))
 
 
-def _image_run(ids: np.ndarray, frames: Sequence[np.ndarray], processor: SampleProcessor) -> Run:
+def _image_span(ids: np.ndarray, frames: Sequence[np.ndarray], processor: SampleProcessor) -> Span:
     places = _TILE.findall(processor.decode(ids))
     columns = max((int(column) for _, column in places), default=len(frames))
-    return Run("image", len(ids), "", tuple(frame_uri(frame) for frame in frames), columns)
+    return Span("image", len(ids), "", tuple(frame_uri(frame) for frame in frames), columns)
 
 
 def frame_uri(frame: np.ndarray) -> str:

@@ -115,13 +115,13 @@ def _sample(collator: Collator, pack: PackView, segment: SegmentView) -> Replaye
 
 
 def trained_spans(segment: SegmentView) -> list[list[int]]:
-    """[begin, end) of every stretch of trained tokens, in the tokens of the pack."""
+    """[begin, end) of every span of trained tokens, in the tokens of the pack."""
     spans: list[list[int]] = []
     begin = segment.begin
-    for run in segment.runs:
-        if run.kind == "trained":
-            spans.append([begin, begin + run.tokens])
-        begin += run.tokens
+    for span in segment.spans:
+        if span.kind == "trained":
+            spans.append([begin, begin + span.tokens])
+        begin += span.tokens
     return spans
 
 

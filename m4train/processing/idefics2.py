@@ -1,4 +1,4 @@
-"""The processor of Idefics2: an image is as many tokens as the resampler gives, between two tokens that close runs of images."""
+"""The processor of Idefics2: an image is as many tokens as the resampler gives, between two tokens that neighbours share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sample becomes before it is packed: runs of token ids and images, in reading order."""
+"""What a sample becomes before it is packed: spans of token ids and images, in reading order."""
 
 from __future__ import annotations
 

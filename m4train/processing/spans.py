@@ -1,4 +1,4 @@
-"""Rows of ids as runs of text and images, so that truncation cuts the one and not the other."""
+"""Rows of ids as spans of text and images, so that truncation cuts the one and not the other."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ def test_what_is_coloured_trained_is_what_the_batch_trains(collator_and_packs: t
     for pack, view in zip(packs, views(collator, packs)):
         batch, _ = collator.batch([pack], 1)
         assert (view.tokens, view.loss_tokens) == (batch.tokens, batch.loss_tokens)
-        runs = [run for segment in view.segments for run in segment.runs]
-        assert sum(run.tokens for run in runs if run.kind == "trained") == batch.loss_tokens
-        shown = "".join(run.text for run in runs if run.kind == "trained")
+        spans = [span for segment in view.segments for span in segment.spans]
+        assert sum(span.tokens for span in spans if span.kind == "trained") == batch.loss_tokens
+        shown = "".join(span.text for span in spans if span.kind == "trained")
         assert shown == collator.processor.decode(batch.targets.numpy())
-        assert sum(len(run.frames) for run in runs) == batch.images.count
+        assert sum(len(span.frames) for span in spans) == batch.images.count
         borders = np.cumsum([segment.tokens for segment in view.segments])
         assert [segment.end for segment in view.segments] == borders.tolist()
 
@@ -44,17 +44,17 @@ def test_kinds_of_a_conversation(collator_and_packs: tuple[Collator, list]) -> N
     collator, packs = collator_and_packs
     segments = [segment for view in views(collator, packs) for segment in view.segments]
     chat = next(segment for segment in segments if segment.source == "digits")
-    kinds = [run.kind for run in chat.runs]
+    kinds = [span.kind for span in chat.spans]
     assert kinds == ["structural", "image", "masked", "structural", "trained"]
-    assert chat.runs[2].text == "Which digit is this?"
-    assert chat.runs[4].text.startswith("It is ")
+    assert chat.spans[2].text == "Which digit is this?"
+    assert chat.spans[4].text.startswith("It is ")
 
 
 def test_frames_are_shown_as_they_are(collator_and_packs: tuple[Collator, list]) -> None:
     collator, packs = collator_and_packs
     batch, _ = collator.batch(packs[:1], 1)
-    runs = [run for segment in view_pack(collator, packs[0]).segments for run in segment.runs]
-    uris = [frame for run in runs for frame in run.frames]
+    spans = [span for segment in view_pack(collator, packs[0]).segments for span in segment.spans]
+    uris = [frame for span in spans for frame in span.frames]
     for uri, frame in zip(uris, batch.images.pixels.numpy(), strict=True):
         image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
         assert (np.asarray(image).transpose(2, 0, 1) == frame).all()
@@ -74,7 +74,7 @@ def test_a_split_document_shows_its_own_part(tmp_path: Path) -> None:
     parts = [segment for view in views(collator, packs) for segment in view.segments if segment.unit.last >= 0]
     assert parts
     for part in parts:
-        assert sum(run.tokens for run in part.runs) == part.tokens == part.unit.tokens
+        assert sum(span.tokens for span in part.spans) == part.tokens == part.unit.tokens
 
 
 def test_a_bad_sample_is_named_and_takes_no_tokens(tmp_path: Path) -> None:
