@@ -80,8 +80,8 @@ def read_theirs(shards: list[str]) -> Iterator[int]:
 def read_ours(source: Source) -> Iterator[int]:
     form = source.shard_format
     for number in np.random.default_rng(0).permutation(len(source)).tolist():
-        shard, place = source.index.locate(number)
-        members = shard.members(place)
+        where = source.locate(number)
+        shard, members = where.shard, where.members
         text = source.files.read(shard.shard, members[0].offset, members[0].size)
         images = form.stored_images(source.files, shard.shard, members, range(len(members) - 1))
         assert len(images) == 2

@@ -111,8 +111,8 @@ class _Chunk:
         return dict(counts)
 
     def _write(self, writer: ShardWriter, number: int, stems: Mapping[str, int]) -> QuarantineEntry | None:
-        shard, local = self.source.index.locate(number)
-        key, stem = shard.key(local), Path(shard.shard).stem
+        where = self.source.locate(number)
+        key, shard, stem = where.key, where.shard, Path(where.shard.shard).stem
         try:
             content, images = canonical(self.source, number)
         except BadSample as error:

@@ -62,8 +62,8 @@ class _Planned:
             source.expect([unit.sample for unit in units if unit.source == number])
         for unit in units:
             source = sources[unit.source]
-            shard, local = source.index.locate(unit.sample)
-            key = shard.key(local)
+            where = source.locate(unit.sample)
+            key, shard = where.key, where.shard
             try:
                 content, images = canonical(source, unit.sample)
             except BadSample as error:

@@ -3,25 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from m4train.config import DataConfig, SourceConfig
+from m4train.data.documents.build import StoredSample, decode_wanted
+from m4train.data.documents.pieces import Pieces
 from m4train.data.documents.rendering import Renderer
 from m4train.data.documents.sample import Sample
+from m4train.data.documents.variants import variant_drawn
 from m4train.data.index.build import build_index, open_index
-from m4train.data.index.shard_index import SourceIndex
+from m4train.data.index.shard_index import ShardIndex, SourceIndex
 from m4train.data.shards import expand_shards
-from m4train.data.sources.base import ShardFormat
+from m4train.data.sources.base import Member, ShardFormat
 from m4train.data.sources.registry import shard_format
 from m4train.data.storage.block_cache import BlockCache
 from m4train.data.storage.files import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError
-from m4train.processing.images import decode_scaled
 from m4train.processing.protocol import SampleProcessor
+
+
+@dataclass(frozen=True)
+class Located:
+    """A sample and where it lies: found once and passed on."""
+
+    source: Source
+    sample: int  # its number in the source
+    shard: ShardIndex
+    number: int  # and in the shard
+    key: str
+    variant: int = 0
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        return self.shard.members(self.number)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of every stored image, upright."""
+        return [(member.width, member.height) for member in self.members if member.is_image]
+
+    @property
+    def pieces(self) -> Pieces:
+        """What this variant of the sample takes, from the index."""
+        return self.shard.pieces(self.number, self.variant)
+
+    def stored(self) -> StoredSample:
+        """Its text, read now, and its images, decoded when asked for. Raises BadSample."""
+        decode = lambda wanted, least: self.source.images(self.sample, wanted, least)
+        return StoredSample(self.source.read(self.sample), self.sizes, decode)
 
 
 @dataclass
@@ -37,9 +70,18 @@ class Source:
     def __len__(self) -> int:
         return len(self.index)
 
-    def key(self, sample: int) -> str:
+    def locate(self, sample: int, variant: int = 0) -> Located:
+        """Where a sample lies."""
         shard, number = self.index.locate(sample)
-        return shard.key(number)
+        return Located(self, sample, shard, number, shard.key(number), variant)
+
+    def draw(self, sample: int, seed: int, epoch: int) -> Located:
+        """The variant of a sample that a run of this seed sees in this epoch."""
+        where = self.locate(sample)
+        return replace(where, variant=variant_drawn(where.shard.variants, seed, epoch, self.name, sample))
+
+    def key(self, sample: int) -> str:
+        return self.locate(sample).key
 
     @property
     def ordered_by_shard(self) -> bool:
@@ -90,25 +132,11 @@ class Source:
         """
         shard, number = self.index.locate(sample)
         members = shard.members(number)
-        pictures = [member for member in members if member.is_image]
-        wanted = range(len(pictures)) if wanted is None else wanted
-        if least:
-            stored = self.shard_format.stored_images(self.files, shard.shard, members, wanted)
-            decoded = [
-                decode_scaled(data, (least or {}).get(image), image_range=self.shard_format.image_range)
-                for image, data in zip(wanted, stored)
-            ]
-            images = {image: found for image, (found, _) in zip(wanted, decoded)}
-            found_sizes = {image: size for image, (_, size) in zip(wanted, decoded)}
-        else:
-            images = self.shard_format.images(self.files, shard.shard, members, wanted)
-            found_sizes = {number: image.size for number, image in images.items()}
-        for image, size in found_sizes.items():
-            planned = (pictures[image].width, pictures[image].height)
-            if size != planned:
-                detail = f"image {image} is {size} when decoded but {planned} by its header"
-                raise BadSample("unreadable_image", detail)
-        return images
+        sizes = [(member.width, member.height) for member in members if member.is_image]
+        wanted = range(len(sizes)) if wanted is None else wanted
+        place = (self.files, shard.shard, members, wanted)
+        whole, stored = lambda: self.shard_format.images(*place), lambda: self.shard_format.stored_images(*place)
+        return decode_wanted(wanted, sizes, least or {}, whole, stored)
 
     def stored_images(self, sample: int) -> list[bytes]:
         """All images of a sample as image files, in reading order. Raises BadSample."""

@@ -174,10 +174,10 @@ def _share(part: int, whole: int) -> float:
 
 def unit_images(source: Source, unit: Unit) -> int:
     """Images of one planned segment."""
-    shard, number = source.index.locate(unit.sample)
+    where = source.locate(unit.sample)
     if unit.last < 0:
-        return shard.image_count(number)
-    return int((shard.pieces(number).frames[unit.first : unit.last] > 0).sum())
+        return where.shard.image_count(where.number)
+    return int((where.pieces.frames[unit.first : unit.last] > 0).sum())
 
 
 def plan_tables(report: PlanReport) -> list[Any]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import m4train
 from m4train.data.documents.assemble import Document
-from m4train.data.index.shard_index import IMAGE_KIND, PIECE_KINDS, Pieces
+from m4train.data.documents.pieces import IMAGE_KIND, PIECE_KINDS, Pieces
 from m4train.data.loading.collate import Collator
 from m4train.data.plan.packing import Unit
 from m4train.data.plan.plan import PlannedPack
@@ -86,10 +86,9 @@ def view_pack(collator: Collator, pack: PlannedPack) -> PackView:
     """Builds a planned pack exactly as training does, keeping what it is made of. A dropped sample takes no tokens."""
     segments: list[SegmentView] = []
     for unit in pack.units:
-        source = collator.sources[unit.source]
-        shard, number = source.index.locate(unit.sample)
+        located = collator.locate(unit)
         begin = segments[-1].end if segments else 0
-        where = (unit, source.name, shard.key(number), shard.shard, begin)
+        where = (unit, located.source.name, located.key, located.shard.shard, begin)
         try:
             document = collator.document(unit, pack.number)
         except BadSample as error:
@@ -104,8 +103,8 @@ def view_pack(collator: Collator, pack: PlannedPack) -> PackView:
                 spans=spans,
                 images=record.images,
                 loss_tokens=record.loss_tokens,
-                variant=collator.variant(unit),
-                variants=shard.variants,
+                variant=located.variant,
+                variants=located.shard.variants,
             )
         )
     return PackView(pack.number, segments, collator.data.sequence_length, pack.frames)

@@ -91,10 +91,9 @@ def replayed_samples(collator: Collator, packs: Sequence[PackView]) -> list[Repl
 
 
 def _sample(collator: Collator, pack: PackView, segment: SegmentView) -> ReplayedSample:
-    unit, source = segment.unit, collator.sources[segment.unit.source]
-    shard, number = source.index.locate(unit.sample)
+    unit, where = segment.unit, collator.locate(segment.unit)
     try:
-        url = str(source.read(unit.sample).source.get("url", ""))
+        url = str(where.source.read(unit.sample).source.get("url", ""))
     except BadSample:
         url = ""
     return ReplayedSample(
@@ -102,7 +101,7 @@ def _sample(collator: Collator, pack: PackView, segment: SegmentView) -> Replaye
         source=segment.source,
         key=segment.key,
         shard=segment.shard,
-        byte_ranges=[[member.offset, member.size] for member in shard.members(number)],
+        byte_ranges=[[member.offset, member.size] for member in where.members],
         url=url,
         epoch=unit.epoch,
         pieces=None if unit.last < 0 else [unit.first, unit.last],

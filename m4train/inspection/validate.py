@@ -14,12 +14,12 @@ import numpy as np
 
 from m4train.config import DataConfig, MixtureConfig
 from m4train.data.documents.labels import trained_kinds
+from m4train.data.documents.pieces import IMAGE_KIND, Pieces
 from m4train.data.documents.rendering import Renderer
-from m4train.data.index.shard_index import IMAGE_KIND, Pieces
 from m4train.data.loading.processes import lifeline, live_with_the_trainer, worker_context
 from m4train.data.loading.quarantine import CHOICES
 from m4train.data.plan.plan import Plan
-from m4train.data.source import Source
+from m4train.data.source import Located, Source
 from m4train.errors import BadSample, DataError
 from m4train.processing.pieces import TextPiece
 from m4train.processing.protocol import SampleProcessor
@@ -134,33 +134,30 @@ class _Checker:
         result = SourceValidation(source.name)
         for sample in range(begin, min(begin + _CHUNK, len(source))):
             result.samples += 1
-            shard, number = source.index.locate(sample)
+            located = source.locate(sample)
             try:
-                planned = self._check(sample)
+                planned = self._check(located)
             except BadSample as error:
                 result.problems[error.reason] += 1
                 if error.reason not in CHOICES:
-                    where = {"key": shard.key(number), "shard": shard.shard}
+                    where = {"key": located.key, "shard": located.shard.shard}
                     result.examples.append(where | {"reason": error.reason, "detail": error.detail})
                 continue
-            tokens, frames = int(shard.lengths[number]), int(shard.frames[number])
+            tokens, frames = int(located.shard.lengths[located.number]), int(located.shard.frames[located.number])
             result.over_long += tokens > data.sequence_length or frames > data.images_per_pack
             result.tokens[class_end(tokens)] += 1
             result.frames[class_end(frames)] += 1
             result.image_tokens.update(class_end(n) for n in planned.tokens[planned.kinds == IMAGE_KIND].tolist())
         return result
 
-    def _check(self, sample: int) -> Pieces:
+    def _check(self, located: Located) -> Pieces:
         """The pieces of a sample. Raises BadSample as building it for training would."""
-        source = self.source
-        shard, number = source.index.locate(sample)
-        text = source.read(sample)
-        sizes = [(member.width, member.height) for member in shard.members(number) if member.is_image]
-        prepared = self._renderer.prepare(text, shard.key(number), sizes)
-        source.images(sample, sorted(prepared.views))
+        stored = located.stored()
+        prepared = self._renderer.prepare(stored.sample, located.key, stored.sizes)
+        stored.decode(sorted(prepared.views), {})
         turns = [piece.turn if isinstance(piece, TextPiece) else -1 for piece in prepared.pieces]
         repeats = prepared.planned.tokens
-        trained_kinds(np.repeat(prepared.planned.kinds, repeats), np.repeat(turns, repeats), source.config.loss)
+        trained_kinds(np.repeat(prepared.planned.kinds, repeats), np.repeat(turns, repeats), located.source.config.loss)
         return prepared.planned
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from m4train.data.documents.pieces import PIECE_KINDS
 from m4train.data.documents.rendering import Rendered
-from m4train.data.index.shard_index import PIECE_KINDS
 from m4train.errors import BadSample, ConfigError
 
 _TEMPLATE, _DOCUMENT, _USER, _SYSTEM, _ASSISTANT, _IMAGE, _BORDER = range(len(PIECE_KINDS))

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from m4train.config import ConversationOptions, DocumentOptions, ImageOptions, SourceConfig
+from m4train.data.documents.pieces import IMAGE_KIND, PIECE_KINDS, Pieces
 from m4train.data.documents.sample import Sample
 from m4train.data.documents.variants import (
     Draws,
@@ -22,7 +23,6 @@ from m4train.data.documents.variants import (
     image_views,
     viewed,
 )
-from m4train.data.index.shard_index import IMAGE_KIND, PIECE_KINDS, Pieces
 from m4train.errors import BadSample, ConfigError, StaleIndexError
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 from m4train.processing.protocol import SampleProcessor
@@ -62,7 +62,7 @@ class Renderer:
     """Renders the samples of one source as its options say. Raises ConfigError for options the processor cannot follow."""
 
     def __init__(self, processor: SampleProcessor, config: SourceConfig, name: str = "") -> None:
-        self.processor = processor
+        self.processor, self.config = processor, config
         self.documents, self.conversations, self.images = config.documents, config.conversations, config.images
         self._key = f"data.sources.{name or '*'}"
         random = self.conversations.shuffle_turns or self.conversations.newline_probability > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from m4train.data.index.shard_index import BORDER_KIND, IMAGE_KIND, PIECE_KINDS, Pieces
+from m4train.data.documents.pieces import BORDER_KIND, IMAGE_KIND, PIECE_KINDS, Pieces
 
 _DOCUMENT = PIECE_KINDS.index("document")
 

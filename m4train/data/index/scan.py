@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from m4train.data.documents.pieces import PIECE_KINDS, Pieces
 from m4train.data.documents.rendering import Renderer
 from m4train.data.index.outside import outside_arrays, outside_stamp
-from m4train.data.index.shard_index import PIECE_KINDS, VERSION, Pieces, sample_key, sample_members
+from m4train.data.index.shard_index import VERSION, sample_key, sample_members
 from m4train.data.sources.base import Member, ScannedSample, ShardFormat
 from m4train.data.storage.arrays import smallest
 from m4train.data.storage.files import FileReader, stamp

@@ -11,21 +11,18 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from m4train.data.documents.pieces import IMAGE_KIND, Pieces
 from m4train.data.sources.base import Member
 from m4train.data.storage.arrays import read_arrays
 from m4train.data.storage.files import is_remote
 from m4train.errors import ConfigError, StaleIndexError
 
 VERSION = 5
-PIECE_KINDS = ("template", "document", "user", "system", "assistant", "image", "border")
-IMAGE_KIND = PIECE_KINDS.index("image")
-BORDER_KIND = PIECE_KINDS.index("border")
 
 
 def index_path(shard: str, index_dir: str | None) -> Path:
@@ -44,18 +41,6 @@ def index_path(shard: str, index_dir: str | None) -> Path:
 def tokens_path(shard: str, index_dir: str | None, fingerprint: str) -> Path:
     """Where the token counts of a shard are stored for one processor fingerprint."""
     return index_path(shard, index_dir).with_suffix(f".{fingerprint[:12]}.tokens")
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """The rendered pieces of one sample: token count, `PIECE_KINDS` number and frames (0 for text) of each.
-
-    A piece of kind "border" takes nothing: what follows it is another document.
-    """
-
-    tokens: np.ndarray
-    kinds: np.ndarray
-    frames: np.ndarray
 
 
 class ShardIndex:

@@ -207,10 +207,9 @@ class Loader:
     def _dropped(self, step: RankStep) -> list[QuarantineEntry]:
         entries = []
         for dropped in step.dropped:
-            source = self.plan.sources[dropped.source]
-            shard, number = source.index.locate(dropped.sample)
-            where = (source.name, shard.key(number), shard.shard)
-            entries.append(QuarantineEntry(step.step, -1, *where, dropped.reason, dropped.detail))
+            where = self.plan.sources[dropped.source].locate(dropped.sample)
+            place = (where.source.name, where.key, where.shard.shard)
+            entries.append(QuarantineEntry(step.step, -1, *place, dropped.reason, dropped.detail))
         return entries
 
 

@@ -7,13 +7,13 @@ import random
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from m4train.data.documents.sample import Sample
+from m4train.data.documents.build import Size, StoredSample, decode_wanted
 from m4train.data.loading.quarantine import QuarantineEntry
 from m4train.data.sources.tar import TarLayout
 from m4train.data.sources.tarfiles import TarMember, is_junk
@@ -28,13 +28,12 @@ _HUNG_UP = (0, -13, 141)  # exit statuses of a command that did its work, or who
 
 @dataclass(frozen=True)
 class Streamed:
-    """One sample with its decoded images by number, and how often its reader had been through all shards before."""
+    """One sample, and how often its reader had been through all shards before."""
 
     key: str
     url: str
     cycle: int
-    sample: Sample
-    images: dict[int, Image.Image]
+    stored: StoredSample
 
 
 class ShardStream:
@@ -87,7 +86,7 @@ class ShardStream:
         for cycle, stored in webdataset.DataPipeline(*stages):
             key, url = stored["__key__"], stored["__url__"]
             try:
-                yield Streamed(key, url, cycle, *streamed_sample(self._layout, stored))
+                yield Streamed(key, url, cycle, streamed_sample(self._layout, stored))
             except BadSample as error:
                 self.leave_out(key, url, error.reason, error.detail)
 
@@ -138,14 +137,21 @@ class ShardStream:
         return random.Random(hashlib.blake2b(f"{self._seed} {self._name} {purpose}".encode(), digest_size=8).digest())
 
 
-def streamed_sample(layout: TarLayout, stored: dict[str, Any]) -> tuple[Sample, dict[int, Image.Image]]:
+def streamed_sample(layout: TarLayout, stored: dict[str, Any]) -> StoredSample:
     """A sample of webdataset (`__key__`, and bytes by suffix) as `layout` reads it. Raises BadSample."""
     key = stored["__key__"]
     members = {suffix: data for suffix, data in stored.items() if not suffix.startswith("__")}
     named = {suffix: TarMember(f"{key}.{suffix}", 0, len(data)) for suffix, data in members.items()}
     texts, images = layout.resolve(key, named, members.__getitem__)
     sample = layout.compose([(ref.part, members[ref.suffix]) for ref in texts], [ref.part for ref in images])
-    return sample, {number: layout.picture(members[ref.suffix], ref.part) for number, ref in enumerate(images)}
+    sizes = [layout.picture_size(members[ref.suffix], ref.part) for ref in images]
+
+    def decode(wanted: Sequence[int], least: Mapping[int, Size]) -> dict[int, Image.Image]:
+        held = {number: (members[images[number].suffix], images[number].part) for number in wanted}
+        whole = lambda: {number: layout.picture(*where) for number, where in held.items()}
+        return decode_wanted(wanted, sizes, least, whole, lambda: [layout.file_of(*held[n]) for n in wanted])
+
+    return StoredSample(sample, sizes, decode)
 
 
 def _opened(url: str) -> Iterator[dict[str, Any]]:

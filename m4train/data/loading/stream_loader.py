@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from m4train.batch import DocumentRecord, PackedBatch
 from m4train.config import DataConfig, SourceConfig
 from m4train.data.documents.assemble import Assembler, Document
-from m4train.data.documents.augment import augment, draw_key
+from m4train.data.documents.augment import draw_key
+from m4train.data.documents.build import DocumentBuilder
 from m4train.data.documents.image_layout import FRAMES, Frames
-from m4train.data.documents.labels import trained_tokens
-from m4train.data.documents.rendering import Renderer, as_planned, encode_view, expand
+from m4train.data.documents.pieces import BORDER_KIND
+from m4train.data.documents.rendering import Renderer
 from m4train.data.documents.variants import variant_drawn
-from m4train.data.index.shard_index import BORDER_KIND
 from m4train.data.loading.loader import StartWorker, StepBatch
 from m4train.data.loading.processes import lifeline, worker_context
 from m4train.data.loading.quarantine import QuarantineEntry
@@ -143,8 +143,11 @@ class _Packs(IterableDataset):
                     f"data source {name!r} has {len(urls)} shards for {readers} readers (ranks x data.num_workers): "
                     "use fewer workers, or write more shards."
                 )
-        self._sources, self._processor, self._data = dict(sources), processor, data
-        self._renderers = {name: Renderer(processor, config, name) for name, config in sources.items()}
+        self._sources, self._data = dict(sources), data
+        self._builders = {
+            name: DocumentBuilder(Renderer(processor, config, name), data.augment, number)
+            for number, (name, config) in enumerate(sources.items())
+        }
         self._layouts = {name: _layout(name, config) for name, config in sources.items()}
         self._seed, self._micro, self._rank, self._readers = seed, micro_batch_size, rank, readers
         self._positions = positions
@@ -203,26 +206,18 @@ class _Packs(IterableDataset):
             yield document
 
     def _document(self, streamed: Streamed, name: str) -> Document:
-        key, cycle, sample, images = streamed.key, streamed.cycle, streamed.sample, streamed.images
-        renderer, sizes = self._renderers[name], [image.size for image in images.values()]
-        variant = variant_drawn(renderer.variants, 0, cycle, f"{self._seed} {name}", zlib.crc32(key.encode()))
-        prepared = renderer.prepare(sample, key, sizes, variant)
-        pieces, planned = prepared.pieces, prepared.planned
+        key, cycle, stored, builder = streamed.key, streamed.cycle, streamed.stored, self._builders[name]
+        seed = f"{self._seed} {name}"
+        variant = variant_drawn(builder.renderer.variants, 0, cycle, seed, zlib.crc32(key.encode()))
+        prepared = builder.prepare(stored, key, variant)
+        planned = prepared.planned
         if (planned.kinds == BORDER_KIND).any():
             raise BadSample("several_documents", "documents.end_marker divides it, which needs an index")
         tokens, frames = int(planned.tokens.sum()), int(planned.frames.sum())
         if tokens > self._data.sequence_length or frames > self._data.images_per_pack:
             raise BadSample("too_long", f"{tokens} tokens and {frames} frames do not fit a pack")
-        draws = draw_key(self._data.augment, 0, cycle, f"{self._seed} {name}", key)
-        encoded = {}
-        for place, view in prepared.views.items():
-            image = augment(images[place], self._data.augment, draws, place)
-            image = as_planned(image, sizes[place], view, self._processor)
-            encoded[place] = encode_view(image, view, self._processor)
-        rendered = expand(pieces, encoded, planned)
-        trained = trained_tokens(rendered, self._sources[name].loss)
-        record = DocumentRecord(-1, name, key, streamed.url, tokens, len(encoded), int(trained.sum()))
-        return Document(record, list(self._sources).index(name), rendered, trained)
+        record = DocumentRecord(-1, name, key, streamed.url, 0, 0, 0)
+        return builder.finish(stored, prepared, record, draw_key(self._data.augment, 0, cycle, seed, key), planned)
 
 
 def _layout(name: str, config: SourceConfig) -> TarLayout:

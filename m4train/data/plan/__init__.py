@@ -1,0 +1,1 @@
+"""Which sample when: `sample_order`, `mixture`, `packing`, `balance`, put together in `plan`."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from m4train.config import DataConfig
+from m4train.data.documents.pieces import Pieces
 from m4train.data.documents.splitting import is_document, run_of, split_pieces, whole_parts
-from m4train.data.documents.variants import variant_drawn
-from m4train.data.index.shard_index import Pieces
 from m4train.data.plan.packing import Unit
 from m4train.data.plan.permutation import Permutation, WindowOrder
 from m4train.data.source import Source
@@ -107,8 +106,8 @@ class SampleStream:
     def _units(self, sample: int, epoch: int, dropped: list[Dropped]) -> tuple[list[Unit], int]:
         """The units of a sample and its number of images."""
         data, source = self._data, self._source
-        shard, number = source.index.locate(sample)
-        variant = variant_drawn(shard.variants, self._seed, epoch, source.name, sample)
+        where = source.draw(sample, self._seed, epoch)
+        shard, number, variant = where.shard, where.number, where.variant
         tokens, frames = int(shard.variant_lengths[number, variant]), int(shard.variant_frames[number, variant])
         images = shard.image_count(number) if data.mixture.by == "images" else 0  # else not worth the look-up
         if tokens == 0:
@@ -118,7 +117,7 @@ class SampleStream:
         if fits and source.config.documents.end_marker is None:
             return [Unit(self._number, sample, epoch, 0, -1, tokens, frames)], images
         units = []
-        pieces = shard.pieces(number, variant)
+        pieces = where.pieces
         for first, last in whole_parts(pieces):
             runs = self._runs(pieces, first, last)
             sizes = [(int(pieces.tokens[a:b].sum()), int(pieces.frames[a:b].sum())) for a, b in runs]

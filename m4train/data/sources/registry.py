@@ -19,18 +19,19 @@ from m4train.data.sources.tar_layouts import (
 )
 from m4train.errors import ConfigError
 
-FORMATS: dict[str, type[ShardFormat]] = {
-    CanonicalTar.name: CanonicalTar,
-    M4Documents.name: M4Documents,
-    M4Conversations.name: M4Conversations,
-    Pairs.name: Pairs,
-    EnergonInterleaved.name: EnergonInterleaved,
-    Mint1T.name: Mint1T,
-    Mmc4.name: Mmc4,
-    LlavaOneVision.name: LlavaOneVision,
-    JsonRecords.name: JsonRecords,
-    ParquetRows.name: ParquetRows,
-}
+_KINDS: tuple[type[ShardFormat], ...] = (
+    CanonicalTar,
+    M4Documents,
+    M4Conversations,
+    Pairs,
+    EnergonInterleaved,
+    Mint1T,
+    Mmc4,
+    LlavaOneVision,
+    JsonRecords,
+    ParquetRows,
+)
+FORMATS: dict[str, type[ShardFormat]] = {kind.name: kind for kind in _KINDS}
 
 
 def shard_format(config: SourceConfig) -> ShardFormat:

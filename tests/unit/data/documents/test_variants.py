@@ -13,6 +13,7 @@ from PIL import Image
 
 from m4train.config import AugmentConfig, ConversationOptions, DocumentOptions, ImageOptions, SourceConfig
 from m4train.data.documents.labels import trained_tokens
+from m4train.data.documents.pieces import BORDER_KIND, IMAGE_KIND
 from m4train.data.documents.rendering import Renderer, encode_view, expand
 from m4train.data.documents.sample import sample_from_dict
 from m4train.data.documents.variants import (
@@ -23,7 +24,6 @@ from m4train.data.documents.variants import (
     image_views,
     variant_drawn,
 )
-from m4train.data.index.shard_index import BORDER_KIND, IMAGE_KIND
 from m4train.data.loading.collate import Collator
 from m4train.data.loading.stream_loader import StreamLoader
 from m4train.data.plan.plan import Plan

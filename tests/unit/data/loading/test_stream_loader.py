@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from m4train.config import SourceConfig
+from m4train.config import AugmentConfig, ImageOptions, SourceConfig
+from m4train.data.loading.collate import Collator
 from m4train.data.loading.shard_stream import ShardStream
 from m4train.data.loading.stream_loader import PROMISES, StreamLoader
+from m4train.data.plan.plan import Plan
 from m4train.data.source import build_sources
 from m4train.data.sources.tar import CanonicalTar
 from m4train.data.sources.tar_layouts import Pairs
@@ -28,6 +32,7 @@ from tests.helpers.data import (
     png,
     write_shards,
 )
+from tests.helpers.processing import tiny_idefics3_processor
 
 PROCESSOR = FakeProcessor()
 
@@ -196,13 +201,39 @@ def test_other_layouts_are_streamed_as_they_are_indexed(tmp_path: Path) -> None:
             tar.addfile(info, io.BytesIO(data))
     pairs = ShardStream("pairs", [str(tmp_path / "a.tar")], Pairs(), "0", False)
     streamed = next(iter(pairs))
-    assert [item.get("text") for item in streamed.sample.items] == [None, "A page."]
-    assert np.array_equal(np.asarray(streamed.images[0]), np.asarray(page_picture("a")))
+    assert [item.get("text") for item in streamed.stored.sample.items] == [None, "A page."]
+    assert np.array_equal(np.asarray(streamed.stored.decode([0], {})[0]), np.asarray(page_picture("a")))
     keys(pairs, 2)
     assert {(entry.key, entry.reason) for entry in pairs.bad} == {("1", "missing_image")}
     config = {"rows": SourceConfig(path="a.parquet", format="parquet", stream=True)}
     with pytest.raises(ConfigError, match="only tar files can be streamed"):
         load(config, data_config())
+
+
+def test_streamed_images_are_decoded_as_planned_ones_are(tmp_path: Path) -> None:
+    """The same pixels from both paths, whole and at the smaller scale that a JPEG can be decoded in."""
+    buffer = io.BytesIO()
+    Image.effect_mandelbrot((512, 384), (-2, -1.5, 1, 1.5), 60).convert("RGB").save(buffer, "jpeg")
+    content = {"items": [{"image": "0.jpg"}, {"text": "A set."}]}
+    write_shards(tmp_path, [("a", content, {"0.jpg": buffer.getvalue()})])
+    processor, shard = tiny_idefics3_processor(split=True, tiles=3), f"{tmp_path}/shard-000000.tar"
+    pixels = {}
+    for scaled in (False, True):
+        source = {"a": SourceConfig(path=shard, images=ImageOptions(scaled_decode=scaled))}
+        data = data_config(sequence_length=200, images_per_pack=12, shuffle=False, augment=AugmentConfig())
+        data.sources, data.packing_pool = source, 1
+        settings = {"seed": 0, "global_batch_size": 1, "micro_batch_size": 1, "stop_step": 1}
+        streamed = next(iter(StreamLoader(source, processor, data, **settings))).micro_batches[0]
+        sources = build_sources(source, data, processor)
+        pack = next(Plan(sources, replace(data, epochs=1), 0, 1).steps()).packs[0]
+        planned, bad = Collator(sources, processor, data, 0).batch([pack], 1)
+        assert not bad
+        count = planned.images.count // len(pack.units)
+        assert streamed.images.count % count == 0
+        assert torch.equal(streamed.images.pixels[:count], planned.images.pixels[:count])
+        pixels[scaled] = streamed.images.pixels[:count].float()
+    assert not torch.equal(pixels[False], pixels[True])
+    assert (pixels[False] - pixels[True]).abs().mean() < 8
 
 
 def test_what_needs_an_index_is_refused(sources: dict) -> None:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m4train.config import DocumentOptions, SourceConfig
+from m4train.data.documents.pieces import Pieces
 from m4train.data.documents.splitting import split_pieces
-from m4train.data.index.shard_index import Pieces
 from m4train.data.plan.plan import Plan
 from m4train.data.source import build_sources
 from m4train.errors import ConfigError, DataError
