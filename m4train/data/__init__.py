@@ -1,11 +1,13 @@
-"""From stored samples to batches. The folders are in the order a sample travels; each imports only those before it.
+"""From shards on disk to batches, in the order a sample travels. No model and no `torch.distributed` here.
 
-storage/    files, object stores, blocks kept and cached, arrays mapped into memory
-documents/  one sample: parsed, varied, rendered to pieces, labelled; `build.py` is the path from stored to labelled
-sources/    one file per data format: what the index needs of it, and how sample i is read
-index/      the sidecar files of a shard: where samples lie and what they take
-source.py   a dataset: its shards, index and format together
-plan/       order, mixture, packing and balance, before a byte of payload is read
-loading/    the processes that read, build and hand over batches; streams without an index
-Public doors: source, shards (write), convert, pipeline (webdataset).
+- `storage/`: local and remote files, read by byte ranges
+- `documents/`: one stored sample -> one labelled document: parsing, options, images, token ids, labels
+- `sources/`: one file per data format: how its shards are scanned and how a sample is read back
+- `index/`: the sidecar files of a shard, which know every sample's place, image sizes and token counts
+- `source.py`: one dataset of the mixture, its shards with their index
+- `plan/`: which documents make up every pack of every optimizer step, from the indexes alone
+- `loading/`: worker processes that read, decode and collate the plan of one rank into `PackedBatch`es
+
+For others to call: `shards.py` writes and finds shards, `convert.py` makes canonical ones of any source, `pipeline.py` gives
+the planned samples to a loop of one's own.
 """

@@ -1,1 +1,7 @@
-"""Answers to held-out conversations: `generation` asks the model, `metrics` scores, `answers` puts both to the sources."""
+"""Answers to held-out conversations, and their scores.
+
+- `generation.py`: generates answers in batches, on any number of ranks
+- `answers.py`: the questions of held-out sources, and what is shown of the answers
+- `decoding.py`: the one rule by which answers are decoded
+- `metrics.py`: the scores: exact match, VQA accuracy, ANLS, or a function of one's own
+"""

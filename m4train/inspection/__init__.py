@@ -1,6 +1,9 @@
-"""Looking at a run before, during and after it.
+"""Looking at a run without training: before, while and after it trains.
 
-plan_report   what a run would see, from the indexes      preview    the first packs as the model sees them (HTML)
-validate      every sample read and checked               bench      how fast the data side is
-replay        every sample of one step                    report     the run as one HTML page (charts, stage_charts)
+- `plan_report.py`: epochs, mixture, padding and balance, from the indexes alone
+- `preview.py`: packs as the model sees them, as a page
+- `validate.py`: every sample of all sources read once, and what is wrong with them
+- `bench.py`: how fast the data side is, stage by stage
+- `replay.py`: the samples of any step of a run, planned again from the nearest cursor
+- `report.py`, with `charts.py` and `stage_charts.py`: one page about a run and those before it
 """

@@ -1,10 +1,10 @@
-"""Training: `trainer.py` is the loop, `step.py` one optimizer step, `model_protocol.py` what is asked of a model.
+"""Training on batches that come from anywhere, of models that keep to `model_protocol.py`. No model is known by name.
 
-equip (freezing, adapters, quantization, token rows)   what training adds to a plain model
-optim, muon, schedule, loss_weights, neftune           the update and what the loss counts
-engines/                                               one process, DDP, FSDP2, DeepSpeed behind the same calls
-checkpoints/                                           writing, finding and reading them; adapters as peft folders
-callbacks/                                             everything optional, one file each
-heartbeat, stopping, guard, worst_batch                hangs, stops, non-finite steps, memory at step 1
-metrics, throughput, parts_table                       what is logged and shown
+- `trainer.py`: the loop; `step.py`: the losses and counts of one optimizer step
+- `engines/`: where a model is placed and updated: one process, DDP, FSDP2, DeepSpeed
+- `callbacks/`: what happens in addition to training, one per file
+- `checkpoints/`: writing, finding and reading checkpoints
+- `equip.py`, `freezing.py`, `adapters.py`, `quantization.py`: what trains, and how the rest is stored
+- `optim.py`, `muon.py`, `schedule.py`, `guard.py`: what an update does, and which are skipped
+- `metrics.py`, `throughput.py`, `parts_table.py`, `heartbeat.py`: what a run says about itself
 """

@@ -1,1 +1,1 @@
-"""One sample: `sample` (what is stored), `variants` and `augment` (what is drawn), `rendering` (pieces), `labels`, `build`."""
+"""One stored sample -> one labelled document."""

@@ -1,1 +1,1 @@
-"""The sidecar files of a shard: `scan` makes them, `build` decides when, `shard_index` reads them."""
+"""The index of a shard: made in one pass, checked, and read."""

@@ -1,1 +1,1 @@
-"""Batches from a plan (`loader`, `rank_plan`, `collate`) or from streams (`stream_loader`), and what was left out (`quarantine`)."""
+"""The packs of one rank, read, decoded and collated by worker processes."""

@@ -1,1 +1,1 @@
-"""Which sample when: `sample_order`, `mixture`, `packing`, `balance`, put together in `plan`."""
+"""Which documents make up every pack of every optimizer step, computed from the indexes alone."""

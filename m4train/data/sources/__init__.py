@@ -1,1 +1,1 @@
-"""One file per data format; `base` is what a format offers, `registry` lists them by name."""
+"""The data formats, one file each; `registry.py` lists them by name."""

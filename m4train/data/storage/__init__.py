@@ -1,1 +1,1 @@
-"""Reading bytes: local files and object stores, kept and cached blocks, arrays mapped into memory."""
+"""Files, local or in an object store, read by byte ranges; and arrays that are mapped into memory."""
