@@ -20,7 +20,7 @@ from m4train.data.documents.labels import trained_tokens
 from m4train.data.documents.pieces import Pieces
 from m4train.data.documents.rendering import Prepared, Renderer, as_planned, encode_view, expand, needed_sizes
 from m4train.data.documents.sample import Sample
-from m4train.data.documents.splitting import run_of
+from m4train.data.documents.splitting import piece_range
 from m4train.data.documents.variants import View
 from m4train.errors import BadSample, StaleIndexError
 from m4train.processing.images import decode_scaled
@@ -82,10 +82,10 @@ class DocumentBuilder:
         if len(prepared.pieces) != count:
             raise StaleIndexError(f"renders to {len(prepared.pieces)} pieces, but the index has {count}")
         last = count if last < 0 else last
-        run = prepared.pieces[first:last]
-        wanted = sorted({piece.image for piece in run if isinstance(piece, ImagePiece)})
+        wanted_pieces = prepared.pieces[first:last]
+        wanted = sorted({piece.image for piece in wanted_pieces if isinstance(piece, ImagePiece)})
         encoded = self._encoded(stored, {image: prepared.views[image] for image in wanted}, draws)
-        rendered = expand(run, encoded, run_of(planned, first, last))
+        rendered = expand(wanted_pieces, encoded, piece_range(planned, first, last))
         trained = trained_tokens(rendered, self._config.loss)
         tokens, loss_tokens = len(rendered.ids), int(trained.sum())
         record = replace(record, tokens=tokens, images=len(wanted), loss_tokens=loss_tokens)

@@ -18,7 +18,7 @@ from m4train.data.documents.variants import (
     Draws,
     View,
     conversation_variant,
-    document_parts,
+    documents_in,
     image_numbers,
     image_views,
     viewed,
@@ -34,7 +34,7 @@ _ADVICE = "run `m4train data index` again"
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of a run of pieces.
+    """Token ids of consecutive pieces.
 
     `ids` (T,) int64; `kinds` (T,) uint8, the `PIECE_KINDS` number of the piece each id belongs to; `turns` (T,) int32, the
     message each id belongs to (-1 for none); `feature_mask` (T,) True where an image feature goes; `frames` (F, 3, S, S)
@@ -113,7 +113,7 @@ class Renderer:
         return Prepared(pieces, views, planned)
 
     def _pieces(self, sample: Sample, draws: Draws) -> list[Piece]:
-        """The pieces in reading order; parts that are documents of their own are divided by pieces of kind border."""
+        """The pieces in reading order; documents within a sample are divided by pieces of kind border."""
         pieces: list[Piece] = []
         if sample.items is None:
             assert sample.messages is not None
@@ -121,9 +121,9 @@ class Renderer:
             items = [item for message in messages for item in message["content"]]
             pieces = _stored_numbers(self.processor.encode_messages(messages), image_numbers(items))
         else:
-            for part in document_parts(sample.items, self.documents):
+            for document in documents_in(sample.items, self.documents):
                 pieces += [_BORDER] if pieces else []
-                pieces += _stored_numbers(self.processor.encode_document(part), image_numbers(part))
+                pieces += _stored_numbers(self.processor.encode_document(document), image_numbers(document))
         if not pieces:
             raise BadSample("empty", "the sample renders to no tokens")
         return pieces
@@ -158,7 +158,7 @@ def _check_images(processor: SampleProcessor, options: ImageOptions, key: str) -
 
 
 def expand(pieces: Sequence[Piece], encoded: Mapping[int, EncodedImage], planned: Pieces) -> Rendered:
-    """The ids of a run of pieces, with each encoded image (by its number) in place.
+    """The ids of consecutive pieces, with each encoded image (by its number) in place.
 
     Raises StaleIndexError if a piece does not have the length the index promised: the plan was made for another
     processor, and going on would overflow packs or shift labels.

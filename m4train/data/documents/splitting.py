@@ -10,15 +10,15 @@ _DOCUMENT = PIECE_KINDS.index("document")
 
 
 def split_pieces(pieces: Pieces, token_budget: int, frame_budget: int) -> list[tuple[int, int]]:
-    """Runs (first, last) of pieces that each fit the budgets, in order; empty if one piece alone does not fit.
+    """Ranges (first, last) of pieces that each fit the budgets, in order; empty if one piece alone does not fit.
 
-    A run ends before its trailing images, so that an image stays with the text after it; runs without a token to train
+    A range ends before its trailing images, so that an image stays with the text after it; ranges without a token to train
     on are left out.
     """
     tokens, frames, kinds = pieces.tokens.tolist(), pieces.frames.tolist(), pieces.kinds.tolist()
     if max(tokens, default=0) > token_budget or max(frames, default=0) > frame_budget:
         return []
-    runs, first = [], 0
+    ranges, first = [], 0
     while first < len(tokens):
         last, used_tokens, used_frames = first, 0, 0
         while (
@@ -36,18 +36,18 @@ def split_pieces(pieces: Pieces, token_budget: int, frame_budget: int) -> list[t
             if _trains(tokens, kinds, first, cut):
                 last = cut
         if _trains(tokens, kinds, first, last):
-            runs.append((first, last))
+            ranges.append((first, last))
         first = last
-    return runs
+    return ranges
 
 
-def whole_parts(pieces: Pieces) -> list[tuple[int, int]]:
-    """Runs (first, last) of pieces between borders: the documents that a stored one consists of."""
+def document_ranges(pieces: Pieces) -> list[tuple[int, int]]:
+    """Ranges (first, last) of pieces between borders: the documents that a stored one consists of."""
     borders = np.flatnonzero(pieces.kinds == BORDER_KIND).tolist()
     return list(zip([0, *(border + 1 for border in borders)], [*borders, len(pieces.kinds)]))
 
 
-def run_of(pieces: Pieces, first: int, last: int) -> Pieces:
+def piece_range(pieces: Pieces, first: int, last: int) -> Pieces:
     """Pieces `first` to `last`."""
     return Pieces(*(column[first:last] for column in (pieces.tokens, pieces.kinds, pieces.frames)))
 
@@ -58,6 +58,6 @@ def is_document(pieces: Pieces) -> bool:
 
 
 def _trains(tokens: list[int], kinds: list[int], first: int, last: int) -> bool:
-    """Whether the run holds a document token that something predicts (its very first token has nothing before it)."""
+    """Whether the range holds a document token that something predicts (its very first token has nothing before it)."""
     trained = sum(tokens[piece] for piece in range(first, last) if kinds[piece] == _DOCUMENT)
     return trained > (1 if first < last and kinds[first] == _DOCUMENT else 0)

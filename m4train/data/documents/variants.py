@@ -61,37 +61,37 @@ def image_numbers(items: Sequence[Item]) -> list[int]:
     return [item["number"] for item in items if "image" in item]
 
 
-def document_parts(items: Sequence[Item], options: DocumentOptions) -> list[list[Item]]:
+def documents_in(items: Sequence[Item], options: DocumentOptions) -> list[list[Item]]:
     """The documents that a stored one becomes, of numbered items. Raises BadSample `skipped` if none is left."""
-    parts, why = [], ""
-    for part in _cut_at_marker(numbered(items), options.end_marker):
-        part = _first_images(part, options.max_images)
+    documents, why = [], ""
+    for document in _cut_at_marker(numbered(items), options.end_marker):
+        document = _first_images(document, options.max_images)
         if options.ending_images == "strip":
-            while part and "image" in part[-1]:
-                part.pop()
-        reason = _reason_to_skip(part, options)
+            while document and "image" in document[-1]:
+                document.pop()
+        reason = _reason_to_skip(document, options)
         if reason:
             why = reason
         else:
-            parts.append(part)
-    if not parts:
+            documents.append(document)
+    if not documents:
         raise BadSample("skipped", f"the options of its source leave it out: {why or 'it holds nothing'}")
-    return parts
+    return documents
 
 
 def _cut_at_marker(items: Sequence[Item], marker: str | None) -> list[list[Item]]:
-    parts: list[list[Item]] = [[]]
+    documents: list[list[Item]] = [[]]
     for item in items:
         texts = item["text"].split(marker) if marker and "text" in item else []
         if len(texts) < 2:
-            parts[-1].append(item)
+            documents[-1].append(item)
             continue
         for place, text in enumerate(texts):
             if place:
-                parts.append([])
+                documents.append([])
             if text.strip():
-                parts[-1].append({"text": text.strip()})
-    return [part for part in parts if part]
+                documents[-1].append({"text": text.strip()})
+    return [document for document in documents if document]
 
 
 def _first_images(items: list[Item], limit: int | None) -> list[Item]:

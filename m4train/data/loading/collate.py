@@ -14,7 +14,7 @@ from m4train.data.documents.build import DocumentBuilder
 from m4train.data.documents.image_layout import FRAMES, Frames
 from m4train.data.documents.pieces import Pieces
 from m4train.data.documents.rendering import Renderer
-from m4train.data.documents.splitting import run_of
+from m4train.data.documents.splitting import piece_range
 from m4train.data.loading.quarantine import QuarantineEntry
 from m4train.data.plan.packing import Unit
 from m4train.data.plan.plan import PlannedPack
@@ -109,7 +109,7 @@ class Collator:
     def planned(self, unit: Unit) -> Pieces:
         """The pieces of a planned segment, from the index."""
         pieces = self.locate(unit).pieces
-        return run_of(pieces, unit.first, len(pieces.tokens) if unit.last < 0 else unit.last)
+        return piece_range(pieces, unit.first, len(pieces.tokens) if unit.last < 0 else unit.last)
 
     def document_hash(self, unit: Unit, pack: int, outcome: bytes) -> int:
         """One document's part of `data_hash` (with its outcome) or of `plan_hash` (without)."""

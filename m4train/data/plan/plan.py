@@ -16,7 +16,7 @@ from typing import Any
 from m4train.config import BatchRampConfig, CostConfig, DataConfig
 from m4train.data.plan.mixture import Shares, check_mixture, weights_at
 from m4train.data.plan.packing import Packer, Unit
-from m4train.data.plan.sample_order import Draw, Dropped, SampleStream
+from m4train.data.plan.sample_order import Dropped, NextSample, SampleOrder
 from m4train.data.source import Source
 from m4train.errors import ConfigError, DataError
 
@@ -125,11 +125,11 @@ class _Cursor:
         data = plan.data
         self._plan = plan
         self._fingerprint = plan.fingerprint()
-        self._streams = {s.name: SampleStream(s, n, data, plan.seed) for n, s in enumerate(plan.sources)}
+        self._orders = {s.name: SampleOrder(s, n, data, plan.seed) for n, s in enumerate(plan.sources)}
         self._changes = sorted(data.mixture.schedule)
         self._shares = Shares(weights_at(1, plan.sources, data.mixture))
         self._packer = Packer(data.sequence_length, data.images_per_pack, data.packing_pool)
-        self._active = list(self._streams)
+        self._active = list(self._orders)
         self._waiting: deque[Unit] = deque()  # parts of a document that was cut
         self._closed: deque[list[Unit]] = deque()
         self._step = self._packs = 0
@@ -158,37 +158,37 @@ class _Cursor:
 
     def _next_unit(self, dropped: list[Dropped]) -> Unit | None:
         while not self._waiting:
-            draw = self._next_draw(dropped)
+            draw = self._next_sample(dropped)
             if draw is None:
                 return None
             self._waiting.extend(draw.units)
             dropped.extend(draw.dropped)
         return self._waiting.popleft()
 
-    def _next_draw(self, dropped: list[Dropped]) -> Draw | None:
+    def _next_sample(self, dropped: list[Dropped]) -> NextSample | None:
         """Takes the next sample from the source whose turn it is; None when all have ended."""
         sizes = {name: self._amount(head) for name, head in self._heads(dropped).items()}
         if not sizes:
             return None
         name = self._shares.next(sizes)
         self._shares.add(name, sizes[name])
-        return self._streams[name].take()
+        return self._orders[name].take()
 
-    def _heads(self, dropped: list[Dropped]) -> dict[str, Draw]:
-        """The next draw of every source that has one; those that have ended leave the mixture."""
+    def _heads(self, dropped: list[Dropped]) -> dict[str, NextSample]:
+        """The next sample of every source that has one; those that have ended leave the mixture."""
         heads = {}
         for name in list(self._active):
-            head = self._streams[name].peek()
+            head = self._orders[name].peek()
             if head is not None:
                 heads[name] = head
                 continue
-            dropped.extend(self._streams[name].take().dropped)
+            dropped.extend(self._orders[name].take().dropped)
             self._active.remove(name)
             self._shares.restart()
         return heads
 
-    def _amount(self, draw: Draw) -> int:
-        """What a draw counts in the mixture."""
+    def _amount(self, draw: NextSample) -> int:
+        """What a sample counts in the mixture."""
         by = self._plan.data.mixture.by
         return 1 if by == "samples" else draw.tokens if by == "tokens" else draw.images
 
@@ -198,7 +198,7 @@ class _Cursor:
             "plan": self._fingerprint,
             "step": self._step,
             "packs": self._packs,
-            "streams": {name: stream.state() for name, stream in self._streams.items()},
+            "streams": {name: stream.state() for name, stream in self._orders.items()},
             "active": list(self._active),
             "shares": dict(self._shares.amounts),
             "pool": self._packer.state(),
@@ -208,7 +208,7 @@ class _Cursor:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._step, self._packs = state["step"], state["packs"]
-        for name, stream in self._streams.items():
+        for name, stream in self._orders.items():
             stream.load_state(state["streams"][name])
         self._active = list(state["active"])
         self._shares.restart(weights_at(max(1, self._step), self._plan.sources, self._plan.data.mixture))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from m4train.config import DataConfig
 from m4train.data.documents.pieces import Pieces
-from m4train.data.documents.splitting import is_document, run_of, split_pieces, whole_parts
+from m4train.data.documents.splitting import document_ranges, is_document, piece_range, split_pieces
 from m4train.data.plan.packing import Unit
 from m4train.data.plan.permutation import Permutation, WindowOrder
 from m4train.data.source import Source
@@ -26,7 +26,7 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Draw:
+class NextSample:
     """The next sample that can be packed, as its units; `images` is counted if the mixture counts images; `dropped` are the
     samples passed over on the way."""
 
@@ -40,19 +40,19 @@ class Draw:
         return sum(unit.tokens for unit in self.units)
 
 
-class SampleStream:
+class SampleOrder:
     """Every sample of a source once per epoch, in an order of its own each epoch."""
 
     def __init__(self, source: Source, number: int, data: DataConfig, seed: int) -> None:
         self._source, self._number, self._data, self._seed = source, number, data, seed
         self.epoch = self.position = 0
         self._epochs = data.epochs if source.config.epochs is None else source.config.epochs
-        self._head: Draw | None = None
+        self._head: NextSample | None = None
         self._chunk: list[int] = []
         self._chunk_start = self._chunk_epoch = 0
 
-    def peek(self) -> Draw | None:
-        """The next draw, without taking it; None after the last epoch, with nothing more to report.
+    def peek(self) -> NextSample | None:
+        """The next sample, without taking it; None after the last epoch, with nothing more to report.
 
         Raises DataError if a whole epoch holds no sample that can be packed.
         """
@@ -60,27 +60,27 @@ class SampleStream:
             self._head = self._find()
         return self._head if self._head.units else None
 
-    def take(self) -> Draw:
-        """The next draw; after the last epoch one without units, which reports what was dropped at its end."""
+    def take(self) -> NextSample:
+        """The next sample; after the last epoch one without units, which reports what was dropped at its end."""
         self.peek()
         assert self._head is not None
         head, self._head = self._head, None
         self.epoch, self.position = head.after
         return head
 
-    def _find(self) -> Draw:
+    def _find(self) -> NextSample:
         dropped: list[Dropped] = []
         epoch, position, tried = self.epoch, self.position, 0
         while True:
             if position == len(self._source):
                 epoch, position = epoch + 1, 0
             if self._epochs is not None and epoch >= self._epochs:
-                return Draw([], 0, dropped, (epoch, position))
+                return NextSample([], 0, dropped, (epoch, position))
             sample = self._sample(epoch, position)
             position += 1
             units, images = self._units(sample, epoch, dropped)
             if units:
-                return Draw(units, images, dropped, (epoch, position))
+                return NextSample(units, images, dropped, (epoch, position))
             tried += 1
             if tried > len(self._source):
                 raise DataError(
@@ -118,25 +118,25 @@ class SampleStream:
             return [Unit(self._number, sample, epoch, 0, -1, tokens, frames)], images
         units = []
         pieces = where.pieces
-        for first, last in whole_parts(pieces):
-            runs = self._runs(pieces, first, last)
-            sizes = [(int(pieces.tokens[a:b].sum()), int(pieces.frames[a:b].sum())) for a, b in runs]
-            units += [Unit(self._number, sample, epoch, *run, *size) for run, size in zip(runs, sizes)]
-            if not runs:
+        for first, last in document_ranges(pieces):
+            ranges = self._ranges(pieces, first, last)
+            sizes = [(int(pieces.tokens[a:b].sum()), int(pieces.frames[a:b].sum())) for a, b in ranges]
+            units += [Unit(self._number, sample, epoch, *place, *size) for place, size in zip(ranges, sizes)]
+            if not ranges:
                 tokens, frames = int(pieces.tokens[first:last].sum()), int(pieces.frames[first:last].sum())
                 limits = f"data.sequence_length={data.sequence_length} and data.images_per_pack={data.images_per_pack}"
                 detail = f"{tokens} tokens and {frames} frames do not fit {limits}"
                 dropped.append(Dropped(self._number, sample, "too_long", detail))
         return units, images
 
-    def _runs(self, pieces: Pieces, first: int, last: int) -> list[tuple[int, int]]:
-        """The runs of pieces that a document, pieces `first` to `last`, is packed as; none if it cannot be."""
-        data, part = self._data, run_of(pieces, first, last)
-        if part.tokens.sum() <= data.sequence_length and part.frames.sum() <= data.images_per_pack:
+    def _ranges(self, pieces: Pieces, first: int, last: int) -> list[tuple[int, int]]:
+        """The ranges of pieces that a document, pieces `first` to `last`, is packed as; none if it cannot be."""
+        data, document = self._data, piece_range(pieces, first, last)
+        if document.tokens.sum() <= data.sequence_length and document.frames.sum() <= data.images_per_pack:
             return [(first, last)]
-        if data.long_documents != "split" or not is_document(part):
+        if data.long_documents != "split" or not is_document(document):
             return []
-        return [(first + a, first + b) for a, b in split_pieces(part, data.sequence_length, data.images_per_pack)]
+        return [(first + a, first + b) for a, b in split_pieces(document, data.sequence_length, data.images_per_pack)]
 
     def state(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}

@@ -19,7 +19,7 @@ from m4train.data.documents.sample import sample_from_dict
 from m4train.data.documents.variants import (
     Draws,
     conversation_variant,
-    document_parts,
+    documents_in,
     image_numbers,
     image_views,
     variant_drawn,
@@ -39,7 +39,7 @@ MARKER = "<<END>>"
 def parts(texts: str, **options) -> list[str]:
     """Documents of a stored one, each written with `i` for an image and other characters for texts."""
     items = [{"image": f"{n}.png"} if c == "i" else {"text": MARKER if c == "|" else c} for n, c in enumerate(texts)]
-    found = document_parts(items, DocumentOptions(**options))
+    found = documents_in(items, DocumentOptions(**options))
     return ["".join("i" if "image" in item else item["text"] for item in part) for part in found]
 
 
@@ -74,7 +74,7 @@ def test_rows_of_images_and_documents_without_one() -> None:
 def test_a_marker_begins_another_document_and_nothing_is_lost_or_doubled() -> None:
     assert parts("ai|bc|i|", end_marker=MARKER) == ["ai", "bc", "i"]
     assert parts("ai|bc|di", end_marker=MARKER, require_image=True) == ["ai", "di"]
-    found = document_parts([{"text": f"a {MARKER} b{MARKER}"}, {"image": "0.png"}], DocumentOptions(end_marker=MARKER))
+    found = documents_in([{"text": f"a {MARKER} b{MARKER}"}, {"image": "0.png"}], DocumentOptions(end_marker=MARKER))
     assert found == [[{"text": "a"}], [{"text": "b"}], [{"image": "0.png", "number": 0}]]
     assert [image_numbers(part) for part in found] == [[], [], [0]]
 
@@ -377,7 +377,7 @@ def test_documents_under_all_options_keep_their_length_and_every_image_its_text(
     renderer = Renderer(processor, SourceConfig(documents=options))
     parts: list[list[dict]] = []
     with suppress(BadSample):
-        parts = document_parts(sample.items, options)
+        parts = documents_in(sample.items, options)
     if not parts:
         with pytest.raises(BadSample, match="leave it out"):
             renderer.prepare(sample, "key", sizes)

@@ -8,7 +8,7 @@ import pytest
 from m4train.config import DataConfig, SourceConfig
 from m4train.data.loading.rank_plan import RankPlan
 from m4train.data.plan.plan import Plan
-from m4train.data.plan.sample_order import SampleStream
+from m4train.data.plan.sample_order import SampleOrder
 from m4train.data.source import Source, build_sources
 from m4train.inspection.plan_report import plan_report, plan_tables
 from tests.helpers.data import FakeProcessor, data_config, documents, write_shards
@@ -75,7 +75,7 @@ def test_shards_in_an_object_store_are_drawn_window_by_window(tmp_path: Path) ->
         config = {"pages": SourceConfig(path=f"{store.url}/*.tar")}
         [remote] = build_sources(config, data, FakeProcessor())
     [local] = build_sources({"pages": SourceConfig(path=str(tmp_path / "shards" / "*.tar"))}, data, FakeProcessor())
-    orders = [[SampleStream(s, 0, data, 0)._sample(0, place) for place in range(30)] for s in (remote, local)]
+    orders = [[SampleOrder(s, 0, data, 0)._sample(0, place) for place in range(30)] for s in (remote, local)]
     assert [sorted(order) for order in orders] == [list(range(30))] * 2
     windows = np.array(orders[0]).reshape(3, 10) // 5
     assert all(len(set(window)) == 2 for window in windows.tolist())

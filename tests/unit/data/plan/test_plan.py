@@ -106,12 +106,12 @@ def test_long_documents_are_cut_between_items_only(values: list[tuple[int, int]]
 
     tokens, kinds = (np.array(column) for column in zip(*values))
     frames = (kinds == 5).astype(int)
-    runs = split_pieces(Pieces(tokens, kinds, frames), 60, 3)
+    ranges = split_pieces(Pieces(tokens, kinds, frames), 60, 3)
     end = 0
-    for first, last in runs:
+    for first, last in ranges:
         assert end <= first < last
         assert tokens[first:last].sum() <= 60
         assert frames[first:last].sum() <= 3
         end = last
-    kept = sum(tokens[first:last][kinds[first:last] == 1].sum() for first, last in runs)
-    assert kept >= tokens[kinds == 1].sum() - len(tokens)  # only runs of at most one text token may be left out
+    kept = sum(tokens[first:last][kinds[first:last] == 1].sum() for first, last in ranges)
+    assert kept >= tokens[kinds == 1].sum() - len(tokens)  # only ranges of at most one text token may be left out
