@@ -22,10 +22,10 @@ from m4train.errors import ConfigError
 from m4train.families import FAMILIES, Family
 from m4train.hub import PROCESSOR_FILES, WEIGHT_FILES, model_folder
 from m4train.processing.protocol import SampleProcessor
-from m4train.processing.stops import stop_ids
 from m4train.processing.tokenizer import Tokenizer
 from m4train.restore import merged_model
 from m4train.run_files import CHECKPOINTS, QUARANTINE, STATE
+from m4train.stops import stop_ids
 from m4train.training.checkpoints.adapter_files import start_adapter
 from m4train.training.checkpoints.files import checkpoints_in
 from m4train.training.checkpoints.find import Checkpoint, open_checkpoint

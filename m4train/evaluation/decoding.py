@@ -1,6 +1,6 @@
 """How answers are decoded: the one rule for evaluation, samples while training, and `m4train generate`.
 
-What ends an answer: `processing.stops`. Everything else comes from `evaluation.decoding`, greedy by default, and nothing
+What ends an answer: `m4train.stops`. Everything else comes from `evaluation.decoding`, greedy by default, and nothing
 from the generation_config.json of the model, but for the ids that it forbids.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 from m4train.config import DecodingConfig
 from m4train.models.generation_settings import GenerationSettings
-from m4train.processing.stops import stop_ids
+from m4train.stops import stop_ids
 
 
 @dataclass(frozen=True)

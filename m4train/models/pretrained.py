@@ -19,7 +19,7 @@ from m4train.models.generation_settings import stated_ends
 from m4train.models.quantized import BitsAndBytesConfig, is_quantized, quantize_linears
 from m4train.models.tensor_folder import TensorFolder
 from m4train.models.weight_files import write_files
-from m4train.processing.stops import with_turn_end
+from m4train.stops import with_turn_end
 
 # Buffers that old releases stored and that are computed here.
 _OBSOLETE = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from m4train import AutoModelForImageTextToText, AutoProcessor, Idefics3Config, Idefics3ForConditionalGeneration
-from m4train.processing.stops import folder_turn_end, stop_ids, turn_end
+from m4train.stops import folder_turn_end, stop_ids, turn_end
 from tests.helpers.models import perturb, tiny_idefics3
 from tests.helpers.processing import (
     tiny_idefics2_processor,
