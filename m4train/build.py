@@ -28,7 +28,7 @@ from m4train.run_files import CHECKPOINTS, QUARANTINE, STATE
 from m4train.stops import stop_ids
 from m4train.training.checkpoints.adapter_files import start_adapter
 from m4train.training.checkpoints.files import checkpoints_in
-from m4train.training.checkpoints.find import Checkpoint, open_checkpoint
+from m4train.training.checkpoints.state import Checkpoint, open_checkpoint
 from m4train.training.compiling import compile_blocks
 from m4train.training.equip import equip
 from m4train.training.model_protocol import TrainableModel

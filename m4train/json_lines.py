@@ -1,35 +1,57 @@
-"""Files of one JSON object a line that a run appends to, and whose last line a kill may leave unfinished."""
+"""Files of one JSON object a line that a run appends to. A kill may leave the last line unfinished, a power cut any of them
+damaged: such lines are passed over by who reads, and taken out by who goes on writing."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of the finished lines; none if there is no file."""
-    return [json.loads(line) for line in _finished(path)]
+OF_A_STEP = ("step",)
 
 
-def keep_lines(path: Path, step: int | None = None) -> list[dict[str, Any]]:
-    """Cuts off an unfinished last line, and all from the first line past `step` on; returns what is left.
+def read_lines(path: Path, needs: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The objects of the good lines; none where there is no file. A good line is finished, and an object with the keys `needs`,
+    of which `step` is a whole number."""
+    return [found for _, found in _lines(path, needs) if found is not None]
 
-    The file is replaced at once, so a kill loses nothing.
+
+def lines_past(path: Path, step: int) -> bytes:
+    """The good lines of steps after `step`, as they are stored."""
+    return b"".join(line for line, found in _lines(path, OF_A_STEP) if found is not None and found["step"] > step)
+
+
+def keep_lines(
+    path: Path, step: int | None = None, needs: Sequence[str] = OF_A_STEP, say: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """Takes out an unfinished last line, damaged lines, and lines past `step`; returns what is left.
+
+    Says a sentence if lines were damaged. The file is replaced at once, so a kill loses nothing.
     """
-    lines = _finished(path)
-    objects = [json.loads(line) for line in lines]
-    past = (number for number, found in enumerate(objects) if step is not None and found["step"] > step)
-    kept = next(past, len(lines))
-    text = "".join(lines[:kept]).encode()
+    lines = list(_lines(path, needs))
+    kept = [(line, found) for line, found in lines if found is not None and (step is None or found["step"] <= step)]
+    damaged = [line for line, found in lines if found is None and line.endswith(b"\n")]
+    if damaged:
+        say(f"{path} had {len(damaged)} damaged lines, which were taken out; those around them are kept.")
+    text = b"".join(line for line, _ in kept)
     if path.exists() and path.stat().st_size != len(text):
         aside = path.with_name(f"{path.name}.{os.getpid()}.writing")
         aside.write_bytes(text)
         os.replace(aside, path)
-    return objects[:kept]
+    return [found for _, found in kept]
 
 
-def _finished(path: Path) -> list[str]:
-    data = path.read_bytes() if path.is_file() else b""
-    return data[: data.rfind(b"\n") + 1].decode("utf-8").splitlines(keepends=True)
+def _lines(path: Path, needs: Sequence[str]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Every line as it is stored, with its object, or None if it is not good."""
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
+        try:
+            found = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            found = None
+        yield line, found if isinstance(found, dict) and _has(found, needs) else None
+
+
+def _has(found: dict[str, Any], needs: Sequence[str]) -> bool:
+    return all(type(found.get(key)) is int if key == "step" else found.get(key) is not None for key in needs)

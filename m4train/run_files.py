@@ -10,11 +10,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from m4train.errors import DataError
-from m4train.json_lines import read_lines
+from m4train.json_lines import OF_A_STEP, read_lines
 
 CONFIG = "config.yaml"  # what the run is trained with
 METRICS = "metrics.jsonl"  # one line a logged step
 CURSORS = "cursors.jsonl"  # where the plan is, for replay
+STARTS = "starts.jsonl"  # the configuration from a step on, one line a start that changed it
 SAMPLES = "samples.jsonl"  # answers given while the model trains
 PARAMETERS = "parameters.json"  # the table of parts
 QUARANTINE = "quarantine.jsonl"  # samples that were dropped, and why
@@ -65,11 +66,11 @@ def read_run(folder: Path) -> RunFiles:
     return RunFiles(
         folder=folder,
         config=OmegaConf.load(folder / CONFIG),
-        metrics=read_lines(folder / METRICS),
+        metrics=read_lines(folder / METRICS, OF_A_STEP),
         parameters=_json(folder / PARAMETERS, []),
         evaluation=_json(folder / EVALUATION, {}),
         answers=read_lines(folder / ANSWERS),
-        samples=read_lines(folder / SAMPLES),
+        samples=read_lines(folder / SAMPLES, OF_A_STEP),
         quarantine=read_lines(folder / QUARANTINE),
     )
 

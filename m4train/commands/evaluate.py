@@ -20,7 +20,8 @@ from m4train.evaluation.metrics import load_metric, metric_name
 from m4train.families import FAMILIES
 from m4train.restore import restore_model, restore_processor
 from m4train.run_files import ANSWERS, EVALUATION
-from m4train.training.checkpoints.find import MODEL_KEYS, agreed_checkpoint
+from m4train.training.checkpoints.changes import MODEL_KEYS
+from m4train.training.checkpoints.find import agreed_checkpoint
 from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
 from m4train.training.heartbeat import Heartbeat

@@ -28,7 +28,9 @@ from m4train.restore import hub_weights, plain_model, restore_model, restore_pro
 from m4train.run_files import EVALUATION, EXPORT, LINEAGE_FILE
 from m4train.training.adapters import apply_adapters
 from m4train.training.checkpoints.adapter_files import load_adapter, save_adapter, trained_whole
-from m4train.training.checkpoints.find import MODEL_KEYS, Checkpoint, find_checkpoint
+from m4train.training.checkpoints.changes import MODEL_KEYS
+from m4train.training.checkpoints.find import find_checkpoint
+from m4train.training.checkpoints.state import Checkpoint
 from m4train.training.checkpoints.weights import CheckpointWeights
 from m4train.training.freezing import apply_freezing
 

@@ -94,7 +94,7 @@ def replay(config: Config, step: int, as_json: bool) -> int:
     Returns 1 if the step was logged with another data_hash, which means that the data is no longer what it was.
     """
     run_dir = Path(config.run_dir)
-    config = stored_config(run_dir)
+    config = stored_config(run_dir, step)
     processor = build.prepared_processor(config)
     plan = build.build_plan(config, processor)
     collator = Collator(plan.sources, processor, config.data, config.seed)

@@ -16,7 +16,9 @@ from m4train.config.compose import save_config
 from m4train.evaluation.answers import decoding_of, sample_answers
 from m4train.run_files import CONFIG, PARAMETERS
 from m4train.training.callbacks import default_callbacks
-from m4train.training.checkpoints.find import Checkpoint, agreed_checkpoint
+from m4train.training.checkpoints.bases import bases
+from m4train.training.checkpoints.find import agreed_checkpoint
+from m4train.training.checkpoints.state import Checkpoint
 from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
 from m4train.training.heartbeat import Heartbeat
@@ -30,7 +32,7 @@ def train(config: Config) -> int:
     engine = make_engine(config)
     with Heartbeat(Path(config.run_dir), engine.rank, engine.world_size, config.trainer.hang_timeout) as heart:
         heart.beat("checkpoint")
-        resume = agreed_checkpoint(config, engine)
+        resume = agreed_checkpoint(config, engine, bases=bases(config))
         if resume is None or resume.step < config.trainer.max_steps:
             _trainer(config, engine, resume, heart).train()
         elif engine.rank == 0:
@@ -70,6 +72,7 @@ def _trainer(config: Config, engine: Engine, resume: Checkpoint | None, heart: H
         quarantined=lambda: data.quarantine.bad,
         answers=lambda: sample_answers(data.validation, engine, model, processor, config, heart),
         heart=heart,
+        bases=bases(config),  # again: by now data.prepare has made what it makes
     )
 
 

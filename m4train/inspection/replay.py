@@ -15,8 +15,9 @@ from m4train.data.loading.collate import Collator
 from m4train.data.plan.plan import Plan, StepPlan
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.inspection.preview import PackView, SegmentView
-from m4train.json_lines import read_lines
+from m4train.json_lines import OF_A_STEP, read_lines
 from m4train.run_files import CHECKPOINTS, CONFIG, CURSORS, STATE
+from m4train.training.starts import config_at
 
 _MODULUS = 1 << 64
 
@@ -42,13 +43,13 @@ class ReplayedSample:
     dropped: str
 
 
-def stored_config(run_dir: Path) -> Config:
-    """The configuration a run was started with. Raises DataError if the directory holds none, or one that cannot be read."""
+def stored_config(run_dir: Path, step: int) -> Config:
+    """The configuration that step `step` of a run was made with. Raises DataError if the directory holds none, or one that cannot be read."""
     path = run_dir / CONFIG
     if not path.is_file():
         raise DataError(f"{run_dir} holds no config.yaml: set run_dir to the directory of a run.")
     try:
-        return compose.stored_config(OmegaConf.load(path), path)
+        return compose.stored_config(config_at(run_dir, step) or OmegaConf.load(path), path)
     except ConfigError as error:
         raise DataError(str(error)) from error
 
@@ -65,7 +66,7 @@ def planned_step(plan: Plan, step: int, run_dir: Path) -> StepPlan:
 def nearest_state(run_dir: Path, step: int) -> dict[str, Any] | None:
     """The latest state of the plan before `step` that cursors.jsonl or a checkpoint holds; None if there is none."""
     checkpoints = (run_dir / CHECKPOINTS).glob(f"step-*/{STATE}")
-    states = [json.loads(path.read_text())["plan"] for path in checkpoints] + read_lines(run_dir / CURSORS)
+    states = [json.loads(path.read_text())["plan"] for path in checkpoints] + read_lines(run_dir / CURSORS, OF_A_STEP)
     return max((s for s in states if s and s["step"] < step), key=lambda s: s["step"], default=None)
 
 

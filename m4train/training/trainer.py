@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from m4train.config import Config
 from m4train.errors import TrainingError
 from m4train.run_files import CHECKPOINTS
 from m4train.training.callbacks.base import Callback
-from m4train.training.checkpoints.find import Checkpoint, config_dict, starts_fresh_optimizer
+from m4train.training.checkpoints.aside import set_aside
+from m4train.training.checkpoints.changes import config_dict, continuing, starts_fresh_optimizer
 from m4train.training.checkpoints.save import load_checkpoint, versions
 from m4train.training.checkpoints.saver import Saver
+from m4train.training.checkpoints.state import VERSION, Checkpoint
 from m4train.training.engines.base import Engine, Update
 from m4train.training.heartbeat import Heartbeat
 from m4train.training.loss_weights import LossWeights
@@ -26,6 +28,7 @@ from m4train.training.metrics import StepSums, real_tokens
 from m4train.training.model_protocol import Step, TrainableModel
 from m4train.training.neftune import EmbeddingNoise
 from m4train.training.schedule import rate_factor
+from m4train.training.starts import note_start
 from m4train.training.step import SkipCounter, reseed, run_micro_batches
 from m4train.training.stopping import StopRequests
 from m4train.training.throughput import Throughput, memory_gib
@@ -61,7 +64,8 @@ class Trainer:
     `validation()` returns a fresh pass over held-out steps, equally many on every rank. `resume` is the checkpoint to
     continue from, whose plan state the loader was already given. `save_extra(folder)` adds files to every checkpoint.
     `quarantined()` counts the samples this rank has dropped since the run began. `answers()`, which all ranks call, gives
-    rank 0 what the model answers to held-out questions. `heart` already watches what came before.
+    rank 0 what the model answers to held-out questions. `heart` already watches what came before. `bases` names the content
+    of what the run starts from, for its checkpoints.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Trainer:
         quarantined: Callable[[], int] | None = None,
         answers: Callable[[], list[dict[str, Any]]] | None = None,
         heart: Heartbeat | None = None,
+        bases: Mapping[str, str] | None = None,
     ) -> None:
         self.config, self.model, self.loader, self.engine = config, model, loader, engine
         self.callbacks, self.validation, self.resume = list(callbacks), validation, resume
@@ -85,6 +90,8 @@ class Trainer:
         self.step = resume.step if resume else 0
         self.saved_step = self.step  # before the first step there is nothing that a fresh start would not make again
         self.metrics: dict[str, Any] = {}
+        self.continued = continuing(resume.state, config) if resume else None  # what a person is told
+        self._origin = {"lineage": resume.lineage if resume else [], "bases": dict(bases or {})}
         self._first_step = self.step + 1
         self.plan_state: dict[str, Any] = resume.plan if resume else {}
         self._stops = StopRequests(self.run_dir, config.trainer.max_hours)
@@ -130,6 +137,8 @@ class Trainer:
             "callbacks": {type(callback).__name__: callback.state() for callback in self.callbacks},
             "skipped": self._check_skips(),
             "versions": versions(),
+            "version": VERSION,
+            **self._origin,
         }
         self._saver.save(state)
         self.saved_step = self.step
@@ -137,6 +146,11 @@ class Trainer:
     def _start(self) -> None:
         self.heart.start()
         self.heart.beat("start", self.step)
+        if self.engine.rank == 0:
+            said = set_aside(self.run_dir, self.step, self.resume.departs) if self.resume else None
+            if said:
+                print(said, flush=True)
+            note_start(self.run_dir, self.step, config_dict(self.config))
         if self.config.trainer.neftune_alpha:
             self._noise = EmbeddingNoise(self.model, self.config.trainer.neftune_alpha, self.config.seed)
         self._throughput = Throughput(self.model)
@@ -144,8 +158,8 @@ class Trainer:
         saved = self.resume.state if self.resume else {}
         self._skips = SkipCounter(self.engine.device, saved.get("skipped", 0))
         if self.resume:
-            fresh = starts_fresh_optimizer(self.resume, self.config)
-            load_checkpoint(self.resume, self.engine, optimizer=not fresh)
+            anew = starts_fresh_optimizer(saved, self.config)
+            load_checkpoint(self.resume, self.engine, optimizer=not anew)
         for callback in self.callbacks:
             callback.load(saved.get("callbacks", {}).get(type(callback).__name__, {}))
             callback.on_start(self)

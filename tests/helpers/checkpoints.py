@@ -15,7 +15,7 @@ from m4train.commands.train import describe_model
 from m4train.config import Config
 from m4train.config.compose import load_config, save_config
 from m4train.run_files import CHECKPOINTS
-from m4train.training.checkpoints.find import config_dict
+from m4train.training.checkpoints.changes import config_dict
 from m4train.training.checkpoints.save import save_checkpoint, versions
 from m4train.training.engines.single import SingleEngine
 from m4train.training.naming import canonical_parameters

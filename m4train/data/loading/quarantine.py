@@ -40,7 +40,7 @@ class Quarantine:
         self.max_fraction = max_fraction
         self.counts: Counter[tuple[str, str]] = Counter()  # by source and reason
         self.documents = 0
-        entries = keep_lines(self.path)
+        entries = keep_lines(self.path, needs=("source", "shard", "key"))
         self._written = {(entry["source"], entry["shard"], entry["key"]) for entry in entries}
 
     @property

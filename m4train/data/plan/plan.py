@@ -88,7 +88,7 @@ class Plan:
         self.batch_ramp = batch_ramp
 
     def fingerprint(self) -> str:
-        """Names everything the sequence of packs depends on; a state is only good for the plan that made it."""
+        """Names everything the sequence of packs depends on."""
         data = self.data
         settings: list[Any] = [data.sequence_length, data.images_per_pack, data.packing_pool]
         settings += [data.long_documents, data.shuffle, data.shuffle_window, data.epochs, asdict(data.mixture)]
@@ -101,21 +101,38 @@ class Plan:
         ]
         sources += [[source.name, "by shard"] for source in self.sources if source.ordered_by_shard]
         sources += [[s.name, "image range", *s.config.image_range] for s in self.sources if s.config.image_range]
-        described = json.dumps([self.seed, self.global_batch_size, settings, sources])
-        return hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
+        return _named([self.seed, self.global_batch_size, settings, sources])
+
+    def content(self) -> str:
+        """Names what a state refers to: the samples, their order and their sizes. Other weights, epochs or batch sizes give
+        other steps from there on, but leave a state its meaning."""
+        data = self.data
+        settings = [data.sequence_length, data.images_per_pack, data.packing_pool, data.long_documents]
+        settings += [data.shuffle, data.shuffle_window]
+        sources = [
+            [source.name, source.config.images.scaled_decode, source.index.digest(), source.ordered_by_shard]
+            + list(source.config.image_range)
+            for source in self.sources
+        ]
+        return _named([self.seed, settings, sources])
 
     def steps(self, state: dict[str, Any] | None = None) -> Iterator[StepPlan]:
         """The steps from the beginning, or those after `state`. Raises DataError for the state of another plan."""
         cursor = _Cursor(self)
         if state is not None:
-            if state.get("plan") != self.fingerprint():
+            same = state.get("plan") == self.fingerprint()
+            if not same and state.get("content") != self.content():
                 raise DataError(
-                    "The data of this run is not what the checkpoint was made with (sources, weights, budgets, batch "
-                    "size, seed or tokenizer differ): restore the settings, or start a new run from its weights."
+                    "The data of this run is not what the checkpoint was made with (sources, budgets, seed, tokenizer, or the "
+                    "content of the shards differ): restore the settings, or start a new run from its weights."
                 )
-            cursor.load_state(state)
+            cursor.load_state(state, same)
         while (step := cursor.next_step()) is not None:
             yield step
+
+
+def _named(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
 
 
 class _Cursor:
@@ -124,7 +141,7 @@ class _Cursor:
     def __init__(self, plan: Plan) -> None:
         data = plan.data
         self._plan = plan
-        self._fingerprint = plan.fingerprint()
+        self._names = {"plan": plan.fingerprint(), "content": plan.content()}
         self._orders = {s.name: SampleOrder(s, n, data, plan.seed) for n, s in enumerate(plan.sources)}
         self._changes = sorted(data.mixture.schedule)
         self._shares = Shares(weights_at(1, plan.sources, data.mixture))
@@ -195,7 +212,7 @@ class _Cursor:
     def state(self) -> dict[str, Any]:
         """JSON, kilobytes."""
         return {
-            "plan": self._fingerprint,
+            **self._names,
             "step": self._step,
             "packs": self._packs,
             "streams": {name: stream.state() for name, stream in self._orders.items()},
@@ -206,13 +223,15 @@ class _Cursor:
             "closed": [[list(unit) for unit in units] for units in self._closed],
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any], same: bool) -> None:
+        """Goes to `state`. If it is not of the `same` plan, sources that had ended may go on, and shares are counted anew."""
         self._step, self._packs = state["step"], state["packs"]
         for name, stream in self._orders.items():
             stream.load_state(state["streams"][name])
-        self._active = list(state["active"])
         self._shares.restart(weights_at(max(1, self._step), self._plan.sources, self._plan.data.mixture))
-        self._shares.amounts = {name: int(amount) for name, amount in state["shares"].items()}
+        if same:
+            self._active = list(state["active"])
+            self._shares.amounts = {name: int(amount) for name, amount in state["shares"].items()}
         self._packer.load_state(state["pool"])
         self._waiting = deque(Unit(*unit) for unit in state["waiting"])
         self._closed = deque([Unit(*unit) for unit in units] for units in state["closed"])

@@ -32,8 +32,8 @@ class Console(Callback):
         self._since = None
         table = parameter_table(trainer.model, trainer.config, trainer.engine.device)
         self._console.print(format_table(table), markup=False)
-        if trainer.step:
-            self._console.print(f"continuing from step {trainer.step}")
+        if trainer.continued:
+            self._console.print(trainer.continued, markup=False)
         if self._console.is_terminal:
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
             self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console)

@@ -20,9 +20,15 @@ class Cursors(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         if trainer.engine.rank == 0:
-            keep_lines(trainer.run_dir / CURSORS, trainer.step)
+            earlier = keep_lines(trainer.run_dir / CURSORS, trainer.step)
+            if not earlier or earlier[-1]["step"] != trainer.step:
+                self._write(trainer)  # with another mixture from here on, no earlier one leads to the steps that come
 
     def on_step_end(self, trainer: Trainer) -> None:
-        if trainer.engine.rank == 0 and trainer.step % EVERY == 0 and "plan" in trainer.plan_state:
+        if trainer.engine.rank == 0 and trainer.step % EVERY == 0:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if "plan" in trainer.plan_state:
             with (trainer.run_dir / CURSORS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(trainer.plan_state) + "\n")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from m4train.run_files import WANDB_ID
 from m4train.training.callbacks.base import Callback
-from m4train.training.checkpoints.find import config_dict
+from m4train.training.checkpoints.changes import config_dict
 from m4train.training.checkpoints.save import versions
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Wandb(Callback):
         mode: Any = self.mode
         trainer.run_dir.mkdir(parents=True, exist_ok=True)
         id_file = trainer.run_dir / WANDB_ID
+        if trainer.resume is not None and trainer.resume.departs:
+            self._id = None  # that of another run, or of the branch that was set aside
         if not id_file.exists():
             id_file.write_text(self._id or uuid.uuid4().hex[:8], encoding="utf-8")
         self._id = id_file.read_text(encoding="utf-8").strip()

@@ -28,7 +28,7 @@ import m4train
 from m4train.errors import CheckpointError
 from m4train.run_files import STATE
 from m4train.training.checkpoints.files import checkpoints_in, fsync_folder, fsync_tree, write_json, write_manifest
-from m4train.training.checkpoints.find import Checkpoint
+from m4train.training.checkpoints.state import Checkpoint
 from m4train.training.engines.base import Engine
 from m4train.training.tensors import BUFFER, PARAMETER
 
@@ -81,7 +81,7 @@ def write_checkpoint(
             _on_main(engine, lambda: shutil.rmtree(aside, ignore_errors=True))
             why = problem or "another rank failed"
             raise CheckpointError(f"Checkpoint {target} could not be written ({why}); earlier checkpoints are whole.")
-    _on_main(engine, lambda: _prune(folder, keep_last, keep_every))
+    _on_main(engine, lambda: _prune(folder, state["step"], keep_last, keep_every))
     return target
 
 
@@ -237,9 +237,10 @@ def _publish(aside: Path, target: Path) -> None:
     fsync_folder(target.parent)
 
 
-def _prune(folder: Path, keep_last: int, keep_every: int) -> None:
-    """Removes the oldest checkpoints; each is renamed first, so that a half-removed one is never taken for whole."""
-    for step, old in checkpoints_in(folder)[:-keep_last]:
+def _prune(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
+    """Removes the oldest checkpoints up to step `newest`; each is renamed first, so that a half-removed one is never taken for
+    whole."""
+    for step, old in [found for found in checkpoints_in(folder) if found[0] <= newest][:-keep_last]:
         if keep_every and step % keep_every == 0:
             continue
         doomed = folder / f".writing-{old.name}"

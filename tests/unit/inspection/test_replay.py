@@ -79,7 +79,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="step=9999 is beyond the end"):
         planned_step(Plan(sources, data, 0, 4), 9999, tmp_path)
     with pytest.raises(DataError, match="holds no config"):
-        stored_config(tmp_path / "nowhere")
+        stored_config(tmp_path / "nowhere", 1)
 
 
 def test_the_stored_configuration_is_read_back(tmp_path: Path) -> None:
@@ -87,4 +87,4 @@ def test_the_stored_configuration_is_read_back(tmp_path: Path) -> None:
 
     config = load_config(["experiment=digits_pretrain", "seed=7", f"run_dir={tmp_path}"])
     save_config(config, tmp_path / "config.yaml")
-    assert stored_config(tmp_path) == config
+    assert stored_config(tmp_path, 1) == config

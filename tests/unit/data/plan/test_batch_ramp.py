@@ -8,7 +8,6 @@ import pytest
 from m4train.config import BatchRampConfig
 from m4train.data.loading.loader import Loader
 from m4train.data.plan.plan import Plan
-from m4train.errors import DataError
 from tests.helpers.data import FakeProcessor, make_sources
 
 RAMP = BatchRampConfig(start=2, increment=3, steps=2)
@@ -48,8 +47,12 @@ def test_the_packs_are_those_of_a_run_without_a_ramp(tmp_path: Path) -> None:
     assert with_ramp == without[: sum(SIZES[:4])]
 
 
-def test_another_ramp_is_another_plan(tmp_path: Path) -> None:
+def test_another_ramp_holds_from_where_the_run_goes_on(tmp_path: Path) -> None:
     sources, data = make_sources(tmp_path)
     state = next(iter(Plan(sources, data, 0, 7, RAMP).steps())).state
-    with pytest.raises(DataError, match="batch"):
-        next(iter(Plan(sources, data, 0, 7, BatchRampConfig(start=3, increment=3, steps=2)).steps(state)))
+    other = Plan(sources, data, 0, 7, BatchRampConfig(start=3, increment=3, steps=2))
+    rest = [step for step, _ in zip(other.steps(state), range(4))]
+    assert [len(step.packs) for step in rest] == [3, 6, 6, 7]
+    whole = [pack for step, _ in zip(Plan(sources, data, 0, 7).steps(), range(5)) for pack in step.packs]
+    seen = [pack for step in rest for pack in step.packs]
+    assert seen == whole[SIZES[0] : SIZES[0] + len(seen)]

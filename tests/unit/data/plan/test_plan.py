@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m4train.config import DocumentOptions, SourceConfig
+from m4train.config import DocumentOptions, MixtureConfig, SourceConfig
 from m4train.data.documents.pieces import Pieces
 from m4train.data.documents.splitting import split_pieces
 from m4train.data.plan.plan import Plan
@@ -65,6 +66,55 @@ def test_a_state_is_refused_by_another_plan(tmp_path: Path) -> None:
     for other in (Plan(sources, data, 4, 8), Plan(sources, replace(data, sequence_length=300), 3, 8)):
         with pytest.raises(DataError, match="not what the checkpoint was made with"):
             next(other.steps(state))
+
+
+def test_what_a_run_may_change_holds_from_where_it_goes_on(tmp_path: Path) -> None:
+    """Weights, epochs and the batch size: samples go on in their order, and none is seen twice in an epoch."""
+    sources, data = make_sources(tmp_path, epochs=1)
+    whole = list(Plan(sources, data, 3, 8).steps())
+    weighed = [replace(source, config=replace(source.config, weight=5.0)) for source in sources[1:]]
+    for other in (
+        Plan([sources[0], *weighed], data, 3, 8),
+        Plan(sources, replace(data, mixture=MixtureConfig(by="tokens")), 3, 8),
+        Plan(sources, data, 3, 5),
+    ):
+        rest = list(other.steps(json.loads(json.dumps(whole[1].state))))
+        assert [step.step for step in rest] == list(range(3, 3 + len(rest)))
+        assert rest != whole[2:]
+        seen = Counter(unit[:5] for unit in drawn_units([*whole[:2], *rest]))
+        assert seen == Counter(unit[:5] for unit in drawn_units(whole))
+        again = list(other.steps(rest[0].state))
+        assert again == rest[1:]
+
+
+def test_a_run_whose_data_had_ended_goes_on_into_another_epoch(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path, epochs=1)
+    whole = list(Plan(sources, data, 3, 8).steps())
+    assert list(Plan(sources, data, 3, 8).steps(whole[-1].state)) == []
+    rest = list(Plan(sources, replace(data, epochs=2), 3, 8).steps(whole[-1].state))
+    assert {unit.epoch for unit in drawn_units(rest)} == {1}
+    assert len(drawn_units(rest)) == len(drawn_units(whole))
+
+
+def test_moved_data_is_the_same_and_replaced_data_is_not(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path / "here")
+    state = next(Plan(sources, data, 3, 8).steps()).state
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    moved, data = make_sources(tmp_path / "there", write=False)
+    assert next(Plan(moved, data, 3, 8).steps(state)).step == 2
+    other, data = make_sources(tmp_path / "other", pages=61)
+    with pytest.raises(DataError, match="the content of the shards"):
+        next(Plan(other, data, 3, 8).steps(state))
+
+
+def test_the_state_of_an_earlier_version_is_good_for_its_own_plan_alone(tmp_path: Path) -> None:
+    sources, data = make_sources(tmp_path)
+    plan = Plan(sources, data, 3, 8)
+    state = next(plan.steps()).state
+    del state["content"]
+    assert next(plan.steps(state)).step == 2
+    with pytest.raises(DataError, match="not what the checkpoint was made with"):
+        next(Plan(sources, data, 3, 5).steps(state))
 
 
 def test_bad_and_long_samples_are_dropped_and_counted(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 from m4train.errors import CheckpointError, ConfigError
 from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoints import save as module
-from m4train.training.checkpoints.find import find_checkpoint, open_checkpoint
+from m4train.training.checkpoints.find import find_checkpoint
+from m4train.training.checkpoints.state import open_checkpoint
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
 
@@ -73,10 +74,14 @@ def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path):
 def test_another_configuration_is_refused_by_key(tmp_path):
     _train(make_config(tmp_path))
     config = make_config(tmp_path)
-    config.optimizer.lr, config.data.sequence_length = 0.5, 77
+    config.optimizer.name, config.data.sequence_length = "muon", 77
     with pytest.raises(
-        CheckpointError, match=r"of data\.sequence_length \(32 then, 77 now\), optimizer\.lr \(0.01 then, 0.5 now\);"
+        CheckpointError,
+        match=r"of data\.sequence_length \(32 then, 77 now\), optimizer\.name \(adamw then, muon now\); put them back",
     ):
+        find_checkpoint(config)
+    config.data.sequence_length = 32
+    with pytest.raises(CheckpointError, match=r"resume_optimizer=fresh, which keeps the weights and loses"):
         find_checkpoint(config)
 
 
@@ -193,8 +198,8 @@ def test_a_checkpoint_of_an_earlier_version_lacks_keys_at_their_default(tmp_path
     (folder / MANIFEST).unlink()
     write_manifest(folder)
     assert find_checkpoint(config).step == 12
-    config.trainer.neftune_alpha = 5.0
-    with pytest.raises(CheckpointError, match=r"neftune_alpha"):
+    config.freeze.frozen_dtype = "bf16"
+    with pytest.raises(CheckpointError, match=r"frozen_dtype"):
         find_checkpoint(config)
 
 
