@@ -190,7 +190,7 @@ def test_added_tokens_of_the_oldest_files(tmp_path):
 def test_files_that_disagree_on_an_id_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((made.FOLDER / "tokenizer.json").read_bytes())
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<image>": 32001}))
-    with pytest.raises(ConfigError, match="gives '<image>' the id 32001 where"):
+    with pytest.raises(ConfigError, match="gives '<image>' the id 32001, but"):
         Tokenizer.from_pretrained(tmp_path)
 
 
