@@ -114,7 +114,7 @@ def pretrained_architecture(config: Config) -> Any:
 def build_architecture(config: Config, processor: SampleProcessor) -> Any:
     """The model's configuration: that of model.pretrained, or model.architecture with the ids of the processor.
 
-    Where the architecture gives no vocab_size, the model gets an embedding for every entry of the tokenizer, of which
+    If the architecture gives no vocab_size, the model gets an embedding for every entry of the tokenizer, of which
     the last additional_vocab_size (Idefics) are in a table of their own.
     """
     if config.model.pretrained is not None:

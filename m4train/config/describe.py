@@ -49,7 +49,7 @@ def all_keys() -> list[Key]:
 def find(name: str) -> list[Key]:
     """The key called `name` and, of a group, all keys inside it; any word matches NAME and N. Empty if there is none.
 
-    A single word that is no key may be the last word of several (`warmup_steps`): then it is all of them.
+    A single word that is not a key may be the last word of several (`warmup_steps`): then it is all of them.
     """
     for same, described in SAME_AS.items():
         if name.startswith(f"{same}."):

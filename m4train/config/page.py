@@ -37,7 +37,7 @@ def top(key: Key) -> str:
 
 
 def choices_of(group: str) -> list[tuple[str, str]]:
-    """The choices of a group in `conf/`, each with the comment that its file begins with; none for what is no such group."""
+    """The choices of a group in `conf/`, each with the comment that its file begins with; none for a name that is not such a group."""
     found = []
     for choice in groups().get(group, []):
         head = []

@@ -86,12 +86,10 @@ class SourceConfig:
     documents: DocumentOptions = field(default_factory=DocumentOptions)
     conversations: ConversationOptions = field(default_factory=ConversationOptions)
     images: ImageOptions = field(default_factory=ImageOptions)
-    image_folder: str | None = (
-        None  # where relative paths of pictures in records begin; null: at the records' own folder
-    )
-    image_range: list[float] = field(
-        default_factory=list
-    )  # values that are black and white in pictures of more than 8 bits, such as [0, 4095]; empty: as the file says
+    # folder or URL at which relative paths of pictures in records begin; null: the records' folder
+    image_folder: str | None = None
+    # values of black and white in pictures of more than 8 bits: [0, 4095]; empty: by the file
+    image_range: list[float] = field(default_factory=list)
     variants: int = 8  # random forms of each sample, to draw from if turns, line breaks or image sizes are random
 
 

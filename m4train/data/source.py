@@ -28,7 +28,7 @@ from m4train.processing.protocol import SampleProcessor
 
 @dataclass(frozen=True)
 class Located:
-    """A sample and where it lies: found once and passed on."""
+    """A sample and where it is stored: found once and passed on."""
 
     source: Source
     sample: int  # its number in the source
@@ -71,7 +71,7 @@ class Source:
         return len(self.index)
 
     def locate(self, sample: int, variant: int = 0) -> Located:
-        """Where a sample lies."""
+        """Where a sample is stored."""
         shard, number = self.index.locate(sample)
         return Located(self, sample, shard, number, shard.key(number), variant)
 

@@ -47,7 +47,7 @@ class Decoding:
         )
 
     def generator(self, seed: int, place: int, device: torch.device) -> torch.Generator | None:
-        """What the answers to the batch that begins at `place` are drawn with; None where nothing is drawn."""
+        """What the answers to the batch that begins at `place` are drawn with; None if nothing is drawn."""
         if not self.config.do_sample:
             return None
         return torch.Generator(device).manual_seed((seed + 1_000_003 * place) % 2**63)

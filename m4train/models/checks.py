@@ -22,7 +22,7 @@ def naming_ids(size: int, **ids: Tensor) -> Iterator[None]:
 
 
 def check_ids(name: str, ids: Tensor, size: int) -> None:
-    """Raises DataError if `ids` (any shape), called `name`, holds one that is not among the `size` of the model.
+    """Raises DataError if `ids` (...), called `name`, holds one that is not among the `size` of the model.
 
     On another device than the CPU nothing is checked: to look would be to wait for it.
     """

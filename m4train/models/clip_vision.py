@@ -66,7 +66,7 @@ class ClipTower(nn.Module):
             config.num_attention_heads,
         )
         self.embeddings = ClipEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(size, eps=eps)  # spelt so in the checkpoints
+        self.pre_layrnorm = nn.LayerNorm(size, eps=eps)  # spelled like this in the checkpoints
         self.encoder = VisionEncoder(
             [
                 VisionLayer(size, inner, heads, config.hidden_act, eps, config.attention_dropout)

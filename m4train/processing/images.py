@@ -133,7 +133,7 @@ def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
 def to_rgb(image: Image.Image, image_range: Sequence[float] = ()) -> Image.Image:
     """The image in RGB; what is transparent shows white. More than 8 bits become 8 by `image_range` or as `levels` says.
 
-    Raises BadSample "unknown_range" where the range of its values can neither be told nor is given.
+    Raises BadSample "unknown_range" if the range of its values is neither known nor given.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image

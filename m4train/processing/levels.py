@@ -1,7 +1,7 @@
 """Pixels of more than 8 bits, brought by their range to the 256 levels that everything else computes on: one rule for
 training, processors, generation and previews.
 
-The range is the one given, else the one of the file (16 bits: 0 to 65535, or as many bits as a TIFF says). Where neither
+The range is the one given, else the one of the file (16 bits: 0 to 65535, or as many bits as a TIFF says). If neither
 is known, integers of which none exceeds 255 are levels; those stored in 16 or 32 bits of which none exceeds 65535 have 16
 bits; floating-point values in [0, 1] are fractions, others up to 255 are levels. What else there is has no range that could
 be told: it is refused.
@@ -25,10 +25,10 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def eight_bits(image: Image.Image, given: Sequence[float] = ()) -> Image.Image:
-    """A deep image in 256 levels of grey, with alpha where one of its values is transparent.
+    """A deep image in 256 levels of grey, with alpha if one of its values is transparent.
 
     `given` are the values that are black and white, the nearer of which stands for a value outside. Raises ValueError
-    where no range is given, or known.
+    if no range is given or known.
     """
     values = np.asarray(image)
     grey = Image.fromarray(levels(values, given or _range_of(image)))
@@ -39,7 +39,7 @@ def eight_bits(image: Image.Image, given: Sequence[float] = ()) -> Image.Image:
 
 
 def levels(values: np.ndarray, known: Sequence[float] = ()) -> np.ndarray:
-    """The values of an image as uint8 levels; `known` are the values of black and white, where they are known.
+    """The values (...) of an image as uint8 levels (...); `known` are the values of black and white, if they are known.
 
     Fractions become levels as in transformers: cut off, not rounded. Raises ValueError for values without a known range.
     """
@@ -55,7 +55,7 @@ def levels(values: np.ndarray, known: Sequence[float] = ()) -> np.ndarray:
     floating = np.issubdtype(values.dtype, np.floating)
     if not floating and values.dtype.itemsize in (2, 4) and low >= 0 and 255 < high <= _SIXTEEN[1]:
         return levels(values, _SIXTEEN)
-    if not (low >= 0 and high <= 255):  # also where a value is NaN
+    if not (low >= 0 and high <= 255):  # also if a value is NaN
         raise ValueError(
             f"The values of an image of {values.dtype} go from {low} to {high}: bring them to 0..255, or as floating point "
             "to [0, 1], or say which are black and white with the source's image_range."
@@ -66,7 +66,7 @@ def levels(values: np.ndarray, known: Sequence[float] = ()) -> np.ndarray:
 
 
 def _range_of(image: Image.Image) -> Sequence[float]:
-    """The values of black and white as the file tells them; nothing where it does not."""
+    """The values of black and white as the file tells them; nothing if it does not."""
     tags = getattr(image, "tag_v2", None)
     if image.mode == "F":
         return ()

@@ -239,7 +239,7 @@ class Processor(Detail):
         """Rows of spans and their images as model inputs.
 
         `padding` is True or "longest", "max_length", or False; `padding_side` "left" or "right" overrides the tokenizer's.
-        With `truncation` rows end (or begin) where `max_length` ids are full: an image is never cut, but dropped with all
+        With `truncation` rows end (or begin) when `max_length` ids are full: an image is never cut, but dropped with all
         that comes after it.
         """
         ids, kept = self._truncated(rows, samples, self.tokenizer.limit(truncation, max_length))

@@ -79,7 +79,7 @@ class Collator:
             source.expect([unit.sample for unit in pack.units if unit.source == number])
 
     def locate(self, unit: Unit) -> Located:
-        """Where the sample of a planned segment lies, and which variant of it is drawn."""
+        """Where the sample of a planned segment is stored, and which variant of it is drawn."""
         return self.sources[unit.source].draw(unit.sample, self.seed, unit.epoch)
 
     def _entry(self, unit: Unit, pack: int, step: int, error: BadSample) -> QuarantineEntry:

@@ -37,7 +37,7 @@ def worker_context() -> Any:
 def lifeline() -> tuple[Connection, Connection]:
     """A pipe that this process holds open at both ends as long as it lives; children are given the first, the reading end.
 
-    The children of a fork server keep it alive and it keeps them, so nobody would notice that the trainer was killed. Where
+    The children of a fork server keep it alive and it keeps them, so nobody would notice that the trainer was killed. When
     this process ends by itself, its end closes before multiprocessing waits for children, which SIGTERM does not reach.
     """
     line = multiprocessing.Pipe(duplex=False)

@@ -25,12 +25,12 @@ _SHOWN = 200  # characters of a name in a message
 
 @dataclass(frozen=True)
 class Pictures:
-    """Finds what records name. `folder`: the root of relative paths; where not given, the folder of their shard."""
+    """Finds what records name. `folder`: the root of relative paths; if not given, the folder of their shard."""
 
     folder: str | None = None
 
     def place(self, shard: str, name: str) -> str | None:
-        """The path or URL of the file that a name means; None where the name can only be the picture itself.
+        """The path or URL of the file that a name means; None if the name can only be the picture itself.
 
         Raises BadSample for a page of the web: pictures are fetched before training.
         """
@@ -69,7 +69,7 @@ class Pictures:
         return image_member(data, number, offset, len(data) if offset == IN_FILE else 0)
 
     def read(self, files: FileReader, shard: str, names: Sequence[str], members: Sequence[Member]) -> list[bytes]:
-        """The stored bytes of these pictures of one record. Raises BadSample where one is gone or not the one indexed."""
+        """The stored bytes of these pictures of one record. Raises BadSample if one is gone or not the one indexed."""
         found = []
         for name, member in zip(names, members):
             place = self.place(shard, name) if member.offset == IN_FILE else None
@@ -105,7 +105,7 @@ _MEND = "restore it, or run `m4train data index` to index what there is now"
 
 
 def _short_base64(name: str) -> bytes | None:
-    """The image that a name is in base64, for the smallest ones are no longer than a path; None where it is none."""
+    """The image that a name is in base64, for the smallest ones are no longer than a path; None if it is not base64."""
     try:
         data = from_base64(name)
         read_image_info(data)
