@@ -45,7 +45,7 @@ class Case:
     adapter: str = "none"
     offload: bool = False
     nodes: bool = False
-    rows: bool = False  # the rows of new tokens train, beside what the adapter or `frozen` leave
+    rows: bool = False  # the rows of new tokens train, next to what the adapter or `frozen` leave
     weighted: bool = False  # loss weights per source
     ramp: bool = False  # two packs at first, three more every four steps
     steps: int = 20
@@ -96,7 +96,7 @@ def build(case: Case, run_dir: str) -> tuple[Config, nn.Module, Shape]:
     )
     config.engine.name, config.engine.offload, config.engine.shard_within_node = case.engine, case.offload, case.nodes
     config.engine.checkpoint = "native" if case.native else "portable"
-    # Some gradients are zero but for rounding (the bias of attention keys); Adam would make full steps of that noise.
+    # Some gradients are zero except for rounding (the bias of attention keys); Adam would make full steps of that noise.
     config.optimizer.lr, config.optimizer.eps = 1e-3, 1e-6
     model, shape = _model(case)
     if case.weighted:

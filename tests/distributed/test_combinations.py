@@ -42,7 +42,7 @@ def _all(cells):
 
 
 SHARED = [cell for cell in CELLS if cell[0] != "single"]
-# Those of AdamW run in test_equality.py as well, but for a few.
+# Those of AdamW run in test_equality.py as well, except for a few.
 QUICK = [("ddp", optimizer, adapter) for optimizer in ("adamw_8bit", "muon") for adapter in ("none", "qlora")]
 QUICK.append(("fsdp2", "muon", "none"))
 
@@ -119,7 +119,7 @@ def _moved_by_muon():
 
 @pytest.mark.slow
 def test_muon_makes_whole_matrices_of_shards():
-    """Its steps under fsdp2 are those of ddp but for the bf16 of its iterations, which alone move those of ddp as far."""
+    """Its steps under fsdp2 are those of ddp except for the bf16 of its iterations, which alone move those of ddp as far."""
     moved = run_distributed(_moved_by_muon, 2)[0]
     assert len(moved["ddp"]) == 21
     for key, whole in moved["ddp"].items():

@@ -1,4 +1,4 @@
-"""The documented arguments beside input_ids and pixel_values."""
+"""The documented arguments in addition to input_ids and pixel_values."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def wait_until_gone(processes: list[psutil.Process]) -> bool:
 
 
 def shared_by(family: list[psutil.Process]) -> set[Path]:
-    """The files of shared memory that these processes hold, semaphores too; those of other programs lie beside them."""
+    """The files of shared memory that these processes hold, semaphores too; those of other programs are in the same place."""
     held = (Path(memory.path) for process in family for memory in process.memory_maps())
     return tensors_of(family) | {path for path in held if path.parent == SHARED}
 

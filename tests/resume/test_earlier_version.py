@@ -30,7 +30,7 @@ def continued(tmp_path_factory):
 
 
 def _overrides(folder):
-    """What the run was started with, but for the early stop."""
+    """What the run was started with, except for the early stop."""
     lines = (folder / "run" / "overrides.txt").read_text().splitlines()
     return [line for line in lines if line]
 

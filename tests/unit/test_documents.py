@@ -51,7 +51,7 @@ def test_commands_and_keys_exist(page):
             _, rest = option.take(name, [*given, *rest])
         for word in rest:
             key, _, value = word.partition("=")
-            # sbatch's options and the nodes of a job, keys to explain, questions and files are no overrides
+            # sbatch's options and the nodes of a job, keys to explain, questions and files are not overrides
             if "=" not in word or word.startswith(("--", '"', "$")) or (name, key) == ("launch slurm", "nodes"):
                 continue
             if key in compose.groups() and value.isupper():  # a placeholder

@@ -31,7 +31,11 @@ SHAPE = re.compile(r"\(\)|\(\.\.\.,?\)|\((?:[\w+*^/ .']+,)+[\w+*^/ .']*\)")
 def prose(source: str) -> list[tuple[int, str]]:
     """Comments, docstrings and messages of a module, with their lines."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    kinds = (tokenize.COMMENT, tokenize.STRING)
+    kinds = (
+        tokenize.COMMENT,
+        tokenize.STRING,
+        getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING),
+    )  # from Python 3.12 on
     return [(token.start[0], token.string) for token in tokens if token.type in kinds]
 
 

@@ -1,4 +1,4 @@
-"""The losses of torch and Liger in place of the chunked one: the same figures, and refused where they cannot work."""
+"""The losses of torch and Liger instead of the chunked one: the same figures, and refused if they cannot work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `generate` promises beside equality with the reference (tests/parity)."""
+"""What `generate` promises in addition to equality with the reference (tests/parity)."""
 
 from __future__ import annotations
 

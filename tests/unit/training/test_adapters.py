@@ -204,7 +204,7 @@ def test_training_an_adapter_resumes_to_the_last_bit(adapter, tmp_path):
     assert whole[-1]["loss"] < whole[0]["loss"]
 
 
-def _beside(seed=0):
+def _next_to_whole_modules(seed=0):
     """An adapter on text, the connector and the head in full, all of them moved; and what they learned."""
     model = TinyModel(seed=seed)
     targets = apply_adapters(model, _config())
@@ -220,13 +220,13 @@ def _beside(seed=0):
 def test_modules_trained_in_full_travel_with_the_adapter(tmp_path):
     from peft import PeftModel
 
-    model, targets = _beside()
+    model, targets = _next_to_whole_modules()
     whole = trained_whole(model)
     assert whole == ["connector", "lm_head"]
     save_adapter(tmp_path, _config(), targets, canonical_parameters(model), whole)
     theirs = PeftModel.from_pretrained(TinyModel(), tmp_path)
     torch.testing.assert_close(_logits(theirs.base_model.model), _logits(model))
-    again, _ = _beside(seed=0)
+    again, _ = _next_to_whole_modules(seed=0)
     for parameter in again.parameters():
         if parameter.requires_grad:
             parameter.data.zero_()

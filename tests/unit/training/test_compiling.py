@@ -1,4 +1,4 @@
-"""Compiled blocks compute what eager ones do, beside adapters and recomputation, for models of any depth."""
+"""Compiled blocks compute what eager ones do, with adapters and recomputation, for models of any depth."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_one_sentence(stage, wri
 
 
 def test_a_real_full_disk(tmp_path):
-    """The device that is always full, in place of the file of tensors."""
+    """The device that is always full, instead of the file of tensors."""
     _train(make_config(tmp_path, stop_after=4))
     aside = tmp_path / "checkpoints" / ".writing-step-000008" / "tensors"
     original = module._make_folder
