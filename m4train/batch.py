@@ -117,6 +117,7 @@ class DocumentRecord:
     tokens: int
     images: int
     loss_tokens: int
+    loss_weight: float | None = None  # sum of the weights of its loss tokens, if their turns have any other than 1
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ def index(config: Config) -> int:
     with _progress("shards") as progress:
         for name, source in build.all_sources(config.data).items():
             index_sources({name: source}, config.data, processor, _task(progress, name))
+    open_sources(
+        build.all_sources(config.data), config.data, processor
+    )  # says what is bad, and which fields are not read
     return 0
 
 

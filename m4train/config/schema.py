@@ -75,6 +75,17 @@ class SourceConfig:
 
     path: str = ""  # the shards: a path or a URL, a glob, or a brace pattern such as train-{000..099}.tar
     format: str = "canonical"  # how samples are stored in the shards, a name of m4train/data/sources/registry.py
+    # what a field is called in the records of this source, such as {image: photo_file, question: query}
+    fields: dict[str, str] = field(default_factory=dict)
+    # fields that may stay unread, whatever they hold, such as [thumbnail, "*.mp4"]; * stands for any characters
+    ignore_fields: list[str] = field(default_factory=list)
+    where: str | None = None  # use only records for which this holds, such as "relevance_ratings >= 3"; null: all
+    # what stands for an image in texts: a text such as "<ImageHere>", a /pattern/, or a list of them; literal: nothing, all
+    # is text; null: <image> and <image_2> in the turns of conversations
+    placeholder: Any = None
+    # what a missing image of a document costs: the sample, as a bad one (bad) or by choice (drop_sample), or only itself
+    # (drop_image)
+    missing_images: str = "bad"
     # read by webdataset without an index, as for `pipe:` commands; order and resume only approximate
     stream: bool = False
     weight: float = 1.0  # relative share of this source in the mixture, in the unit of data.mixture.by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,11 +20,14 @@ from m4train.data.index.build import build_index, open_index
 from m4train.data.index.shard_index import ShardIndex, SourceIndex
 from m4train.data.shards import expand_shards
 from m4train.data.sources.base import Member, ShardFormat
+from m4train.data.sources.fields import absent
 from m4train.data.sources.registry import shard_format
 from m4train.data.storage.block_cache import BlockCache
 from m4train.data.storage.files import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError
 from m4train.processing.protocol import SampleProcessor
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -159,10 +163,13 @@ def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processo
         if not config.path:
             raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
         shards = expand_shards(config.path)
-        form = shard_format(config)
+        form = shard_format(config, f"data.sources.{name}")
         opened = open_index(shards, form, Renderer(processor, config, name), data.index_dir, data.auto_index_limit)
         form.keep(data.shuffle_window, data.packing_pool)
         source = Source(name, config, SourceIndex(opened), form, FileReader(cache))
+        _check_named(source)
+        if source.index.unread:
+            _LOG.warning("data source %r: fields not read: %s", name, unread_line(source))
         built.append(source)
     return built
 
@@ -182,6 +189,22 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
     return built
 
 
+def unread_line(source: Source) -> str:
+    """The fields of the records of a source that are not read, and in how many samples each is; empty if there are none."""
+    return ", ".join(f"{name} ({count:,} of {len(source):,})" for name, count in source.index.unread.items())
+
+
+def _check_named(source: Source) -> None:
+    """Raises ConfigError for a field that the options name and no sample has."""
+    usable = len(source) - source.index.bad_count
+    for ours, theirs in source.config.fields.items():
+        if usable and source.index.unread.get(absent(theirs), 0) >= usable:
+            raise ConfigError(
+                f"data.sources.{source.name}.fields.{ours} is {theirs!r}, but no record of {source.config.path} has such a field: "
+                "correct the name, or remove it."
+            )
+
+
 def index_sources(
     sources: Mapping[str, SourceConfig], data: DataConfig, processor: SampleProcessor, progress: Any = None
 ) -> None:
@@ -190,7 +213,7 @@ def index_sources(
     for name, config in sources.items():
         build_index(
             expand_shards(config.path),
-            shard_format(config),
+            shard_format(config, f"data.sources.{name}"),
             Renderer(processor, config, name),
             data.index_dir,
             progress=progress,
@@ -218,14 +241,14 @@ def source_stats(source: Source) -> dict[str, Any]:
         longest = max(longest, int(shard.lengths.max(initial=0)))
         for reason, _ in shard.bad.values():
             reasons[reason] = reasons.get(reason, 0) + 1
-    counts = {
+    counts: dict[str, Any] = {
         "shards": len(source.index.shards),
         "samples": samples,
         "tokens": tokens,
         "images": images,
         "frames": frames,
     }
-    return counts | {"longest": longest, "bad": reasons}
+    return counts | {"longest": longest, "bad": reasons, "not_read": source.index.unread}
 
 
 def conversations(

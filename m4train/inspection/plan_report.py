@@ -12,7 +12,7 @@ from m4train.data.plan.balance import assign, imbalance
 from m4train.data.plan.mixture import source_size, weights_at
 from m4train.data.plan.packing import Unit
 from m4train.data.plan.plan import Plan, StepPlan
-from m4train.data.source import Source
+from m4train.data.source import Source, unread_line
 from m4train.errors import ConfigError
 
 MOST_PLANNED_STEPS = 1000  # beyond them, the length of an epoch is carried on from the steps before
@@ -39,6 +39,7 @@ class SourceReport:
     epoch_estimated: bool
     epochs: float
     dropped: dict[str, int] = field(default_factory=dict)
+    not_read: str = ""  # the fields of its records that are not read
     read_amplification: float | None = None
 
 
@@ -164,6 +165,7 @@ def _source_report(source: Source, number: int, totals: _Totals, max_steps: int)
         epoch_estimated=name not in totals.ended,
         epochs=drawn / len(source) * max(1.0, max_steps / steps if steps == MOST_PLANNED_STEPS else 1.0),
         dropped=dict(totals.dropped[number]),
+        not_read=unread_line(source),
         read_amplification=totals.reading.amplification().get(name),
     )
 
@@ -225,4 +227,5 @@ def _source_rows(source: SourceReport) -> dict[str, str]:
         "share of images": f"{source.images_share:.1%}",
         "read for each used": f"{source.read_amplification:.1f}" if source.read_amplification else "1",
         "passed over": ", ".join(f"{count:,} {reason}" for reason, count in source.dropped.items()) or "none",
+        "fields not read": source.not_read or "none",
     }

@@ -15,11 +15,11 @@ import numpy as np
 from m4train.config import DataConfig, MixtureConfig
 from m4train.data.documents.labels import trained_kinds
 from m4train.data.documents.pieces import IMAGE_KIND, Pieces
-from m4train.data.documents.rendering import Renderer
+from m4train.data.documents.rendering import Renderer, turn_weights
 from m4train.data.loading.processes import lifeline, live_with_the_trainer, worker_context
 from m4train.data.loading.quarantine import CHOICES
 from m4train.data.plan.plan import Plan
-from m4train.data.source import Located, Source
+from m4train.data.source import Located, Source, unread_line
 from m4train.errors import BadSample, DataError
 from m4train.processing.pieces import TextPiece
 from m4train.processing.protocol import SampleProcessor
@@ -49,6 +49,7 @@ class SourceValidation:
     examples: list[dict[str, str]] = field(default_factory=list)
     token_fill: float = 0.0
     frame_fill: float = 0.0
+    not_read: str = ""  # the fields of its records that are not read
 
     @property
     def bad(self) -> int:
@@ -82,6 +83,7 @@ class SourceValidation:
             "frames": sorted(map(list, self.frames.items())),
             "image_tokens": sorted(map(list, self.image_tokens.items())),
             "expected_fill": {"tokens": self.token_fill, "frames": self.frame_fill},
+            "not_read": self.not_read,
             "examples": self.examples,
         }
 
@@ -106,6 +108,7 @@ def validate_source(
         result.add(part)
         progress(result.samples)
     result.token_fill, result.frame_fill = expected_fill(source, data)
+    result.not_read = unread_line(source)
     return result
 
 
@@ -157,7 +160,9 @@ class _Checker:
         stored.decode(sorted(prepared.views), {})
         turns = [piece.turn if isinstance(piece, TextPiece) else -1 for piece in prepared.pieces]
         repeats = prepared.planned.tokens
-        trained_kinds(np.repeat(prepared.planned.kinds, repeats), np.repeat(turns, repeats), located.source.config.loss)
+        of_turn = np.repeat(turns, repeats)
+        weights = turn_weights(of_turn, prepared.weights)
+        trained_kinds(np.repeat(prepared.planned.kinds, repeats), of_turn, located.source.config.loss, weights)
         return prepared.planned
 
 
@@ -215,6 +220,7 @@ def validation_tables(sources: list[SourceValidation]) -> list[Any]:
     for title, key in rows.items():
         counts.add_row(title, *(f"{report[key]:,}" for report in reports))
     counts.add_row("all problems", *(_named(source.problems) for source in sources))
+    counts.add_row("fields not read", *(source.not_read or "none" for source in sources))
     counts.add_row("token fill", *(f"{source.token_fill:.2%}" for source in sources))
     counts.add_row("frame fill", *(f"{source.frame_fill:.2%}" for source in sources))
     tables = [counts]

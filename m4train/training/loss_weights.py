@@ -1,4 +1,5 @@
-"""How much a loss token of each source counts: the objective is a weighted mean, what is logged stays unweighted."""
+"""How much each loss token counts, by its source and by what its turn says: the objective is a weighted mean, what is logged
+stays unweighted."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from m4train.batch import PackedBatch
+
+_UNIT = 1 << 20  # counts are whole numbers, as ranks add them up: loss tokens in this many parts
 
 
 class LossWeights:
@@ -24,19 +27,21 @@ class LossWeights:
         self._tables: dict[tuple[torch.device, tuple[str, ...]], Tensor] = {}
 
     def counts(self, batches: Sequence[PackedBatch]) -> list[int]:
-        """Loss tokens of each source, to be summed over ranks; one number if all weights are equal."""
+        """Loss tokens of each source by the weights of their turns, in parts, to be summed over ranks; one number if the weights
+        of all sources are equal."""
+        documents = [document for batch in batches for document in batch.documents]
         if self._equal:
-            return [sum(batch.loss_tokens for batch in batches)]
-        counts = dict.fromkeys(self._weights, 0)
-        for batch in batches:
-            for document in batch.documents:
-                counts[document.source] += document.loss_tokens
-        return list(counts.values())
+            lost = sum(d.loss_tokens - d.loss_weight for d in documents if d.loss_weight is not None)
+            return [round((sum(batch.loss_tokens for batch in batches) - lost) * _UNIT)]
+        counts = dict.fromkeys(self._weights, 0.0)
+        for document in documents:
+            counts[document.source] += document.loss_tokens if document.loss_weight is None else document.loss_weight
+        return [round(count * _UNIT) for count in counts.values()]
 
     def total(self, counts: Sequence[int]) -> float:
         """What the sum of losses of the step is divided by, from the `counts` of all ranks; never zero."""
         weights = [1.0] if self._equal else self._weights.values()
-        return sum(weight * count for weight, count in zip(weights, counts, strict=True)) or 1.0
+        return sum(weight * (count / _UNIT) for weight, count in zip(weights, counts, strict=True)) or 1.0
 
     def weighted(self, batch: PackedBatch) -> PackedBatch:
         """The batch with `target_weights`, on its device."""

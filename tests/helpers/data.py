@@ -78,7 +78,8 @@ class FakeProcessor:
                     pieces.append(ImagePiece(images))
                     images += 1
                 else:
-                    pieces.append(TextPiece(self._text(item["text"]), message["role"], turn))
+                    said_by = message["role"] if message["role"] in ("user", "assistant") else "system"
+                    pieces.append(TextPiece(self._text(item["text"]), said_by, turn))
             origin = "assistant" if message["role"] == "assistant" else "template"
             pieces.append(TextPiece(np.array([self.end_of_utterance_id]), origin, turn))
         return pieces

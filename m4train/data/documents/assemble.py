@@ -54,6 +54,7 @@ class Assembler:
             segments=Segments.of(lengths),
             loss_positions=torch.from_numpy(targets - 1),
             targets=torch.from_numpy(input_ids[targets]),
+            target_weights=_target_weights(documents, targets),
             images=self._images(documents),
             image_positions=torch.from_numpy(np.flatnonzero(np.concatenate(masks))),
             target_sources=torch.from_numpy(of_source[targets].astype(np.int64)),
@@ -68,3 +69,12 @@ class Assembler:
     def _images(self, documents: Sequence[Document]) -> PackedImages:
         frames = [frame for document in documents for frames in document.rendered.frames for frame in frames]
         return self._layout.images(frames or [self._spare_frame], len(frames), self._processor.pixel_table())
+
+
+def _target_weights(documents: Sequence[Document], targets: np.ndarray) -> torch.Tensor | None:
+    """(L,) float32, how much each target is learnt; None if all are 1."""
+    if all(document.rendered.weights is None for document in documents):
+        return None
+    given = [(document.rendered.weights, len(document.rendered.ids)) for document in documents]
+    weights = np.concatenate([np.ones(length, np.float32) if each is None else each for each, length in given])[targets]
+    return None if (weights == 1).all() else torch.from_numpy(weights)

@@ -16,7 +16,7 @@ from m4train.batch import DocumentRecord
 from m4train.config import AugmentConfig
 from m4train.data.documents.assemble import Document
 from m4train.data.documents.augment import augment
-from m4train.data.documents.labels import trained_tokens
+from m4train.data.documents.labels import trained_tokens, weight_sum
 from m4train.data.documents.pieces import Pieces
 from m4train.data.documents.rendering import Prepared, Renderer, as_planned, encode_view, expand, needed_sizes
 from m4train.data.documents.sample import Sample
@@ -85,10 +85,16 @@ class DocumentBuilder:
         wanted_pieces = prepared.pieces[first:last]
         wanted = sorted({piece.image for piece in wanted_pieces if isinstance(piece, ImagePiece)})
         encoded = self._encoded(stored, {image: prepared.views[image] for image in wanted}, draws)
-        rendered = expand(wanted_pieces, encoded, piece_range(planned, first, last))
+        rendered = expand(wanted_pieces, encoded, piece_range(planned, first, last), prepared.weights)
         trained = trained_tokens(rendered, self._config.loss)
         tokens, loss_tokens = len(rendered.ids), int(trained.sum())
-        record = replace(record, tokens=tokens, images=len(wanted), loss_tokens=loss_tokens)
+        record = replace(
+            record,
+            tokens=tokens,
+            images=len(wanted),
+            loss_tokens=loss_tokens,
+            loss_weight=weight_sum(rendered, trained),
+        )
         return Document(record, self._source, rendered, trained)
 
     def _encoded(self, stored: StoredSample, views: dict[int, View], draws: bytes) -> dict[int, EncodedImage]:

@@ -46,16 +46,18 @@ class Rendered:
     turns: np.ndarray
     feature_mask: np.ndarray
     frames: list[Any]
+    weights: np.ndarray | None = None  # (T,) float32, how much each id is learnt, if any is other than 1
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One variant of a sample: its pieces, whose images have their stored numbers; how each image is encoded; and what
-    the pieces take."""
+    """One variant of a sample: its pieces, whose images have their stored numbers; how each image is encoded; what the pieces
+    take; and the weights of turns that have one other than 1."""
 
     pieces: list[Piece]
     views: dict[int, View]
     planned: Pieces
+    weights: dict[int, float]
 
 
 class Renderer:
@@ -94,7 +96,7 @@ class Renderer:
                 f"Sample {key!r} holds {_OBELICS_MARKER}, by which OBELICS divides documents, and would be trained on it: set "
                 f"{self._key}.documents.end_marker={_OBELICS_MARKER}, which needs an index."
             )
-        pieces = self._pieces(sample, Draws(key, variant, "turns"))
+        pieces, weights = self._pieces(sample, Draws(key, variant, "turns"))
         used = {piece.image: sizes[piece.image] for piece in pieces if isinstance(piece, ImagePiece)}
         views = image_views(used, self.images, self.processor, Draws(key, variant, "images"))
         tokens, kinds, frames = [], [], []
@@ -110,14 +112,18 @@ class Renderer:
                 frames.append(0)
                 kinds.append(PIECE_KINDS.index(piece.origin))
         planned = Pieces(np.array(tokens, np.int32), np.array(kinds, np.uint8), np.array(frames, np.int32))
-        return Prepared(pieces, views, planned)
+        return Prepared(pieces, views, planned, weights)
 
-    def _pieces(self, sample: Sample, draws: Draws) -> list[Piece]:
-        """The pieces in reading order; documents within a sample are divided by pieces of kind border."""
+    def _pieces(self, sample: Sample, draws: Draws) -> tuple[list[Piece], dict[int, float]]:
+        """The pieces in reading order, and the weights of turns; parts that are documents of their own are divided by pieces
+        of kind border."""
         pieces: list[Piece] = []
+        weights: dict[int, float] = {}
         if sample.items is None:
             assert sample.messages is not None
             messages = conversation_variant(sample.messages, self.conversations, draws)
+            weights = {turn: message["weight"] for turn, message in enumerate(messages) if "weight" in message}
+            messages = [{"role": message["role"], "content": message["content"]} for message in messages]
             items = [item for message in messages for item in message["content"]]
             pieces = _stored_numbers(self.processor.encode_messages(messages), image_numbers(items))
         else:
@@ -126,7 +132,7 @@ class Renderer:
                 pieces += _stored_numbers(self.processor.encode_document(document), image_numbers(document))
         if not pieces:
             raise BadSample("empty", "the sample renders to no tokens")
-        return pieces
+        return pieces, weights
 
 
 def _stored_numbers(pieces: Sequence[Piece], numbers: Sequence[int]) -> list[Piece]:
@@ -157,8 +163,13 @@ def _check_images(processor: SampleProcessor, options: ImageOptions, key: str) -
             raise ConfigError(f"{key}.{name} is {limit}, but an image takes {least} tokens at least: raise it.")
 
 
-def expand(pieces: Sequence[Piece], encoded: Mapping[int, EncodedImage], planned: Pieces) -> Rendered:
-    """The ids of consecutive pieces, with each encoded image (by its number) in place.
+def expand(
+    pieces: Sequence[Piece],
+    encoded: Mapping[int, EncodedImage],
+    planned: Pieces,
+    weights: Mapping[int, float] | None = None,
+) -> Rendered:
+    """The ids of a run of pieces, with each encoded image (by its number) in place, and the `weights` of its turns.
 
     Raises StaleIndexError if a piece does not have the length the index promised: the plan was made for another
     processor, and going on would overflow packs or shift labels.
@@ -187,7 +198,19 @@ def expand(pieces: Sequence[Piece], encoded: Mapping[int, EncodedImage], planned
         masks.append(mask)
         kinds.append(np.full(len(piece_ids), kind, np.uint8))
         turns.append(np.full(len(piece_ids), turn, np.int32))
-    return Rendered(np.concatenate(ids), np.concatenate(kinds), np.concatenate(turns), np.concatenate(masks), frames)
+    of_turn = np.concatenate(turns)
+    learnt = turn_weights(of_turn, weights or {})
+    return Rendered(np.concatenate(ids), np.concatenate(kinds), of_turn, np.concatenate(masks), frames, learnt)
+
+
+def turn_weights(turns: np.ndarray, weights: Mapping[int, float]) -> np.ndarray | None:
+    """(T,) float32, how much each token is learnt, from its turn (T,) and the weights of turns; None if all are 1."""
+    if not weights:
+        return None
+    learnt = np.ones(len(turns), np.float32)
+    for turn, weight in weights.items():
+        learnt[turns == turn] = weight
+    return learnt
 
 
 def encode_view(

@@ -1,8 +1,8 @@
 """The sample on disk: one JSON object, and the original bytes of its images next to it.
 
 A document holds `items` in reading order, `{"text": ...}` and `{"image": "0.jpg", "width":, "height":, "alt":}`; a
-conversation holds `messages`, each a role and a list of the same items (or one string). `source` says where the sample
-comes from, `scores` what filters thought of it, `references` the answers that evaluation counts as right. Images are named by the members that hold them.
+conversation holds `messages`, each a role and a list of the same items (or one string), and how much it is learnt as its `weight`
+if that is not 1. `source` says where the sample comes from, `scores` what filters thought of it, `references` the answers that evaluation counts as right. Images are named by the members that hold them.
 
 Samples written by this package also hold checksums, so that damage is not taken for content: `crc32` of each image next to its
 name, and as the last field `checksum`, the crc32 of the key, a zero byte, and the JSON before that field.
@@ -13,13 +13,15 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from m4train.errors import BadSample
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+# What a turn may say about how much it is learnt, as a number, or as true and false.
+WEIGHTS = ("weight", "loss_weight", "loss_scale", "loss", "train", "training", "trainable", "learn")
 _CHECKSUM = re.compile(rb',"checksum":([0-9]{1,10})\}$')
 
 
@@ -105,8 +107,23 @@ def _messages(value: Any) -> list[dict[str, Any]]:
         content = message.get("content")
         if isinstance(content, str):
             content = [{"text": content}]
-        messages.append({"role": message["role"], "content": _items(content, f"{where}.content")})
+        checked = {"role": message["role"], "content": _items(content, f"{where}.content")}
+        weight, _ = answer_weight(message)
+        messages.append(checked if weight == 1 else checked | {"weight": weight})
     return messages
+
+
+def answer_weight(turn: Mapping[str, Any]) -> tuple[float, list[str]]:
+    """How much a turn is learnt, 1 where it does not say, and the fields that say so. Raises BadSample `bad_weight`."""
+    found = {name: turn[name] for name in WEIGHTS if turn.get(name) is not None}
+    for name, value in found.items():
+        if not isinstance(value, (bool, int, float)) or not 0 <= value < float("inf"):
+            raise BadSample(
+                "bad_weight", f"a turn has {name!r} {value!r}, but must have a number from 0 on, true or false"
+            )
+    if len({float(value) for value in found.values()}) > 1:
+        raise BadSample("bad_weight", f"a turn has different weights: {found}")
+    return next((float(value) for value in found.values()), 1.0), list(found)
 
 
 def _items(value: Any, where: str) -> list[dict[str, Any]]:

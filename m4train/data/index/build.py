@@ -145,7 +145,7 @@ def _structure(
     if meta["format"] != shard_format.name:
         return None, f"it was indexed as {meta['format']}"
     if meta.get("settings", {}) != dict(shard_format.settings):
-        return None, "it was indexed with other settings of its source"
+        return None, "it was indexed with other settings of its source, or by other rules of an earlier version"
     changed = changed_outside(shard, arrays, thorough)
     return (None, changed) if changed else ((meta, arrays), "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,10 @@ class _Structure:
         self._rows: list[tuple[int, ...]] = []
         self._bad: dict[str, tuple[str, str]] = {}
         self._outside: dict[str, tuple[int, int]] = {}  # stamps of the files outside the shard
+        self._unread: Counter[str] = Counter()
 
     def add(self, sample: ScannedSample) -> None:
+        self._unread.update(sample.unread)
         if sample.bad is not None:
             self._bad[str(len(self._key_ends))] = sample.bad
         self._keys += sample.key.encode("utf-8")
@@ -88,7 +91,8 @@ class _Structure:
             digest.update(arrays[name].tobytes())
         if self._outside:  # no part of the digest: who copies a dataset has the same one
             arrays |= outside_arrays(self._shard, self._outside)
-        return {"version": VERSION, "bad": self._bad, "digest": digest.hexdigest()}, smallest(arrays)
+        meta = {"version": VERSION, "bad": self._bad, "digest": digest.hexdigest()}
+        return meta | ({"unread": dict(self._unread)} if self._unread else {}), smallest(arrays)
 
 
 class _Counts:

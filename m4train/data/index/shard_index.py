@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,9 @@ class SourceIndex:
         """Names the content and its token counts: two sources with equal digests give the same plan."""
         digest = hashlib.blake2b(digest_size=8)
         for shard in self.shards:
-            digest.update(f"{shard.meta['digest']} {shard.token_meta['fingerprint']}\n".encode())
+            reading = shard.meta.get("settings", {}).get("reading")
+            read_by = f" {reading}" if reading else ""
+            digest.update(f"{shard.meta['digest']} {shard.token_meta['fingerprint']}{read_by}\n".encode())
         return digest.hexdigest()
 
     def block_ends(self) -> np.ndarray | None:
@@ -131,6 +134,14 @@ class SourceIndex:
         if not any(shard.meta["blocks"] for shard in self.shards):
             return None
         return np.cumsum([size for sizes in blocks for size in sizes])
+
+    @property
+    def unread(self) -> dict[str, int]:
+        """In how many samples each field was met that is not read; those that most have first."""
+        counts: Counter[str] = Counter()
+        for shard in self.shards:
+            counts.update(shard.meta.get("unread", {}))
+        return dict(counts.most_common())
 
     @property
     def bad_count(self) -> int:

@@ -12,7 +12,8 @@ from m4train.errors import DataError
 from m4train.json_lines import keep_lines
 
 _FEWEST = 50  # bad samples before the share of them means anything
-CHOICES = frozenset({"too_long", "skipped"})  # left out because the configuration says so, not because they are bad
+# left out because the configuration or the sample says so, not because they are bad
+CHOICES = frozenset({"too_long", "skipped", "not_preferred"})
 
 
 @dataclass(frozen=True)

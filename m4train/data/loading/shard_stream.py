@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 import subprocess
 import tarfile
@@ -20,6 +21,7 @@ from m4train.data.sources.tarfiles import TarMember, is_junk
 from m4train.data.storage import files as storage
 from m4train.errors import BadSample, DataError
 
+_LOG = logging.getLogger(__name__)
 _SHUFFLE_BUFFER = 1000
 _MOST_IN_VAIN = 100_000  # samples in a row that could not be used, if a round through the shards is longer
 _CLOSING = 10.0  # seconds a command may take to end when nobody reads it any more
@@ -54,6 +56,7 @@ class ShardStream:
         self._in_vain = 0
         self._most_in_vain = _MOST_IN_VAIN
         self._why = ""
+        self._told: set[str] = set()
 
     def leave_out(self, key: str, url: str, reason: str, detail: str) -> None:
         """Adds a sample to `bad`. Raises DataError if as many in a row were bad as a round through the shards has."""
@@ -86,7 +89,7 @@ class ShardStream:
         for cycle, stored in webdataset.DataPipeline(*stages):
             key, url = stored["__key__"], stored["__url__"]
             try:
-                yield Streamed(key, url, cycle, streamed_sample(self._layout, stored))
+                yield Streamed(key, url, cycle, streamed_sample(self._layout, stored, self._told))
             except BadSample as error:
                 self.leave_out(key, url, error.reason, error.detail)
 
@@ -137,12 +140,17 @@ class ShardStream:
         return random.Random(hashlib.blake2b(f"{self._seed} {self._name} {purpose}".encode(), digest_size=8).digest())
 
 
-def streamed_sample(layout: TarLayout, stored: dict[str, Any]) -> StoredSample:
-    """A sample of webdataset (`__key__`, and bytes by suffix) as `layout` reads it. Raises BadSample."""
+def streamed_sample(layout: TarLayout, stored: dict[str, Any], told: set[str] | None = None) -> StoredSample:
+    """A sample of webdataset (`__key__`, and bytes by suffix) as `layout` reads it. Raises BadSample.
+
+    `told` are the fields of which it was said that they are not read; others are said now, and added."""
     key = stored["__key__"]
     members = {suffix: data for suffix, data in stored.items() if not suffix.startswith("__")}
     named = {suffix: TarMember(f"{key}.{suffix}", 0, len(data)) for suffix, data in members.items()}
-    texts, images = layout.resolve(key, named, members.__getitem__)
+    texts, images, unread = layout.resolve(key, named, members.__getitem__)
+    if told is not None and not told.issuperset(unread):
+        _LOG.warning("fields not read, in %s for the first time: %s", key, ", ".join(sorted(set(unread) - told)))
+        told.update(unread)
     sample = layout.compose([(ref.part, members[ref.suffix]) for ref in texts], [ref.part for ref in images])
     sizes = [layout.picture_size(members[ref.suffix], ref.part) for ref in images]
 

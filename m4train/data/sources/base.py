@@ -13,6 +13,7 @@ import xxhash
 from PIL import Image
 
 from m4train.data.documents.sample import Sample
+from m4train.data.sources.fields import Reading
 from m4train.data.storage.files import FileReader, Range
 
 
@@ -38,14 +39,15 @@ class Member:
 @dataclass(frozen=True)
 class ScannedSample:
     """A sample as the scan found it: `members` are its texts and then every image in reading order, or `bad` says why not.
-
-    `files` are local files outside the shard that it depends on, whether they are there or not.
+    `files` are local files outside the shard that it depends on, whether they are there or not; `unread` names the fields of
+    it that are neither used nor known.
     """
 
     key: str
     members: tuple[Member, ...] = ()
     bad: tuple[str, str] | None = None  # reason, detail
     files: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def content_hash(data: bytes) -> int:
@@ -59,6 +61,8 @@ class ShardFormat(Protocol):
     name: str
     settings: Mapping[str, Any]  # what of the source's configuration decides, next to the shard, what its index holds
     image_range: Sequence[float]  # values of black and white in deep pictures; empty: as the file says
+    honours: frozenset[str]  # the options of Reading that mean something here
+    reading: Reading
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         """Every sample of the shard in stored order, one sequential pass; damage is reported as bad samples."""

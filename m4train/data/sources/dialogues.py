@@ -1,106 +1,179 @@
-"""Conversations as others write them, turned into canonical messages: LLaVA, ShareGPT, OpenAI and Cauldron styles.
+"""Conversations as others write them, turned into canonical messages: LLaVA, ShareGPT, OpenAI, Anthropic, LLaMA-Factory and
+Cauldron styles.
 
-Images stand as the placeholder `<image>` in a text, or as items of a content list; if a text has none, all images go
+Images stand as the placeholder `<image>` in a text, or as items of a content list; where a text has none, all images go
 before what the first user says, as The Cauldron means it. What a record says under `system` comes first, unless a turn does.
 """
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from m4train.data.documents.sample import Sample, sample_from_dict
+from m4train.data.documents.sample import answer_weight
+from m4train.data.sources.fields import Record
+from m4train.data.sources.gallery import Gallery, Item, Own, listed_pictures, picture_of
+from m4train.data.sources.media import is_empty
+from m4train.data.sources.placeholders import Place
 from m4train.errors import BadSample
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_PLACEHOLDER = re.compile(r"\n?<image>\n?")
+_ROLES = {
+    "user": "user human prompter",
+    "assistant": "assistant gpt model bot chatgpt ai bing bard llm",
+    "system": "system developer",
+    "tool": "tool function observation tool_response tool_result function_response ipython",
+    "call": "function_call tool_call",  # what the assistant says to a tool
+}
+ROLES = {name: role for role, names in _ROLES.items() for name in names.split()}
+_TEXT_ITEMS = ("text", "input_text", "output_text", None)
+_IMAGE_ITEMS = ("image", "image_url", "input_image", "image_file")
+_CALL_ITEMS = ("tool_use", "tool_call", "function_call")
+
+Message = dict[str, Any]
 
 
-def question_answer_pairs(turns: Any, images: Sequence[str], system: Any = None) -> Sample:
-    """The Cauldron, FineVision, Docmatix, m4: `[{"user":, "assistant":, "source":}]`, the images of these names before the first
-    turn, and before all what the record has under `system`. Raises BadSample.
-    """
-    if not isinstance(turns, Sequence) or not turns or not all(isinstance(turn, dict) for turn in turns):
-        raise BadSample("bad_json", "the turns must be a list of objects with `user` and `assistant`")
+def parsed(value: Any, name: str) -> Any:
+    """A list that may be stored as its JSON. Raises BadSample for a string that is none."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("bad_json", f"`{name}` is a string that is not JSON: {error}") from None
+
+
+def turns(record: Record, name: str, gallery: Gallery) -> list[Message]:
+    """The messages of the list of turns that a record has under `name`; places for images are still open. Raises BadSample."""
+    found = parsed(record.get(name), name)
+    if not isinstance(found, list) or not found:
+        raise BadSample("bad_json", f"`{name}` must be a list of turns")
     messages = []
-    for turn in turns:
+    for number, turn in enumerate(found):
+        if not isinstance(turn, dict):
+            raise BadSample("bad_json", f"turn {number} is a {type(turn).__name__}, but must be an object")
+        messages.append(_message(record.part(turn, f"{name}[]"), number, gallery))
+    return messages
+
+
+def question_answer_pairs(record: Record, name: str, gallery: Gallery) -> tuple[list[Message], Any]:
+    """The Cauldron, FineVision, Docmatix, m4: `[{"user":, "assistant":, "source":}]`, and the first `source`. Raises BadSample."""
+    found = parsed(record.get(name), name)
+    if not isinstance(found, list) or not found or not all(isinstance(turn, dict) for turn in found):
+        raise BadSample("bad_json", "the turns must be a list of objects with `user` and `assistant`")
+    messages: list[Message] = []
+    for turn in found:
+        part = record.part(turn, f"{name}[]")
         for role in ("user", "assistant"):
-            if not isinstance(turn.get(role), str):
+            said = part.get(role)
+            if role == "assistant" and is_empty(said):
+                said = ""
+            if not isinstance(said, str):
                 raise BadSample("bad_json", f"a turn has no text for {role!r}")
-            messages.append({"role": role, "content": [{"text": turn[role]}]})
-    messages[0]["content"] = [*({"image": name} for name in images), *messages[0]["content"]]
-    source = turns[0].get("source")
-    content = {"messages": _after_system(messages, system), "source": {"dataset": source} if source else {}}
-    return sample_from_dict(content)
+            messages.append({"role": role, "content": gallery.parts(said, in_turns=False)})
+        messages[-1] |= _weight(part)
+        part.get("source")
+    return messages, found[0].get("source")
 
 
-def dialogue(record: Any, images: Sequence[str] | None = None) -> Sample:
-    """A record with `messages`, `conversations` or `texts`; roles under `role` or `from`, what is said under `content` or `value`.
-
-    `images` are the names that placeholders stand for; if not given, those in the record's `images` or `image`.
-    Raises BadSample if their numbers differ, and for anything that cannot be read.
-    """
-    if not isinstance(record, dict):
-        raise BadSample("bad_json", f"a {type(record).__name__} where an object is expected")
-    turns = next((record[name] for name in ("messages", "conversations", "texts") if record.get(name)), None)
-    if not isinstance(turns, list):
-        raise BadSample("bad_json", "none of `messages`, `conversations` and `texts` is a list of turns")
-    names = list(images) if images is not None else _named(record)
-    messages = [_message(turn, number) for number, turn in enumerate(turns)]
-    places = [item for message in messages for item in message["content"] if "image" in item]
-    open_places = [item for item in places if item["image"] is None]
-    if names and not places:
-        first = next((message for message in messages if message["role"] == "user"), messages[0])
-        first["content"] = [*({"image": name} for name in names), *first["content"]]
-    elif len(open_places) == len(names):
-        for item, name in zip(open_places, names):
-            item["image"] = name
-    elif open_places or names != [item["image"] for item in places]:  # the same names again are not further images
-        found = f"{len(open_places)} places for images but {len(names)} images"
-        named = len(places) - len(open_places)
-        raise BadSample("image_count", found + (f", next to {named} that name their own" if named else ""))
-    source = {"dataset": record["source"]} if isinstance(record.get("source"), str) else {}
-    return sample_from_dict({"messages": _after_system(messages, record.get("system")), "source": source})
-
-
-def _after_system(messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
-    if not system or any(message["role"] == "system" for message in messages):
+def with_system(messages: list[Message], record: Record, gallery: Gallery) -> list[Message]:
+    """The messages after what the record has under `system`, unless one of them is of that role. Raises BadSample."""
+    if not record.holds("system") or any(message["role"] == "system" for message in messages):
         return messages
+    system = record.get("system")
     if not isinstance(system, str):
         raise BadSample("bad_json", f"`system` is a {type(system).__name__}, but must be a string")
-    return [{"role": "system", "content": [{"text": system}]}, *messages]
+    return [{"role": "system", "content": gallery.parts(system, in_turns=False)}, *messages]
 
 
-def _named(record: dict[str, Any]) -> list[str]:
-    value = record.get("images") or record.get("image") or []
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadSample("bad_json", "`images` must be a list of paths or data URLs")
-    return names
+def placed(messages: list[Message], gallery: Gallery) -> list[Message]:
+    """The messages with every place for an image filled. Raises BadSample."""
+    first = next((message for message in messages if message["role"] == "user"), messages[0])
+    gallery.fill([message["content"] for message in messages], first["content"])
+    return messages
 
 
-def _message(turn: Any, number: int) -> dict[str, Any]:
-    role = _ROLES.get(str(turn.get("role", turn.get("from")))) if isinstance(turn, dict) else None
+def _weight(part: Record) -> dict[str, float]:
+    """The weight of a turn, where it has one that is not 1."""
+    weight, read = answer_weight(part.content)
+    part.read.update(read)
+    return {} if weight == 1 else {"weight": weight}
+
+
+def _message(turn: Record, number: int, gallery: Gallery) -> Message:
+    said_by = turn.first("role", "from")
+    role = ROLES.get(str(said_by).strip().lower())
     if role is None:
-        raise BadSample("bad_json", f"turn {number} has no role that is known ({', '.join(_ROLES)})")
-    content = turn.get("content", turn.get("value"))
+        raise BadSample("bad_json", f"turn {number} has the role {said_by!r}, which is none of {', '.join(ROLES)}")
+    content = _said(turn, "content", "value")
+    if isinstance(content, dict):
+        content = [content]
     items = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(items, list):
-        raise BadSample("bad_json", f"turn {number} says nothing")
-    return {"role": role, "content": [part for item in items for part in _parts(item, number)] or [{"text": ""}]}
+        raise BadSample("bad_json", f"turn {number} says a {type(content).__name__}, not a text or a list of items")
+    parts = [part for item in items for part in _parts(turn, item, number, gallery)] or [{"text": ""}]
+    message = {"role": "assistant" if role == "call" else role, "content": parts} | _weight(turn)
+    _place_own(turn, parts)
+    return message | ({"weight": 0.0} if role in ("call", "tool") else {})
 
 
-def _parts(item: Any, number: int) -> list[dict[str, Any]]:
-    """One item of a content list as canonical items; an image whose name is not yet known has None."""
-    if isinstance(item, dict) and isinstance(item.get("text"), str) and item.get("type", "text") == "text":
-        pieces = _PLACEHOLDER.split(item["text"])
-        parts: list[dict[str, Any]] = []
-        for place, text in enumerate(pieces):
-            parts += [{"image": None}] if place else []
-            parts += [{"text": text}] if text else []
-        return parts
-    if isinstance(item, dict) and item.get("type") in ("image", "image_url"):
-        name = item.get("image", item.get("url", item.get("image_url", item.get("path"))))
-        return [{"image": name.get("url") if isinstance(name, dict) else name}]
+def _said(part: Record, *names: str) -> Any:
+    """What is under the first of some names that holds something; blank text where none does."""
+    found = part.first(*names)
+    if found is None:
+        found = next((text for text in map(part.get, names) if isinstance(text, str)), "")
+    return found
+
+
+def _place_own(turn: Record, parts: list[Item]) -> None:
+    """Gives the pictures that a turn has itself to the places in it, or puts them first. Raises BadSample."""
+    pictures, _ = listed_pictures(turn)
+    if not pictures:
+        return
+    places = [item for item in parts if isinstance(item.get("image"), Place)]
+    if places and len(places) != len(pictures):
+        raise BadSample("image_count", f"a turn has {len(places)} places for images but {len(pictures)} images")
+    numbers = [item["image"].number for item in places]
+    for order, (item, number) in enumerate(zip(places, numbers)):
+        if number is not None and not 0 <= number < len(pictures):
+            raise BadSample("image_count", f"a place is for image {number + 1} of {len(pictures)}, which is none")
+        item["image"] = Own(pictures[order if number is None else number])
+    if not places:
+        parts[:0] = [{"image": Own(picture)} for picture in pictures]
+
+
+def _parts(turn: Record, item: Any, number: int, gallery: Gallery) -> list[Item]:
+    """One item of a content list as canonical items. Raises BadSample."""
+    if isinstance(item, str):
+        return gallery.parts(item)
+    if not isinstance(item, dict):
+        raise BadSample("unknown_item", f"turn {number} holds a {type(item).__name__} where an item is expected")
+    part = turn.part(item, "content[]")
+    kind = part.get("type")
+    if kind is None:
+        kind = "image" if part.holds("image") or part.holds("image_url") else None
+    if kind in _TEXT_ITEMS:
+        text = _said(part, "text", "value", "content")
+        if isinstance(text, str):
+            return gallery.parts(text) if text else []
+    if kind in _CALL_ITEMS:
+        return []  # what it says is no text; its fields are counted as unread
+    if kind in _IMAGE_ITEMS:
+        part.leave("detail", "width", "height", "alt", "crc32", "min_pixels", "max_pixels")
+        index = part.get("index")
+        value = part.first("image", "image_url", "url", "path", "source", "value", "bytes", "base64", "data")
+        if is_empty(value):
+            if index is not None and (type(index) is not int or index < 0):
+                raise BadSample("bad_json", f"turn {number} has an image item with index {index!r}")
+            return [{"image": Place(index)}]
+        return [{"image": Own(picture_of(value, part, "image"))}]
     raise BadSample("unknown_item", f"turn {number} holds an item that is neither text nor image: {str(item)[:80]}")
+
+
+def exchange(question: Sequence[Item], answer: Sequence[Item], weight: float = 1.0) -> list[Message]:
+    """One question and its answer."""
+    said: Message = {"role": "assistant", "content": list(answer) or [{"text": ""}]}
+    return [
+        {"role": "user", "content": list(question) or [{"text": ""}]},
+        said | ({} if weight == 1 else {"weight": weight}),
+    ]

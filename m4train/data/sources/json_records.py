@@ -17,8 +17,9 @@ from PIL import Image
 
 from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample, content_hash
+from m4train.data.sources.fields import RECORD_OPTIONS, Reading
 from m4train.data.sources.pictures import Pictures
-from m4train.data.sources.records import record_sample, unchanged
+from m4train.data.sources.records import Composed, compose, found_images, kept_images, unchanged
 from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
 from m4train.processing.images import decode_image
@@ -34,9 +35,13 @@ class JsonRecords:
     """
 
     name = "json"
-    settings: Mapping[str, Any] = {}
+    settings: Mapping[str, Any] = {"rules": 2}
     pictures = Pictures()
     image_range: Sequence[float] = ()
+    honours = RECORD_OPTIONS
+
+    def __init__(self, reading: Reading = Reading()) -> None:  # noqa: B008 (frozen)
+        self.reading = reading
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         for number, (offset, raw) in enumerate(_records(files, path)):
@@ -45,10 +50,13 @@ class JsonRecords:
             try:
                 if isinstance(raw, BadSample):
                     raise raw
-                names = record_sample(_parse(raw)).images
-                named = self.pictures.files_of(path, names)
-                images = [self.pictures.find(files, path, name, place) for place, name in enumerate(names)]
-                yield ScannedSample(key, (Member(offset, len(raw), content_hash(raw)), *images), files=named)
+                composed = compose(_parse(raw), self.reading)
+                named = self.pictures.files_of(path, [str(picture) for picture in composed.pictures])
+                images, lost = found_images(
+                    composed, self.reading, lambda name, n: self.pictures.find(files, path, str(name), n)
+                )
+                text = Member(offset, len(raw), content_hash(raw))
+                yield ScannedSample(key, (text, *images), files=named, unread=composed.unread() + lost)
             except BadSample as error:
                 yield ScannedSample(key, bad=(error.reason, error.detail), files=named)
 
@@ -56,9 +64,12 @@ class JsonRecords:
         return sum(1 for _ in islice(_records(files, path), limit + 1))
 
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
+        return self._composed(files, path, members).sample
+
+    def _composed(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Composed:
         text = members[0]
-        raw = files.read(path, text.offset, text.size)
-        return record_sample(_parse(unchanged(raw, text, f"the record at byte {text.offset}")))
+        raw = unchanged(files.read(path, text.offset, text.size), text, f"the record at byte {text.offset}")
+        return compose(_parse(raw), self.reading, kept=kept_images(members, self.reading))
 
     def images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
@@ -71,8 +82,9 @@ class JsonRecords:
     ) -> list[bytes]:
         if not wanted:
             return []
-        names = self.sample(files, path, members).images
-        return self.pictures.read(files, path, [names[n] for n in wanted], [members[1 + n] for n in wanted])
+        composed = self._composed(files, path, members)
+        names = [str(composed.pictures[int(composed.sample.images[number])]) for number in wanted]
+        return self.pictures.read(files, path, names, [members[1 + number] for number in wanted])
 
     def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
         """The records: they say where their images are."""

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
 from PIL import Image
 
 from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample
+from m4train.data.sources.fields import CAPTIONS, KNOWN, PICTURES, READABLE, RECORD_OPTIONS, TURNS, Reading, asking
+from m4train.data.sources.gallery import NUMBERED
+from m4train.data.sources.pictures import Pictures
 from m4train.data.sources.records import (
-    IMAGE_COLUMNS,
-    OTHER_COLUMNS,
-    TEXT_COLUMNS,
-    image_column,
+    Composed,
+    compose,
+    found_images,
     image_member,
-    record_sample,
+    kept_images,
     text_hash,
     unchanged,
 )
@@ -36,10 +37,13 @@ class ParquetRows:
     """One sample a row. A member's `offset` is its row group, `size` its row in it, `part` the number of the image."""
 
     name = "parquet"
-    settings: Mapping[str, Any] = {}
+    settings: Mapping[str, Any] = {"rules": 2}
+    pictures = Pictures()
     image_range: Sequence[float] = ()
+    honours = RECORD_OPTIONS
 
-    def __init__(self, window: int = 1, pool: int = 0) -> None:
+    def __init__(self, reading: Reading = Reading(), window: int = 1, pool: int = 0) -> None:  # noqa: B008 (frozen)
+        self.reading = reading
         self.keep(window, pool)
 
     def keep(self, window: int, pool: int) -> None:
@@ -48,34 +52,26 @@ class ParquetRows:
         self.groups_read = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (
-            ParquetRows,
-            (self._kept.window, self._kept.pool),
-            {"image_range": self.image_range, "settings": self.settings},
-        )
+        state = {"image_range": self.image_range, "settings": self.settings, "pictures": self.pictures}
+        return (ParquetRows, (self.reading, self._kept.window, self._kept.pool), state)
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         number = 0
         for group, rows in enumerate(self.blocks(files, path)):
             try:
-                self._group(files, path, group)
+                table = self._group(files, path, group, whole=True)
             except BadSample as error:  # once for all its rows, which would each read it again
                 bad = (error.reason, error.detail)
                 yield from (ScannedSample(str(number + row), bad=bad) for row in range(rows))
             else:
-                yield from (self._scan_row(files, path, str(number + row), group, row) for row in range(rows))
+                yield from (self._scan_row(files, path, table, str(number + row), group, row) for row in range(rows))
             number += rows
 
     def count(self, files: FileReader, path: str, limit: int) -> int:
         return sum(self.blocks(files, path))
 
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
-        text = members[0]
-        record = self._row(files, path, text.offset, text.size)
-        if text_hash(record) != text.hash:
-            detail = f"row {text.size} of row group {text.offset} has other text than when it was indexed"
-            raise BadSample("damaged", detail)
-        return _compose(record)
+        return self._composed(files, path, members).sample
 
     def images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
@@ -86,10 +82,25 @@ class ParquetRows:
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> list[bytes]:
-        images = _stored_images(self._row(files, path, members[0].offset, members[0].size)) if wanted else []
-        if wanted and len(images) != len(members) - 1:
-            raise BadSample("damaged", f"the row holds {len(images)} images, but held {len(members) - 1} when indexed")
-        return [unchanged(images[number], members[1 + number], f"image {number}") for number in wanted]
+        if not wanted:
+            return []
+        composed, found = self._composed(files, path, members), []
+        for number in wanted:
+            data = self._stored(files, path, composed.pictures[int(composed.sample.images[number])], number)
+            found.append(unchanged(data, members[1 + number], f"image {number}"))
+        return found
+
+    def _composed(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Composed:
+        text = members[0]
+        content = _row(self._group(files, path, text.offset), text.size)
+        composed = compose(content, self.reading, kept=kept_images(members, self.reading))
+        if text_hash(composed.text) != text.hash:
+            detail = f"row {text.size} of row group {text.offset} has other text than when it was indexed"
+            raise BadSample("damaged", detail)
+        if len(composed.sample.images) != len(members) - 1:
+            found = f"{len(composed.sample.images)} images, but held {len(members) - 1} when indexed"
+            raise BadSample("damaged", f"the row holds {found}")
+        return composed
 
     def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
         return []
@@ -99,29 +110,47 @@ class ParquetRows:
             metadata = file.metadata
             return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
-    def _scan_row(self, files: FileReader, path: str, key: str, group: int, row: int) -> ScannedSample:
+    def _scan_row(self, files: FileReader, path: str, table: Any, key: str, group: int, row: int) -> ScannedSample:
+        named: tuple[str, ...] = ()
         try:
-            record = self._row(files, path, group, row)
-            _compose(record)
-            images = [image_member(data, n, group, row) for n, data in enumerate(_stored_images(record))]
-            return ScannedSample(key, (Member(group, row, text_hash(record)), *images))
+            composed = compose(_row(table, row), self.reading)
+            named = self.pictures.files_of(path, [each for each in composed.pictures if isinstance(each, str)])
+            found, lost = found_images(
+                composed,
+                self.reading,
+                lambda value, n: image_member(self._stored(files, path, value, n), n, group, row),
+            )
+            text = Member(group, row, text_hash(composed.text))
+            return ScannedSample(key, (text, *found), files=named, unread=composed.unread() + lost)
         except BadSample as error:
-            return ScannedSample(key, bad=(error.reason, error.detail))
+            return ScannedSample(key, bad=(error.reason, error.detail), files=named)
 
-    def _row(self, files: FileReader, path: str, group: int, row: int) -> dict[str, Any]:
-        table = self._group(files, path, group)
-        with _named_damage():
-            return table.slice(row, 1).to_pylist()[0]
+    def _stored(self, files: FileReader, path: str, picture: Any, number: int) -> bytes:
+        """The bytes of image `number` of a row, which holds or names it. Raises BadSample."""
+        if isinstance(picture, bytes):
+            return picture
+        try:
+            return self.pictures.stored(files, path, str(picture))[0]
+        except BadSample as error:
+            raise BadSample(error.reason, f"image {number}, which the row does not hold: {error.detail}") from None
 
-    def _group(self, files: FileReader, path: str, group: int) -> Any:
-        """The table of a row group, from those that are kept or from the file."""
+    def _group(self, files: FileReader, path: str, group: int, whole: bool = False) -> Any:
+        """The table of a row group, from those that are kept or from the file; `whole`: with the columns that are not read."""
         table = self._kept.get((path, group))
-        if table is None:
+        if table is None or whole:
             with _open(files, path) as file:
-                table = file.read_row_group(group, columns=_columns(path, file.schema_arrow.names))
+                columns = _columns(path, file.schema_arrow.names, self.reading)
+                read = table = file.read_row_group(group, columns=None if whole else columns)
+                if whole:
+                    read = table.select(columns)
             self.groups_read += 1
-            self._kept.add((path, group), table, len(table))
+            self._kept.add((path, group), read, len(table))
         return table
+
+
+def _row(table: Any, row: int) -> dict[str, Any]:
+    with _named_damage():
+        return table.slice(row, 1).to_pylist()[0]
 
 
 @contextmanager
@@ -160,29 +189,12 @@ def _failed_to_read(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno is not None
 
 
-def _columns(path: str, names: Sequence[str]) -> list[str]:
-    """The columns that are read, of all `names`. Raises DataError if they hold no sample."""
-    if not set(names) & set(TEXT_COLUMNS):
-        raise DataError(f"{path} has columns {list(names)} but none of {', '.join(TEXT_COLUMNS)}.")
-    if "pdf" in names and not set(names) & set(IMAGE_COLUMNS):
+def _columns(path: str, names: Sequence[str], reading: Reading) -> list[str]:
+    """The columns that are read, of all `names`. Raises DataError where they hold no sample."""
+    readable = {reading.fields.get(name, name) for name in READABLE} | set(KNOWN) | reading.where_fields
+    texts = [reading.fields.get(name, name) for name in (*reversed(TURNS), *CAPTIONS, *asking())]
+    if not set(names) & set(texts):
+        raise DataError(f"{path} has columns {list(names)} but none of {', '.join(texts)}: name them with fields=...")
+    if "pdf" in names and not set(names) & {reading.fields.get(name, name) for name in PICTURES}:
         raise DataError(f"{path} holds its pages as pdf: render them to images first, or take the set's images.")
-    return [name for name in names if name in (*IMAGE_COLUMNS, *TEXT_COLUMNS, *OTHER_COLUMNS)]
-
-
-def _stored_images(record: dict[str, Any]) -> list[bytes]:
-    images = []
-    for number, image in enumerate(image_column(record)):
-        data = image.get("bytes") if isinstance(image, dict) else image
-        if isinstance(data, bytes):
-            images.append(data)
-        elif image is not None:
-            shown = image.get("path") if isinstance(image, dict) else image
-            detail = f"image {number}, {str(shown)[:80]}, is not stored in the row: fetch the images first"
-            raise BadSample("remote_image", detail)
-    return images
-
-
-def _compose(record: dict[str, Any]) -> Sample:
-    _stored_images(record)
-    numbers = count()
-    return record_sample(record, [None if image is None else str(next(numbers)) for image in image_column(record)])
+    return [name for name in names if name in readable or NUMBERED.fullmatch(name)]

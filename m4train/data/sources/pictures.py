@@ -63,7 +63,7 @@ class Pictures:
     def find(self, files: FileReader, shard: str, name: str, number: int) -> Member:
         """The member of image `number` of a record, by its name. Raises BadSample."""
         try:
-            data, offset = self._found(files, shard, name)
+            data, offset = self.stored(files, shard, name)
         except BadSample as error:
             raise BadSample(error.reason, f"image {number}: {error.detail}") from None
         return image_member(data, number, offset, len(data) if offset == IN_FILE else 0)
@@ -83,8 +83,8 @@ class Pictures:
             found.append(unchanged(data, member, what))
         return found
 
-    def _found(self, files: FileReader, shard: str, name: str) -> tuple[bytes, int]:
-        """The bytes of a picture, and where they are stored."""
+    def stored(self, files: FileReader, shard: str, name: str) -> tuple[bytes, int]:
+        """The bytes of a picture, and where they are stored. Raises BadSample."""
         place = self.place(shard, name)
         if place is None:
             return from_base64(name), IN_RECORD

@@ -1,72 +1,239 @@
-"""Records with images and text, as parquet rows and JSON objects hold them: conversations, question-answer pairs, and
-documents of parallel lists."""
+"""Records with images and text, as parquet rows, JSON objects and some tar layouts hold them: which form a record has, the sample
+it is, and what of it was not read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from m4train.data.documents.sample import Sample
+from m4train.data.documents.sample import Sample, sample_from_dict
+from m4train.data.sources.answers import answered, caption_pairs
 from m4train.data.sources.base import Member, content_hash
-from m4train.data.sources.dialogues import dialogue, question_answer_pairs
-from m4train.data.sources.tar_layouts import interleaved
+from m4train.data.sources.dialogues import parsed, placed, question_answer_pairs, turns, with_system
+from m4train.data.sources.fields import CAPTIONS, PICTURES, TURNS, Reading, Record, asking
+from m4train.data.sources.gallery import NUMBERED, Gallery, listed_pictures, picture_of
+from m4train.data.sources.media import is_empty
+from m4train.data.sources.placeholders import stray
 from m4train.errors import BadSample
 from m4train.processing.images import read_image_info
 
-IMAGE_COLUMNS = ("images", "image")
-TEXT_COLUMNS = ("texts", "messages", "conversations")
-OTHER_COLUMNS = ("system", "url", "general_metadata")
+MISSING = ("missing_image", "remote_image")  # reasons why an image is not there
+_ABOUT = ("source", "url", "general_metadata", "label")  # what is read of a record that is neither text nor picture
 
 
-def record_sample(record: Any, places: Sequence[str | None] | None = None) -> Sample:
-    """The sample of a record: `texts` with `user` and `assistant` (The Cauldron, FineVision, Docmatix), `texts` next to
-    `images` (OBELICS), or turns with a role (LLaVA, ShareGPT, OpenAI, LLaVA-OneVision).
+@dataclass(frozen=True)
+class Composed:
+    """A record as a sample whose images are named by their numbers in `pictures`: what the record holds of each, text or
+    bytes. `text` is what was read besides."""
 
-    `places` are the names of its images, null if its column of images has none; if not given, the record names them.
-    Raises BadSample.
+    sample: Sample
+    pictures: list[Any]
+    text: dict[str, Any]
+    record: Record
+    interleaved: bool  # a document that can do without one of its images
+
+    def unread(self) -> tuple[str, ...]:
+        """The fields that were not read. Raises BadSample `unread_media` where one of them holds a picture, video or sound."""
+        return self.record.unread(blind=not self.sample.images)
+
+
+def compose(
+    content: Any, reading: Reading, stored: Sequence[str] | None = None, kept: Collection[int] | None = None
+) -> Composed:
+    """The sample of a record, whatever its form. Raises BadSample.
+
+    `stored`: the images come with the record, under these names, and it names none itself. `kept`: the numbers of the
+    pictures that were there when the record was indexed, where missing ones may be left out of documents.
     """
-    if not isinstance(record, dict):
-        raise BadSample("bad_json", f"a {type(record).__name__} where an object is expected")
-    if places is None:
-        places = image_column(record)
-        if not all(place is None or isinstance(place, str) for place in places):
-            raise BadSample("bad_json", "`images` must be a list of paths or data URLs")
-    texts = record.get("texts")
-    names = [place for place in places if place is not None]
-    if not texts or not isinstance(texts, list):
-        return dialogue(record, names)
-    kinds = [text for text in texts if isinstance(text, dict)]
-    if not kinds:
-        return replace(interleaved({"images": list(places), "texts": texts}), source=_origin(record))
-    return question_answer_pairs(texts, names, record.get("system")) if "user" in kinds[0] else dialogue(record, names)
-
-
-def _origin(record: dict[str, Any]) -> dict[str, Any]:
-    """Where a web document comes from: its URL and, in OBELICS, its place in a WARC file."""
     try:
-        general = json.loads(record.get("general_metadata") or "{}")
-    except ValueError as error:
-        raise BadSample("bad_json", f"`general_metadata` is not JSON: {error}") from None
+        return _composed(content, reading, stored, kept)
+    except BadSample as error:
+        raise by_choice(error, reading) from None
+
+
+def by_choice(error: BadSample, reading: Reading) -> BadSample:
+    """What is wrong with a sample: where an image is missing and that is no reason to stop, that it is left out by choice."""
+    if reading.missing_images == "drop_sample" and error.reason in MISSING:
+        return BadSample("skipped", f"missing_images=drop_sample leaves it out: {error.detail}")
+    return error
+
+
+def _composed(content: Any, reading: Reading, stored: Sequence[str] | None, kept: Collection[int] | None) -> Composed:
+    if not isinstance(content, dict):
+        raise BadSample("bad_json", f"a {type(content).__name__} where an object is expected")
+    record = Record(content, reading)
+    record.leave(*reading.where_fields)
+    reading.check_where(content)
+    if "label" not in reading.fields and content.get("label") is False:
+        raise BadSample("not_preferred", "its `label` is false: an answer that should not be learnt")
+    form = _form(record)
+    if form == "documents":
+        data, pictures = interleaved(record, kept)
+        sample = sample_from_dict(data | {"source": _origin(record)})
+    else:
+        listed, names = (list(stored), ()) if stored is not None else listed_pictures(record)
+        gallery = Gallery(listed, reading.placeholders, names)
+        source = record.get("source")
+        about = {"source": {"dataset": source} if source and isinstance(source, str) else {}}
+        sample = sample_from_dict(about | _FORMS[form](record, gallery))
+        pictures = gallery.pictures
+    text = {name: value for name, value in content.items() if name in record.read and value is not None}
+    text = {name: value for name, value in text.items() if name not in _ABOUT and not _is_picture(name, reading)}
+    return Composed(checked(sample, reading), pictures, text, record, form == "documents")
+
+
+def _is_picture(name: str, reading: Reading) -> bool:
+    return NUMBERED.fullmatch(name) is not None or name in {reading.fields.get(field, field) for field in PICTURES}
+
+
+def checked(sample: Sample, reading: Reading) -> Sample:
+    """The sample, if it may be learnt from. Raises BadSample `stray_placeholder` and `empty_answer`."""
+    for message in sample.messages or ():
+        said = "".join(item.get("text", "") for item in message["content"])
+        if message["role"] == "assistant" and message.get("weight", 1) > 0 and not said.strip():
+            raise BadSample("empty_answer", "an answer says nothing, so that only its end would be learnt")
+    if not reading.placeholders.literal:
+        for item in sample.all_items():
+            found = stray(item.get("text", ""))
+            if found is not None:
+                raise BadSample(
+                    "stray_placeholder",
+                    f"a text holds {found!r}, which stands for no image of the sample: name it with placeholder=..., or set "
+                    "placeholder=literal where it is text",
+                )
+    return sample
+
+
+def _form(record: Record) -> str:
+    """Which of _FORMS a record has."""
+    found = next((name for name in TURNS if record.holds(name)), None)
+    if (
+        found is None
+        and isinstance(record.content.get(record.named("texts")), list)
+        and record.content.get(record.named("images"))
+    ):
+        found = "texts"  # a document that is nothing but images
+    if found == "texts":
+        texts = parsed(record.content[record.named("texts")], "texts")
+        kinds = [text for text in texts if isinstance(text, dict)] if isinstance(texts, list) else []
+        if not kinds:
+            return "documents"
+        return "exchanges" if record.named("user") in kinds[0] or "user" in kinds[0] else "turns"
+    if found is not None:
+        return "turns"
+    if any(record.holds(name) for name in asking()):
+        return "answers"
+    if any(record.holds(name) for name in CAPTIONS):
+        return "captions"
+    names = ", ".join(f"`{name}`" for name in (*TURNS, *asking(), *CAPTIONS))
+    raise BadSample("bad_json", f"it holds nothing under {names}, but {', '.join(sorted(record.content)) or 'nothing'}")
+
+
+def _turns(record: Record, gallery: Gallery) -> dict[str, Any]:
+    name = next(name for name in TURNS if record.holds(name))
+    return {"messages": placed(with_system(turns(record, name, gallery), record, gallery), gallery)}
+
+
+def _exchanges(record: Record, gallery: Gallery) -> dict[str, Any]:
+    messages, dataset = question_answer_pairs(record, "texts", gallery)
+    data = {"messages": placed(with_system(messages, record, gallery), gallery)}
+    return data | ({"source": {"dataset": dataset}} if dataset else {})
+
+
+def _answers(record: Record, gallery: Gallery) -> dict[str, Any]:
+    return {"messages": placed(with_system(answered(record, gallery), record, gallery), gallery)}
+
+
+_FORMS: dict[str, Callable[[Record, Gallery], dict[str, Any]]] = {
+    "turns": _turns,
+    "exchanges": _exchanges,
+    "answers": _answers,
+    "captions": caption_pairs,
+}
+
+
+def interleaved(record: Record, kept: Collection[int] | None = None) -> tuple[dict[str, Any], list[Any]]:
+    """A document of parallel lists `images` and `texts`, of which exactly one has something at each place, and its pictures.
+
+    Raises BadSample, also for a place that holds nothing, unless missing images may be left out.
+    """
+    texts = parsed(record.get("texts"), "texts")
+    name = "image" if record.holds("image") and not record.holds("images") else "images"
+    images = record.get(name)
+    images = [] if images is None else images if isinstance(images, list) else [images]
+    if not isinstance(texts, list):
+        raise BadSample("bad_json", "`texts` must be a list")
+    if not is_empty(images) and record.holds("image") and record.holds("images"):
+        raise BadSample("conflicting_images", "`images` and `image` are both filled")
+    if is_empty(images) and not images:
+        images = [None] * len(texts)
+    if len(images) != len(texts):
+        raise BadSample("image_count", f"`images` has {len(images)} places but `texts` {len(texts)}")
+    missing = record.reading.missing_images
+    items: list[dict[str, Any]] = []
+    pictures: list[Any] = []
+    for place, (image, text) in enumerate(zip(images, texts)):
+        empty = is_empty(image)
+        if text is not None and not isinstance(text, str):
+            raise BadSample("bad_json", f"`texts`[{place}] is a {type(text).__name__}, but must be a string or null")
+        if empty == (text is None):
+            if empty and missing == "drop_image":
+                continue
+            if empty and missing == "drop_sample":
+                raise BadSample("missing_image", f"the image at place {place} is missing")
+            found = "neither text nor image" if empty else "both text and image"
+            raise BadSample("bad_json", f"place {place} holds {found}")
+        if empty:
+            items.append({"text": text})
+            continue
+        if kept is None or len(pictures) in kept:
+            items.append({"image": str(len(pictures))})
+        pictures.append(picture_of(image, record, name))
+    record.leave("metadata", "image_metadata")  # OBELICS and MINT-1T: what is said there of each image
+    if not items:
+        raise BadSample("no_text", "nothing is left of the document without its missing images")
+    return {"items": items}, pictures
+
+
+def _origin(record: Record) -> dict[str, Any]:
+    """Where a web document comes from: its URL and, in OBELICS, its place in a WARC file."""
+    general = parsed(record.get("general_metadata") or "{}", "general_metadata")
     names = ("url", "warc_filename", "warc_record_offset", "warc_record_length")
-    return {name: general[name] for name in names if name in general} or {"url": record.get("url")}
+    found = {name: general[name] for name in names if name in general} if isinstance(general, dict) else {}
+    return found or {"url": record.get("url")}
 
 
-def image_column(record: dict[str, Any]) -> list[Any]:
-    """What a record has under `images` or `image`, as a list."""
-    value: Any = next((record[name] for name in IMAGE_COLUMNS if record.get(name) is not None), [])
-    return value if isinstance(value, list) else [value]
+def found_images(
+    composed: Composed, reading: Reading, find: Callable[[Any, int], Member]
+) -> tuple[list[Member], tuple[str, ...]]:
+    """The members of the images of a sample, as `find` makes them of a picture and its number; and, where missing ones may be
+    left out of documents, a word where that was done. Raises BadSample."""
+    members, lost = [], False
+    for name in composed.sample.images:
+        number = int(name)
+        try:
+            members.append(find(composed.pictures[number], number))
+        except BadSample as error:
+            lost = reading.missing_images == "drop_image" and composed.interleaved
+            if not lost or error.reason not in MISSING:
+                raise by_choice(error, reading) from None
+    return members, ("(an image that is missing)",) if lost else ()
 
 
-def text_hash(record: dict[str, Any]) -> int:
-    """Tells a record's text from changed text."""
-    text = {name: record[name] for name in (*TEXT_COLUMNS, "system") if record.get(name) is not None}
+def kept_images(members: Sequence[Member], reading: Reading) -> Collection[int] | None:
+    """The numbers of the pictures that an indexed sample has, where it may have lost some; None where it has all."""
+    return {member.part for member in members if member.is_image} if reading.missing_images == "drop_image" else None
+
+
+def text_hash(text: dict[str, Any]) -> int:
+    """Tells the text of a record from changed text."""
     return content_hash(json.dumps(text, default=str, sort_keys=True).encode())
 
 
 def image_member(data: bytes, number: int, offset: int = 0, size: int = 0) -> Member:
-    """The member of image `number` of a record. Raises BadSample if it is not an image."""
+    """The member of image `number` of a record. Raises BadSample where it is no image."""
     try:
         info = read_image_info(data)
     except BadSample as error:

@@ -6,6 +6,7 @@ canonical sample. Scanning, byte ranges, checksums and damage are the same for a
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,8 +16,11 @@ from typing import Any
 
 from PIL import Image
 
-from m4train.data.documents.sample import Sample, parse_sample
+from m4train.data.documents.sample import WEIGHTS, Sample, parse_sample
 from m4train.data.sources.base import Member, ScannedSample, content_hash
+from m4train.data.sources.fields import Reading, Record
+from m4train.data.sources.media import looks_like_media, speaks_of_media
+from m4train.data.sources.records import checked
 from m4train.data.sources.tarfiles import TarDamage, TarMember, walk_tar
 from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
@@ -39,11 +43,20 @@ class TarLayout:
     """One sample is the run of members that share a key, as in webdataset. Layouts fill in the first four methods."""
 
     name = ""
-    settings: Mapping[str, Any] = {}
+    settings: Mapping[str, Any] = {
+        "rules": 2
+    }  # raised when the same bytes are read as something else, so that indexes made before are renewed
     image_range: Sequence[float] = ()
+    honours: frozenset[str] = (
+        frozenset()
+    )  # options of Reading that mean something here, with ignore_fields, and placeholder=literal
+    known: tuple[str, ...] = ()  # members that the layout leaves, by their suffix
     proves_itself = (
         False  # whether a sample says what members it has and what is in them: else damage next to it may be in it
     )
+
+    def __init__(self, reading: Reading = Reading()) -> None:  # noqa: B008 (frozen)
+        self.reading = reading
 
     def find(
         self, key: str, named: Mapping[str, TarMember], read: Callable[[str], bytes]
@@ -54,6 +67,10 @@ class TarLayout:
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
         """The sample from (part, bytes) of its texts and the parts of its images. Raises BadSample."""
         raise NotImplementedError
+
+    def record(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Record | None:
+        """What of the texts was read, where they are JSON. Raises BadSample."""
+        return None
 
     def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
         """Upright width and height of image `part` in a member's bytes. Raises BadSample."""
@@ -157,25 +174,28 @@ class TarLayout:
             return files.read(path, named[suffix].offset, named[suffix].size)
 
         try:
-            texts, images = self.resolve(key, named, read)
+            texts, images, unread = self.resolve(key, named, read)
             if torn and not self.proves_itself:
                 detail = f"the shard is damaged next to {sorted(named)}, so that members or bytes of them may be lost"
                 raise BadSample("damaged_shard", detail)
             found = [_text(named[ref.suffix], ref, read(ref.suffix)) for ref in texts]
             found += [self._image(named[ref.suffix], ref, read(ref.suffix)) for ref in images]
-            return ScannedSample(key, tuple(found))
+            return ScannedSample(key, tuple(found), unread=unread)
         except BadSample as error:
             return ScannedSample(key, bad=(error.reason, error.detail))
 
     def resolve(
         self, key: str, named: Mapping[str, TarMember], read: Callable[[str], bytes]
-    ) -> tuple[list[Ref], list[Ref]]:
-        """As `find`, with all members there and their checksums right. Raises BadSample, naming the member at fault."""
+    ) -> tuple[list[Ref], list[Ref], tuple[str, ...]]:
+        """As `find`, with all members there, their checksums right, and the fields and members that are not read.
+        Raises BadSample, naming the member at fault."""
         last = ""
+        met: set[str] = set()
 
         def noted(suffix: str) -> bytes:
             nonlocal last
             last = suffix
+            met.add(suffix)
             return read(suffix)
 
         try:
@@ -189,7 +209,37 @@ class TarLayout:
             if ref.crc32 is not None and zlib.crc32(read(ref.suffix)) != ref.crc32:
                 detail = f"image {ref.suffix!r} does not fit the checksum in the JSON: bytes were changed or moved"
                 raise BadSample("damaged", detail)
-        return texts, images
+        met.update(ref.suffix for ref in (*texts, *images))
+        stored = [(ref.part, read(ref.suffix)) for ref in texts], [ref.part for ref in images]
+        try:
+            unread = self._unread_members([suffix for suffix in named if suffix not in met], blind=not images)
+            return texts, images, unread + self._unread_fields(f"{key}.{texts[0].suffix}", *stored)
+        except BadSample:
+            self.compose(*stored)  # what else is wrong is said first
+            raise
+
+    def _unread_fields(self, name: str, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> tuple[str, ...]:
+        """The fields of the texts that nothing reads; `name` is that of their member. Raises BadSample."""
+        record = self.record(texts, images)
+        try:
+            return () if record is None else record.unread(blind=not images)
+        except BadSample as error:
+            raise BadSample(error.reason, f"{name}: {error.detail}") from None
+
+    def _unread_members(self, suffixes: Sequence[str], blind: bool) -> tuple[str, ...]:
+        """The members that nothing reads. Raises BadSample `unread_media` where one is a picture, a video or a sound."""
+        unread = []
+        for suffix in suffixes:
+            if suffix in self.known or self.reading.ignores(suffix, suffix):
+                continue
+            kind = suffix.rpartition(".")[2]
+            if looks_like_media(f"x.{kind}") or speaks_of_media(suffix.partition(".")[0], blind):
+                raise BadSample(
+                    "unread_media",
+                    f"member {suffix!r} is not read: name it in the text, or leave it with ignore_fields=['{suffix}']",
+                )
+            unread.append(f"member {kind}")
+        return tuple(dict.fromkeys(unread))
 
     def _image(self, member: TarMember, ref: Ref, data: bytes) -> Member:
         try:
@@ -203,6 +253,8 @@ class CanonicalTar(TarLayout):
     """`KEY.json` and the images it names."""
 
     name = "canonical"
+    settings: Mapping[str, Any] = {}
+    honours = frozenset({"where"})
     proves_itself = True
 
     def find(
@@ -219,7 +271,24 @@ class CanonicalTar(TarLayout):
         return [Ref("json")], [Ref(item["image"], crc32=item.get("crc32")) for item in items]
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
-        return parse_sample(texts[0][1])
+        raw = texts[0][1]
+        if self.reading.where is not None:
+            self.reading.check_where(json.loads(raw))
+        return checked(parse_sample(raw), self.reading)
+
+    def record(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Record:
+        content = json.loads(texts[0][1])
+        record = Record(content, self.reading)
+        record.leave("items", "messages", "references", "checksum", "kind", "v", *self.reading.where_fields)
+        lists = [("items[]", content.get("items") or [])]
+        for message in content.get("messages") or []:
+            part = record.part(message, "messages[]")
+            part.leave("role", "content", *WEIGHTS)
+            lists.append(("messages[].content[]", message["content"]))
+        for path, items in lists:
+            for item in items if isinstance(items, list) else []:
+                record.part(item, path).leave("text", "image", "width", "height", "alt", "crc32", "type", "source")
+        return record
 
 
 def _group(entry: TarMember | TarDamage) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 import os
 import re
@@ -11,15 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from PIL import Image, ImageSequence
-
 from m4train.data.documents.sample import Sample, sample_from_dict
-from m4train.data.sources.dialogues import dialogue, question_answer_pairs
+from m4train.data.sources.fields import Reading, Record
+from m4train.data.sources.media import words
+from m4train.data.sources.records import Composed, checked, compose
 from m4train.data.sources.tar import Ref, TarLayout
 from m4train.data.sources.tarfiles import TarMember
 from m4train.errors import BadSample
-from m4train.processing.images import to_rgb
-from m4train.processing.inputs import from_base64
 
 Named = Mapping[str, TarMember]
 Read = Callable[[str], bytes]
@@ -37,14 +34,14 @@ def _text(data: bytes) -> str:
         raise BadSample("bad_text", f"a text is not UTF-8: {error}") from None
 
 
-def _json(data: bytes) -> Any:
+def json_of(data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BadSample("bad_json", f"not JSON in UTF-8: {error}") from None
 
 
-def _need(named: Named, suffix: str) -> None:
+def need(named: Named, suffix: str) -> None:
     if suffix not in named:
         raise BadSample("missing_member", f"no member {suffix!r} among {sorted(named)}")
 
@@ -100,13 +97,14 @@ class M4Documents(_Numbered):
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
         items: dict[int, dict[str, str]] = {part: {"image": f"{part}"} for part in images}
         items |= {part: {"text": _text(data)} for part, data in texts}
-        return sample_from_dict({"items": [items[part] for part in sorted(items)]})
+        return checked(sample_from_dict({"items": [items[part] for part in sorted(items)]}), self.reading)
 
 
 class M4Conversations(_Numbered):
     """Instruction data of m4: the images, then the turns as JSON, in one text or going on in the next."""
 
     name = "m4_conversations"
+    honours = frozenset({"placeholder"})
 
     def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
         texts, images = super().find(key, named, read)
@@ -116,13 +114,23 @@ class M4Conversations(_Numbered):
         return texts, images
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
+        return self._composed(texts, images).sample
+
+    def record(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Record:
+        return self._composed(texts, images).record
+
+    def _composed(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Composed:
         turns = []
         for part, data in texts:
-            more = _json(data)
+            more = json_of(data)
             if not isinstance(more, list):
                 raise BadSample("bad_json", f"text {part} is a {type(more).__name__}, but must be a list of turns")
             turns += more
-        return question_answer_pairs(turns, [str(part) for part in images])
+        return compose({"texts": turns}, self.reading, [str(part) for part in images])
+
+
+# What img2dataset writes of each picture that it fetched.
+_DOWNLOADED = words("key status error_message width height original_width original_height exif sha256 md5 alt")
 
 
 class Pairs(TarLayout):
@@ -130,6 +138,7 @@ class Pairs(TarLayout):
     `K.image.jpeg` and `K.text.txt`, and its `K.question.txt` and `K.answer.txt`. `K.json` also says the `url`."""
 
     name = "pairs"
+    honours = frozenset({"fields", "where", "placeholder"})
     _QUESTION, _ANSWER, _CAPTION, _RECORD = range(4)
 
     def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
@@ -138,150 +147,37 @@ class Pairs(TarLayout):
             raise BadSample("missing_image", f"one image is expected among {sorted(named)}")
         record = [Ref("json", self._RECORD)] if "json" in named else []
         if "question.txt" in named:
-            _need(named, "answer.txt")
+            need(named, "answer.txt")
             return [Ref("question.txt", self._QUESTION), Ref("answer.txt", self._ANSWER), *record], images
         text = next((suffix for suffix in ("txt", "text.txt") if suffix in named), None)
         if text is not None:
             return [Ref(text, self._CAPTION), *record], images
-        _need(named, "json")
+        need(named, "json")
         return record, images
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
         found = dict(texts)
-        record = _json(found[self._RECORD]) if self._RECORD in found else {}
-        if not isinstance(record, dict):
-            raise BadSample("bad_json", f"the record is a {type(record).__name__} where an object is expected")
-        source = {"url": record["url"]} if record.get("url") else {}
+        record = self.record(texts, images)
+        self.reading.check_where(record.content)
+        url = record.get("url")
         if self._QUESTION in found:
-            turn = {"user": _text(found[self._QUESTION]), "assistant": _text(found[self._ANSWER])}
-            return replace(question_answer_pairs([turn], ["0"]), source=source)
-        caption = _text(found[self._CAPTION]) if self._CAPTION in found else record.get("caption")
-        if not isinstance(caption, str) or not caption.strip():
-            raise BadSample("no_text", "the image has no caption")
-        return sample_from_dict({"items": [{"image": "0"}, {"text": caption}], "source": source})
+            content = {"question": _text(found[self._QUESTION]), "answer": _text(found[self._ANSWER])}
+        else:
+            caption = _text(found[self._CAPTION]) if self._CAPTION in found else record.get("caption")
+            if not isinstance(caption, str) or not caption.strip():
+                raise BadSample("no_text", "the image has no caption")
+            content = {"caption": caption}
+        plain = Reading(placeholders=self.reading.placeholders)
+        return replace(compose(content, plain, ["0"]).sample, source={"url": url} if url else {})
 
-
-class EnergonInterleaved(TarLayout):
-    """`K.json` with parallel lists `images` (names or null) and `texts` (strings or null), one of the two at each place."""
-
-    name = "energon"
-
-    def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
-        _need(named, "json")
-        return [Ref("json")], [Ref(item["image"]) for item in self.compose([(0, read("json"))], []).image_items()]
-
-    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
-        return interleaved(_json(texts[0][1]))
-
-
-class Mint1T(TarLayout):
-    """MINT-1T's PDFs: as Energon's layout, with all images as frames of one `K.tiff`, in the order of the names.
-
-    A lost frame would give every image behind it another one's picture, so their number and `image_metadata` are compared.
-    """
-
-    name = "mint1t"
-
-    def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
-        _need(named, "json")
-        record = _json(read("json"))
-        images = interleaved(record).images
-        file = next((suffix for suffix in ("tiff", "tif") if suffix in named), "tiff")
-        if file in named:
-            _check_frames(self._sizes(read(file)), images, record.get("image_metadata"))
-        return [Ref("json")], [Ref(file, part) for part in range(len(images))]
-
-    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
-        return interleaved(_json(texts[0][1]))
-
-    def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
-        return self._frame(data, part, lambda image: image.size)
-
-    def picture(self, data: bytes, part: int) -> Image.Image:
-        def decoded(image: Image.Image) -> Image.Image:
-            image.load()
-            return to_rgb(image, self.image_range)
-
-        return self._frame(data, part, decoded)
-
-    def file_of(self, data: bytes, part: int) -> bytes:
-        """A frame is not a file of its own: without loss, as PNG."""
-        buffer = io.BytesIO()
-        self._frame(data, part, lambda image: image.copy()).save(buffer, "png")
-        return buffer.getvalue()
-
-    def _sizes(self, data: bytes) -> list[tuple[int, int]]:
-        """Width and height of every frame."""
-
-        def each(image: Image.Image) -> list[tuple[int, int]]:
-            return [frame.size for frame in ImageSequence.Iterator(image)]
-
-        return self._frame(data, 0, each)
-
-    def _frame(self, data: bytes, part: int, use: Callable[[Image.Image], Any]) -> Any:
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                image.seek(part)
-                return use(image)
-        except BadSample:
-            raise
-        except Exception as error:
-            raise BadSample("unreadable_image", f"frame {part} of the tiff cannot be read: {error}") from None
-
-
-def _check_frames(sizes: Sequence[tuple[int, int]], names: Sequence[str], metadata: Any) -> None:
-    """Raises BadSample unless the frames of these sizes are as many as the names, and as large as `image_metadata` says."""
-    if len(sizes) != len(names):
-        raise BadSample("image_count", f"{len(sizes)} frames for {len(names)} image names")
-    known = [entry for entry in metadata or () if isinstance(entry, dict)] if isinstance(metadata, list) else []
-    if known and len(known) != len(names):
-        raise BadSample("image_count", f"`image_metadata` describes {len(known)} images, `images` {len(names)}")
-    for part, (entry, size) in enumerate(zip(known, sizes)):
-        said = entry.get("width"), entry.get("height")
-        if None not in said and said != size:
-            detail = f"frame {part} has the size {size}, but `image_metadata` says {said} of {names[part]!r}"
-            raise BadSample("image_count", detail)
-
-
-class Mmc4(TarLayout):
-    """MMC4 with its images in the JSON: `text_list`, and `image_info` with `image_base64` and `matched_text_index`.
-
-    An image comes before the sentence it was matched with, images of one sentence in the order of `image_info`; without a
-    match, before the sentence that `similarity_matrix` finds closest. Entries without bytes are left out.
-    """
-
-    name = "mmc4"
-
-    def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
-        _need(named, "json")
-        images = self.compose([(0, read("json"))], []).images
-        return [Ref("json")], [Ref("json", int(name)) for name in images]
-
-    def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
-        record = _json(texts[0][1])
-        sentences, infos = _field(record, "text_list", list), _field(record, "image_info", list)
-        before: dict[int, list[dict[str, str]]] = {}
-        for number, info in enumerate(infos):
-            if not isinstance(info, dict) or not isinstance(info.get("image_base64") or "", str):
-                raise BadSample("bad_json", f"image_info[{number}] must be an object with `image_base64` as a string")
-            if info.get("image_base64"):
-                place = _sentence_of(record, info, number, len(sentences))
-                before.setdefault(place, []).append({"image": str(number)})
-        items: list[dict[str, str]] = []
-        for number, sentence in enumerate(sentences):
-            if not isinstance(sentence, str):
-                raise BadSample("bad_json", f"text_list[{number}] is a {type(sentence).__name__}, not a string")
-            items += [*before.get(number, []), {"text": sentence if number == 0 else " " + sentence}]
-        return sample_from_dict({"items": items, "source": {"url": record.get("url")}})
-
-    def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
-        return super().picture_size(self.file_of(data, part), part)
-
-    def picture(self, data: bytes, part: int) -> Image.Image:
-        return super().picture(self.file_of(data, part), part)
-
-    def file_of(self, data: bytes, part: int) -> bytes:
-        return from_base64(_json(data)["image_info"][part]["image_base64"])
+    def record(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Record:
+        found = dict(texts)
+        content = json_of(found[self._RECORD]) if self._RECORD in found else {}
+        if not isinstance(content, dict):
+            raise BadSample("bad_json", f"the record is a {type(content).__name__} where an object is expected")
+        record = Record(content, self.reading)
+        record.leave("url", record.named("caption"), *_DOWNLOADED, *self.reading.where_fields)
+        return record
 
 
 class LlavaOneVision(TarLayout):
@@ -292,10 +188,11 @@ class LlavaOneVision(TarLayout):
     """
 
     name = "llava_onevision"
+    honours = frozenset({"fields", "where", "placeholder"})
 
     def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
-        _need(named, "json")
-        record = _json(read("json"))
+        need(named, "json")
+        record = json_of(read("json"))
         if isinstance(record, dict) and "captions" in record and "texts" not in record:
             detail = "the packed variant (`images`, `prompts`, `captions`) is not read: use the set before packing"
             raise BadSample("packed_variant", detail)
@@ -306,7 +203,15 @@ class LlavaOneVision(TarLayout):
         return [Ref("json")], refs
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
-        return dialogue(_json(texts[0][1]), [str(part) for part in images])
+        return self._composed(texts, images).sample
+
+    def record(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Record:
+        record = self._composed(texts, images).record
+        record.leave("name", "media")
+        return record
+
+    def _composed(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Composed:
+        return compose(json_of(texts[0][1]), self.reading, [str(part) for part in images])
 
 
 def _in_order(names: Any, stored: Sequence[str]) -> list[str]:
@@ -318,43 +223,6 @@ def _in_order(names: Any, stored: Sequence[str]) -> list[str]:
         return list(stored)
     candidates = [(name, f"{place}_{name}") for place, name in enumerate(names)]
     return [next((suffix for suffix in some if suffix in stored), some[0]) for some in candidates]
-
-
-def interleaved(record: Any) -> Sample:
-    """A document of parallel lists `images` and `texts`, of which exactly one has something at each place. Raises BadSample."""
-    images, texts = _field(record, "images", list), _field(record, "texts", list)
-    if len(images) != len(texts):
-        raise BadSample("image_count", f"`images` has {len(images)} places but `texts` {len(texts)}")
-    items = []
-    for place, (image, text) in enumerate(zip(images, texts)):
-        if (image is None) == (text is None):
-            raise BadSample(
-                "bad_json", f"place {place} holds {'both' if text is not None else 'neither'} text and image"
-            )
-        items.append({"text": text} if image is None else {"image": str(image)})
-    return sample_from_dict({"items": items, "source": {"url": record.get("url")}})
-
-
-def _field(record: Any, name: str, kind: type) -> Any:
-    if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-        raise BadSample("bad_json", f"`{name}` must be a {kind.__name__}")
-    return record[name]
-
-
-def _sentence_of(record: dict[str, Any], info: dict[str, Any], number: int, sentences: int) -> int:
-    """The sentence that image `number` was matched with, one of so many. Raises BadSample."""
-    match = info.get("matched_text_index")
-    if match is None:
-        try:
-            row = record["similarity_matrix"][number]
-            match = max(range(len(row)), key=row.__getitem__)
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise BadSample("bad_json", f"image {number} is matched with no sentence") from None
-    if type(match) is not int or not 0 <= match < sentences:
-        raise BadSample(
-            "bad_json", f"image {number} is matched with sentence {match!r} of {sentences}, which does not exist"
-        )
-    return match
 
 
 def _leading_number(suffix: str) -> tuple[int, str]:

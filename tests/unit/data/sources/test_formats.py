@@ -510,7 +510,7 @@ def test_a_file_that_is_no_parquet_and_one_without_texts_are_named(tmp_path: Pat
     with pytest.raises(DataError, match=r"a\.parquet is not a readable parquet"):
         source(str(tmp_path / "a.parquet"), "parquet")
     with pytest.raises(DataError, match="none of texts"):
-        source(parquet(tmp_path / "b.parquet", [{"caption": "x"}]), "parquet")
+        source(parquet(tmp_path / "b.parquet", [{"topic": "x"}]), "parquet")
 
 
 def test_json_of_documents_and_of_pairs_and_with_plain_base64(tmp_path: Path) -> None:

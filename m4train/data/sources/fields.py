@@ -1,0 +1,197 @@
+"""How the records of a source are read, and what of each was read: no field goes unread without a word.
+
+A format asks a `Record` for the fields it knows. What nobody asked for is counted, and where it holds a picture, a video or
+a sound the sample is bad, until the options of the source say what the field is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from m4train.config import SourceConfig
+from m4train.data.sources.conditions import Condition, condition
+from m4train.data.sources.media import is_empty, medium_in, words
+from m4train.data.sources.placeholders import Placeholders
+from m4train.errors import BadSample, ConfigError
+
+RECORD_OPTIONS = frozenset({"fields", "where", "placeholder", "missing_images"})
+MISSING_IMAGES = ("bad", "drop_image", "drop_sample")
+# Fields that records of all kinds have about themselves; they are left, and not worth a word.
+KNOWN = words("id _id uid uuid idx key sample_id question_id source dataset split score scores license version")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The options of a source that say how its records are read."""
+
+    fields: Mapping[str, str] = field(default_factory=dict)  # our name of a field -> the name it has in the records
+    ignore: tuple[str, ...] = ()  # fields that may go unread, whatever they hold
+    where: str | None = None
+    placeholders: Placeholders = field(default_factory=Placeholders)
+    missing_images: str = "bad"
+
+    @classmethod
+    def of(cls, config: SourceConfig, key: str = "data.sources.*") -> Reading:
+        """Of the source called `key`. Raises ConfigError for what cannot be understood."""
+        for ours, theirs in config.fields.items():
+            if ours not in READABLE or not isinstance(theirs, str) or not theirs:
+                raise ConfigError(
+                    f"{key}.fields is {dict(config.fields)}, but {ours!r} must be one of {', '.join(sorted(READABLE))}, and what it "
+                    "is called in the records a name."
+                )
+        if config.where is not None:
+            Condition(config.where, f"{key}.where")
+        if config.missing_images not in MISSING_IMAGES:
+            raise ConfigError(
+                f"{key}.missing_images is {config.missing_images!r}, but must be one of {', '.join(MISSING_IMAGES)}."
+            )
+        placeholders = Placeholders.of(config.placeholder, f"{key}.placeholder")
+        return cls(dict(config.fields), tuple(config.ignore_fields), config.where, placeholders, config.missing_images)
+
+    def check_honoured(self, honours: frozenset[str], form: str, key: str) -> None:
+        """Raises ConfigError for an option that means nothing for a format, which honours these."""
+        given = {
+            "fields": self.fields,
+            "where": self.where,
+            "placeholder": self.placeholders.given is not None and not self.placeholders.literal,
+            "missing_images": self.missing_images != "bad",
+        }
+        for name, value in given.items():
+            if value and name not in honours:
+                said = (
+                    "its samples say where their images are, so only literal can be said"
+                    if name == "placeholder"
+                    else "remove it"
+                )
+                raise ConfigError(f"{key}.{name} is set, but means nothing for the format {form}: {said}.")
+
+    def digest(self) -> str:
+        """Names the options, so that an index made with others is stale; empty for those that say nothing."""
+        if self == Reading():
+            return ""
+        return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def ignores(self, path: str, name: str) -> bool:
+        return any(fnmatchcase(path, pattern) or fnmatchcase(name, pattern) for pattern in self.ignore)
+
+    def check_where(self, content: Mapping[str, Any]) -> None:
+        """Raises BadSample `skipped` for a record that `where` leaves out."""
+        if self.where is not None:
+            condition(self.where).check(content)
+
+    @property
+    def where_fields(self) -> frozenset[str]:
+        return condition(self.where).fields if self.where is not None else frozenset()
+
+
+class Record:
+    """An object of a record, of which it is noted what is read. `path` is where it lies: "" is the record itself."""
+
+    def __init__(self, content: Mapping[str, Any], reading: Reading, path: str = "") -> None:
+        self.content, self.reading, self.path = content, reading, path
+        self.read: set[str] = set()
+        self._left: set[str] = set()
+        self._parts: list[Record] = []
+
+    def named(self, name: str) -> str:
+        """What a field is called here. In a part of a record the option's name counts where the part has it."""
+        theirs = self.reading.fields.get(name, name)
+        return theirs if not self.path or theirs in self.content else name
+
+    def get(self, name: str) -> Any:
+        """The value of a field, which is read with this; None where there is none."""
+        name = self.named(name)
+        self.read.add(name)
+        return self.content.get(name)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is something in a field; it is not read with this."""
+        return not is_empty(self.content.get(self.named(name)))
+
+    def first(self, *names: str) -> Any:
+        """The value of the first of some fields that holds something; the others stay unread."""
+        found = next((name for name in names if self.holds(name)), None)
+        return None if found is None else self.get(found)
+
+    def part(self, content: Mapping[str, Any], path: str) -> Record:
+        """An object in this one, of which it is noted likewise what is read."""
+        made = Record(content, self.reading, f"{self.path}.{path}" if self.path else path)
+        self._parts.append(made)
+        return made
+
+    def leave(self, *names: str) -> None:
+        """Says of fields that this format knows them and does not need them."""
+        self._left.update(names)
+
+    def leave_all(self) -> None:
+        self._left.update(self.content)
+
+    def _unread(self) -> Iterator[tuple[str, str, Any]]:
+        """Path, name and value of what holds something and was neither read nor left."""
+        for name, value in self.content.items():
+            if name not in self.read and name not in self._left and not is_empty(value):
+                yield (f"{self.path}.{name}" if self.path else str(name)), str(name), value
+        for part in self._parts:
+            yield from part._unread()
+
+    def unread(self, blind: bool) -> tuple[str, ...]:
+        """The fields that were not read. `blind`: no picture was. Raises BadSample `unread_media` where one holds a medium."""
+        paths = []
+        for path, name, value in self._unread():
+            if self.reading.ignores(path, name):
+                continue
+            known = name in KNOWN
+            medium = None if known and not blind else medium_in("" if known else name, value, blind)
+            if medium is not None:
+                what = medium if not known else f"{name!r}{medium[2:]}"
+                raise BadSample(
+                    "unread_media", f"field {_within(path, name)}{what}, which is not read: {_way_out(name)}"
+                )
+            paths += [] if known else [path]
+        parts = list(self._all())
+        paths += [absent(name) for name in self.reading.fields.values() if not any(name in p.content for p in parts)]
+        return tuple(dict.fromkeys(paths))
+
+    def _all(self) -> Iterator[Record]:
+        yield self
+        for part in self._parts:
+            yield from part._all()
+
+
+def _within(path: str, name: str) -> str:
+    return "" if path == name else f"{path.removesuffix('.' + name)}: "
+
+
+def _way_out(name: str) -> str:
+    return f"say what it is with fields={{image: {name}}}, or leave it with ignore_fields=[{name}]"
+
+
+TURNS = ("messages", "conversations", "conversation", "texts")
+PAIRS = (  # fields that ask, fields that answer
+    (("instruction",), ("output", "response")),
+    (("query",), ("response",)),
+    (("prompt",), ("completion", "chosen", "response", "answer", "output")),
+    (("question",), ("answer", "answers")),
+    (("problem",), ("solution", "answer")),
+)
+CAPTIONS = ("caption", "captions", "text")
+PICTURES = ("images", "image")
+_OTHERS = words(
+    "system input history choices options label chosen general_metadata url role content user assistant source"
+)
+READABLE = frozenset((*TURNS, *CAPTIONS, *PICTURES)) | _OTHERS | {n for pair in PAIRS for names in pair for n in names}
+
+
+def absent(name: str) -> str:
+    """What is counted, in place of a field that is not read, for a field that the options name and a sample does not have."""
+    return f"(no field {name})"
+
+
+def asking() -> tuple[str, ...]:
+    """The fields by which records of a question and an answer are known."""
+    return (*(name for asked, _ in PAIRS for name in asked), "chosen")

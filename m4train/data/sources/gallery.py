@@ -1,0 +1,150 @@
+"""The pictures of a record: gathered from its fields, numbered, and put where its texts have places for them.
+
+What is numbered is whatever the record holds of a picture: a path, a URL, base64, or bytes. The items of the sample name their
+picture by its number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from m4train.data.sources.fields import PICTURES, Record
+from m4train.data.sources.media import is_empty
+from m4train.data.sources.placeholders import Place, Placeholders
+from m4train.errors import BadSample
+
+NUMBERED = re.compile(r"image_?(\d{1,3})")
+_CONTENTS = ("bytes", "base64", "data", "path", "url", "image_url", "uri", "file", "filename", "image")
+_ABOUT = ("type", "media_type", "mime_type", "width", "height", "detail", "format", "alt", "crc32", "text")
+
+Item = dict[str, Any]
+
+
+class Own:
+    """A picture that an item of a content brings itself."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def picture_of(value: Any, record: Record, path: str) -> Any:
+    """A picture as text or bytes, None where there is none, from what a field or an item holds of it. Raises BadSample."""
+    if isinstance(value, dict):
+        if is_empty(value):
+            return None
+        part = record.part(value, path)
+        part.leave(*_ABOUT)
+        found = part.first(*_CONTENTS)
+        part.read.update(_CONTENTS)  # the bytes and the path of one picture are one
+        if found is None:
+            raise BadSample(
+                "bad_json", f"`{path}` is an object with {', '.join(map(str, value))}, but without a picture"
+            )
+        return picture_of(found, part, "url") if isinstance(found, dict) else picture_of(found, part, path)
+    if is_empty(value):
+        return None
+    if not isinstance(value, (str, bytes)):
+        raise BadSample("bad_json", f"`{path}` must be a path, a data URL or bytes, but is a {type(value).__name__}")
+    return value
+
+
+def listed_pictures(record: Record) -> tuple[list[Any], tuple[str, ...]]:
+    """The pictures under `image`, `images`, `image_1` ..., None for each that is missing, and the placeholders by which the
+    record names them, if it does. Raises BadSample where fields that are filled differ."""
+    found: list[tuple[str, list[Any]]] = []
+    names: tuple[str, ...] = ()
+    for name in PICTURES:
+        value = record.get(name)
+        if isinstance(value, dict) and not is_empty(value) and not set(value) & set(_CONTENTS):
+            names, value = tuple(map(str, value)), list(value.values())
+        values = value if isinstance(value, list) else [] if is_empty(value) else [value]
+        pictures = [picture_of(each, record, record.named(name)) for each in values]
+        if any(picture is not None for picture in pictures) or (pictures and not found):
+            found.append((record.named(name), pictures))
+    numbered = _numbered(record)
+    if numbered:
+        if found and not _NUMBERED_FIRST.intersection(name for name, _ in numbered):
+            found[-1] = (found[-1][0], [*found[-1][1], *(value for _, value in numbered)])
+        else:
+            found.append((numbered[0][0], [value for _, value in numbered]))
+    filled = [each for each in found if any(picture is not None for picture in each[1])]
+    for name, pictures in filled[1:]:
+        if pictures != filled[0][1]:
+            raise BadSample(
+                "conflicting_images",
+                f"`{filled[0][0]}` and `{name}` hold different pictures: say which one counts with fields={{image: ...}}",
+            )
+    return (filled or found or [("", [])])[0][1], names
+
+
+_NUMBERED_FIRST = frozenset(("image_0", "image_1", "image0", "image1"))
+
+
+def _numbered(record: Record) -> list[tuple[str, Any]]:
+    """The fields `image_1`, `image_2` ... in order, up to the last that is filled."""
+    found = {}
+    for name, value in record.content.items():
+        match = NUMBERED.fullmatch(str(name))
+        if match is not None:
+            record.read.add(name)
+            found[int(match[1])] = (name, picture_of(value, record, name))
+    ordered = [found[number] for number in sorted(found)]
+    while ordered and ordered[-1][1] is None:
+        ordered.pop()
+    return ordered
+
+
+class Gallery:
+    """Numbers the pictures of one record: `listed` are those that places in its texts stand for."""
+
+    def __init__(self, listed: Sequence[Any], placeholders: Placeholders, names: tuple[str, ...] = ()) -> None:
+        self.listed = list(listed)
+        self.pictures: list[Any] = list(listed)
+        self._placeholders, self._names = placeholders, names
+
+    def parts(self, text: str, in_turns: bool = True) -> list[Item]:
+        """The items of a text, with an open place wherever it has a placeholder."""
+        split = self._placeholders.split(text, in_turns, self._names)
+        return [{"image": part} if isinstance(part, Place) else {"text": part} for part in split]
+
+    def fill(self, contents: Sequence[list[Item]], first: list[Item]) -> None:
+        """Puts the pictures where the contents have places for them, or, where there is none, before the items of `first`.
+        Raises BadSample where their numbers differ, or one of them is missing."""
+        places = [item for content in contents for item in content if "image" in item]
+        owned = [item for item in places if isinstance(item["image"], Own)]
+        if self.listed and not places:
+            first[:0] = [{"image": Place(number)} for number in range(len(self.listed))]
+            places = first[: len(self.listed)]
+        elif owned and len(owned) == len(places) and self.listed == [item["image"].value for item in owned]:
+            self.listed = self.pictures = []  # the same pictures again are no further ones
+        self._number(places, owned)
+        for item in places:
+            if isinstance(item["image"], Own):
+                self.pictures.append(item["image"].value)
+                item["image"] = len(self.pictures) - 1
+            if self.pictures[item["image"]] is None:
+                number = f"{item['image']} of {len(self.pictures)}"
+                raise BadSample("missing_image", f"image {number} is null or empty in the record")
+            item["image"] = str(item["image"])
+
+    def _number(self, places: Sequence[Item], owned: Sequence[Item]) -> None:
+        """Turns open places into numbers. Raises BadSample where they and the pictures do not match."""
+        numbers = [item["image"].number for item in places if isinstance(item["image"], Place)]
+        given = [number for number in numbers if number is not None]
+        if given and len(given) < len(numbers):
+            raise BadSample("image_count", "some places for images are numbered and others are not: number all or none")
+        outside = [number for number in given if not 0 <= number < len(self.listed)]
+        if outside:
+            raise BadSample(
+                "image_count", f"a place is for image {outside[0] + 1} of {len(self.listed)}, which is none"
+            )
+        used = len(set(given)) if given else len(numbers)
+        if used != len(self.listed):
+            found = f"{used} places for images but {len(self.listed)} images"
+            raise BadSample("image_count", found + (f", next to {len(owned)} that name their own" if owned else ""))
+        following = iter(range(len(self.listed)))
+        for item in places:
+            if isinstance(item["image"], Place):
+                item["image"] = next(following) if item["image"].number is None else item["image"].number

@@ -1,0 +1,120 @@
+"""What in a record looks like a picture, a video or a sound, whatever it is called: found by names of fields and by values."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a list written as one text."""
+    return frozenset(text.split())
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name, whether they are divided by signs or by capitals, in small letters; numbers are left out."""
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+_STEMS = ("image", "picture", "photo", "video", "audio", "img", "screenshot", "thumbnail")
+_MEDIA_WORDS = words(
+    "media multimedia mediafile mediafiles mediapath mediaurl pic pics vid vids clip clips frame frames pixel "
+    "pixels sound sounds speech voice recording recordings wav mp mp3 mp4 jpg jpeg png webp gif tiff pdf"
+)
+# What a field says about a medium without holding it, as the last word of its name.
+_PROPERTIES = words(
+    "id ids idx index num number count counts width height w h size sizes hash sha md phash crc score scores rating "
+    "ratings similarity sim caption captions description descriptions title titles text texts alt prompt tag tags "
+    "label labels class category categories type types kind format mode source license author credit date time "
+    "timestamp timestamps duration fps length resolution ratio aspect language lang min max mean correspondence "
+    "correspondences dependency safety nsfw aesthetic quality status error message placeholder token tokens"
+)
+_COUNTS = words("num n nb has is use with total count max min")  # and as its first
+_EXTENSIONS = (
+    "jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?|avif|heic|heif|jp2|j2k|svg|ico|ppm|pgm|pbm|psd|dcm|"
+    "mp4|mov|avi|mkv|webm|m4v|mpe?g|flv|wmv|3gp|ts|wav|mp3|flac|ogg|oga|opus|m4a|aac|wma|pdf|djvu"
+)
+_FILE = re.compile(rf"[^\n]{{0,4000}}\.(?:{_EXTENSIONS})(?:[?#]\S*)?", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:(?:image|video|audio|application/(?:pdf|octet-stream))[/;]", re.IGNORECASE)
+_CODED = re.compile(r"[A-Za-z0-9+/\-_\s]+={0,2}\s*")
+_CODED_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "Qk0", "SUQz", "AAAAI", "T2dnUw", "JVBERi")
+_LONG_CODE = 256  # characters of unbroken letters and digits that are no text
+
+
+def is_empty(value: Any) -> bool:
+    """Whether there is nothing in a value, however deep."""
+    if isinstance(value, dict):
+        return all(is_empty(part) for part in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(is_empty(part) for part in value)
+    return value is None or value is False or (isinstance(value, (str, bytes)) and not value.strip())
+
+
+def speaks_of_media(name: str, blind: bool = False) -> bool:
+    """Whether a field of this name may hold a medium. `blind`: the sample has no picture, so that its number may stand for it."""
+    found = words_of(name)
+    if not any(word in _MEDIA_WORDS or any(stem in word for stem in _STEMS) for word in found):
+        return False
+    return blind or not (found[-1] in _PROPERTIES or found[0] in _COUNTS)
+
+
+def medium_in(name: str, value: Any, blind: bool = False) -> str | None:
+    """Where in the value of a field a medium seems to be, with what is there; None where none does."""
+    found = _found(name, value, blind, "")
+    return None if found is None else f"{found[0]!r} holds {found[1]}"
+
+
+def looks_like_media(value: Any) -> bool:
+    """Whether a value without a name is the name, the address or the content of such a file."""
+    return _value(value) is not None
+
+
+def _found(name: str, value: Any, blind: bool, where: str) -> tuple[str, str] | None:
+    place = ".".join(part for part in (where, name) if part)
+    if is_empty(value):
+        return None
+    if speaks_of_media(name, blind) and (blind or not isinstance(value, (bool, int, float))):
+        return place, _shown(value)
+    if isinstance(value, dict):
+        found = (_found(str(inner), part, blind, place) for inner, part in value.items())
+        return next((each for each in found if each is not None), None)
+    if isinstance(value, (list, tuple)):
+        found = (_found("", part, blind, place) for part in value)
+        return next((each for each in found if each is not None), None)
+    what = _value(value)
+    if what is None and isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+        return _found("", parsed, blind, place)
+    return None if what is None else (place, what)
+
+
+def _value(value: Any) -> str | None:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"{len(value)} bytes" if len(value) else None
+    if not isinstance(value, str):
+        return None
+    text = value.strip()
+    if _DATA_URL.match(text) or _FILE.fullmatch(text):
+        return _shown(text)
+    if len(text) >= 24 and _CODED.fullmatch(text):
+        known = text.startswith(_CODED_STARTS) and " " not in text
+        mixed = len(text) >= _LONG_CODE and not any(c.isspace() for c in text[:64])
+        mixed = mixed and bool(re.search("[0-9]", text) and re.search("[A-Z]", text) and re.search("[a-z]", text))
+        return f"base64 of {len(text)} characters" if known or mixed else None
+    return None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"{len(value)} bytes"
+    if isinstance(value, dict):
+        return "an object with " + ", ".join(sorted(map(str, value)))[:80]
+    if isinstance(value, (list, tuple)):
+        return f"{len(value)} values, such as {_shown(next((v for v in value if not is_empty(v)), None))}"
+    return repr(value)[:120]

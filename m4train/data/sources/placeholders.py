@@ -1,0 +1,142 @@
+"""Places for pictures in a text: which strings stand for one, and which are shaped like one although nobody said so.
+
+`<image>` and `<image_2>` are understood in the turns of conversations. Everything else that is shaped like a place for a
+picture, a video or a sound is not text to be trained on: the source says with `placeholder` what it is.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from m4train.data.sources.media import words, words_of
+from m4train.errors import ConfigError
+
+LITERAL = "literal"
+_DEFAULT = r"<image(?:_(\d+))?>"
+
+_CANDIDATE = re.compile(
+    r"<(?P<named>(?:image|img|video|audio)\s*[:=])[^<>\n]{0,200}>"
+    r"|<\|?\s*/?\s*(?P<angle>[^\W\d_][\w :#.\-]{0,39}?)\s*/?\s*\|?>"
+    r"|(?<![\w\])])[\[【]{1,2}\s*/?\s*(?P<square>[^\W\d_][\w :#\-]{0,39}?)\s*[\]】]{1,2}"
+    r"|(?<![\w\\$])\{{1,2}\s*(?P<curly>[^\W\d_][\w #\-]{0,39}?)\s*\}{1,2}"
+    r"|(?<!\w)(?:__|%%|@@|\#\#)(?P<marks>[^\W\d_][A-Za-z0-9_ ]{0,39}?)(?:__|%%|@@|\#\#)(?!\w)",
+    re.IGNORECASE,
+)
+_MEDIA = words(
+    "image images img imgs pic pics picture pictures photo photos video videos vid audio audios media screenshot "
+    "screenshots 图片 图像 视频 音频 imagehere imagecontent imgcontext"
+)
+_MEDIA_IN_ANGLES = _MEDIA | words("vision visual speech sound sounds voice frame frames multimodal mm")
+_COMPANIONS = words(
+    "placeholder here token tokens pad padding start end begin bos eos of the context patch patches content feature "
+    "features soft newline break sep separator row col global special fake around mask embed embedding embeddings "
+    "slot input file url path data tag id no number index"
+)
+_NAMES = words("im_start im_end im_patch boi eoi bov eov ref-object bbox")
+_ROW_AND_COLUMN = re.compile(r"row_\d+_col_\d+")
+_HINT = re.compile(r"[<\[【{_%@#]")
+
+
+def stray(text: str) -> str | None:
+    """The first thing in a text that is shaped like a place for a medium; None where there is none."""
+    if _HINT.search(text) is None:
+        return None
+    for match in _CANDIDATE.finditer(text):
+        kind = match.lastgroup or ""
+        if kind == "named" or _is_place(match[kind], kind, "|" in match.group()):
+            return match.group()
+    return None
+
+
+def _is_place(inner: str, kind: str, barred: bool) -> bool:
+    """`barred`: with the bars of special tokens, as in <|im_end|>, which ends a turn of a conversation."""
+    if kind == "angle" and (inner.lower() in _NAMES or _ROW_AND_COLUMN.fullmatch(inner)):
+        return not barred
+    found = words_of(inner)
+    media = _MEDIA_IN_ANGLES if kind == "angle" else _MEDIA
+    return any(word in media for word in found) and all(word in media or word in _COMPANIONS for word in found)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a picture goes: picture `number`, counted from 0, or the next one."""
+
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """What stands for a picture in the texts of one source: None where the source does not say."""
+
+    given: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, value: Any, key: str = "placeholder") -> Placeholders:
+        """From the option: null, "literal", a text, a /pattern/, or a list of them. Raises ConfigError."""
+        if value is None:
+            return cls()
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, (list, tuple)) or not given or not all(isinstance(x, str) and x for x in given):
+            raise ConfigError(f"{key} is {value!r}, but must be a text, a /pattern/, a list of them, or literal.")
+        if LITERAL in given and len(given) > 1:
+            raise ConfigError(f"{key} is {list(given)}, but literal stands alone: remove it, or the others.")
+        for text in given:
+            _pattern_of(text, key)
+        return cls(tuple(given))
+
+    @property
+    def literal(self) -> bool:
+        return self.given == (LITERAL,)
+
+    def split(self, text: str, in_turns: bool, named: tuple[str, ...] = ()) -> list[str | Place]:
+        """The text and the places in it, in order. `in_turns`: whether `<image>` is understood without being named;
+        `named` are placeholders that the record itself gives, for picture 0, 1, 2 ..."""
+        pattern = _compiled(self.given, in_turns, named)
+        if pattern is None:
+            return [text]
+        parts: list[str | Place] = []
+        end = 0
+        for match in pattern.finditer(text):
+            parts += [text[end : match.start()]] if match.start() > end else []
+            parts.append(_place(match, named))
+            end = match.end()
+        return parts + ([text[end:]] if end < len(text) or not parts else [])
+
+
+def _place(match: re.Match[str], named: tuple[str, ...]) -> Place:
+    if named and match["named"] is not None:
+        return Place(named.index(match["named"]))
+    number = next((group for group in match.groups() if group is not None and group.isdigit()), None)
+    return Place() if number is None else Place(int(number) - 1)
+
+
+@lru_cache(256)
+def _compiled(given: tuple[str, ...] | None, in_turns: bool, named: tuple[str, ...]) -> re.Pattern[str] | None:
+    choices = [rf"(?P<named>{'|'.join(map(re.escape, sorted(named, key=len, reverse=True)))})"] if named else []
+    if given is None:
+        choices += [_DEFAULT] if in_turns else []
+    elif given != (LITERAL,):
+        choices += [_pattern_of(text) for text in given]
+    return re.compile(rf"\n?(?:{'|'.join(choices)})\n?") if choices else None
+
+
+def _pattern_of(text: str, key: str = "placeholder") -> str:
+    """The regular expression of a placeholder: /pattern/ as it is; in a text, {n} or a number is the picture's number."""
+    if len(text) > 2 and text.startswith("/") and text.endswith("/"):
+        try:
+            pattern = re.compile(text[1:-1])
+        except re.error as error:
+            raise ConfigError(f"{key} holds {text!r}, which is not a regular expression: {error}.") from None
+        if pattern.match("") is not None:
+            raise ConfigError(f"{key} holds {text!r}, which stands for nothing at all: make it match something.")
+        return f"(?:{text[1:-1]})"
+    before, marked, after = text.partition("{n}")
+    if marked:
+        return rf"{re.escape(before)}(\d+){re.escape(after)}"
+    numbers = re.split(r"(\d+)", text)
+    if len(numbers) == 3:
+        return f"{re.escape(numbers[0])}({numbers[1]}){re.escape(numbers[2])}"
+    return re.escape(text)
