@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.once import build_once
+from m4train.config.packages import need
 from m4train.data.shards import ShardWriter
 from m4train.processing.tokenizer_training import train_bpe_tokenizer
 
@@ -62,6 +63,7 @@ def _build(folder: Path) -> None:
 
 def load_scans() -> tuple[list[Scan], list[Scan]]:
     """The training scans and the held-out ones: the last 20 %, in the order of the package."""
+    need("sklearn", "the digits dataset")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -5,19 +5,25 @@ from __future__ import annotations
 import os
 import sys
 
-from m4train.commands.arguments import CORES, JSON, OF_RUN, OVERRIDES, Command, Folder, Number
+from m4train.commands.arguments import CORES, EVALUATES, JSON, OF_RUN, OVERRIDES, TRAINS, Command, Folder, Number
 from m4train.errors import ConfigError, M4Error
 
 USAGE_EXIT = 2
 
 COMMANDS = {
-    "train": Command("train a model; continues by itself if run_dir holds a checkpoint", "train:train", processes=True),
+    "train": Command(
+        "train a model; continues by itself if run_dir holds a checkpoint",
+        "train:train",
+        processes=True,
+        needs=TRAINS,
+    ),
     "evaluate": Command(
         "held-out loss and scored answers of a checkpoint or a Hugging Face folder",
         "evaluate:evaluate",
         OF_RUN,
         reads="run",
         processes=True,
+        needs=EVALUATES,
     ),
     "generate": Command(
         "answer one question about images with an exported model",
@@ -26,9 +32,13 @@ COMMANDS = {
         reads="",
     ),
     "export": Command(
-        "write a checkpoint as a Hugging Face folder, adapters merged or apart", "export:export", OF_RUN, reads="run"
+        "write a checkpoint as a Hugging Face folder, adapters merged or apart",
+        "export:export",
+        OF_RUN,
+        reads="run",
+        needs=("adapter",),
     ),
-    "report": Command("write report.html into the run directory", "inspect:report", OF_RUN, reads="run"),
+    "report": Command("write report.html into the run directory", "inspect:report", OF_RUN, reads="run", needs=()),
     "plan": Command(
         "say what a run would see, from the indexes alone: epochs, mixture, padding, balance",
         "inspect:plan",
@@ -84,6 +94,7 @@ COMMANDS = {
         "check processes, network, disk, versions and clocks before hours of queueing",
         "preflight:preflight",
         processes=True,
+        needs=TRAINS,
     ),
 }
 

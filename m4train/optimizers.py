@@ -13,6 +13,7 @@ class OptimizerKind(NamedTuple):
 
     make: str  # "module:function", called with the parameter groups and OptimizerConfig
     state: str = "fp32"  # how its state is stored, for the table of parts
+    package: str = ""  # what has to be installed for it
     engines: tuple[str, ...] = _EVERY  # the engines that it works with
     why_not: str = ""  # the reason why it does not work with the others
     whole_matrices: bool = (
@@ -25,6 +26,7 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     "adamw_8bit": OptimizerKind(
         "m4train.training.optim:adamw_8bit",
         state="8-bit",
+        package="bitsandbytes",
         engines=_WHOLE,
         why_not="its block-wise quantised state belongs to whole tensors, not to shards",
     ),

@@ -69,6 +69,10 @@ def _given(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 CORES = os.cpu_count() or 1
+# The groups of a configuration that decide which packages a command needs, see config/packages.py
+READS = ("data",)
+EVALUATES = (*READS, "engine", "adapter")
+TRAINS = (*EVALUATES, "optimizer", "logging")
 JSON = Flag("json")
 
 
@@ -79,6 +83,7 @@ class Command:
     It is called with the configuration and the values of `options`, by position, and returns the exit status. `reads` says
     where the configuration comes from: `overrides`, `run` (a run that was trained, overrides on top), or nothing, in which
     case the function gets the list of arguments itself. `processes`: it runs on all processes of launch.processes.
+    `needs`: the groups of the configuration that decide which packages must be installed.
     """
 
     summary: str
@@ -87,6 +92,7 @@ class Command:
     options: tuple[Number | Folder | Flag, ...] = ()
     reads: str = "overrides"
     processes: bool = False
+    needs: tuple[str, ...] = READS
 
     def run(self, name: str, arguments: list[str]) -> int:
         """Reads the arguments and does it. Raises ConfigError for what is wrong with them."""
@@ -97,8 +103,10 @@ class Command:
             value, rest = option.take(name, rest)
             values.append(value)
         from m4train.config.compose import load_config, load_run_config
+        from m4train.config.packages import check_packages
 
         config = load_config(rest) if self.reads == "overrides" else load_run_config(rest)
+        check_packages(config, self.needs)
         if self.processes and _handed_over(config, [*name.split(), *arguments]):
             return 0
         return self._load()(config, *values)

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from m4train.commands.arguments import Number
+from m4train.commands.arguments import TRAINS, Number
 from m4train.config.compose import load_config, resource_folder
+from m4train.config.packages import check_packages
 from m4train.errors import ConfigError
 
 
@@ -18,12 +19,13 @@ def submit(arguments: list[str]) -> int:
 
     `arguments` are nodes=N, overrides, and options of sbatch, which begin with `--` and go before the script: they win over its own
     lines. launch.processes is the number of processes, and of GPUs, of each node. Raises ConfigError for a configuration
-    that cannot work, if sbatch is missing, or if it refuses.
+    that cannot work, if a package that it needs or sbatch is missing, or if it refuses.
     """
     nodes, arguments = Number("nodes", 1).take("launch slurm", arguments)
     options = [argument for argument in arguments if argument.startswith("--")]
     overrides = [argument for argument in arguments if not argument.startswith("--")]
     config = load_config(overrides)
+    check_packages(config, TRAINS)
     if config.engine.name == "single" and (nodes, config.launch.processes) != (1, 1):
         raise ConfigError(
             "engine.name is single, but the job starts several processes: choose engine=ddp, fsdp2 or zero1 to zero3, or "

@@ -89,6 +89,7 @@ class PretrainedModel(nn.Module):
                 would not be used.
             CheckpointError: files, tensors or shapes that do not fit.
         """
+        four_bits = None if quantization_config is None else BitsAndBytesConfig.of(quantization_config)
         folder = weight_folder(name, allow_pickle, revision, cache_dir)
         config = cls.config_class.from_pretrained(folder)
         if device_map is not None:
@@ -101,8 +102,8 @@ class PretrainedModel(nn.Module):
         if missing:
             model._fill_missing(missing, dtype or torch_dtype, device)
         check_attention(attn_implementation, model.dtype)
-        if quantization_config is not None:
-            quantize_linears(model, BitsAndBytesConfig.of(quantization_config))
+        if four_bits is not None:
+            quantize_linears(model, four_bits)
         path = folder / "generation_config.json"
         if path.is_file():
             model.generation_config = json.loads(path.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from m4train.config.packages import need
 from m4train.errors import ConfigError
 
 
@@ -34,7 +35,11 @@ class BitsAndBytesConfig:
 
     @classmethod
     def of(cls, given: Any) -> BitsAndBytesConfig:
-        """From such an object of any library, or a dict; what it says beyond these fields is not for this storage."""
+        """From such an object of any library, or a dict; what it says beyond these fields is not for this storage.
+
+        Raises ConfigError without bitsandbytes, too.
+        """
+        need("bitsandbytes", "quantization_config")
         read: Any = given.get if isinstance(given, dict) else lambda name: getattr(given, name, None)
         values = {f.name: read(f.name) for f in fields(cls)}
         return cls(**{name: value for name, value in values.items() if value is not None})

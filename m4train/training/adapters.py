@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from m4train.config import ADAPTERS, AdapterConfig
+from m4train.config.packages import need
 from m4train.errors import ConfigError
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import ADAPTER_NAME, canonical_name, canonical_parameters, is_adapter, part_of
@@ -73,6 +74,9 @@ def apply_adapters(model: TrainableModel, config: AdapterConfig) -> list[str]:
         raise ConfigError(
             "adapter.targets is empty; name modules per part, such as adapter.targets.text=[q_proj, v_proj]."
         )
+    need("peft", f"adapter.kind={config.kind}")
+    if config.kind == "qlora":
+        need("bitsandbytes", "adapter.kind=qlora")
     from peft import inject_adapter_in_model
 
     wanted = resolve_targets(model, config.targets)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from m4train.config import OPTIMIZERS, OptimizerConfig
+from m4train.config.packages import need
 from m4train.errors import ConfigError
 from m4train.parts import EMBEDDINGS, LM_HEAD, NEW_TOKENS
 from m4train.training.naming import canonical_name, is_adapter, part_of
@@ -69,6 +70,7 @@ def adamw(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
 
 
 def adamw_8bit(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    need("bitsandbytes", "optimizer.name=adamw_8bit")
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(groups, **_adam(config))

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from m4train.config.packages import need
 from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample
 from m4train.data.sources.fields import CAPTIONS, KNOWN, PICTURES, READABLE, RECORD_OPTIONS, TURNS, Reading, asking
@@ -29,7 +30,7 @@ from m4train.data.sources.records import (
 )
 from m4train.data.storage.files import FileReader, Range, is_remote
 from m4train.data.storage.kept_blocks import KeptBlocks
-from m4train.errors import BadSample, ConfigError, DataError
+from m4train.errors import BadSample, DataError
 from m4train.processing.images import decode_image
 
 
@@ -156,10 +157,9 @@ def _row(table: Any, row: int) -> dict[str, Any]:
 @contextmanager
 def _open(files: FileReader, path: str) -> Iterator[Any]:
     """The open file. Raises DataError if it is not a parquet file, and BadSample if what is read of it is damaged."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ConfigError("Reading parquet needs pyarrow: install it, or convert the source to shards.") from None
+    need("pyarrow", "reading parquet")
+    import pyarrow.parquet
+
     try:
         opened = pyarrow.parquet.ParquetFile(files.open(path) if is_remote(path) else path)
     except (pyarrow.ArrowException, OSError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from m4train.config.packages import need
 from m4train.run_files import WANDB_ID
 from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoints.changes import config_dict
@@ -22,6 +23,7 @@ class Wandb(Callback):
     """Logs on rank 0 in `mode` offline or online."""
 
     def __init__(self, mode: str, project: str) -> None:
+        need("wandb", f"logging.wandb={mode}")
         self.mode, self.project = mode, project
         self._run: Any = None
         self._id: str | None = None

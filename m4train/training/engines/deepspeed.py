@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedBatch, PackedOutput
 from m4train.config.deepspeed import STAGES, deepspeed_config
+from m4train.config.packages import need
 from m4train.run_files import DEEPSPEED
 from m4train.training import optim
 from m4train.training.checkpoints.files import write_json
@@ -36,6 +37,7 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 
 def _library() -> Any:
     """DeepSpeed, set up for the device of this process, and with its log messages reduced to warnings."""
+    need("deepspeed", "engine.name=zero1 to zero3")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed

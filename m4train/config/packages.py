@@ -1,0 +1,53 @@
+"""Packages that only some runs need: a run that needs one which is not installed is refused before a model is built.
+
+They are installed by default, but not everywhere: DeepSpeed and bitsandbytes have no use on many CPU-only machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from importlib.util import find_spec
+
+from m4train.config import OPTIMIZERS, Config
+from m4train.errors import ConfigError
+
+_INSTALLED_AS = {"sklearn": "scikit-learn"}  # packages whose name in pip is not the one they are imported by
+
+
+def check_packages(config: Config, groups: Collection[str]) -> None:
+    """Raises ConfigError for the first package that these groups of the configuration need and that is not installed."""
+    for group, package, because, instead in _needed(config):
+        if group in groups:
+            need(package, because, instead)
+
+
+def need(package: str, because: str, instead: str = "") -> None:
+    """Raises ConfigError if the package is not installed, with what needs it and how to do without; imports nothing."""
+    try:
+        found = find_spec(package) is not None
+    except ImportError:
+        found = False
+    if not found:
+        way_out = f", or choose {instead}" if instead else ""
+        name = _INSTALLED_AS.get(package, package)
+        raise ConfigError(f"{name} is not installed, but {because} needs it: pip install {name}{way_out}.")
+
+
+def _needed(config: Config) -> Iterator[tuple[str, str, str, str]]:
+    """Group, package, the key that needs it, and what else could be chosen."""
+    engine, adapter, wandb = config.engine.name, config.adapter.kind, config.logging.wandb
+    if engine.startswith("zero"):
+        yield "engine", "deepspeed", f"engine.name={engine}", "engine=fsdp2, ddp or single"
+    optimizer = OPTIMIZERS[config.optimizer.name]
+    if optimizer.package:
+        yield "optimizer", optimizer.package, f"optimizer.name={config.optimizer.name}", "optimizer=adamw"
+    if adapter != "none":
+        yield "adapter", "peft", f"adapter.kind={adapter}", "adapter=none"
+    if adapter == "qlora":
+        yield "adapter", "bitsandbytes", "adapter.kind=qlora", "adapter=lora or dora"
+    if wandb != "disabled":
+        yield "logging", "wandb", f"logging.wandb={wandb}", "logging=none"
+    for kind, sources in (("sources", config.data.sources), ("validation", config.data.validation)):
+        for name, source in sources.items():
+            if source.format == "parquet":
+                yield "data", "pyarrow", f"data.{kind}.{name}.format=parquet", "another format (m4train data convert)"
