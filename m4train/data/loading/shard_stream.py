@@ -16,7 +16,7 @@ from PIL import Image
 
 from m4train.data.documents.build import Size, StoredSample, decode_wanted
 from m4train.data.loading.quarantine import QuarantineEntry
-from m4train.data.sources.tar import TarLayout
+from m4train.data.sources.tar import TarFormat
 from m4train.data.sources.tarfiles import TarMember, is_junk
 from m4train.data.storage import files as storage
 from m4train.errors import BadSample, DataError
@@ -47,11 +47,11 @@ class ShardStream:
     """
 
     def __init__(
-        self, name: str, urls: Sequence[str], layout: TarLayout, seed: str, shuffle: bool, position: float = 0.0
+        self, name: str, urls: Sequence[str], tar_format: TarFormat, seed: str, shuffle: bool, position: float = 0.0
     ) -> None:
         self.bad: list[QuarantineEntry] = []
         self.position = position
-        self._name, self._urls, self._layout = name, list(urls), layout
+        self._name, self._urls, self._format = name, list(urls), tar_format
         self._seed, self._shuffle = seed, shuffle
         self._in_vain = 0
         self._most_in_vain = _MOST_IN_VAIN
@@ -89,7 +89,7 @@ class ShardStream:
         for cycle, stored in webdataset.DataPipeline(*stages):
             key, url = stored["__key__"], stored["__url__"]
             try:
-                yield Streamed(key, url, cycle, streamed_sample(self._layout, stored, self._told))
+                yield Streamed(key, url, cycle, streamed_sample(self._format, stored, self._told))
             except BadSample as error:
                 self.leave_out(key, url, error.reason, error.detail)
 
@@ -140,24 +140,24 @@ class ShardStream:
         return random.Random(hashlib.blake2b(f"{self._seed} {self._name} {purpose}".encode(), digest_size=8).digest())
 
 
-def streamed_sample(layout: TarLayout, stored: dict[str, Any], told: set[str] | None = None) -> StoredSample:
-    """A sample of webdataset (`__key__`, and bytes by suffix) as `layout` reads it. Raises BadSample.
+def streamed_sample(tar_format: TarFormat, stored: dict[str, Any], told: set[str] | None = None) -> StoredSample:
+    """A sample of webdataset (`__key__`, and bytes by suffix) as `tar_format` reads it. Raises BadSample.
 
     `told` are the fields of which it was said that they are not read; others are said now, and added."""
     key = stored["__key__"]
     members = {suffix: data for suffix, data in stored.items() if not suffix.startswith("__")}
     named = {suffix: TarMember(f"{key}.{suffix}", 0, len(data)) for suffix, data in members.items()}
-    texts, images, unread = layout.resolve(key, named, members.__getitem__)
+    texts, images, unread = tar_format.resolve(key, named, members.__getitem__)
     if told is not None and not told.issuperset(unread):
         _LOG.warning("fields not read, in %s for the first time: %s", key, ", ".join(sorted(set(unread) - told)))
         told.update(unread)
-    sample = layout.compose([(ref.part, members[ref.suffix]) for ref in texts], [ref.part for ref in images])
-    sizes = [layout.picture_size(members[ref.suffix], ref.part) for ref in images]
+    sample = tar_format.compose([(ref.part, members[ref.suffix]) for ref in texts], [ref.part for ref in images])
+    sizes = [tar_format.picture_size(members[ref.suffix], ref.part) for ref in images]
 
     def decode(wanted: Sequence[int], least: Mapping[int, Size]) -> dict[int, Image.Image]:
         held = {number: (members[images[number].suffix], images[number].part) for number in wanted}
-        whole = lambda: {number: layout.picture(*where) for number, where in held.items()}
-        return decode_wanted(wanted, sizes, least, whole, lambda: [layout.file_of(*held[n]) for n in wanted])
+        whole = lambda: {number: tar_format.picture(*where) for number, where in held.items()}
+        return decode_wanted(wanted, sizes, least, whole, lambda: [tar_format.file_of(*held[n]) for n in wanted])
 
     return StoredSample(sample, sizes, decode)
 

@@ -31,7 +31,7 @@ from m4train.data.loading.shard_stream import ShardStream, Streamed
 from m4train.data.plan.mixture import Shares
 from m4train.data.plan.packing import Packer, Unit
 from m4train.data.sources.registry import shard_format
-from m4train.data.sources.tar import TarLayout
+from m4train.data.sources.tar import TarFormat
 from m4train.errors import BadSample, ConfigError, DataError, M4Error
 from m4train.processing.protocol import SampleProcessor
 
@@ -148,7 +148,7 @@ class _Packs(IterableDataset):
             name: DocumentBuilder(Renderer(processor, config, name), data.augment, number)
             for number, (name, config) in enumerate(sources.items())
         }
-        self._layouts = {name: _layout(name, config) for name, config in sources.items()}
+        self._formats = {name: _tar_format(name, config) for name, config in sources.items()}
         self._seed, self._micro, self._rank, self._readers = seed, micro_batch_size, rank, readers
         self._positions = positions
         self._assembler = Assembler(processor, list(sources), layout)
@@ -183,7 +183,7 @@ class _Packs(IterableDataset):
     def _stream(self, name: str, reader: int) -> ShardStream:
         """The shards of a source that this reader takes: every so many-th, as webdataset splits them."""
         urls, seed = self._urls[name][reader :: self._readers], f"{self._seed} {reader}"
-        return ShardStream(name, urls, self._layouts[name], seed, self._data.shuffle, self._positions.get(name, 0.0))
+        return ShardStream(name, urls, self._formats[name], seed, self._data.shuffle, self._positions.get(name, 0.0))
 
     def _mixed(self, streams: Mapping[str, ShardStream]) -> Iterator[Document]:
         """Documents of all sources by their weights, counted in samples."""
@@ -220,13 +220,13 @@ class _Packs(IterableDataset):
         return builder.finish(stored, prepared, record, draw_key(self._data.augment, 0, cycle, seed, key), planned)
 
 
-def _layout(name: str, config: SourceConfig) -> TarLayout:
-    layout = shard_format(config)
-    if not isinstance(layout, TarLayout):
+def _tar_format(name: str, config: SourceConfig) -> TarFormat:
+    tar_format = shard_format(config)
+    if not isinstance(tar_format, TarFormat):
         raise ConfigError(
             f"data.sources.{name}.stream is true, but its format is {config.format}: only tar files can be streamed."
         )
-    return layout
+    return tar_format
 
 
 def _hash(document: Document) -> int:

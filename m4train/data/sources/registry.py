@@ -11,7 +11,7 @@ from m4train.data.sources.json_records import JsonRecords
 from m4train.data.sources.parquet import ParquetRows
 from m4train.data.sources.pictures import Pictures
 from m4train.data.sources.tar import CanonicalTar
-from m4train.data.sources.tar_layouts import (
+from m4train.data.sources.tar_formats import (
     LlavaOneVision,
     M4Conversations,
     M4Documents,

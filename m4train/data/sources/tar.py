@@ -1,6 +1,6 @@
-"""Samples in tar files: the canonical layout, and what all tar layouts share.
+"""Samples in tar files: the canonical format, and what all tar formats share.
 
-A layout says which members of a sample are its texts and which its images, in reading order, and turns the texts into a
+A format says which members of a sample are its texts and which its images, in reading order, and turns the texts into a
 canonical sample. Scanning, byte ranges, checksums and damage are the same for all.
 """
 
@@ -39,8 +39,8 @@ class Ref:
     crc32: int | None = None
 
 
-class TarLayout:
-    """One sample is the run of members that share a key, as in webdataset. Layouts fill in the first four methods."""
+class TarFormat:
+    """One sample is the consecutive members that share a key, as in webdataset. Formats fill in the first four methods."""
 
     name = ""
     settings: Mapping[str, Any] = {
@@ -88,7 +88,7 @@ class TarLayout:
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         """Every sample, with the hash of each member and the size of each image; one pass over the shard."""
         seen: set[str] = set()
-        for key, entries, torn in _runs(walk_tar(files, path)):
+        for key, entries, torn in _by_key(walk_tar(files, path)):
             if key is None:
                 yield from (_stray(entry) for entry in entries)
                 continue
@@ -249,7 +249,7 @@ class TarLayout:
         return Member(member.offset, member.size, content_hash(data), width, height, ref.part)
 
 
-class CanonicalTar(TarLayout):
+class CanonicalTar(TarFormat):
     """`KEY.json` and the images it names."""
 
     name = "canonical"
@@ -296,10 +296,10 @@ def _group(entry: TarMember | TarDamage) -> str | None:
     return match[1] if match else None
 
 
-def _runs(
+def _by_key(
     entries: Iterable[TarMember | TarDamage],
 ) -> Iterator[tuple[str | None, list[TarMember | TarDamage], bool]]:
-    """Each run of members that share a key (None: of what has none), and whether there is damage directly before or after it."""
+    """Consecutive members that share a key (None: of what has none), and whether there is damage directly before or after it."""
     held: tuple[str | None, list[TarMember | TarDamage]] | None = None
     before = now = False
     for key, group in groupby(entries, key=_group):

@@ -12,14 +12,14 @@ from m4train.data.documents.sample import Sample, sample_from_dict
 from m4train.data.sources.fields import Reading, Record
 from m4train.data.sources.media import words
 from m4train.data.sources.records import Composed, checked, compose
-from m4train.data.sources.tar import Ref, TarLayout
-from m4train.data.sources.tar_layouts import Named, Read, json_of, need
+from m4train.data.sources.tar import Ref, TarFormat
+from m4train.data.sources.tar_formats import Named, Read, json_of, need
 from m4train.errors import BadSample
 from m4train.processing.images import to_rgb
 from m4train.processing.inputs import from_base64
 
 
-class EnergonInterleaved(TarLayout):
+class EnergonInterleaved(TarFormat):
     """`K.json` with parallel lists `images` (names or null) and `texts` (strings or null), one of the two at each place."""
 
     name = "energon"
@@ -44,7 +44,7 @@ _MINT = words(
 )
 
 
-class Mint1T(TarLayout):
+class Mint1T(TarFormat):
     """MINT-1T's PDFs: as Energon's layout, with all images as frames of one `K.tiff`, in the order of the names.
 
     A lost frame would give every image behind it another one's picture, so their number and `image_metadata` are compared.
@@ -123,7 +123,7 @@ def _check_frames(sizes: Sequence[tuple[int, int]], names: Sequence[str], metada
 _MMC4 = words("image_base64 image_name raw_url matched_text_index matched_sim face_detections")
 
 
-class Mmc4(TarLayout):
+class Mmc4(TarFormat):
     """MMC4 with its images in the JSON: `text_list`, and `image_info` with `image_base64` and `matched_text_index`.
 
     An image comes before the sentence it was matched with, images of one sentence in the order of `image_info`; without a

@@ -19,7 +19,7 @@ from m4train.data.loading.stream_loader import PROMISES, StreamLoader
 from m4train.data.plan.plan import Plan
 from m4train.data.source import build_sources
 from m4train.data.sources.tar import CanonicalTar
-from m4train.data.sources.tar_layouts import Pairs
+from m4train.data.sources.tar_formats import Pairs
 from m4train.data.storage import files as storage
 from m4train.errors import ConfigError, DataError
 from tests.helpers.data import (
@@ -94,9 +94,9 @@ def test_what_streams_cannot_do_is_refused(sources: dict) -> None:
         load(sources, data_config(), world_size=3)
 
 
-def stream(path: str, position: float = 0.0, layout=None) -> ShardStream:
+def stream(path: str, position: float = 0.0, tar_format=None) -> ShardStream:
     urls = [f"pipe:cat {path}/shard-{number:06d}.tar" for number in range(4)]
-    return ShardStream("pages", urls, layout or CanonicalTar(), "0 0", True, position)
+    return ShardStream("pages", urls, tar_format or CanonicalTar(), "0 0", True, position)
 
 
 def keys(stream: ShardStream, count: int) -> list[str]:
@@ -193,7 +193,7 @@ def test_an_error_of_a_worker_is_one_sentence(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_other_layouts_are_streamed_as_they_are_indexed(tmp_path: Path) -> None:
+def test_other_formats_are_streamed_as_they_are_indexed(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, data in (("0.JPG", png(page_picture("a"))), ("0.txt", b"A page."), ("1.txt", b"alone")):
             info = tarfile.TarInfo(name)

@@ -1,4 +1,4 @@
-"""Tar layouts of other projects, read in place."""
+"""Tar formats of other projects, read in place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from m4train.data.documents.sample import Sample, sample_from_dict
 from m4train.data.sources.fields import Reading, Record
 from m4train.data.sources.media import words
 from m4train.data.sources.records import Composed, checked, compose
-from m4train.data.sources.tar import Ref, TarLayout
+from m4train.data.sources.tar import Ref, TarFormat
 from m4train.data.sources.tarfiles import TarMember
 from m4train.errors import BadSample
 
@@ -46,8 +46,8 @@ def need(named: Named, suffix: str) -> None:
         raise BadSample("missing_member", f"no member {suffix!r} among {sorted(named)}")
 
 
-class _Numbered(TarLayout):
-    """The layouts of the Idefics trainer m4: `K.{i}.image.jpeg`, `K.{i}.text.txt`, i counting both from 0 without a gap, and
+class _Numbered(TarFormat):
+    """The formats of the Idefics trainer m4: `K.{i}.image.jpeg`, `K.{i}.text.txt`, i counting both from 0 without a gap, and
     `K.metadata.txt`, a list of them all."""
 
     def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
@@ -133,7 +133,7 @@ class M4Conversations(_Numbered):
 _DOWNLOADED = words("key status error_message width height original_width original_height exif sha256 md5 alt")
 
 
-class Pairs(TarLayout):
+class Pairs(TarFormat):
     """One image and its text: `K.jpg` and `K.txt`, or the `caption` in `K.json` (img2dataset, LAION, COYO); also m4's
     `K.image.jpeg` and `K.text.txt`, and its `K.question.txt` and `K.answer.txt`. `K.json` also says the `url`."""
 
@@ -180,7 +180,7 @@ class Pairs(TarLayout):
         return record
 
 
-class LlavaOneVision(TarLayout):
+class LlavaOneVision(TarFormat):
     """LLaVA-OneVision-1.5: `K.json` with `texts` (role and content) and `name`, and one image `K.jpg` or several `K.{i}_{name}`.
 
     The images are those of `name`, in its order; without it, all there are, in the order of their numbers. The variant that
