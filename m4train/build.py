@@ -22,7 +22,6 @@ from m4train.errors import ConfigError
 from m4train.families import FAMILIES, Family
 from m4train.hub import PROCESSOR_FILES, WEIGHT_FILES, model_folder
 from m4train.processing.protocol import SampleProcessor
-from m4train.processing.tokenizer import Tokenizer
 from m4train.restore import merged_model
 from m4train.run_files import CHECKPOINTS, QUARANTINE, STATE
 from m4train.stops import stop_ids
@@ -70,15 +69,27 @@ def build_processor(config: Config) -> SampleProcessor:
 
 
 def _processor(config: Config) -> Any:
-    family, model = _family(config), config.model
+    kind, model = _family(config).load("Processor"), config.model
     if model.pretrained is not None:
-        return family.load("Processor").from_pretrained(start_folder(model.pretrained))
+        folder = start_folder(model.pretrained)
+        if not model.processor:
+            return kind.from_pretrained(folder, tokenizer_folder=model.tokenizer)
+        _check_agreement(model.processor, kind.settings_for(pretrained_architecture(config)))
+        return kind.from_pretrained(folder, tokenizer_folder=model.tokenizer, **model.processor)
     assert model.tokenizer is not None  # checked with the configuration
-    image_processor = family.load("ImageProcessor")(**model.processor)
-    architecture = _assembled(config, {}, 0) if model.vision_pretrained else None
-    kind = family.load("Processor")
-    settings = kind.settings_for(architecture or family.load("Config").from_dict(model.architecture))
-    return kind(image_processor, Tokenizer.from_pretrained(model.tokenizer), **settings)
+    assembled = _assembled(config, {}, 0) if model.vision_pretrained else None
+    implied = kind.settings_for(assembled or _family(config).load("Config").from_dict(model.architecture))
+    _check_agreement(model.processor, implied)
+    return kind.from_settings(model.tokenizer, {**model.processor, **implied})
+
+
+def _check_agreement(settings: dict[str, Any], implied: dict[str, int]) -> None:
+    """Raises ConfigError for a setting of the processor that the model does not follow."""
+    for name, value in implied.items():
+        if settings.get(name, value) != value:
+            raise ConfigError(
+                f"model.processor.{name} is {settings[name]}, but the model takes {value}: leave it out, or change the model."
+            )
 
 
 def start_folder(pretrained: str) -> str:
@@ -156,6 +167,12 @@ def build_model(config: Config, processor: SampleProcessor) -> TrainableModel:
         raise ConfigError(
             f"The tokenizer has {len(processor.tokenizer)} entries but the model {rows} embeddings: "
             "use the tokenizer that belongs to the model."
+        )
+    known = getattr(model.config, "image_token_id", processor.image_token_id)
+    if known != processor.image_token_id:
+        raise ConfigError(
+            f"The tokenizer gives <image> the id {processor.image_token_id}, but the model's config.json {known}: leave "
+            "model.tokenizer out, or name the tokenizer that belongs to the model."
         )
     model.generation_config = generation_config(model, processor)
     equip(model, config)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from m4train import build
-from m4train.config import Config
+from m4train.config import Config, ModelConfig
 from m4train.data.documents.image_layout import image_layout
 from m4train.errors import CheckpointError, ConfigError
 from m4train.evaluation.answers import answer_lines, answers_of, decoding_of, metric_of
@@ -92,7 +92,8 @@ def _subject(config: Config, engine: Engine) -> Subject:
     folder = config.evaluation.model
     if folder is not None:
         family = _family(Path(folder), config.model.family)
-        changed = replace(config, model=replace(config.model, family=family, pretrained=folder))
+        start = ModelConfig(family=family, pretrained=folder, loss=config.model.loss)
+        changed = replace(config, model=start)
         model = FAMILIES[family].model_class.from_pretrained(folder)
         return Subject(changed, model, build.build_processor(changed), folder)
     checkpoint = agreed_checkpoint(config, engine, among=MODEL_KEYS)

@@ -69,6 +69,11 @@ def _check_model(config: Config) -> None:
         model.pretrained is not None or model.tokenizer is not None,
         "model.tokenizer is null and model.pretrained is null: set model.tokenizer to a folder that holds tokenizer.json.",
     )
+    require(
+        model.pretrained is None or not model.architecture,
+        f"model.architecture is {model.architecture}, but model.pretrained is {model.pretrained}, whose config.json says it "
+        "already: leave model.architecture out, or change that file.",
+    )
     at_least("model.z_loss", model.z_loss, 0)
     one_of("model.loss", model.loss, LOSSES)
     require(

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from m4train.config import Config
 from m4train.config.checks import check
 from m4train.config.renamed import RENAMED, schema_with_old_keys, take_old_keys, with_old_keys
+from m4train.config.start import composed_start, forget_scratch, starts_from
 from m4train.errors import ConfigError
 from m4train.run_files import CONFIG, STATE
 
@@ -60,7 +61,7 @@ def load_config(overrides: list[str]) -> Config:
         (choices if name in groups() or override.startswith("~") else keys).append(override)
     ConfigStore.instance().store(name="schema", node=schema_with_old_keys())
     with _explained(), initialize_config_dir(str(resource_folder("conf")), version_base="1.3"):
-        composed = hydra_compose("train", choices)
+        composed = composed_start(lambda given: hydra_compose("train", given), choices, keys)
         take_old_keys(composed, _hint_once)
         for override in keys:
             _apply(composed, override, merge=True)
@@ -86,6 +87,7 @@ def load_run_config(overrides: list[str]) -> Config:
     with _explained():
         merged = OmegaConf.merge(schema_with_old_keys(), stored)
         take_old_keys(merged)
+        forget_scratch(merged.model, starts_from(overrides) is not None)
         for override in overrides:
             _apply(merged, override, merge=False)
         config = _object(merged)
@@ -101,6 +103,7 @@ def stored_config(values: Any, where: Path) -> Config:
     try:
         merged = OmegaConf.merge(schema_with_old_keys(), _typed(values, Config))
         take_old_keys(merged)
+        forget_scratch(merged.model)
         return _object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where} was written by another version of m4train ({_explain(error)}).") from error

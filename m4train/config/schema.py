@@ -26,9 +26,10 @@ class ModelConfig:
     vision_pretrained: str | None = None  # folder or hub id of a new model's vision tower; needs text_pretrained
     text_pretrained: str | None = None  # folder or hub id of a new model's text model; needs vision_pretrained
     architecture: dict[str, Any] = field(default_factory=dict)  # keys of config.json, for a model from scratch
-    # keys of preprocessor_config.json, for a model from scratch
+    # settings of the processor (keys of preprocessor_config.json, processor_config.json and tokenizer_config.json); those of
+    # `pretrained` that are not named here stay
     processor: dict[str, Any] = field(default_factory=dict)
-    tokenizer: str | None = None  # folder that holds tokenizer.json, for a model made from scratch
+    tokenizer: str | None = None  # folder that holds tokenizer.json; null: that of `pretrained`
     z_loss: float = 0.0  # factor of log(Z)^2 per token, which is added to the loss to keep logits small; 0: none
     # code of the loss: chunked (m4train), torch, liger; auto: liger on CUDA if possible, else chunked
     loss: str = "auto"

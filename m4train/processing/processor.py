@@ -91,34 +91,47 @@ class Processor(Detail):
         name: str | Path,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
+        tokenizer_folder: str | Path | None = None,
         **settings: Any,
     ) -> Self:
-        """Reads a folder of any layout, or a hub model.
+        """Reads a folder of any layout, or a hub model; its tokenizer, if one is named, from another folder.
 
         `settings` override those of this processor ("chat_template" among them), its image processor and its tokenizer;
         those given as None stay. Raises ConfigError if a file is missing or unreadable, or the hub out of reach, and
         TypeError for a setting that none of the three has.
         """
-        own_names, image_names = cls._own_settings(), cls.image_processor_class.setting_names()
-        for given in settings:
-            if given not in (names := [*own_names, *SETTINGS, *image_names]):
-                raise no_setting(cls.__name__, given, names)
-        settings = {key: value for key, value in settings.items() if value is not None}
+        own, of_tokenizer, of_images = cls._sorted(settings)
         folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir)
         files = read_processor_files(folder)
-        of_tokenizer = {key: value for key, value in settings.items() if key in SETTINGS}
-        of_images = {key: value for key, value in settings.items() if key in image_names}
-        own = {key: settings.get(key, files.processor.get(key)) for key in own_names}
-        own = {key: value for key, value in own.items() if value is not None}
+        stated = {key: value for key, value in files.processor.items() if key in cls._own_settings()}
         processor = cls(
             cls.image_processor_class.from_dict(files.image_processor).replace(**of_images),
-            Tokenizer.from_pretrained(folder, **of_tokenizer),
-            chat_template=settings.get("chat_template") or files.chat_template,
-            **own,
+            Tokenizer.from_pretrained(tokenizer_folder or folder, **of_tokenizer),
+            chat_template=of_tokenizer.get("chat_template") or files.chat_template,
+            **{key: value for key, value in (stated | own).items() if value is not None},
         )
-        processor._other_settings = {k: v for k, v in files.processor.items() if k not in own_names}
+        processor._other_settings = {k: v for k, v in files.processor.items() if k not in stated}
         warn_of_unused(cls.__name__, processor._other_settings)
         return processor
+
+    @classmethod
+    def from_settings(cls: type[Self], tokenizer_folder: str | Path, settings: dict[str, Any]) -> Self:
+        """A new processor of a tokenizer, with any of the settings that `from_pretrained` takes."""
+        own, of_tokenizer, of_images = cls._sorted(settings)
+        tokenizer = Tokenizer.from_pretrained(tokenizer_folder, **of_tokenizer)
+        template = of_tokenizer.get("chat_template")
+        return cls(cls.image_processor_class(**of_images), tokenizer, chat_template=template, **own)
+
+    @classmethod
+    def _sorted(cls, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """The settings that are given: of this processor, its tokenizer, and its image processor. Raises TypeError."""
+        names = [cls._own_settings(), SETTINGS, cls.image_processor_class.setting_names()]
+        for name in settings:
+            if not any(name in some for some in names):
+                raise no_setting(cls.__name__, name, [known for some in names for known in some])
+        given = {key: value for key, value in settings.items() if value is not None}
+        own, of_tokenizer, of_images = ({key: given[key] for key in given if key in some} for some in names)
+        return own, of_tokenizer, of_images
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes tokenizer, image settings, processor settings and chat template, as transformers 4.46 to 5.x reads them."""

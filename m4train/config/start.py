@@ -1,0 +1,43 @@
+"""What a configuration says of the model next to model.pretrained, whose folder has all of it already.
+
+The choices of `conf/model` that make a model from scratch give an architecture, settings of its processor and, in an
+experiment, a tokenizer. If a run starts from a folder, these are not meant; what an experiment or the command line says
+itself is, and `checks.py` refuses what cannot act.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+NEUTRAL = "backbones"  # the choice of conf/model that says nothing of an architecture
+
+
+def composed_start(compose: Callable[[list[str]], Any], choices: Sequence[str], keys: Sequence[str]) -> Any:
+    """The composition of `choices`, without the architecture of a choice of `model` if they or `keys` start from a folder."""
+    composed = compose(list(choices))
+    given = starts_from(keys)
+    if (given is None and composed.model.pretrained is None) or not composed.model.architecture:
+        return composed
+    family = composed.model.family
+    composed = compose([*(choice for choice in choices if not choice.startswith("model=")), f"model={NEUTRAL}"])
+    composed.model.family = family
+    if given is not None:
+        composed.model.tokenizer = None  # that of an experiment which makes a model from scratch
+    return composed
+
+
+def starts_from(overrides: Sequence[str]) -> str | None:
+    """The folder that overrides set model.pretrained to; None if they do not."""
+    given = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    value = given.get("model.pretrained", "null")
+    return None if value in ("null", "") else value
+
+
+def forget_scratch(model: Any, starts: bool = False) -> None:
+    """Takes out of a stored `model` group what an earlier version kept of a choice, and never read, next to pretrained.
+
+    `starts`: a command starts from a folder instead of the model that the group describes.
+    """
+    if model.architecture and (starts or model.pretrained is not None):
+        model.architecture, model.processor, model.tokenizer = {}, {}, None
