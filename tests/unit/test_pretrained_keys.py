@@ -16,7 +16,7 @@ from m4train.config.compose import load_config, save_config, stored_config
 from m4train.config.start import forget_scratch
 from m4train.errors import ConfigError
 from m4train.families import FAMILIES
-from m4train.training.checkpoints.find import differing_keys
+from m4train.training.checkpoints.changes import differences
 from tests.helpers.models import tiny_idefics, tiny_idefics2, tiny_idefics3
 from tests.helpers.processing import (
     tiny_idefics2_processor,
@@ -127,7 +127,7 @@ def test_a_stored_run_of_an_earlier_version_stays_the_same_run(tmp_path: Path) -
     then.model.pretrained = str(tmp_path)
     save_config(then, tmp_path / "config.yaml")
     assert stored_config(dataclasses.asdict(then), tmp_path).model == now.model
-    assert not differing_keys(dataclasses.asdict(then), dataclasses.asdict(now))
+    assert not differences(dataclasses.asdict(then), now)
     own = ModelConfig(pretrained="x", processor={"resample": 0})
     forget_scratch(own)
     assert own.processor == {"resample": 0}  # what was said next to it, by this version

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from m4train.config import Config
 from m4train.config.renamed import schema_with_old_keys, take_old_keys
+from m4train.config.start import forget_scratch
 from m4train.errors import CheckpointError
 from m4train.training.schedule import rate_factor
 
@@ -122,6 +123,7 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     OmegaConf.set_struct(schema, False)
     merged = OmegaConf.merge(schema, _numbered(config))
     take_old_keys(merged)
+    forget_scratch(merged.model)
     return config_dict(OmegaConf.to_container(merged))  # type: ignore[arg-type]
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from m4train.config import Config
-from m4train.config.renamed import schema_with_old_keys, take_old_keys
-from m4train.config.start import forget_scratch
 from m4train.errors import CheckpointError, ConfigError, M4Error
 from m4train.run_files import CHECKPOINTS
 from m4train.training.checkpoints.changes import EVERYTHING, check_changes
@@ -17,126 +15,6 @@ from m4train.training.checkpoints.state import Checkpoint, checkpoint_id, open_c
 from m4train.training.engines.base import Engine
 
 _NO_BASES: Mapping[str, str] = {}
-MODEL_KEYS = ("model.*", "adapter.*", "freeze.*")  # what decides which tensors a checkpoint holds, and what they mean
-WITH_OPTIMIZER = (
-    "resume_optimizer",
-    "optimizer.*",
-    "schedule.*",
-    "freeze.rules",
-    "adapter.modules_to_save",
-    "trainer.max_grad_norm",
-    "trainer.max_steps",  # the schedule's length
-)
-SHOWN_KEYS = 8  # of a refusal
-_ABSENT = "absent"
-
-# Keys that may differ between a checkpoint and the run that continues it: none of them changes what is computed, except
-# rounding, which trainer.compile, model.loss and another engine do differently.
-CHANGEABLE = (
-    "name",
-    "run_dir",
-    "resume",
-    "threads",
-    "logging.*",
-    "engine.*",
-    "launch.*",
-    "evaluation.*",
-    "export.*",
-    "data.root",
-    "data.prepare",
-    "data.validation.*",
-    "data.num_workers",
-    "data.prefetch_steps",
-    "data.auto_index_limit",
-    "data.index_dir",
-    "data.cache_dir",
-    "data.cache_size",
-    "data.cost.*",
-    "data.max_bad_fraction",
-    "model.loss",
-    "trainer.micro_batch_size",
-    "trainer.gradient_checkpointing",
-    "trainer.compile",
-    "trainer.deterministic",
-    "trainer.max_skipped_in_a_row",
-    "trainer.stop_after",
-    "trainer.log_every",
-    "trainer.save_every",
-    "trainer.async_checkpoint",
-    "trainer.eval_every",
-    "trainer.keep_last",
-    "trainer.keep_every",
-    "trainer.max_hours",
-    "trainer.worst_batch_first",
-    "trainer.hang_timeout",
-)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint: its folder, and what state.json holds (`step`, `plan`, `config`, `callbacks`, `versions`)."""
-
-    folder: Path
-    state: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        return self.state["step"]
-
-    @property
-    def plan(self) -> dict[str, Any]:
-        """The state of the data plan after `step`, for the loader that continues."""
-        return self.state["plan"]
-
-
-def config_dict(config: Config | dict[str, Any]) -> dict[str, Any]:
-    """The configuration as plain JSON values."""
-    return json.loads(json.dumps(config if isinstance(config, dict) else dataclasses.asdict(config)))
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of nested dictionaries; lists are values."""
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
-def differing_keys(before: dict[str, Any], now: dict[str, Any], among: Sequence[str] = ("*",)) -> dict[str, str]:
-    """Dotted keys, of those that the patterns `among` match, whose values differ and may not within a run; with both values.
-
-    A key that one of them lacks, as in a checkpoint of an earlier version, counts as its default.
-    """
-    old, new = flatten(_completed(before)), flatten(_completed(now))
-    changed = (key for key in sorted(old.keys() | new.keys()) if old.get(key, _ABSENT) != new.get(key, _ABSENT))
-    return {
-        key: f"{old.get(key, _ABSENT)} then, {new.get(key, _ABSENT)} now"
-        for key in changed
-        if not _matches(key, CHANGEABLE) and _matches(key, among)
-    }
-
-
-def _completed(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the default of every key it lacks, also inside its sources and parts."""
-    schema = schema_with_old_keys()
-    OmegaConf.set_struct(schema, False)
-    completed = OmegaConf.merge(schema, _numbered(config))
-    take_old_keys(completed)
-    forget_scratch(completed.model)
-    return config_dict(OmegaConf.to_container(completed))  # type: ignore[arg-type]
-
-
-def _numbered(value: Any) -> Any:
-    """The value with the keys that JSON made strings of, such as the steps of a schedule, as numbers again."""
-    if not isinstance(value, dict):
-        return value
-    return {int(key) if key.isdigit() else key: _numbered(inner) for key, inner in value.items()}
-
-
-def _matches(key: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def find_checkpoint(
