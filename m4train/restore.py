@@ -47,15 +47,15 @@ def restore_model(config: Config, folder: Path) -> Any:
 
 
 def hub_weights(
-    config: Config, folder: Path, base: Callable[[str], Tensor] | None = None
+    config: Config, folder: Path, base: Callable[[str], Tensor] | None = None, adapted: bool = True
 ) -> tuple[Any, dict[str, torch.Size], Callable[[str], Tensor]]:
     """The model of a checkpoint as published folders hold it: on the meta device, the shape of each of its tensors, and what
-    reads one by name, adapters merged (into `base`, if given) and rows of new tokens joined.
+    reads one by name, adapters merged (into `base`, if given; left out if not `adapted`) and rows of new tokens joined.
 
     Raises CheckpointError if the checkpoint's tensors are not those of its config.json.
     """
     model = plain_model(config, folder)
-    weights = CheckpointWeights(folder, config.adapter)
+    weights = CheckpointWeights(folder, config.adapter, adapted)
     own = {name: p for name, p in model.named_parameters() if name not in model.tied_names()}
     if set(own) != set(weights.names):
         differing = sorted(set(own) ^ set(weights.names))

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 import m4train
 from m4train import build
+from m4train.commands.export_adapter import BASE, is_model_folder, peft_model, write_adapter
 from m4train.config import Config
 from m4train.config.checks import size_in_bytes
 from m4train.errors import CheckpointError, ConfigError
@@ -24,15 +25,11 @@ from m4train.families import FAMILIES
 from m4train.hub import WEIGHT_FILES, model_folder
 from m4train.models.pretrained import TensorFolder
 from m4train.models.weight_files import write_weights
-from m4train.restore import hub_weights, plain_model, restore_model, restore_processor
+from m4train.restore import hub_weights, restore_model, restore_processor
 from m4train.run_files import EVALUATION, EXPORT, LINEAGE_FILE
-from m4train.training.adapters import apply_adapters
-from m4train.training.checkpoints.adapter_files import load_adapter, save_adapter, trained_whole
 from m4train.training.checkpoints.changes import MODEL_KEYS
 from m4train.training.checkpoints.find import find_checkpoint
 from m4train.training.checkpoints.state import Checkpoint
-from m4train.training.checkpoints.weights import CheckpointWeights
-from m4train.training.freezing import apply_freezing
 
 # Largest difference of logits between the checkpoint and what was exported, relative to the largest logit: what fp32
 # arithmetic in another order leaves, and what rounding every weight to bf16 (or a base stored in 4 bits) can leave.
@@ -72,7 +69,7 @@ def export_checkpoint(config: Config) -> Exported:
     processor = restore_processor(config, checkpoint.folder)
     processor.save_pretrained(unfinished)
     if config.export.adapters == "apart":
-        _write_adapter(config, checkpoint, unfinished)
+        write_adapter(config, checkpoint, unfinished, _base_name(config, checkpoint, unfinished, target, processor))
     else:
         _write_model(config, checkpoint, unfinished)
     drift = _drift(config, checkpoint, unfinished, processor) if config.export.verify else None
@@ -82,9 +79,23 @@ def export_checkpoint(config: Config) -> Exported:
     return Exported(checkpoint.step, target, drift)
 
 
-def _write_model(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
-    """config.json, generation_config.json and the weights, adapters merged, rows of new tokens joined."""
-    model, shapes, read = hub_weights(config, checkpoint.folder, _original(config))
+def _base_name(config: Config, checkpoint: Checkpoint, folder: Path, target: Path, processor: Any) -> str:
+    """The model an adapter names as its base: model.pretrained if transformers can load it, else one that is written along.
+
+    A run made from scratch has no such model, and one that began with another run's checkpoint none in that form.
+    """
+    base = config.model.pretrained
+    if base is None or not is_model_folder(base):
+        processor.save_pretrained(folder / BASE)
+        _write_model(config, checkpoint, folder / BASE, adapted=False)
+        return str((target / BASE).resolve())
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
+def _write_model(config: Config, checkpoint: Checkpoint, folder: Path, adapted: bool = True) -> None:
+    """config.json, generation_config.json and the weights, adapters merged (or left out), rows of new tokens joined."""
+    original = _original(config) if adapted else None
+    model, shapes, read = hub_weights(config, checkpoint.folder, original, adapted)
     dtype = export_dtype(config)
     model.config.dtype = str(dtype).removeprefix("torch.")
     model.config.extra["architectures"] = [type(model).__name__]
@@ -119,36 +130,6 @@ def export_dtype(config: Config) -> torch.dtype:
     return getattr(torch, began) if began else torch.float32
 
 
-def _write_adapter(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
-    """A peft folder: the adapter, and the name of the model it belongs to."""
-    if config.adapter.kind == "none":
-        raise ConfigError("export.adapters is apart, but this run trained no adapter: use export.adapters=merge.")
-    if config.freeze.new_rows_from is not None:
-        raise ConfigError(
-            "export.adapters is apart, but freeze.new_rows_from gave new tokens rows of their own, which a folder of adapters "
-            "cannot hold: use export.adapters=merge."
-        )
-    weights = CheckpointWeights(checkpoint.folder, config.adapter)
-    whole = _trained_whole(config, checkpoint)
-    extra = [name for name in weights.names if name.startswith(tuple(f"{module}." for module in whole))]
-    stored = weights.stored([*weights.adapter_names, *extra])
-    targets = sorted({name.split(".lora_")[0] for name in weights.adapter_names})
-    save_adapter(folder, config.adapter, targets, stored, whole)
-    if config.model.pretrained is not None:
-        path = folder / "adapter_config.json"
-        values = json.loads(path.read_text())
-        path.write_text(json.dumps({**values, "base_model_name_or_path": config.model.pretrained}, indent=2) + "\n")
-
-
-def _trained_whole(config: Config, checkpoint: Checkpoint) -> list[str]:
-    """The modules that trained in full next to the adapter."""
-    model = plain_model(config, checkpoint.folder)  # on the meta device, where nothing can be stored in 4 bits
-    kind = "lora" if config.adapter.kind == "qlora" else config.adapter.kind
-    apply_adapters(model, replace(config.adapter, kind=kind))
-    apply_freezing(model, config.freeze, config.adapter.modules_to_save)
-    return trained_whole(model)
-
-
 def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any) -> float:
     """How far the logits of what was written are from those of the checkpoint, on an image and a question.
 
@@ -158,8 +139,7 @@ def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any)
     live = _logits(restore_model(config, checkpoint.folder), probe)
     gc.collect()  # modules refer to each other in circles, and would stay in memory next to those that are loaded next
     if config.export.adapters == "apart":
-        again = restore_model(config, checkpoint.folder)
-        load_adapter(again, folder)
+        again = peft_model(config, folder)
     else:
         again = FAMILIES[config.model.family].model_class.from_pretrained(folder, dtype=torch.float32)
     logits = _logits(again, _probe(type(processor).from_pretrained(folder)))

@@ -54,6 +54,10 @@ class MultimodalModel(ModelDoors, PretrainedModel):
     def pack_images(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[PackedImages, Tensor]:
         """The images of (B, N, 3, H, W) that are not padding, packed; and how many each sample has (B,)."""
         real = real_images(pixel_values)
+        if (
+            pixel_mask is not None
+        ):  # a black image is all zero without normalisation, but its mask says that it is there
+            real = real | pixel_mask.flatten(2).any(-1)
         counts = real.sum(1)
         count = int(counts.sum())
         if count == 0:

@@ -35,7 +35,7 @@ def write_files(folder: Path, sizes: Mapping[str, int], limit: int, read: Callab
     for file, names in zip(files, shards, strict=True):
         # Written aside: the tensors may be memory-mapped from the very file that is replaced.
         aside = folder / f".{file}.writing"
-        save_file({name: read(name).contiguous().cpu() for name in names}, aside, metadata={"format": "pt"})
+        save_tensors(aside, {name: read(name).contiguous().cpu() for name in names})
         os.replace(aside, folder / file)
     if count > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -43,6 +43,15 @@ def write_files(folder: Path, sizes: Mapping[str, int], limit: int, read: Callab
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         files.append(INDEX)
     _remove_others(folder, files)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes one safetensors file with the mode that the umask gives; safetensors itself makes files private to their owner."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

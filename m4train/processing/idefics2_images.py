@@ -78,12 +78,13 @@ class Idefics2ImageProcessor(ImageProcessor):
         return [self._frame(image, box) for box in self._boxes(*image.size)]
 
     def _boxes(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
-        """The parts of an image that become frames, as left, top, right, lower."""
+        """The parts of an image that become frames, as left, top, right, lower; of a side of one pixel both halves are it."""
         whole = (0, 0, width, height)
         if not self.do_image_splitting:
             return [whole]
         x, y = width // 2, height // 2
-        return [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height), whole]
+        right, lower = max(x, 1), max(y, 1)
+        return [(0, 0, right, lower), (x, 0, width, lower), (0, y, right, height), (x, y, width, height), whole]
 
     def _frame(
         self, image: Image.Image, box: tuple[int, int, int, int], original: tuple[int, int] | None = None
@@ -109,8 +110,12 @@ class Idefics2ImageProcessor(ImageProcessor):
 def cut_patches(frame: np.ndarray, size: int) -> tuple[np.ndarray, int, int]:
     """The patches (rows * columns, 3, size, size) of a frame (3, H, W), row by row, and the rows and columns there are.
 
-    What is left over at the right and below, less than a patch, is dropped, as the vision tower drops it.
+    What is left over at the right and below, less than a patch, is dropped, as the vision tower drops it; a frame thinner
+    than a patch is continued by its edge to one.
     """
+    short = [(0, max(0, size - side)) for side in frame.shape[1:]]
+    if any(added for _, added in short):
+        frame = np.pad(frame, [(0, 0), *short], mode="edge")
     rows, columns = frame.shape[1] // size, frame.shape[2] // size
     whole = frame[:, : rows * size, : columns * size].reshape(3, rows, size, columns, size)
     return np.ascontiguousarray(whole.transpose(1, 3, 0, 2, 4)).reshape(-1, 3, size, size), rows, columns

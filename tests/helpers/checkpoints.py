@@ -24,10 +24,13 @@ from tests.helpers.processing import tokenizer_folder
 from tests.helpers.rounding import TIMES, widened
 
 
-def saved_run(run_dir: Path, *overrides: str, model: str = "tiny_idefics3", step: int = 3) -> tuple[Config, Any]:
+def saved_run(
+    run_dir: Path, *overrides: str, model: str = "tiny_idefics3", step: int = 3, moved: str = "all"
+) -> tuple[Config, Any]:
     """The configuration of a run of `model` (fp32) and its live model, whose checkpoint lies in `run_dir`.
 
-    Every parameter is off its initial value, so that no adapter is without effect.
+    Every parameter (if `moved` is "trained": every one that trains) is off its initial value, so that no adapter is without
+    effect.
     """
     config = load_config(
         [
@@ -44,7 +47,7 @@ def saved_run(run_dir: Path, *overrides: str, model: str = "tiny_idefics3", step
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in canonical_parameters(live).values():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and (moved == "all" or parameter.requires_grad):
                 parameter.add_(0.02 * torch.randn_like(parameter))
     save(config, live, processor, step)
     return config, live

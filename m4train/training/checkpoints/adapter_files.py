@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from m4train.config import AdapterConfig
 from m4train.errors import CheckpointError, ConfigError
+from m4train.models.weight_files import save_tensors
 from m4train.training.adapters import peft_config
 from m4train.training.checkpoints.save import TENSORS, read_tensors
 from m4train.training.model_protocol import TrainableModel
@@ -22,6 +23,7 @@ from m4train.training.tensors import PARAMETER
 _FILE, _CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _MAGNITUDE = "lora_magnitude_vector"
 _SECOND = re.compile(r"lora_(embedding_)?B\b")  # start at zero
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _PREFIX = "base_model.model."  # what peft puts before every name in its files
 
 
@@ -43,45 +45,57 @@ def _canonical_stored(name: str) -> str:
 
 
 def trained_whole(model: TrainableModel) -> list[str]:
-    """The largest modules of which every parameter trains, by canonical name: what peft calls modules_to_save.
+    """The modules that train in full, by canonical name: what peft calls modules_to_save.
 
-    Raises CheckpointError for a parameter that trains in full but shares its module with others that do not.
+    A module counts if all its parameters train, or at least one that is its own; lists of modules count as their members,
+    since peft wraps only what is called. Raises CheckpointError if such a module has an adapter too, or if peft would take
+    another module for it.
     """
+    names = [canonical_name(name) for name, _ in model.named_modules()]
     found: list[str] = []
 
     def visit(module: nn.Module, name: str) -> None:
         parameters = dict(module.named_parameters())
-        if name and parameters and all(p.requires_grad and not is_adapter(n) for n, p in parameters.items()):
-            found.append(canonical_name(name))
+        own = [leaf for leaf, p in module.named_parameters(recurse=False) if p.requires_grad]
+        adapted = any(is_adapter(n) for n in parameters)
+        whole = bool(parameters) and not adapted and all(p.requires_grad for p in parameters.values())
+        other = _taken_for(name, names)
+        if (whole or own) and not (adapted or other or isinstance(module, _CONTAINERS) or not name):
+            found.append(name)
             return
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad and not is_adapter(f"{name}.{leaf}"):
-                raise CheckpointError(
-                    f"{name}.{leaf} trains in full, but not all of {name or 'the model'} does; a folder of adapters holds "
-                    "whole modules: merge the adapters instead."
-                )
+        if own:
+            cause = "has an adapter inside it" if adapted else f"peft would take {other} for it"
+            raise CheckpointError(f"{name} trained in full, but {cause}: merge the adapters instead.")
         for leaf, child in module.named_children():
+            if leaf == "base_layer" and any(p.requires_grad for p in child.parameters()):
+                raise CheckpointError(
+                    f"{name} trained in full and has an adapter too, of which a folder of adapters can hold only one: merge "
+                    "the adapters instead."
+                )
             if not is_adapter(leaf):
-                visit(child, f"{name}.{leaf}" if name else leaf)
+                visit(child, canonical_name(f"{name}.{leaf}" if name else leaf))
 
     visit(model, "")
-    names = [canonical_name(name) for name, _ in model.named_modules()]
-    for name in found:
-        other = next((n for n in names if n.endswith(name) and n != name and not n.startswith(f"{name}.")), None)
-        if other is not None:  # peft matches by how names end
-            raise CheckpointError(
-                f"{name} trained in full, but peft would take {other} for it: merge the adapters instead."
-            )
     return found
 
 
+def _taken_for(name: str, names: Sequence[str]) -> str | None:
+    """Another module that peft, which matches by how names end, would take for `name`."""
+    return next((n for n in names if n.endswith(name) and n != name), None)
+
+
 def save_adapter(
-    folder: Path, config: AdapterConfig, targets: list[str], tensors: Mapping[str, Tensor], whole: Sequence[str] = ()
+    folder: Path,
+    config: AdapterConfig,
+    targets: list[str],
+    tensors: Mapping[str, Tensor],
+    whole: Sequence[str] = (),
+    base: str | None = None,
 ) -> None:
     """Writes an adapter that `peft.PeftModel.from_pretrained(base, folder)` reads.
 
-    `targets` are the canonical names of the adapted modules, `whole` those of modules that trained in full next to them (see
-    `trained_whole`), `tensors` full (unsharded) parameters by canonical name.
+    `targets` are the canonical names of the adapted modules, `whole` those of modules that trained in full alongside them
+    (see `trained_whole`), `tensors` full (unsharded) parameters by canonical name, `base` the model they belong to.
     Raises CheckpointError if there is no adapter among them, or one of the tensors is empty or not finite.
     """
     kept = adapter_state(tensors, whole)
@@ -97,8 +111,9 @@ def save_adapter(
     written = peft_config(config, targets)
     written.modules_to_save = list(whole) or None
     written.inference_mode = True
+    written.base_model_name_or_path = base
     written.save_pretrained(folder)
-    save_file(state, folder / _FILE, metadata={"format": "pt"})
+    save_tensors(folder / _FILE, state)
 
 
 def load_adapter(model: TrainableModel, folder: Path) -> None:

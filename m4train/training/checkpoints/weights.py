@@ -23,10 +23,11 @@ from m4train.training.tensors import BUFFER, PARAMETER, weight_tensors
 class CheckpointWeights:
     """The parameters of a portable checkpoint by canonical name, read when they are asked for.
 
-    `names` are those of the model without adapters. Raises CheckpointError if the folder holds no tensors.
+    `names` are those of the model without adapters, which are left out if not `adapted`. Raises CheckpointError if the
+    folder holds no tensors.
     """
 
-    def __init__(self, folder: Path, adapter: AdapterConfig) -> None:
+    def __init__(self, folder: Path, adapter: AdapterConfig, adapted: bool = True) -> None:
         self.folder, self.adapter = folder / TENSORS, adapter
         try:
             stored = dcp.FileSystemReader(self.folder).read_metadata().state_dict_metadata
@@ -35,7 +36,7 @@ class CheckpointWeights:
         self._stored = {name: entry for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
         own = [name.removeprefix(PARAMETER) for name in self._stored if name.startswith(PARAMETER)]
         self.names = [name for name in own if not is_adapter(name)]
-        self.adapter_names = [name for name in own if is_adapter(name)]
+        self.adapter_names = [name for name in own if adapted and is_adapter(name)]
 
     def stored(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Parameters exactly as they were stored, adapters' too."""

@@ -234,11 +234,15 @@ def test_modules_trained_in_full_travel_with_the_adapter(tmp_path):
     assert torch.equal(_logits(again), _logits(model))
 
 
-def test_a_part_of_a_module_cannot_travel():
+def test_what_trained_in_full_travels_as_whole_modules_or_not_at_all():
     model = TinyModel()
     apply_adapters(model, _config())
     apply_freezing(model, FreezeConfig([FreezeRule(names=["connector.bias"], trainable=True)]))
-    with pytest.raises(CheckpointError, match=r"connector\.bias"):
+    assert trained_whole(model) == ["connector"]
+    apply_freezing(model, FreezeConfig([FreezeRule(part="vision", trainable=True)]))
+    assert "vision.layers" not in trained_whole(model)  # a list, which is not called
+    apply_freezing(model, FreezeConfig([FreezeRule(part="text", trainable=True)]))
+    with pytest.raises(CheckpointError, match=r"q_proj trained in full and has an adapter too"):
         trained_whole(model)
     apply_freezing(model, FreezeConfig([FreezeRule(names=["norm.weight"], trainable=True)]))
     with pytest.raises(CheckpointError, match=r"vision\.layers\.0\.norm"):

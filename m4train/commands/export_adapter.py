@@ -1,0 +1,81 @@
+"""A run's adapter as a folder that peft reads, and that folder read back by peft itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m4train.config import Config
+from m4train.errors import CheckpointError, ConfigError
+from m4train.families import FAMILIES
+from m4train.restore import plain_model
+from m4train.run_files import CHECKPOINTS, STATE
+from m4train.training.adapters import apply_adapters
+from m4train.training.checkpoints.adapter_files import save_adapter, trained_whole
+from m4train.training.checkpoints.state import Checkpoint
+from m4train.training.checkpoints.weights import CheckpointWeights
+from m4train.training.freezing import apply_freezing
+from m4train.training.quantization import quantize_parts
+
+BASE = "base"  # the folder next to an adapter's files that holds its base, if no other does
+
+
+def is_model_folder(name: str) -> bool:
+    """Whether transformers can load `name`: a model folder or a hub id, and neither a run nor a checkpoint."""
+    return not ((Path(name) / CHECKPOINTS).is_dir() or (Path(name) / STATE).is_file())
+
+
+def write_adapter(config: Config, checkpoint: Checkpoint, folder: Path, base: str) -> None:
+    """A peft folder: the adapter, the modules that trained in full, and the name `base` of the model they belong to.
+
+    Raises ConfigError for a run without an adapter or with rows of new tokens, CheckpointError for what peft cannot hold.
+    """
+    if config.adapter.kind == "none":
+        raise ConfigError("export.adapters is apart, but this run trained no adapter: use export.adapters=merge.")
+    if config.freeze.new_rows_from is not None:
+        raise ConfigError(
+            "export.adapters is apart, but freeze.new_rows_from gave new tokens rows of their own, which a folder of adapters "
+            "cannot hold: use export.adapters=merge."
+        )
+    weights = CheckpointWeights(checkpoint.folder, config.adapter)
+    whole, tied = _trained_whole(config, checkpoint)
+    inside = tuple(f"{module}." for module in whole)
+    stored = weights.stored([*weights.adapter_names, *(name for name in weights.names if name.startswith(inside))])
+    # peft copies each module it keeps in full, which unties it: the tied ones are written under every name.
+    stored |= {name: stored[first].clone() for name, first in tied.items() if name.startswith(inside)}
+    targets = sorted({name.split(".lora_")[0] for name in weights.adapter_names})
+    save_adapter(folder, config.adapter, targets, stored, whole, base)
+
+
+def _trained_whole(config: Config, checkpoint: Checkpoint) -> tuple[list[str], dict[str, str]]:
+    """The modules that trained in full next to the adapter, and the names of tied parameters with those they are tied to."""
+    model = plain_model(config, checkpoint.folder)  # on the meta device, where nothing can be stored in 4 bits
+    tied = model.tied_names()
+    kind = "lora" if config.adapter.kind == "qlora" else config.adapter.kind
+    apply_adapters(model, replace(config.adapter, kind=kind))
+    apply_freezing(model, config.freeze, config.adapter.modules_to_save)
+    return trained_whole(model), tied
+
+
+def peft_model(config: Config, folder: Path) -> Any:
+    """What peft's own loader makes of an adapter folder and its base, whose layers are stored in 4 bits where they trained so.
+
+    Raises CheckpointError if peft cannot read the folder.
+    """
+    from peft import PeftModel
+
+    stated = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = folder / BASE if (folder / BASE).is_dir() else stated
+    model = FAMILIES[config.model.family].model_class.from_pretrained(base, dtype=torch.float32)
+    if config.adapter.kind == "qlora":
+        quantize_parts(model, config.adapter.quantize)
+    try:
+        return PeftModel.from_pretrained(model, str(folder))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"peft cannot read the exported adapter ({type(error).__name__}: {error}); the folder was not put in place."
+        ) from error
