@@ -92,7 +92,10 @@ class Tokenizer:
         config = dict(self.config) | special
         if not isinstance(config.get("extra_special_tokens"), dict):  # a dict names them for the model: kept
             config.pop("extra_special_tokens", None)
-        if config.get("tokenizer_class") in (None, "TokenizersBackend"):  # the name of 5.x, which earlier ones do not know
+        if config.get("tokenizer_class") in (
+            None,
+            "TokenizersBackend",
+        ):  # the name of 5.x, which earlier ones do not know
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.setdefault("model_input_names", ["input_ids", "attention_mask"])
         config["padding_side"] = self.padding_side
