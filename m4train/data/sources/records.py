@@ -1,4 +1,4 @@
-"""Records with images and text, as parquet rows, JSON objects and some tar layouts hold them: which form a record has, the sample
+"""Records with images and text, as parquet rows, JSON objects and some tar files hold them: which form a record has, the sample
 it is, and what of it was not read."""
 
 from __future__ import annotations

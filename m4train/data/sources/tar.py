@@ -50,7 +50,7 @@ class TarFormat:
     honours: frozenset[str] = (
         frozenset()
     )  # options of Reading that mean something here, with ignore_fields, and placeholder=literal
-    known: tuple[str, ...] = ()  # members that the layout leaves, by their suffix
+    known: tuple[str, ...] = ()  # members that the format leaves, by their suffix
     proves_itself = (
         False  # whether a sample says what members it has and what is in them: else damage next to it may be in it
     )

@@ -1,4 +1,4 @@
-"""Tar layouts of web documents, read in place: Energon's parallel lists, MINT-1T and MMC4."""
+"""Tar formats of web documents, read in place: Energon's parallel lists, MINT-1T and MMC4."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _MINT = words(
 
 
 class Mint1T(TarFormat):
-    """MINT-1T's PDFs: as Energon's layout, with all images as frames of one `K.tiff`, in the order of the names.
+    """MINT-1T's PDFs: as Energon's format, with all images as frames of one `K.tiff`, in the order of the names.
 
     A lost frame would give every image behind it another one's picture, so their number and `image_metadata` are compared.
     """
