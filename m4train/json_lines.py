@@ -13,7 +13,7 @@ OF_A_STEP = ("step",)
 
 
 def read_lines(path: Path, needs: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The objects of the good lines; none where there is no file. A good line is finished, and an object with the keys `needs`,
+    """The objects of the good lines; none if there is no file. A good line is finished, and an object with the keys `needs`,
     of which `step` is a whole number."""
     return [found for _, found in _lines(path, needs) if found is not None]
 

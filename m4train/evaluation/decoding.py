@@ -1,7 +1,7 @@
 """How answers are decoded: the one rule for evaluation, samples while training, and `m4train generate`.
 
 What ends an answer: `m4train.stops`. Everything else comes from `evaluation.decoding`, greedy by default, and nothing
-from the generation_config.json of the model, but for the ids that it forbids.
+from the generation_config.json of the model, except for the ids that it forbids.
 """
 
 from __future__ import annotations

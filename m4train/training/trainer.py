@@ -158,8 +158,8 @@ class Trainer:
         saved = self.resume.state if self.resume else {}
         self._skips = SkipCounter(self.engine.device, saved.get("skipped", 0))
         if self.resume:
-            anew = starts_fresh_optimizer(saved, self.config)
-            load_checkpoint(self.resume, self.engine, optimizer=not anew)
+            fresh = starts_fresh_optimizer(saved, self.config)
+            load_checkpoint(self.resume, self.engine, optimizer=not fresh)
         for callback in self.callbacks:
             callback.load(saved.get("callbacks", {}).get(type(callback).__name__, {}))
             callback.on_start(self)

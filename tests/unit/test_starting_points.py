@@ -1,4 +1,4 @@
-"""Where a model may come from: another run, one of its checkpoints, two backbones; and a run that starts again."""
+"""Where a model may come from: another run, one of its checkpoints, two backbones; and a run that goes on with a new optimizer."""
 
 import os
 

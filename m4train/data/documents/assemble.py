@@ -72,7 +72,7 @@ class Assembler:
 
 
 def _target_weights(documents: Sequence[Document], targets: np.ndarray) -> torch.Tensor | None:
-    """(L,) float32, how much each target is learnt; None if all are 1."""
+    """(L,) float32, how much each target is learned; None if all are 1."""
     if all(document.rendered.weights is None for document in documents):
         return None
     given = [(document.rendered.weights, len(document.rendered.ids)) for document in documents]

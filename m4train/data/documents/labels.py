@@ -25,7 +25,7 @@ def trained_tokens(rendered: Rendered, loss: str) -> np.ndarray:
 
 
 def weight_sum(rendered: Rendered, trained: np.ndarray) -> float | None:
-    """The weights of all trained tokens together; None if the turns have none."""
+    """The sum () of the weights of all tokens `trained` (T,); None if the turns have none."""
     return None if rendered.weights is None else float(rendered.weights[trained].sum(dtype=np.float64))
 
 

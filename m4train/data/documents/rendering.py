@@ -46,7 +46,7 @@ class Rendered:
     turns: np.ndarray
     feature_mask: np.ndarray
     frames: list[Any]
-    weights: np.ndarray | None = None  # (T,) float32, how much each id is learnt, if any is other than 1
+    weights: np.ndarray | None = None  # (T,) float32, how much each id is learned, if any is other than 1
 
 
 @dataclass(frozen=True)
@@ -199,18 +199,18 @@ def expand(
         kinds.append(np.full(len(piece_ids), kind, np.uint8))
         turns.append(np.full(len(piece_ids), turn, np.int32))
     of_turn = np.concatenate(turns)
-    learnt = turn_weights(of_turn, weights or {})
-    return Rendered(np.concatenate(ids), np.concatenate(kinds), of_turn, np.concatenate(masks), frames, learnt)
+    learned = turn_weights(of_turn, weights or {})
+    return Rendered(np.concatenate(ids), np.concatenate(kinds), of_turn, np.concatenate(masks), frames, learned)
 
 
 def turn_weights(turns: np.ndarray, weights: Mapping[int, float]) -> np.ndarray | None:
-    """(T,) float32, how much each token is learnt, from its turn (T,) and the weights of turns; None if all are 1."""
+    """(T,) float32, how much each token is learned, from its turn (T,) and the weights of turns; None if all are 1."""
     if not weights:
         return None
-    learnt = np.ones(len(turns), np.float32)
+    learned = np.ones(len(turns), np.float32)
     for turn, weight in weights.items():
-        learnt[turns == turn] = weight
-    return learnt
+        learned[turns == turn] = weight
+    return learned
 
 
 def encode_view(

@@ -1,7 +1,7 @@
 """The sample on disk: one JSON object, and the original bytes of its images next to it.
 
 A document holds `items` in reading order, `{"text": ...}` and `{"image": "0.jpg", "width":, "height":, "alt":}`; a
-conversation holds `messages`, each a role and a list of the same items (or one string), and how much it is learnt as its `weight`
+conversation holds `messages`, each a role and a list of the same items (or one string), and how much it is learned as its `weight`
 if that is not 1. `source` says where the sample comes from, `scores` what filters thought of it, `references` the answers that evaluation counts as right. Images are named by the members that hold them.
 
 Samples written by this package also hold checksums, so that damage is not taken for content: `crc32` of each image next to its
@@ -20,7 +20,7 @@ from typing import Any
 from m4train.errors import BadSample
 
 ROLES = ("system", "user", "assistant", "tool")
-# What a turn may say about how much it is learnt, as a number, or as true and false.
+# What a turn may say about how much it is learned, as a number, or as true and false.
 WEIGHTS = ("weight", "loss_weight", "loss_scale", "loss", "train", "training", "trainable", "learn")
 _CHECKSUM = re.compile(rb',"checksum":([0-9]{1,10})\}$')
 
@@ -114,7 +114,7 @@ def _messages(value: Any) -> list[dict[str, Any]]:
 
 
 def answer_weight(turn: Mapping[str, Any]) -> tuple[float, list[str]]:
-    """How much a turn is learnt, 1 where it does not say, and the fields that say so. Raises BadSample `bad_weight`."""
+    """How much a turn is learned, 1 if it does not say, and the fields that say so. Raises BadSample `bad_weight`."""
     found = {name: turn[name] for name in WEIGHTS if turn.get(name) is not None}
     for name, value in found.items():
         if not isinstance(value, (bool, int, float)) or not 0 <= value < float("inf"):

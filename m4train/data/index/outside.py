@@ -22,7 +22,7 @@ def outside_stamp(path: str) -> tuple[int, int]:
 
 
 def outside_arrays(shard: str, stamps: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
-    """The stamps of files by path, as arrays of `SHARD.index`; what lies below the shard's folder is named from there."""
+    """The stamps of files by path, as arrays of `SHARD.index`; what is below the shard's folder is named from there."""
     folder = os.path.join(os.path.dirname(shard), "")
     names = [path.removeprefix(folder) if folder else path for path in stamps]
     coded = [name.encode("utf-8", "surrogatepass") for name in names]

@@ -224,7 +224,7 @@ class _Cursor:
         }
 
     def load_state(self, state: dict[str, Any], same: bool) -> None:
-        """Goes to `state`. If it is not of the `same` plan, sources that had ended may go on, and shares are counted anew."""
+        """Goes to `state`. If it is not of the `same` plan, sources that had ended may go on, and shares are counted again from zero."""
         self._step, self._packs = state["step"], state["packs"]
         for name, stream in self._orders.items():
             stream.load_state(state["streams"][name])

@@ -64,7 +64,7 @@ def _holds_turns(record: Record, name: str | None) -> bool:
 
 
 def _question_turns(record: Record, name: str, gallery: Gallery) -> list[Message]:
-    """What was said before the answer: context, not to be learnt."""
+    """What was said before the answer: context, not to be learned."""
     if not _holds_turns(record, name):
         return exchange(gallery.parts(_text(record.get(name), name)), [])[:1]
     return [
@@ -138,7 +138,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def caption_pairs(record: Record, gallery: Gallery) -> dict[str, Any]:
-    """Pictures with what is said of them, or plain text, as a document: each picture before its caption where there is one
+    """Pictures with what is said of them, or plain text, as a document: each picture before its caption if there is one
     for each, else all pictures before the text. Raises BadSample."""
     name = next(name for name in ("caption", "captions", "text") if record.holds(name))
     value = record.get(name)

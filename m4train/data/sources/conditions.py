@@ -1,7 +1,7 @@
 """The small language of `where`: which records of a source are used, said about their fields.
 
 Comparisons (also chained), `and`, `or`, `not`, `in`, `+ - * /`, constants, lists of them, dots into objects, and
-min, max, mean, len. A comparison with a list holds where it holds for each of its values; with a field that is missing or
+min, max, mean, len. A comparison with a list holds if it holds for each of its values; with a field that is missing or
 null it does not hold.
 """
 

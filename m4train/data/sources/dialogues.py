@@ -1,7 +1,7 @@
 """Conversations as others write them, turned into canonical messages: LLaVA, ShareGPT, OpenAI, Anthropic, LLaMA-Factory and
 Cauldron styles.
 
-Images stand as the placeholder `<image>` in a text, or as items of a content list; where a text has none, all images go
+Images stand as the placeholder `<image>` in a text, or as items of a content list; if a text has none, all images go
 before what the first user says, as The Cauldron means it. What a record says under `system` comes first, unless a turn does.
 """
 
@@ -94,7 +94,7 @@ def placed(messages: list[Message], gallery: Gallery) -> list[Message]:
 
 
 def _weight(part: Record) -> dict[str, float]:
-    """The weight of a turn, where it has one that is not 1."""
+    """The weight of a turn, if it has one that is not 1."""
     weight, read = answer_weight(part.content)
     part.read.update(read)
     return {} if weight == 1 else {"weight": weight}
@@ -118,7 +118,7 @@ def _message(turn: Record, number: int, gallery: Gallery) -> Message:
 
 
 def _said(part: Record, *names: str) -> Any:
-    """What is under the first of some names that holds something; blank text where none does."""
+    """What is under the first of some names that holds something; blank text if none does."""
     found = part.first(*names)
     if found is None:
         found = next((text for text in map(part.get, names) if isinstance(text, str)), "")
@@ -157,7 +157,7 @@ def _parts(turn: Record, item: Any, number: int, gallery: Gallery) -> list[Item]
         if isinstance(text, str):
             return gallery.parts(text) if text else []
     if kind in _CALL_ITEMS:
-        return []  # what it says is no text; its fields are counted as unread
+        return []  # what it says is not text; its fields are counted as unread
     if kind in _IMAGE_ITEMS:
         part.leave("detail", "width", "height", "alt", "crc32", "min_pixels", "max_pixels")
         index = part.get("index")

@@ -1,6 +1,6 @@
 """How the records of a source are read, and what of each was read: no field goes unread without a word.
 
-A format asks a `Record` for the fields it knows. What nobody asked for is counted, and where it holds a picture, a video or
+A format asks a `Record` for the fields it knows. What nobody asked for is counted, and if it holds a picture, a video or
 a sound the sample is bad, until the options of the source say what the field is.
 """
 
@@ -90,7 +90,7 @@ class Reading:
 
 
 class Record:
-    """An object of a record, of which it is noted what is read. `path` is where it lies: "" is the record itself."""
+    """An object of a record, of which it is noted what is read. `path` is its place: "" is the record itself."""
 
     def __init__(self, content: Mapping[str, Any], reading: Reading, path: str = "") -> None:
         self.content, self.reading, self.path = content, reading, path
@@ -99,12 +99,12 @@ class Record:
         self._parts: list[Record] = []
 
     def named(self, name: str) -> str:
-        """What a field is called here. In a part of a record the option's name counts where the part has it."""
+        """What a field is called here. In a part of a record the option's name counts if the part has it."""
         theirs = self.reading.fields.get(name, name)
         return theirs if not self.path or theirs in self.content else name
 
     def get(self, name: str) -> Any:
-        """The value of a field, which is read with this; None where there is none."""
+        """The value of a field, which is read with this; None if there is none."""
         name = self.named(name)
         self.read.add(name)
         return self.content.get(name)
@@ -140,7 +140,7 @@ class Record:
             yield from part._unread()
 
     def unread(self, blind: bool) -> tuple[str, ...]:
-        """The fields that were not read. `blind`: no picture was. Raises BadSample `unread_media` where one holds a medium."""
+        """The fields that were not read. `blind`: no picture was. Raises BadSample `unread_media` if one holds a medium."""
         paths = []
         for path, name, value in self._unread():
             if self.reading.ignores(path, name):
@@ -188,7 +188,7 @@ READABLE = frozenset((*TURNS, *CAPTIONS, *PICTURES)) | _OTHERS | {n for pair in 
 
 
 def absent(name: str) -> str:
-    """What is counted, in place of a field that is not read, for a field that the options name and a sample does not have."""
+    """What is counted, instead of a field that is not read, for a field that the options name and a sample does not have."""
     return f"(no field {name})"
 
 

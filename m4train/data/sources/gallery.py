@@ -30,7 +30,7 @@ class Own:
 
 
 def picture_of(value: Any, record: Record, path: str) -> Any:
-    """A picture as text or bytes, None where there is none, from what a field or an item holds of it. Raises BadSample."""
+    """A picture as text or bytes, None if there is none, from what a field or an item holds of it. Raises BadSample."""
     if isinstance(value, dict):
         if is_empty(value):
             return None
@@ -52,7 +52,7 @@ def picture_of(value: Any, record: Record, path: str) -> Any:
 
 def listed_pictures(record: Record) -> tuple[list[Any], tuple[str, ...]]:
     """The pictures under `image`, `images`, `image_1` ..., None for each that is missing, and the placeholders by which the
-    record names them, if it does. Raises BadSample where fields that are filled differ."""
+    record names them, if it does. Raises BadSample if fields that are filled differ."""
     found: list[tuple[str, list[Any]]] = []
     names: tuple[str, ...] = ()
     for name in PICTURES:
@@ -111,14 +111,14 @@ class Gallery:
 
     def fill(self, contents: Sequence[list[Item]], first: list[Item]) -> None:
         """Puts the pictures where the contents have places for them, or, where there is none, before the items of `first`.
-        Raises BadSample where their numbers differ, or one of them is missing."""
+        Raises BadSample if their numbers differ, or one of them is missing."""
         places = [item for content in contents for item in content if "image" in item]
         owned = [item for item in places if isinstance(item["image"], Own)]
         if self.listed and not places:
             first[:0] = [{"image": Place(number)} for number in range(len(self.listed))]
             places = first[: len(self.listed)]
         elif owned and len(owned) == len(places) and self.listed == [item["image"].value for item in owned]:
-            self.listed = self.pictures = []  # the same pictures again are no further ones
+            self.listed = self.pictures = []  # the same pictures again are not further ones
         self._number(places, owned)
         for item in places:
             if isinstance(item["image"], Own):
@@ -130,7 +130,7 @@ class Gallery:
             item["image"] = str(item["image"])
 
     def _number(self, places: Sequence[Item], owned: Sequence[Item]) -> None:
-        """Turns open places into numbers. Raises BadSample where they and the pictures do not match."""
+        """Turns open places into numbers. Raises BadSample if they and the pictures do not match."""
         numbers = [item["image"].number for item in places if isinstance(item["image"], Place)]
         given = [number for number in numbers if number is not None]
         if given and len(given) < len(numbers):

@@ -190,7 +190,7 @@ def _failed_to_read(error: Exception) -> bool:
 
 
 def _columns(path: str, names: Sequence[str], reading: Reading) -> list[str]:
-    """The columns that are read, of all `names`. Raises DataError where they hold no sample."""
+    """The columns that are read, of all `names`. Raises DataError if they hold no sample."""
     readable = {reading.fields.get(name, name) for name in READABLE} | set(KNOWN) | reading.where_fields
     texts = [reading.fields.get(name, name) for name in (*reversed(TURNS), *CAPTIONS, *asking())]
     if not set(names) & set(texts):

@@ -41,7 +41,7 @@ _HINT = re.compile(r"[<\[【{_%@#]")
 
 
 def stray(text: str) -> str | None:
-    """The first thing in a text that is shaped like a place for a medium; None where there is none."""
+    """The first thing in a text that is shaped like a place for a medium; None if there is none."""
     if _HINT.search(text) is None:
         return None
     for match in _CANDIDATE.finditer(text):
@@ -69,7 +69,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Placeholders:
-    """What stands for a picture in the texts of one source: None where the source does not say."""
+    """What stands for a picture in the texts of one source: None if the source does not say."""
 
     given: tuple[str, ...] | None = None
 

@@ -26,7 +26,7 @@ _ABOUT = ("source", "url", "general_metadata", "label")  # what is read of a rec
 @dataclass(frozen=True)
 class Composed:
     """A record as a sample whose images are named by their numbers in `pictures`: what the record holds of each, text or
-    bytes. `text` is what was read besides."""
+    bytes. `text` is what else was read."""
 
     sample: Sample
     pictures: list[Any]
@@ -35,7 +35,7 @@ class Composed:
     interleaved: bool  # a document that can do without one of its images
 
     def unread(self) -> tuple[str, ...]:
-        """The fields that were not read. Raises BadSample `unread_media` where one of them holds a picture, video or sound."""
+        """The fields that were not read. Raises BadSample `unread_media` if one of them holds a picture, video or sound."""
         return self.record.unread(blind=not self.sample.images)
 
 
@@ -45,7 +45,7 @@ def compose(
     """The sample of a record, whatever its form. Raises BadSample.
 
     `stored`: the images come with the record, under these names, and it names none itself. `kept`: the numbers of the
-    pictures that were there when the record was indexed, where missing ones may be left out of documents.
+    pictures that were there when the record was indexed, if missing ones may be left out of documents.
     """
     try:
         return _composed(content, reading, stored, kept)
@@ -54,7 +54,7 @@ def compose(
 
 
 def by_choice(error: BadSample, reading: Reading) -> BadSample:
-    """What is wrong with a sample: where an image is missing and that is no reason to stop, that it is left out by choice."""
+    """What is wrong with a sample: if an image is missing and that is no reason to stop, that it is left out by choice."""
     if reading.missing_images == "drop_sample" and error.reason in MISSING:
         return BadSample("skipped", f"missing_images=drop_sample leaves it out: {error.detail}")
     return error
@@ -67,7 +67,7 @@ def _composed(content: Any, reading: Reading, stored: Sequence[str] | None, kept
     record.leave(*reading.where_fields)
     reading.check_where(content)
     if "label" not in reading.fields and content.get("label") is False:
-        raise BadSample("not_preferred", "its `label` is false: an answer that should not be learnt")
+        raise BadSample("not_preferred", "its `label` is false: an answer that should not be learned")
     form = _form(record)
     if form == "documents":
         data, pictures = interleaved(record, kept)
@@ -89,11 +89,11 @@ def _is_picture(name: str, reading: Reading) -> bool:
 
 
 def checked(sample: Sample, reading: Reading) -> Sample:
-    """The sample, if it may be learnt from. Raises BadSample `stray_placeholder` and `empty_answer`."""
+    """The sample, if it may be learned from. Raises BadSample `stray_placeholder` and `empty_answer`."""
     for message in sample.messages or ():
         said = "".join(item.get("text", "") for item in message["content"])
         if message["role"] == "assistant" and message.get("weight", 1) > 0 and not said.strip():
-            raise BadSample("empty_answer", "an answer says nothing, so that only its end would be learnt")
+            raise BadSample("empty_answer", "an answer says nothing, so that only its end would be learned")
     if not reading.placeholders.literal:
         for item in sample.all_items():
             found = stray(item.get("text", ""))
@@ -101,7 +101,7 @@ def checked(sample: Sample, reading: Reading) -> Sample:
                 raise BadSample(
                     "stray_placeholder",
                     f"a text holds {found!r}, which stands for no image of the sample: name it with placeholder=..., or set "
-                    "placeholder=literal where it is text",
+                    "placeholder=literal if it is text",
                 )
     return sample
 
@@ -208,8 +208,8 @@ def _origin(record: Record) -> dict[str, Any]:
 def found_images(
     composed: Composed, reading: Reading, find: Callable[[Any, int], Member]
 ) -> tuple[list[Member], tuple[str, ...]]:
-    """The members of the images of a sample, as `find` makes them of a picture and its number; and, where missing ones may be
-    left out of documents, a word where that was done. Raises BadSample."""
+    """The members of the images of a sample, as `find` makes them of a picture and its number; and, if missing ones may be
+    left out of documents, a word if that was done. Raises BadSample."""
     members, lost = [], False
     for name in composed.sample.images:
         number = int(name)
@@ -223,7 +223,7 @@ def found_images(
 
 
 def kept_images(members: Sequence[Member], reading: Reading) -> Collection[int] | None:
-    """The numbers of the pictures that an indexed sample has, where it may have lost some; None where it has all."""
+    """The numbers of the pictures that an indexed sample has, if it may have lost some; None if it has all."""
     return {member.part for member in members if member.is_image} if reading.missing_images == "drop_image" else None
 
 
@@ -233,7 +233,7 @@ def text_hash(text: dict[str, Any]) -> int:
 
 
 def image_member(data: bytes, number: int, offset: int = 0, size: int = 0) -> Member:
-    """The member of image `number` of a record. Raises BadSample where it is no image."""
+    """The member of image `number` of a record. Raises BadSample if it is not an image."""
     try:
         info = read_image_info(data)
     except BadSample as error:

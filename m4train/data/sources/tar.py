@@ -227,7 +227,7 @@ class TarFormat:
             raise BadSample(error.reason, f"{name}: {error.detail}") from None
 
     def _unread_members(self, suffixes: Sequence[str], blind: bool) -> tuple[str, ...]:
-        """The members that nothing reads. Raises BadSample `unread_media` where one is a picture, a video or a sound."""
+        """The members that nothing reads. Raises BadSample `unread_media` if one is a picture, a video or a sound."""
         unread = []
         for suffix in suffixes:
             if suffix in self.known or self.reading.ignores(suffix, suffix):

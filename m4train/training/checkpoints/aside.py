@@ -1,4 +1,4 @@
-"""Going back inside a run directory: what lies past the chosen step is set aside, under a name that says so."""
+"""Going back inside a run directory: what comes after the chosen step is set aside, under a name that says so."""
 
 from __future__ import annotations
 

@@ -178,8 +178,8 @@ def check_changes(
             "put it back, or choose another run_dir to start from what it holds now."
         )
     same_base = {key for key, content in state.get("bases", {}).items() if bases.get(key) == content}
-    anew = OF_THE_OPTIMIZER if starts_fresh_optimizer(state, config) else ()
-    allowed: tuple[str, ...] = (*OF_A_START, *WITHOUT_EFFECT, *FROM_HERE_ON, *anew)
+    fresh = OF_THE_OPTIMIZER if starts_fresh_optimizer(state, config) else ()
+    allowed: tuple[str, ...] = (*OF_A_START, *WITHOUT_EFFECT, *FROM_HERE_ON, *fresh)
     streamed = {f"data.sources.{name}.path" for name, source in config.data.sources.items() if source.stream}
     refused = {
         key: values
@@ -209,7 +209,7 @@ def continuing(state: Mapping[str, Any], config: Config) -> str:
     if abs(then - now) > 1e-9 * max(then, now):
         text += f"; learning rate of step {step + 1}: {then:.3g} -> {now:.3g}"
     if starts_fresh_optimizer(state, config):
-        text += "; the optimizer starts anew, without its moments"
+        text += "; the optimizer starts again, without its moments"
     return text
 
 

@@ -41,7 +41,7 @@ _SINCE_2 = {"version": int, "skipped": int, "lineage": [_DEPARTURE], "bases": {s
 class Checkpoint:
     """A whole checkpoint: its folder, and what state.json holds (`step`, `plan`, `config`, `callbacks`, `versions`, `lineage`).
 
-    `departs`: the run begins anew from here, whatever came after it before.
+    `departs`: the run begins again from here, whatever came after it before.
     """
 
     folder: Path
@@ -97,7 +97,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _wrong(state: Any) -> str | None:
     """What is wrong with a state, in words."""
     if not isinstance(state, dict):
-        return f"it holds {_kind(state)} in place of a mapping"
+        return f"it holds {_kind(state)} instead of a mapping"
     version = state.get("version", 1)
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         return f"its version is {version!r}, but {VERSION} is the newest that is known"
@@ -134,13 +134,13 @@ def _mismatch(value: Any, shape: Any, where: str) -> str | None:
     if isinstance(shape, type):
         right = isinstance(value, (int, float) if shape is float else shape)
         right = right and isinstance(value, bool) == (shape is bool)
-        return None if right else f"{where} is {_kind(value)} in place of {shape.__name__}"
+        return None if right else f"{where} is {_kind(value)} instead of {shape.__name__}"
     if isinstance(shape, tuple):
         if not isinstance(value, list) or len(value) != len(shape):
             return f"{where} is not a list of {len(shape)}"
         pairs: Any = ((f"{where}[{n}]", *pair) for n, pair in enumerate(zip(value, shape, strict=True)))
     elif not isinstance(value, type(shape)):
-        return f"{where} is {_kind(value)} in place of {type(shape).__name__}"
+        return f"{where} is {_kind(value)} instead of {type(shape).__name__}"
     elif isinstance(shape, list):
         pairs = ((f"{where}[{n}]", inner, shape[0]) for n, inner in enumerate(value))
     elif str in shape:
