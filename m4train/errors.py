@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
+_SECRET = re.compile(r"(?<=://)[^/@\s'\"]*:[^/@\s'\"]*(?=@)")
+
+
+def without_secrets(text: str) -> str:
+    """The text without the names and passwords that URLs in it carry (`scheme://NAME:PASSWORD@host`)."""
+    return _SECRET.sub("***", text)
+
 
 class M4Error(Exception):
-    """Base of every error m4train raises on purpose; the command line prints its message without a traceback."""
+    """Base of every error m4train raises on purpose; the command line prints its message without a traceback.
+
+    Passwords in URLs are left out of every message.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(str(message)))
 
 
 class ConfigError(M4Error):
@@ -25,7 +40,7 @@ class BadSample(M4Error):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
-        self.detail = detail
+        self.detail = str(self)
 
     def __reduce__(self) -> tuple:
         return (BadSample, (self.reason, self.detail))

@@ -8,8 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from m4train import build
 from m4train.config import Config
 from m4train.data.loading.collate import Collator
@@ -29,6 +27,7 @@ from m4train.inspection.replay import (
 from m4train.inspection.report import write_report
 from m4train.inspection.validate import validate_source, validation_tables
 from m4train.run_files import PREVIEW, read_run, replay_page
+from m4train.terminal import console, progress
 
 
 def plan(config: Config, ranks: int, as_json: bool) -> int:
@@ -46,14 +45,12 @@ def validate(config: Config, workers: int, as_json: bool) -> int:
 
     Returns 1 if a source has a larger share of bad samples than data.max_bad_fraction, or no good one.
     """
-    from rich.progress import Progress
-
     processor, data = build.prepared_processor(config), config.data
     found = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with progress("samples") as bars:
         for source in open_sources(build.all_sources(data), data, processor):
-            task = progress.add_task(source.name, total=len(source))
-            advance = lambda done, task=task: progress.update(task, completed=done)
+            task = bars.add_task(source.name, total=len(source))
+            advance = lambda done, task=task: bars.update(task, completed=done)
             found.append(validate_source(source, data, processor, workers, advance))
     failed = [
         source.name for source in found if source.bad_fraction > data.max_bad_fraction or source.bad == source.samples
@@ -120,6 +117,6 @@ def _show(report: dict[str, Any], tables: list[Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(report, indent=1))
         return
-    console = Console()
+    shown = console()
     for table in tables:
-        console.print(table)
+        shown.print(table)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from m4train.errors import BadSample
 from m4train.processing.levels import eight_bits, is_deep
+from m4train.processing.png import png_damage
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte of RGB, and where Pillow itself begins to warn
 _ORIENTATION = 0x0112
@@ -40,6 +41,8 @@ class ImageInfo:
 
 def read_image_info(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     """Format and oriented size of an image file, from its header alone. Raises BadSample like `decode_image`."""
+    if isinstance(source, bytes):
+        _refuse_damage(source, source)
     with _open(source, max_pixels) as image:
         width, height = image.size
         if _lies_sideways(image, source):
@@ -101,10 +104,13 @@ def _decoded(
     image: Image.Image, source: bytes | str | os.PathLike, as_pillow: bool, image_range: Sequence[float]
 ) -> Image.Image:
     try:
+        if image.format == "PNG":
+            _refuse_damage(source if isinstance(source, bytes) else Path(source).read_bytes(), source)
         image.load()
         return upright(image.convert("RGB") if as_pillow else to_rgb(image, image_range), _orientation(image))
     except BadSample as error:
-        raise BadSample(error.reason, f"{_name(source)}: {error.detail}") from None
+        named = error.detail if error.detail.startswith(_name(source)) else f"{_name(source)}: {error.detail}"
+        raise BadSample(error.reason, named) from None
     except Exception as error:
         raise BadSample("unreadable_image", f"{_name(source)} cannot be decoded: {error}") from error
 
@@ -174,6 +180,12 @@ def normalize_into(frame: np.ndarray, table: np.ndarray, out: np.ndarray) -> Non
     """Writes a frame (3, H, W) uint8, looked up in a table (3, 256), to `out` (3, H, W) float32."""
     for channel in range(3):
         np.take(table[channel], frame[channel], out=out[channel], mode="clip")  # clip: no check, no buffer
+
+
+def _refuse_damage(data: bytes, source: bytes | str | os.PathLike) -> None:
+    damage = png_damage(data)
+    if damage is not None:
+        raise BadSample("unreadable_image", f"{_name(source)} is a damaged PNG: {damage}")
 
 
 def _open(source: bytes | str | os.PathLike, max_pixels: int) -> Image.Image:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import base64
 import os
-import urllib.error
-import urllib.request
 from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
 from PIL import Image
 
+from m4train.downloads import DownloadError, fetch
 from m4train.errors import BadSample
 from m4train.processing.images import MAX_PIXELS, check_size, decode_image, upright
 from m4train.processing.levels import levels
 
-URL_TIMEOUT = 30  # seconds
+URL_TIMEOUT = 30  # seconds, for all of a download
+MAX_DOWNLOAD = 100 << 20  # bytes of an image file
 
 
 def is_image(value: Any) -> bool:
@@ -93,11 +93,9 @@ def read_image(image: Any, upstream: bool = False, channels: str | None = None) 
 
 
 def _download(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "m4train"})
     try:
-        with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as response:
-            return response.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+        return fetch(url, MAX_DOWNLOAD, URL_TIMEOUT)
+    except DownloadError as error:
         raise BadSample("unreachable_image", f"The image at {url} cannot be downloaded: {error}") from error
 
 

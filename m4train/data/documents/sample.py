@@ -22,6 +22,7 @@ from m4train.errors import BadSample
 ROLES = ("system", "user", "assistant", "tool")
 # What a turn may say about how much it is learned, as a number, or as true and false.
 WEIGHTS = ("weight", "loss_weight", "loss_scale", "loss", "train", "training", "trainable", "learn")
+MAX_ITEMS = 50_000  # texts, images or messages of one sample; real ones have some hundred
 _CHECKSUM = re.compile(rb',"checksum":([0-9]{1,10})\}$')
 
 
@@ -99,7 +100,9 @@ def sample_from_dict(data: Any) -> Sample:
 def _messages(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
         raise BadSample("bad_json", "`messages` must be a list with at least one message")
-    messages = []
+    _check_count(value, "messages")
+    messages: list[dict[str, Any]] = []
+    count = 0
     for number, message in enumerate(value):
         where = f"messages[{number}]"
         if not isinstance(message, dict) or message.get("role") not in ROLES:
@@ -110,6 +113,9 @@ def _messages(value: Any) -> list[dict[str, Any]]:
         checked = {"role": message["role"], "content": _items(content, f"{where}.content")}
         weight, _ = answer_weight(message)
         messages.append(checked if weight == 1 else checked | {"weight": weight})
+        count += len(checked["content"])
+        if count > MAX_ITEMS:
+            raise BadSample("too_many_items", f"its messages hold more than {MAX_ITEMS} items")
     return messages
 
 
@@ -129,7 +135,13 @@ def answer_weight(turn: Mapping[str, Any]) -> tuple[float, list[str]]:
 def _items(value: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
         raise BadSample("bad_json", f"`{where}` must be a list with at least one item")
+    _check_count(value, where)
     return [_item(item, f"{where}[{number}]") for number, item in enumerate(value)]
+
+
+def _check_count(value: list[Any], where: str) -> None:
+    if len(value) > MAX_ITEMS:
+        raise BadSample("too_many_items", f"`{where}` has {len(value)} entries, more than {MAX_ITEMS}")
 
 
 def _item(item: Any, where: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from m4train.errors import DataError
+from m4train.errors import DataError, without_secrets
 from m4train.json_lines import keep_lines
 
 _FEWEST = 50  # bad samples before the share of them means anything
@@ -18,7 +18,8 @@ CHOICES = frozenset({"too_long", "skipped", "not_preferred"})
 
 @dataclass(frozen=True)
 class QuarantineEntry:
-    """One sample that was dropped: from which step and pack (-1: before packing), why, and where it is stored."""
+    """One sample that was dropped: from which step and pack (-1: before packing), why, and where it is stored, without the
+    password that a URL may hold."""
 
     step: int
     pack: int
@@ -27,6 +28,9 @@ class QuarantineEntry:
     shard: str
     reason: str
     detail: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shard", without_secrets(self.shard))
 
 
 class Quarantine:

@@ -161,7 +161,9 @@ def _open(files: FileReader, path: str) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        opened = pyarrow.parquet.ParquetFile(files.open(path) if is_remote(path) else path)
+        opened = pyarrow.parquet.ParquetFile(
+            files.open(path) if is_remote(path) else path, page_checksum_verification=True
+        )
     except (pyarrow.ArrowException, OSError) as error:
         if _failed_to_read(error):
             raise

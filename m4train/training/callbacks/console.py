@@ -20,7 +20,7 @@ class Console(Callback):
     """Prints on rank 0: the table of parts at the start, then step, loss, tokens per second and time left."""
 
     def __init__(self, console: RichConsole | None = None) -> None:
-        self._console = console or RichConsole(highlight=False, soft_wrap=True)
+        self._console = console or RichConsole(highlight=False, soft_wrap=True, markup=False)
         self._progress: Progress | None = None
         self._main = False
         self._since: tuple[float, int] | None = None  # when the first step ended, which alone has start-up costs

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from m4train.config.packages import need
+from m4train.errors import without_secrets
 from m4train.run_files import WANDB_ID
 from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoints.changes import config_dict
@@ -48,7 +50,7 @@ class Wandb(Callback):
             dir=trainer.run_dir,
             mode=mode,
             resume="allow",
-            config={**config_dict(trainer.config), "versions": versions()},
+            config=_public({**config_dict(trainer.config), "versions": versions()}),
         )
         self._run.define_metric("*", step_metric="step")
 
@@ -93,3 +95,8 @@ def _side_by_side(links: list[str]) -> Image.Image:
         strip.paste(image, (left, 0))
         left += image.width + 2
     return strip
+
+
+def _public(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without the passwords that URLs of data may hold."""
+    return json.loads(without_secrets(json.dumps(config)))

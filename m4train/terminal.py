@@ -1,0 +1,17 @@
+"""What commands show in a terminal. Names out of data are shown as they are: brackets in them mean nothing here."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that takes `a[/b]` for a name and not for markup."""
+    return Console(stderr=stderr, markup=False)
+
+
+def progress(unit: str) -> Progress:
+    """Bars on stderr, counted in `unit`, one for each task; they vanish at the end."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    return Progress(*columns, TimeRemainingColumn(), console=console(stderr=True), transient=True)
