@@ -17,7 +17,7 @@ MODULES = sorted((ROOT / "m4train").rglob("*.py"))
 # What readers stumble over, and the plain word. "There is no" and "no longer" are fine.
 DIALECT = {
     r"\bbeside\b": "next to, alongside, in addition to",
-    r"(?<!here )(?<!here's )\b(is|are|was|were) no (?!longer\b|more\b|less\b)": "is not a, is not",
+    r"(?<!here )(?<!here's )\b(is|are|was|were) no (?!(longer|more|less|further|reason|need|one)\b)": "is not a, is not",
     r"\banew\b|\bafresh\b": "again, from the beginning",
     r"\bin place of\b": "instead of",
     r"\b(None|empty|none|\w*Error|BadSample) where\b": "if",
