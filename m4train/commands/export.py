@@ -80,7 +80,7 @@ def export_checkpoint(config: Config) -> Exported:
 
 
 def _base_name(config: Config, checkpoint: Checkpoint, folder: Path, target: Path, processor: Any) -> str:
-    """The model an adapter names as its base: model.pretrained if transformers can load it, else one that is written along.
+    """The model an adapter names as its base: model.pretrained if transformers can load it, else one that is written with it.
 
     A run made from scratch has no such model, and one that began with another run's checkpoint none in that form.
     """

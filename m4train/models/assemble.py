@@ -190,7 +190,7 @@ def _copy(model: MultimodalLM, name: str, tensor: Tensor, folder: str | Path) ->
 
 @torch.no_grad()
 def _copy_rows(parameter: Tensor, tensor: Tensor, generator: torch.Generator | None) -> None:
-    """The rows of `tensor`, and new ones behind them."""
+    """The rows of `tensor`, and new ones after them."""
     fill_normal(parameter, parameter.shape[1] ** -0.5, generator)
     parameter[: tensor.shape[0]].copy_(tensor)
 

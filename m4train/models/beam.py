@@ -26,7 +26,7 @@ class _Prompt:
 
 
 def beam_search(steps: DecodingSteps, input_ids: Tensor, settings: GenerationSettings, new: int, pad: int) -> Tensor:
-    """(B * num_return_sequences, T + longest) the best sequences of each prompt, best first, `pad` behind the short ones."""
+    """(B * num_return_sequences, T + longest) the best sequences of each prompt, best first, `pad` after the short ones."""
     search = _Search(input_ids, steps.mask.bool(), settings, new)
     scores = steps()
     rows = torch.arange(input_ids.shape[0], device=input_ids.device).repeat_interleave(settings.num_beams)

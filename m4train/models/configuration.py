@@ -33,7 +33,7 @@ _GENERIC_KEYS = frozenset(
 
 
 class _TakesAnyKey(type):
-    """Makes the keys of old releases new ones, and those that no field has `extra`, warned about if they have no meaning."""
+    """Renames the keys of old releases, and keeps those that no field has as `extra`, with a warning if they have no meaning."""
 
     def __call__(cls, **values: Any) -> Any:
         kind: Any = cls

@@ -25,7 +25,7 @@ class LMHead(nn.Linear):
     The ids beyond `vocab` have rows of their own (Idefics), so that the others can be frozen.
 
     The loss is computed inside the module so that a wrapper which gathers the weight around its forward (ZeRO-3, FSDP)
-    does so exactly once a forward pass.
+    does so exactly once per forward pass.
     """
 
     additional_fc: nn.Linear | None

@@ -1,4 +1,4 @@
-"""The files of a processor folder, in every layout that transformers has written."""
+"""The files of a processor folder, in every form that transformers has written."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def default_template(template: Any) -> str | None:
 
 
 def write_processor_files(folder: str | Path, files: ProcessorFiles) -> None:
-    """Writes the layout that transformers reads from 4.46 to 5.x: flat image settings, processor settings, template."""
+    """Writes the form that transformers reads from 4.46 to 5.x: flat image settings, processor settings, template."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "preprocessor_config.json", files.image_processor)

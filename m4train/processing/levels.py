@@ -3,8 +3,8 @@ training, processors, generation and previews.
 
 The range is the one given, else the one of the file (16 bits: 0 to 65535, or as many bits as a TIFF says). If neither
 is known, integers of which none exceeds 255 are levels; those stored in 16 or 32 bits of which none exceeds 65535 have 16
-bits; floating-point values in [0, 1] are fractions, others up to 255 are levels. What else there is has no range that could
-be told: it is refused.
+bits; floating-point values in [0, 1] are fractions, others up to 255 are levels. Anything else has no
+known range and is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SIXTEEN = (0, 65535)
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image has more than 8 bits a channel; in Pillow only grey ones do."""
+    """Whether an image has more than 8 bits per channel; in Pillow only grey ones do."""
     return image.mode.startswith("I") or image.mode == "F"
 
 

@@ -94,7 +94,7 @@ class Processor(Detail):
         tokenizer_folder: str | Path | None = None,
         **settings: Any,
     ) -> Self:
-        """Reads a folder of any layout, or a hub model; its tokenizer, if one is named, from another folder.
+        """Reads a folder of any form, or a hub model; its tokenizer, if one is named, from another folder.
 
         `settings` override those of this processor ("chat_template" among them), its image processor and its tokenizer;
         those given as None stay. Raises ConfigError if a file is missing or unreadable, or the hub out of reach, and
@@ -175,7 +175,7 @@ class Processor(Detail):
         return encode_messages(self.tokenizer, self._chat(), messages, self._framing())
 
     def encode_image(self, image: Image.Image, size: tuple[int, int] | None = None) -> EncodedImage:
-        """Frames and ids of one image, without the ids that open a run of images (see `opening`).
+        """Frames and ids of one image, without the ids that open neighbouring images (see `opening`).
 
         `size` is the (width, height) of its file if the image was decoded smaller, see `needed_size`.
         """

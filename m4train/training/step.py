@@ -30,7 +30,7 @@ class SkipCounter:
         self._longest = torch.maximum(self._longest, self._in_a_row)
 
     def read(self) -> tuple[int, int]:
-        """Skipped steps since the run began, and the longest run of them in a row; waits for the device."""
+        """Skipped steps since the run began, and the most of them in a row; waits for the device."""
         total, longest = torch.stack([self._total, self._longest]).tolist()
         return int(total), int(longest)
 

@@ -12,7 +12,7 @@ PARAMETER, BUFFER = "parameter/", "buffer/"
 
 
 def buffer_tensors(model: TrainableModel) -> dict[str, Tensor]:
-    """The live buffers a checkpoint holds, what 4-bit weights are scaled by among them."""
+    """The live buffers a checkpoint holds, including the scales of 4-bit weights."""
     buffers = {**persistent_buffers(model), **quantization_tensors(model)}
     return {f"{BUFFER}{name}": buffer for name, buffer in buffers.items()}
 

@@ -70,7 +70,7 @@ def departure(folder: Path, step: int) -> dict[str, Any]:
 
 
 def checkpoint_id(folder: Path) -> str | None:
-    """Names the content of a checkpoint, wherever it lies; None if there is none."""
+    """Names the content of a checkpoint, wherever it is stored; None if there is none."""
     path = folder / MANIFEST
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 

@@ -26,7 +26,7 @@ class FSDPEngine(DistributedEngine):
     """Stored in fp32 when it trains, gathered and computed in the run's precision, reduced in fp32.
 
     The optimizer works on each rank's own shards as plain tensors, so that any element-wise optimizer can be used; Muon,
-    which is none, is given the distributed tensors and puts its matrices together.
+    which is not element-wise, is given the distributed tensors and puts its matrices together.
     """
 
     sharded = True
