@@ -28,14 +28,16 @@ def test_cursors_are_logged_and_those_after_the_checkpoint_cut_off(tmp_path, mon
     path = tmp_path / "cursors.jsonl"
     run = lambda **changes: make_trainer(make_config(tmp_path, **changes), TinyModel())
     first = run(stop_after=5)
-    first.loader = (replace(step, state={"plan": "x", "step": n, "steps": n}) for n, step in enumerate(first.loader, 1))
+    empty = {"packs": 0, "streams": {}, "active": [], "shares": {}, "pool": [], "waiting": [], "closed": []}
+    state = lambda step: {"plan": "x", "step": step, "steps": step, **empty}
+    first.loader = (replace(step, state=state(n)) for n, step in enumerate(first.loader, 1))
     first.train()
     logged = [json.loads(line) for line in path.read_text().splitlines()]
-    assert logged == [{"plan": "x", "step": step, "steps": step} for step in (2, 4)]
+    assert logged == [state(2), state(4)]
     path.write_text(path.read_text() + json.dumps({"step": 6}) + '\n{"step": 8, "pl')
     again = run(stop_after=1)
     again.train()  # whose data has no plan
-    assert [json.loads(line) for line in path.read_text().splitlines()] == logged
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [*logged, state(5)]
 
 
 def test_no_step_appears_twice_after_a_kill(tmp_path):
