@@ -16,6 +16,7 @@ from m4train.data.documents.image_layout import Frames, image_layout
 from m4train.data.loading.loader import Loader, StepBatch, validation_steps
 from m4train.data.loading.quarantine import Quarantine
 from m4train.data.loading.stream_loader import StreamLoader
+from m4train.data.plan.left_out import check_left_out, left_out, left_out_lines
 from m4train.data.plan.plan import Plan
 from m4train.data.source import Source, build_sources
 from m4train.errors import ConfigError
@@ -245,7 +246,12 @@ def build_data(config: Config, processor: SampleProcessor, rank: int, world_size
     data, micro = config.data, config.trainer.micro_batch_size
     streamed = any(source.stream for source in data.sources.values())
     plan = None if streamed else build_plan(config, processor)
-    quarantine = Quarantine(Path(config.run_dir) / QUARANTINE, data.max_bad_fraction)
+    lost = [] if plan is None else [left_out(source, data) for source in plan.sources]
+    if rank == 0:
+        print(*left_out_lines(lost), sep="\n", end="\n" * any(each.long for each in lost), flush=True)
+    check_left_out(lost, data)
+    max_too_long = data.max_dropped_fraction if streamed else None
+    quarantine = Quarantine(Path(config.run_dir) / QUARANTINE, data.max_bad_fraction, max_too_long)
     layout = build_layout(config, processor)
     validation, held_out = build_validation(config, processor, layout, rank, world_size)
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro_batch_size": micro, "layout": layout}
@@ -261,6 +267,7 @@ def build_data(config: Config, processor: SampleProcessor, rank: int, world_size
         else:
             loader = Loader(plan, processor, data, **settings)
         for step in loader:
+            quarantine.used.update({name: counted["documents"] for name, counted in step.counts().items()})
             quarantine.add(step.bad, step.documents)
             yield step
 

@@ -34,15 +34,17 @@ def train(config: Config) -> int:
         heart.beat("checkpoint")
         resume = agreed_checkpoint(config, engine, bases=bases(config))
         if resume is None or resume.step < config.trainer.max_steps:
-            _trainer(config, engine, resume, heart).train()
+            data = _train(config, engine, resume, heart)
+            if engine.rank == 0:
+                print(*data.quarantine.lines(), sep="\n", end="\n" * bool(data.quarantine.counts), flush=True)
         elif engine.rank == 0:
             print(f"{config.run_dir} is trained already: {resume.folder.name} is its last step.")
     engine.shutdown()
     return 0
 
 
-def _trainer(config: Config, engine: Engine, resume: Checkpoint | None, heart: Heartbeat) -> Trainer:
-    """Data, model and what a run writes about itself, ready to train."""
+def _train(config: Config, engine: Engine, resume: Checkpoint | None, heart: Heartbeat) -> build.RunData:
+    """Trains on data and model made as the configuration says; returns the data, which knows what was left out."""
     heart.beat("data")
     if engine.rank == 0:
         build.prepare_data(config.data)
@@ -60,7 +62,7 @@ def _trainer(config: Config, engine: Engine, resume: Checkpoint | None, heart: H
         (run_dir / PARAMETERS).write_text(json.dumps(table, indent=1) + "\n")
         if config.trainer.eval_every and config.evaluation.shown:
             print(f"samples: {decoding_of(config, model, processor).line()}", flush=True)
-    return Trainer(
+    trainer = Trainer(
         config,
         model,
         data.steps(resume),
@@ -70,10 +72,13 @@ def _trainer(config: Config, engine: Engine, resume: Checkpoint | None, heart: H
         resume=resume,
         save_extra=lambda folder: describe_model(folder, model, processor),
         quarantined=lambda: data.quarantine.bad,
+        too_long=lambda: {name: data.quarantine.too_long(name) for name in config.data.sources},
         answers=lambda: sample_answers(data.validation, engine, model, processor, config, heart),
         heart=heart,
         bases=bases(config),  # again: by now data.prepare has made what it makes
     )
+    trainer.train()
+    return data
 
 
 def describe_model(folder: Path, model: Any, processor: Any) -> None:

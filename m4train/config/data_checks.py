@@ -31,6 +31,11 @@ def check_data(config: Config) -> None:
         f"data.mixture.temperature is {data.mixture.temperature}, but must be positive, or null to take weights as they are.",
     )
     one_of("data.long_documents", data.long_documents, ("split", "drop"))
+    one_of("data.long_conversations", data.long_conversations, ("drop", "truncate"))
+    require(
+        0 <= data.max_dropped_fraction <= 1,
+        f"data.max_dropped_fraction is {data.max_dropped_fraction}: give a share from 0 to 1.",
+    )
     require(
         0 <= data.max_bad_fraction <= 1, f"data.max_bad_fraction is {data.max_bad_fraction}: give a share from 0 to 1."
     )
@@ -100,6 +105,7 @@ def _check_streams(config: Config) -> None:
         "data.mixture.temperature": (data.mixture.temperature, None),
         "data.mixture.schedule": (dict(data.mixture.schedule), {}),
         "data.long_documents": (data.long_documents, "drop"),
+        "data.long_conversations": (data.long_conversations, "drop"),
         "data.epochs": (data.epochs, None),
         "trainer.batch_ramp.start": (config.trainer.batch_ramp.start, None),
     }

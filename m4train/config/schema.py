@@ -154,7 +154,11 @@ class DataConfig:
     sequence_length: int = 1024  # tokens of a pack at most
     images_per_pack: int = 64  # frames (tiles of images) of a pack at most
     packing_pool: int = 128  # documents among which packing chooses (up to twice as many); more: less padding
-    long_documents: str = "split"  # documents above the budget of a pack: split (between items) or drop
+    long_documents: str = (
+        "split"  # above the budget of a pack: split (between items, or in a text longer than it) or drop
+    )
+    long_conversations: str = "drop"  # above the budget of a pack: drop, or truncate (whole turns off the end)
+    max_dropped_fraction: float = 0.1  # stop before training if a source loses more of its samples for their length
     shuffle: bool = True  # random order, another one in each epoch; false: samples in stored order
     shuffle_window: int = 8  # row groups, or shards in an object store, mixed with each other; more: more memory
     epochs: int | None = None  # passes through each source before it ends; null: repeat for as long as the run lasts

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from m4train.config import DataConfig
 from m4train.data.plan.amplification import HIGH, ReadSimulation
 from m4train.data.plan.balance import assign, imbalance
+from m4train.data.plan.left_out import left_out
 from m4train.data.plan.mixture import source_size, weights_at
 from m4train.data.plan.packing import Unit
 from m4train.data.plan.plan import Plan, StepPlan
@@ -24,7 +26,7 @@ class SourceReport:
 
     `epoch_steps` is the step in which its last sample is drawn for the first time, `epoch_estimated` whether that is
     beyond the planned steps; `epochs` how often the planned run goes through it. `read_amplification` is given for what is
-    read in blocks: samples read for each one used.
+    read in blocks: samples read for each one used. `left_out` samples of all fit no pack, however they are cut.
     """
 
     name: str
@@ -41,6 +43,8 @@ class SourceReport:
     dropped: dict[str, int] = field(default_factory=dict)
     not_read: str = ""  # the fields of its records that are not read
     read_amplification: float | None = None
+    left_out: int = 0
+    left_out_share: float = 0.0
 
 
 @dataclass
@@ -76,6 +80,7 @@ class _Totals:
 
     def __init__(self, plan: Plan, ranks: int, micro_batch_size: int) -> None:
         self._plan, self._ranks, self._micro = plan, ranks, micro_batch_size
+        self.data = plan.data
         self.steps = self.packs = self.frames = self.documents = 0
         self.fullest = 0.0
         self.tokens: Counter[int] = Counter()  # by source, as are the others
@@ -96,7 +101,7 @@ class _Totals:
             self.documents += 1
             self.frames += unit.frames
             self.tokens[unit.source] += unit.tokens
-            self.images[unit.source] += unit_images(self._plan.sources[unit.source], unit)
+            self.images[unit.source] += unit_images(self._plan.sources[unit.source], unit, self._plan.data)
         for dropped in step.dropped:
             self.dropped[dropped.source][dropped.reason] += 1
         costs = [pack.cost(self._plan.data.cost) for pack in step.packs]
@@ -150,6 +155,7 @@ def plan_report(plan: Plan, max_steps: int, ranks: int, micro_batch_size: int) -
 
 def _source_report(source: Source, number: int, totals: _Totals, max_steps: int) -> SourceReport:
     name, steps = source.name, totals.steps
+    lost = left_out(source, totals.data)
     drawn = totals.drawn[name]
     used = {other: count - totals.dropped[n].total() for n, (other, count) in enumerate(totals.drawn.items())}
     return SourceReport(
@@ -167,6 +173,8 @@ def _source_report(source: Source, number: int, totals: _Totals, max_steps: int)
         dropped=dict(totals.dropped[number]),
         not_read=unread_line(source),
         read_amplification=totals.reading.amplification().get(name),
+        left_out=lost.lost,
+        left_out_share=lost.fraction,
     )
 
 
@@ -174,12 +182,12 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def unit_images(source: Source, unit: Unit) -> int:
+def unit_images(source: Source, unit: Unit, data: DataConfig) -> int:
     """Images of one planned segment."""
     where = source.locate(unit.sample)
     if unit.last < 0:
         return where.shard.image_count(where.number)
-    return int((where.pieces.frames[unit.first : unit.last] > 0).sum())
+    return int((where.layout(data).pieces.frames[unit.first : unit.last] > 0).sum())
 
 
 def plan_tables(report: PlanReport) -> list[Any]:
@@ -226,6 +234,7 @@ def _source_rows(source: SourceReport) -> dict[str, str]:
         "share of tokens": f"{source.tokens_share:.1%}",
         "share of images": f"{source.images_share:.1%}",
         "read for each used": f"{source.read_amplification:.1f}" if source.read_amplification else "1",
+        "left out as too long": f"{source.left_out:,} ({source.left_out_share:.1%})" if source.left_out else "none",
         "passed over": ", ".join(f"{count:,} {reason}" for reason, count in source.dropped.items()) or "none",
         "fields not read": source.not_read or "none",
     }

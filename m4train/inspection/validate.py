@@ -32,7 +32,8 @@ _PACKS, _STEPS = 16, 16  # what the expected fill is taken from
 @dataclass
 class SourceValidation:
     """One source. `problems` counts samples by what is wrong with them, or by why its options leave them out (see
-    CHOICES); the first bad ones are in `examples`. `over_long` samples do not fit a pack whole.
+    CHOICES); the first bad ones are in `examples`. `over_long` samples do not fit a pack whole, `left_out` ones of these are not
+    used at all.
 
     Histograms count samples by their tokens and frames (tiles), and images by their tokens, in classes named by the power of
     two they go up to.
@@ -43,6 +44,7 @@ class SourceValidation:
     samples: int = 0
     problems: Counter[str] = field(default_factory=Counter)
     over_long: int = 0
+    left_out: int = 0
     tokens: Counter[int] = field(default_factory=Counter)
     frames: Counter[int] = field(default_factory=Counter)
     image_tokens: Counter[int] = field(default_factory=Counter)
@@ -64,6 +66,7 @@ class SourceValidation:
         """Counts the samples of another part of the source."""
         self.samples += other.samples
         self.over_long += other.over_long
+        self.left_out += other.left_out
         for name in ("problems", "tokens", "frames", "image_tokens"):
             getattr(self, name).update(getattr(other, name))
         self.examples = (self.examples + other.examples)[:_EXAMPLES]
@@ -78,6 +81,8 @@ class SourceValidation:
             "count_mismatches": sum(self.problems[reason] for reason in _MISMATCHED),
             "without_label": self.problems["no_label"],
             "over_long": self.over_long,
+            "left_out": self.left_out,
+            "left_out_fraction": self.left_out / max(1, self.samples - self.bad),
             "problems": dict(self.problems),
             "tokens": sorted(map(list, self.tokens.items())),
             "frames": sorted(map(list, self.frames.items())),
@@ -147,7 +152,9 @@ class _Checker:
                     result.examples.append(where | {"reason": error.reason, "detail": error.detail})
                 continue
             tokens, frames = int(located.shard.lengths[located.number]), int(located.shard.frames[located.number])
-            result.over_long += tokens > data.sequence_length or frames > data.images_per_pack
+            if tokens > data.sequence_length or frames > data.images_per_pack:
+                result.over_long += 1
+                result.left_out += not located.layout(data).ranges
             result.tokens[class_end(tokens)] += 1
             result.frames[class_end(frames)] += 1
             result.image_tokens.update(class_end(n) for n in planned.tokens[planned.kinds == IMAGE_KIND].tolist())
@@ -216,6 +223,7 @@ def validation_tables(sources: list[SourceValidation]) -> list[Any]:
         "count mismatches": "count_mismatches",
         "no label": "without_label",
         "over-long": "over_long",
+        "left out as too long": "left_out",
     }
     for title, key in rows.items():
         counts.add_row(title, *(f"{report[key]:,}" for report in reports))

@@ -63,9 +63,10 @@ class Trainer:
     `loader` yields one object with `micro_batches` and `state` per optimizer step of this rank (see model_protocol.Step).
     `validation()` returns a fresh pass over held-out steps, equally many on every rank. `resume` is the checkpoint to
     continue from, whose plan state the loader was already given. `save_extra(folder)` adds files to every checkpoint.
-    `quarantined()` counts the samples this rank has dropped since the run began. `answers()`, which all ranks call, gives
-    rank 0 what the model answers to held-out questions. `heart` already watches what came before. `bases` names the content
-    of what the run starts from, for its checkpoints.
+    `quarantined()` counts the samples this rank has dropped since the run began, `too_long()` by source those that it left out
+    for their length and the documents that it used. `answers()`, which all ranks call, gives rank 0 what the model answers
+    to held-out questions. `heart` already watches what came before. `bases` names the content of what the run starts from,
+    for its checkpoints.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Trainer:
         resume: Checkpoint | None = None,
         save_extra: Callable[[Path], None] | None = None,
         quarantined: Callable[[], int] | None = None,
+        too_long: Callable[[], Mapping[str, tuple[int, int]]] | None = None,
         answers: Callable[[], list[dict[str, Any]]] | None = None,
         heart: Heartbeat | None = None,
         bases: Mapping[str, str] | None = None,
@@ -86,6 +88,7 @@ class Trainer:
         self.config, self.model, self.loader, self.engine = config, model, loader, engine
         self.callbacks, self.validation, self.resume = list(callbacks), validation, resume
         self.quarantined, self.answers = quarantined, answers
+        self.too_long = too_long or dict
         self.run_dir = Path(config.run_dir)
         self.step = resume.step if resume else 0
         self.saved_step = self.step  # before the first step there is nothing that a fresh start would not make again
@@ -294,12 +297,16 @@ class Trainer:
         """Metrics of a logged step: one reduction over ranks, and the only wait for the device between two of them."""
         elapsed = time.perf_counter() - window.started
         dropped = self.quarantined() if self.quarantined else 0
+        long: Mapping[str, tuple[int, int]] = self.too_long()
         vector = sums.vector()
-        mine = torch.tensor([window.tokens, window.waited / elapsed, dropped], dtype=vector.dtype, device=vector.device)
+        counts = [window.tokens, window.waited / elapsed, dropped, *(n for pair in long.values() for n in pair)]
+        mine = torch.tensor(counts, dtype=vector.dtype, device=vector.device)
         shared = torch.stack([update.total, *update.by_part]).to(vector)
         reduced: Tensor = self.engine.reduce(torch.cat([vector, mine]))
         values = torch.cat([reduced, shared]).tolist()
-        tokens, waited, dropped, total, *by_part = values[len(vector) :]
+        tokens, waited, dropped, *rest = values[len(vector) :]
+        lost, used = rest[: 2 * len(long) : 2], rest[1 : 2 * len(long) : 2]
+        total, *by_part = rest[2 * len(long) :]
         return {
             "step": self.step,
             **sums.read(values[: len(vector)]),
@@ -312,4 +319,5 @@ class Trainer:
             "memory_gib": memory_gib(self.engine.device),
             "skipped_steps": self._check_skips(),
             "quarantined": int(dropped),
+            **{f"too_long/{name}": n / max(1.0, n + of) for name, n, of in zip(long, lost, used, strict=True)},
         }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from m4train.data.documents.boundaries import Boundaries
 from m4train.data.documents.pieces import PIECE_KINDS, Pieces
 from m4train.data.documents.rendering import Renderer
 from m4train.data.index.outside import outside_arrays, outside_stamp
@@ -16,6 +18,7 @@ from m4train.data.sources.base import Member, ScannedSample, ShardFormat
 from m4train.data.storage.arrays import smallest
 from m4train.data.storage.files import FileReader, stamp
 from m4train.errors import BadSample, DataError
+from m4train.processing.pieces import Piece
 
 _MEMBER_TYPES = {"offsets": np.int64, "sizes": np.int64, "hashes": np.uint32}
 _MEMBER_TYPES |= dict.fromkeys(("widths", "heights", "parts"), np.int64)
@@ -100,7 +103,10 @@ class _Counts:
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
+        self._boundaries = Boundaries(renderer.processor)
         self._pieces: list[Pieces] = []
+        self._counted = 0  # pieces
+        self._places: list[tuple[int, int]] = []  # number of a piece, and a place where it may be cut
         self._bad: dict[str, tuple[str, str]] = {}
         self._samples = 0
 
@@ -112,11 +118,21 @@ class _Counts:
             sizes = [(member.width, member.height) for member in members if member.is_image]
             try:
                 sample = shard_format.sample(files, shard, members)
-                found = [self._renderer.prepare(sample, key, sizes, n).planned for n in range(self._renderer.variants)]
+                prepared = [self._renderer.prepare(sample, key, sizes, n) for n in range(self._renderer.variants)]
+                found = [each.planned for each in prepared]
+                self._add_places([each.pieces for each in prepared])
             except BadSample as error:
                 self._bad[str(self._samples)] = (error.reason, error.detail)
         self._samples += 1
         self._pieces += found
+        self._counted += sum(len(pieces.tokens) for pieces in found)
+
+    def _add_places(self, variants: Sequence[Sequence[Piece]]) -> None:
+        start = self._counted
+        for pieces in variants:
+            for number, places in sorted(self._boundaries.places(pieces).items()):
+                self._places += [(start + number, place) for place in places]
+            start += len(pieces)
 
     def stored(self, digest: str) -> Stored:
         pieces, shape = self._pieces, (self._samples, self._renderer.variants)
@@ -127,5 +143,8 @@ class _Counts:
         arrays["lengths"] = np.array([p.tokens.sum() for p in pieces], np.int64).reshape(shape)
         arrays["frames"] = np.array([p.frames.sum() for p in pieces], np.int64).reshape(shape)
         arrays["piece_ends"] = np.cumsum([len(p.tokens) for p in pieces], dtype=np.int64)
+        if self._places:
+            numbers, places = zip(*self._places)
+            arrays |= {"cut_pieces": np.array(numbers, np.int64), "cut_places": np.array(places, np.int64)}
         meta = {"version": VERSION, "fingerprint": self._renderer.fingerprint(), "digest": digest}
         return meta | {"kinds": PIECE_KINDS, "bad": self._bad}, smallest(arrays)

@@ -99,6 +99,18 @@ class ShardIndex:
         columns = (self._tokens[name][begin:end] for name in ("piece_tokens", "piece_kinds", "piece_frames"))
         return Pieces(*(column.astype(np.int32) for column in columns))
 
+    def places(self, sample: int, variant: int = 0) -> dict[int, list[int]]:
+        """Where the pieces of a sample may be cut, see Boundaries; nothing in an index that was made before they were kept."""
+        if "cut_pieces" not in self._tokens:
+            return {}
+        begin, end = _bounds(self._tokens["piece_ends"], sample * self.variants + variant)
+        pieces = self._tokens["cut_pieces"]
+        first, last = np.searchsorted(pieces, (begin, end)).tolist()
+        found: dict[int, list[int]] = {}
+        for piece, place in zip(pieces[first:last].tolist(), self._tokens["cut_places"][first:last].tolist()):
+            found.setdefault(piece - begin, []).append(place)
+        return found
+
 
 class SourceIndex:
     """The indexes of a source's shards as one sequence of samples."""
@@ -142,6 +154,16 @@ class SourceIndex:
         for shard in self.shards:
             counts.update(shard.meta.get("unread", {}))
         return dict(counts.most_common())
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) tokens of the first variant of every sample, 0 for a bad one."""
+        return np.concatenate([shard.lengths for shard in self.shards] or [np.zeros(0, np.int64)])
+
+    @property
+    def frames(self) -> np.ndarray:
+        """(N,) frames of the first variant of every sample."""
+        return np.concatenate([shard.frames for shard in self.shards] or [np.zeros(0, np.int64)])
 
     @property
     def bad_count(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 from m4train.batch import DocumentRecord, PackedBatch
 from m4train.config import DataConfig
@@ -96,8 +97,11 @@ class Collator:
         try:
             with self._clock("read"):
                 stored = where.stored()
-            prepared = builder.prepare(stored, where.key, where.variant)
-            return builder.finish(stored, prepared, record, draws, where.pieces, unit.first, unit.last)
+            prepared, planned = builder.prepare(stored, where.key, where.variant), where.pieces
+            if unit.last >= 0 and len(prepared.pieces) == len(planned.tokens):
+                layout = where.layout(self.data)
+                prepared, planned = replace(prepared, pieces=layout.cut(prepared.pieces)), layout.pieces
+            return builder.finish(stored, prepared, record, draws, planned, unit.first, unit.last)
         except StaleIndexError as error:
             raise StaleIndexError(f"Sample {name}: {error}.") from error
         except M4Error:
@@ -108,8 +112,8 @@ class Collator:
 
     def planned(self, unit: Unit) -> Pieces:
         """The pieces of a planned segment, from the index."""
-        pieces = self.locate(unit).pieces
-        return piece_range(pieces, unit.first, len(pieces.tokens) if unit.last < 0 else unit.last)
+        where = self.locate(unit)
+        return where.pieces if unit.last < 0 else piece_range(where.layout(self.data).pieces, unit.first, unit.last)
 
     def document_hash(self, unit: Unit, pack: int, outcome: bytes) -> int:
         """One document's part of `data_hash` (with its outcome) or of `plan_hash` (without)."""

@@ -34,17 +34,19 @@ class QuarantineEntry:
 
 
 class Quarantine:
-    """Writes entries to `path` and stops a run that loses more than `max_fraction` of its samples.
+    """Writes entries to `path` and stops a run that loses more than `max_fraction` of its samples, or more than `max_too_long`
+    of a source because they are too long; None if that is known from the index.
 
     A sample met again in a later epoch, or after a restart, is counted but not written twice. Lines are appended whole,
     so several ranks of one machine may share the file.
     """
 
-    def __init__(self, path: str | Path, max_fraction: float) -> None:
+    def __init__(self, path: str | Path, max_fraction: float, max_too_long: float | None = None) -> None:
         self.path = Path(path)
-        self.max_fraction = max_fraction
+        self.max_fraction, self.max_too_long = max_fraction, max_too_long
         self.counts: Counter[tuple[str, str]] = Counter()  # by source and reason
         self.documents = 0
+        self.used: Counter[str] = Counter()  # documents by source
         entries = keep_lines(self.path, needs=("source", "shard", "key"))
         self._written = {(entry["source"], entry["shard"], entry["key"]) for entry in entries}
 
@@ -52,6 +54,17 @@ class Quarantine:
     def bad(self) -> int:
         """Bad samples met so far, without those left out by choice."""
         return sum(count for (_, reason), count in self.counts.items() if reason not in CHOICES)
+
+    def too_long(self, source: str) -> tuple[int, int]:
+        """How many samples of a source were left out as too long so far, and how many documents of it were used."""
+        return self.counts[source, "too_long"], self.used[source]
+
+    def lines(self) -> list[str]:
+        """What is said at the end of a run: a line for each source and reason for which samples were not used."""
+        return [
+            f"left out: {source}: {count:,} {reason}, next to {self.used[source]:,} documents used"
+            for (source, reason), count in sorted(self.counts.items())
+        ]
 
     def add(self, entries: Iterable[QuarantineEntry], documents: int) -> None:
         """Records the entries of one step with its number of good documents. Raises DataError above the limit."""
@@ -67,6 +80,13 @@ class Quarantine:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a") as file:
                 file.write("".join(lines))
+        for source in self.used if self.max_too_long is not None else ():
+            count, used = self.too_long(source)
+            if count >= _FEWEST and count > (self.max_too_long or 0.0) * (count + used):
+                raise DataError(
+                    f"{count} of {count + used} samples of source {source!r} were left out as too long, more than "
+                    f"data.max_dropped_fraction={self.max_too_long}: raise data.sequence_length, data.images_per_pack or it."
+                )
         if self.bad >= _FEWEST and self.bad > self.max_fraction * (self.documents + self.bad):
             reasons = ", ".join(
                 f"{count} {reason} in {source}" for (source, reason), count in self.counts.most_common(5)

@@ -92,6 +92,7 @@ class Plan:
         data = self.data
         settings: list[Any] = [data.sequence_length, data.images_per_pack, data.packing_pool]
         settings += [data.long_documents, data.shuffle, data.shuffle_window, data.epochs, asdict(data.mixture)]
+        settings += ["truncate"] if data.long_conversations == "truncate" else []
         if self.batch_ramp.start is not None:
             settings.append(asdict(self.batch_ramp))
         sources = [

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from m4train.config import DataConfig
-from m4train.data.documents.pieces import Pieces
-from m4train.data.documents.splitting import document_ranges, is_document, piece_range, split_pieces
+from m4train.data.documents.splitting import piece_range
 from m4train.data.plan.packing import Unit
 from m4train.data.plan.permutation import Permutation, WindowOrder
 from m4train.data.source import Source
@@ -116,27 +115,18 @@ class SampleOrder:
         fits = tokens <= data.sequence_length and frames <= data.images_per_pack
         if fits and source.config.documents.end_marker is None:
             return [Unit(self._number, sample, epoch, 0, -1, tokens, frames)], images
+        layout = where.layout(data)
         units = []
-        pieces = where.pieces
-        for first, last in document_ranges(pieces):
-            ranges = self._ranges(pieces, first, last)
-            sizes = [(int(pieces.tokens[a:b].sum()), int(pieces.frames[a:b].sum())) for a, b in ranges]
-            units += [Unit(self._number, sample, epoch, *place, *size) for place, size in zip(ranges, sizes)]
-            if not ranges:
-                tokens, frames = int(pieces.tokens[first:last].sum()), int(pieces.frames[first:last].sum())
-                limits = f"data.sequence_length={data.sequence_length} and data.images_per_pack={data.images_per_pack}"
-                detail = f"{tokens} tokens and {frames} frames do not fit {limits}"
-                dropped.append(Dropped(self._number, sample, "too_long", detail))
+        for first, last in layout.ranges:
+            run = piece_range(layout.pieces, first, last)
+            size = int(run.tokens.sum()), int(run.frames.sum())
+            units.append(Unit(self._number, sample, epoch, first, last, *size))
+        for first, last in layout.lost:
+            run = piece_range(layout.pieces, first, last)
+            limits = f"data.sequence_length={data.sequence_length} and data.images_per_pack={data.images_per_pack}"
+            detail = f"{run.tokens.sum()} tokens and {run.frames.sum()} frames do not fit {limits}"
+            dropped.append(Dropped(self._number, sample, "too_long", detail))
         return units, images
-
-    def _ranges(self, pieces: Pieces, first: int, last: int) -> list[tuple[int, int]]:
-        """The ranges of pieces that a document, pieces `first` to `last`, is packed as; none if it cannot be."""
-        data, document = self._data, piece_range(pieces, first, last)
-        if document.tokens.sum() <= data.sequence_length and document.frames.sum() <= data.images_per_pack:
-            return [(first, last)]
-        if data.long_documents != "split" or not is_document(document):
-            return []
-        return [(first + a, first + b) for a, b in split_pieces(document, data.sequence_length, data.images_per_pack)]
 
     def state(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}

@@ -1,0 +1,85 @@
+"""Where a sample that is longer than a pack may be cut: in documents after paragraphs and sentences, in conversations after
+answers. Found in the token ids when a sample is indexed, and kept with its token counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from m4train.processing.pieces import Piece, TextPiece
+
+SENTENCE, PARAGRAPH = 0, 1  # a place is (ids before it) * 2 + one of these
+_SHORTEST = 64  # ids of a text that are worth cutting
+_NEWLINE, _STOP, _FULL_STOP, _SPACE, _CLOSES = 1, 2, 4, 8, 16
+_CLOSING = "\"'”’»)]*_"
+
+
+class Boundaries:
+    """Finds the places for one processor; remembers what it has learnt about each token id."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._marks = np.full(1 << 10, -1, np.int16)  # by id, -1: not yet looked at
+
+    def places(self, pieces: Sequence[Piece]) -> dict[int, list[int]]:
+        """By the number of a piece the places in it, in order; an answer's end is the one behind its last piece."""
+        found = {}
+        answers = {
+            piece.turn: number
+            for number, piece in enumerate(pieces)
+            if isinstance(piece, TextPiece) and piece.origin == "assistant"
+        }
+        if len(answers) > 1:
+            found = {number: [2 * len(_ids(pieces[number]))] for number in answers.values()}
+        for number, piece in enumerate(pieces):
+            if isinstance(piece, TextPiece) and piece.origin == "document" and len(piece.ids) >= _SHORTEST:
+                places = self._in_text(np.asarray(piece.ids))
+                if len(places):
+                    found[number] = places
+        return found
+
+    def _in_text(self, ids: np.ndarray) -> list[int]:
+        marks = self._of(ids)
+        stops = marks & (_STOP | _FULL_STOP)
+        for _ in range(2):  # brackets and quotation marks of their own behind it
+            stops[1:] |= np.where(marks[1:] & _CLOSES > 0, stops[:-1], 0)
+        now, following, stop = marks[:-1], marks[1:], stops[:-1]
+        paragraph = (now & _NEWLINE > 0) & (following & _NEWLINE == 0)
+        sentence = (stop & _STOP > 0) & (following & _SPACE > 0) | (stop & _FULL_STOP > 0) & (following & _CLOSES == 0)
+        sentence &= following & _NEWLINE == 0  # the paragraph ends behind the line break
+        ends = np.flatnonzero(paragraph | sentence)
+        return ((ends + 1) * 2 + paragraph[ends]).tolist()
+
+    def _of(self, ids: np.ndarray) -> np.ndarray:
+        most = int(ids.max())
+        if most >= len(self._marks):
+            grown = np.full(2 * most, -1, np.int16)
+            grown[: len(self._marks)] = self._marks
+            self._marks = grown
+        for unknown in np.unique(ids[self._marks[ids] < 0]).tolist():
+            self._marks[unknown] = _marks_of(self._text(unknown))
+        return self._marks[ids]
+
+    def _text(self, token: int) -> str:
+        """What a token adds to a text: some decoders leave out a space that a text begins with."""
+        try:
+            once = self._processor.decode([token])
+            return self._processor.decode([token, token])[len(once) :]
+        except UnicodeDecodeError:
+            return ""
+
+
+def _marks_of(text: str) -> int:
+    said = text.rstrip().rstrip(_CLOSING)
+    marks = _NEWLINE if "\n" in text else 0
+    marks |= _STOP if said.endswith((".", "!", "?", "…")) else 0
+    marks |= _FULL_STOP if said.endswith(("。", "！", "？")) else 0
+    marks |= _CLOSES if text and not said else 0
+    return marks | (_SPACE if text[:1].isspace() else 0)
+
+
+def _ids(piece: Piece) -> np.ndarray:
+    assert isinstance(piece, TextPiece)
+    return piece.ids
