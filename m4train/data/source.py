@@ -167,8 +167,8 @@ def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processo
     for name, config in sources.items():
         if not config.path:
             raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
-        shards = expand_shards(config.path)
         form = shard_format(config, f"data.sources.{name}")
+        shards = expand_shards(config.path)
         opened = open_index(shards, form, Renderer(processor, config, name), data.index_dir, data.auto_index_limit)
         form.keep(data.shuffle_window, data.packing_pool)
         source = Source(name, config, SourceIndex(opened), form, FileReader(cache))

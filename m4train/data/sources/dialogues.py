@@ -72,7 +72,6 @@ def question_answer_pairs(record: Record, name: str, gallery: Gallery) -> tuple[
                 raise BadSample("bad_json", f"a turn has no text for {role!r}")
             messages.append({"role": role, "content": gallery.parts(said, in_turns=False)})
         messages[-1] |= _weight(part)
-        part.get("source")
     return messages, found[0].get("source")
 
 

@@ -128,9 +128,6 @@ class Record:
         """Says of fields that this format knows them and does not need them."""
         self._left.update(names)
 
-    def leave_all(self) -> None:
-        self._left.update(self.content)
-
     def _unread(self) -> Iterator[tuple[str, str, Any]]:
         """Path, name and value of what holds something and was neither read nor left."""
         for name, value in self.content.items():
@@ -146,12 +143,10 @@ class Record:
             if self.reading.ignores(path, name):
                 continue
             known = name in KNOWN
-            medium = None if known and not blind else medium_in("" if known else name, value, blind)
+            medium = None if known and not blind else medium_in(name, value, blind, by_name=not known)
             if medium is not None:
-                what = medium if not known else f"{name!r}{medium[2:]}"
-                raise BadSample(
-                    "unread_media", f"field {_within(path, name)}{what}, which is not read: {_way_out(name)}"
-                )
+                where = "" if path == name else f"{path.removesuffix('.' + name)}: "
+                raise BadSample("unread_media", f"field {where}{medium}, which is not read: {_way_out(name)}")
             paths += [] if known else [path]
         parts = list(self._all())
         paths += [absent(name) for name in self.reading.fields.values() if not any(name in p.content for p in parts)]
@@ -161,10 +156,6 @@ class Record:
         yield self
         for part in self._parts:
             yield from part._all()
-
-
-def _within(path: str, name: str) -> str:
-    return "" if path == name else f"{path.removesuffix('.' + name)}: "
 
 
 def _way_out(name: str) -> str:

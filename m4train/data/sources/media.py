@@ -21,7 +21,7 @@ def words_of(name: str) -> list[str]:
 
 _STEMS = ("image", "picture", "photo", "video", "audio", "img", "screenshot", "thumbnail")
 _MEDIA_WORDS = words(
-    "media multimedia mediafile mediafiles mediapath mediaurl pic pics vid vids clip clips frame frames pixel "
+    "media multimedia mediafile mediafiles mediapath mediaurl pic pics vid vids frame frames pixel "
     "pixels sound sounds speech voice recording recordings wav mp mp3 mp4 jpg jpeg png webp gif tiff pdf"
 )
 # What a field says about a medium without holding it, as the last word of its name.
@@ -41,7 +41,7 @@ _FILE = re.compile(rf"[^\n]{{0,4000}}\.(?:{_EXTENSIONS})(?:[?#]\S*)?", re.IGNORE
 _DATA_URL = re.compile(r"data:(?:image|video|audio|application/(?:pdf|octet-stream))[/;]", re.IGNORECASE)
 _CODED = re.compile(r"[A-Za-z0-9+/\-_\s]+={0,2}\s*")
 _CODED_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "Qk0", "SUQz", "AAAAI", "T2dnUw", "JVBERi")
-_LONG_CODE = 256  # characters of unbroken letters and digits that are not text
+_LONG_CODE = 256  # characters of unbroken letters and digits that are no text
 
 
 def is_empty(value: Any) -> bool:
@@ -61,9 +61,10 @@ def speaks_of_media(name: str, blind: bool = False) -> bool:
     return blind or not (found[-1] in _PROPERTIES or found[0] in _COUNTS)
 
 
-def medium_in(name: str, value: Any, blind: bool = False) -> str | None:
-    """Where in the value of a field a medium seems to be, with what is there; None if none does."""
-    found = _found(name, value, blind, "")
+def medium_in(name: str, value: Any, blind: bool = False, by_name: bool = True) -> str | None:
+    """Where in the value of a field a medium seems to be, with what is there; None if none does. `by_name`: whether what
+    fields are called says something."""
+    found = _found(name, value, blind, by_name, "")
     return None if found is None else f"{found[0]!r} holds {found[1]}"
 
 
@@ -72,26 +73,33 @@ def looks_like_media(value: Any) -> bool:
     return _value(value) is not None
 
 
-def _found(name: str, value: Any, blind: bool, where: str) -> tuple[str, str] | None:
+def _found(name: str, value: Any, blind: bool, by_name: bool, where: str) -> tuple[str, str] | None:
     place = ".".join(part for part in (where, name) if part)
     if is_empty(value):
         return None
-    if speaks_of_media(name, blind) and (blind or not isinstance(value, (bool, int, float))):
+    number = isinstance(value, (bool, int, float))
+    if (
+        by_name
+        and speaks_of_media(name, blind)
+        and (not number or (blind and any(stem in name.lower() for stem in _STEMS)))
+    ):
         return place, _shown(value)
+    inside: Any = ()
     if isinstance(value, dict):
-        found = (_found(str(inner), part, blind, place) for inner, part in value.items())
-        return next((each for each in found if each is not None), None)
-    if isinstance(value, (list, tuple)):
-        found = (_found("", part, blind, place) for part in value)
-        return next((each for each in found if each is not None), None)
-    what = _value(value)
-    if what is None and isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-        return _found("", parsed, blind, place)
-    return None if what is None else (place, what)
+        inside = value.items()
+    elif isinstance(value, (list, tuple)):
+        inside = (("", part) for part in value)
+    else:
+        what = _value(value)
+        if what is not None:
+            return place, what
+        if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+            try:
+                inside = (("", json.loads(value)),)
+            except (ValueError, RecursionError):
+                return None
+    found = (_found(str(inner), part, blind, by_name, place) for inner, part in inside)
+    return next((each for each in found if each is not None), None)
 
 
 def _value(value: Any) -> str | None:

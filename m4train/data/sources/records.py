@@ -75,7 +75,7 @@ def _composed(content: Any, reading: Reading, stored: Sequence[str] | None, kept
     else:
         listed, names = (list(stored), ()) if stored is not None else listed_pictures(record)
         gallery = Gallery(listed, reading.placeholders, names)
-        source = record.get("source")
+        source = content.get(record.named("source"))  # one of the known fields, which may be left as well
         about = {"source": {"dataset": source} if source and isinstance(source, str) else {}}
         sample = sample_from_dict(about | _FORMS[form](record, gallery))
         pictures = gallery.pictures

@@ -213,7 +213,7 @@ class TarFormat:
         stored = [(ref.part, read(ref.suffix)) for ref in texts], [ref.part for ref in images]
         try:
             unread = self._unread_members([suffix for suffix in named if suffix not in met], blind=not images)
-            return texts, images, unread + self._unread_fields(f"{key}.{texts[0].suffix}", *stored)
+            return texts, images, unread + self._unread_fields(f"{key}.{texts[-1].suffix}", *stored)
         except BadSample:
             self.compose(*stored)  # what else is wrong is said first
             raise

@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,12 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m4train.config import ConversationOptions, DocumentOptions
+from m4train.config import ConversationOptions, DocumentOptions, SourceConfig
 from m4train.data.loading.collate import Collator
 from m4train.data.plan.plan import Plan
 from m4train.data.source import build_sources
 from m4train.inspection.preview import PackView, frame_uri, view_pack, write_page
-from tests.helpers.data import FakeProcessor, document, make_sources, write_shards, write_with_a_damaged_picture
+from tests.helpers.data import (
+    FakeProcessor,
+    data_config,
+    document,
+    make_sources,
+    write_shards,
+    write_with_a_damaged_picture,
+)
 
 
 @pytest.fixture
@@ -121,3 +129,29 @@ def test_the_page_says_which_variant_is_shown(tmp_path: Path) -> None:
         if segment.variants > 1:
             assert f"variant {segment.variant + 1} of 8" in page
     assert "of a longer sample" in page
+
+
+@pytest.mark.parametrize("form", ["canonical", "json"])
+def test_an_answer_that_should_not_be_learnt_is_masked(tmp_path: Path, form: str) -> None:
+    talk = [("user", "1?"), ("assistant", "First."), ("user", "2?"), ("assistant", "Second."), ("user", "3?")]
+    messages: list[dict] = [{"role": role, "content": text} for role, text in [*talk, ("assistant", "Third.")]]
+    messages[1]["weight"], messages[5]["weight"] = 0, 0.25
+    if form == "json":
+        (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
+        path = str(tmp_path / "a.jsonl")
+    else:
+        path = str(write_shards(tmp_path, [("k", {"messages": messages}, {})])[0])
+    talking = ConversationOptions(system_prompt="Be short.")
+    config = SourceConfig(path=path, format=form, conversations=talking, epochs=1)
+    data = data_config()
+    sources = build_sources({"s": config}, data, FakeProcessor())
+    collator = Collator(sources, FakeProcessor(), data, 0)
+    packs = next(Plan(sources, data, 0, 1).steps()).packs
+    [segment] = view_pack(collator, packs[0]).segments
+    assert [span.text for span in segment.spans if span.kind == "trained"] == ["Second.", "Third."]
+    assert "First." in "".join(span.text for span in segment.spans if span.kind == "masked")
+    batch, _ = collator.batch(packs, 1)
+    shown = collator.processor.decode(batch.targets.numpy())
+    assert shown == "Second.Third."
+    assert batch.target_weights.tolist() == [1.0] * (len("Second.") + 1) + [0.25] * (len("Third.") + 1)
+    assert batch.documents[0].loss_weight == 8 + 0.25 * 7

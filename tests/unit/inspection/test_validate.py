@@ -2,12 +2,15 @@ import io
 import json
 import os
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from m4train.commands import inspect as inspect_run
 from m4train.config import Config, DataConfig, DocumentOptions, SourceConfig
+from m4train.data.loading.collate import Collator
+from m4train.data.plan.plan import Plan
 from m4train.data.source import Source, build_sources
 from m4train.errors import ConfigError
 from m4train.inspection.validate import class_end, expected_fill, validate_source, validation_tables
@@ -134,3 +137,53 @@ def test_a_source_without_a_good_sample_is_reported_and_fails(tmp_path: Path, mo
     assert report["sources"]["pages"]["expected_fill"] == {"tokens": 0.0, "frames": 0.0}
     with pytest.raises(ConfigError, match=r"no usable sample of 3 \(the first: "):
         build_sources(data.sources, data, PROCESSOR)
+
+
+TALK = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "Red."}]
+RECORDS: list[dict] = [
+    {"messages": TALK},
+    {"messages": TALK, "photo": "a.jpg"},
+    {"messages": [TALK[0], {"role": "assistant", "content": " "}]},
+    {"messages": [{"role": "user", "content": "<ImageHere>"}, TALK[1]]},
+    {"messages": [TALK[0], TALK[1] | {"weight": 0}]},
+    {"prompt": "Q", "completion": "A", "label": False},
+    {"messages": TALK, "images": [None]},
+    {"messages": TALK, "score": 1, "topic": "t"},
+    {"messages": TALK, "score": 0},
+    {"messages": TALK, "image": "https://a.org/b.png"},
+    {"topic": "t"},
+]
+
+
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_validate_and_a_run_agree_on_every_count(tmp_path: Path, form: str) -> None:
+    records = RECORDS if form == "json" else [row for row in RECORDS if "prompt" not in row and "images" not in row]
+    records = [record | {"score": record.get("score", 1)} for record in records]
+    if form == "json":
+        path = tmp_path / "a.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        path = tmp_path / "a.parquet"
+        names = sorted({name for record in records for name in record})
+        rows = [{name: record.get(name) for name in names} for record in records]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    config = SourceConfig(path=str(path), format=form, where="score > 0", epochs=1)
+    data = data_config()
+    [source] = build_sources({"s": config}, data, PROCESSOR)
+    found = validate_source(source, data, PROCESSOR, workers=1)
+    lost: Counter[str] = Counter()
+    collator = Collator([source], PROCESSOR, data, 0)
+    good = 0
+    for step in Plan([source], data, 0, 1).steps():
+        lost.update(dropped.reason for dropped in step.dropped)
+        batch, bad = collator.batch(step.packs, step.step)
+        lost.update(entry.reason for entry in bad)
+        good += len(batch.documents)
+    assert dict(lost) == dict(found.problems)
+    assert good + lost.total() == len(records) == found.samples
+    expected = {"unread_media", "empty_answer", "stray_placeholder", "no_label", "skipped", "remote_image", "bad_json"}
+    assert set(lost) == expected | ({"not_preferred", "missing_image"} if form == "json" else set())
+    assert found.not_read == f"topic (1 of {len(records)})"

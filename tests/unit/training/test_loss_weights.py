@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -74,3 +76,19 @@ def test_a_ramp_goes_on_where_it_stopped(pieces, tmp_path):
     expected = [sum(make_pack(n)[0].tokens for n in numbers) for numbers in (range(2), range(2, 4), range(4, 6))]
     assert [line["tokens"] for line in whole[:3]] == expected
     assert whole[4]["tokens"] == sum(make_pack(n)[0].tokens for n in range(8, 13))
+
+
+@pytest.mark.parametrize("sources", [{"web": 1.0, "chat": 1.0}, {"web": 0.5, "chat": 3.0}])
+def test_weights_of_answers_count_in_the_objective(tmp_path, sources):
+    """Half of the targets of one pack at a quarter, the others as they are."""
+    given = torch.ones(PACKS[1].loss_tokens)
+    given[::2] = 0.25
+    record = replace(PACKS[1].documents[0], loss_weight=float(given.sum()))
+    half = replace(PACKS[1], target_weights=given, documents=(record, *PACKS[1].documents[1:]))
+    got = _gradients(LossWeights(sources), [PACKS[0], half], tmp_path)
+    model = TinyModel()
+    of = [sources[p.documents[0].source] for p in (PACKS[0], half)]
+    summed = of[0] * model(PACKS[0]).loss + of[1] * model(half).loss
+    (summed / (of[0] * PACKS[0].loss_tokens + of[1] * given.sum())).backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,356 @@
+"""No field of a record goes unread without a word, and none that holds a picture, a video or a sound at all."""
+
+import base64
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from m4train.config import SourceConfig
+from m4train.data.source import build_sources, open_sources, source_stats
+from m4train.data.sources.fields import Reading
+from m4train.data.sources.media import speaks_of_media
+from m4train.data.sources.records import compose
+from m4train.errors import BadSample, ConfigError
+from tests.helpers.data import FakeProcessor, data_config, png
+
+RED = png(Image.new("RGB", (20, 10), "red"))
+TALK = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "Red."}]
+NAMES = [
+    "photo",
+    "picture",
+    "img",
+    "imgs",
+    "image_path",
+    "image_file",
+    "image_url",
+    "pic",
+    "media",
+    "videos",
+    "video",
+    "audios",
+]
+NAMES += [
+    "imageFile",
+    "frames",
+    "screenshot",
+    "thumbnailUrl",
+    "pixel_values",
+    "audio_path",
+    "images_list",
+    "photos",
+    "IMAGE",
+]
+VALUES = [
+    "a.jpg",
+    "https://x.org/a.PNG?size=3",
+    "s3://b/k/v.mp4",
+    "data:image/png;base64,AAAA",
+    base64.b64encode(RED).decode(),
+]
+VALUES += [
+    b"\x89PNG",
+    RED,
+    {"bytes": RED, "path": None},
+    ["x/y.webp"],
+    [{"u": "clip.wav"}],
+    json.dumps({"file": "a.tiff"}),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("where", ["record", "turn", "item", "nested"])
+def test_a_field_whose_name_speaks_of_media_makes_the_sample_bad(name: str, where: str) -> None:
+    _check_unread(name, "somewhere/42", where)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
+@pytest.mark.parametrize("where", ["record", "turn", "item", "nested"])
+def test_a_field_whose_value_is_a_medium_makes_the_sample_bad(value: Any, where: str) -> None:
+    _check_unread("extra", value, where)
+
+
+def _check_unread(name: str, value: Any, where: str) -> None:
+    record = _with(name, value, where)
+    with pytest.raises(BadSample) as error:
+        compose(record, Reading()).unread()
+    assert error.value.reason == "unread_media"
+    assert (name if where != "nested" else "extras") in error.value.detail
+    ignored = name if where != "nested" else "extras"
+    for pattern in (ignored, f"*{ignored[1:]}"):
+        assert compose(record, Reading.of(SourceConfig(ignore_fields=[pattern]))).unread() == ()
+
+
+def _with(name: str, value: Any, where: str) -> dict:
+    item = {"type": "text", "text": "Which?"}
+    turn = {"role": "user", "content": [item]}
+    record = {"messages": [turn, TALK[1]], "image": "a.png"}
+    place = {"record": record, "turn": turn, "item": item, "nested": record.setdefault("extras", {})}[where]
+    place[name] = value
+    if where != "nested":
+        del record["extras"]
+    return record
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("image_id", 7), ("image_width", 640), ("num_images", 1), ("image_size", [640, 480]), ("image_caption", "A cat.")]
+    + [
+        ("image_correspondence_ratings", [5]),
+        ("has_image", True),
+        ("topic", "photo"),
+        ("median", 3),
+        ("note", "see photo.jpg there"),
+    ],
+)
+def test_what_is_said_about_a_picture_is_counted_and_not_a_picture(name: str, value: Any) -> None:
+    assert compose({"messages": TALK, "image": "a.png", name: value}, Reading()).unread() == (name,)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("image_id", 7), ("has_image", True), ("id", "train/1.jpg"), ("source", "a/b.png")]
+)
+def test_without_a_picture_its_number_or_name_may_be_all_there_is_of_it(name: str, value: Any) -> None:
+    assert compose({"messages": TALK, "image": "a.png", name: value}, Reading()).unread() in ((), (name,))
+    with pytest.raises(BadSample, match=name):
+        compose({"messages": TALK, name: value}, Reading()).unread()
+
+
+def test_scores_and_where_a_sample_comes_from_are_known() -> None:
+    record = {
+        "messages": TALK,
+        "id": 3,
+        "source": "v",
+        "score": 0.3,
+        "scores": {"clip": 0.2, "image": 0.1},
+        "topic": "",
+    }
+    assert compose(record, Reading()).unread() == ()
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.text("abc é.", max_size=8)
+    | st.sampled_from(VALUES[:5] + ["x.gif", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["k", "photo", "n"]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+extra_names = st.sampled_from(NAMES[:8] + ["topic", "k1", "k2", "Note", "meta", "flag"])
+extras = st.dictionaries(extra_names, json_values, max_size=3)
+
+
+def _media(value: Any) -> bool:
+    """Whether a value made by the strategies holds a medium."""
+    if isinstance(value, dict):
+        return any(_media(part) for part in value.values())
+    if isinstance(value, list):
+        return any(map(_media, value))
+    return value in VALUES[:5] or value == "x.gif"
+
+
+def _something(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_something, value.values()))
+    if isinstance(value, list):
+        return any(map(_something, value))
+    return value is not None and value is not False and (not isinstance(value, str) or bool(value.strip()))
+
+
+@settings(max_examples=200, deadline=None)
+@given(record=extras, turn=extras, item=extras)
+def test_nothing_disappears(record: dict, turn: dict, item: dict) -> None:
+    """Every field that holds something is read, counted, or the reason why the sample is bad; every medium is the last."""
+    for extra in (record, turn, item):
+        extra.pop("image_url", None)  # read of an item
+    content = [{"type": "text", "text": "Which?"} | item]
+    made = {"messages": [{"role": "user", "content": content} | turn, TALK[1]], "image": "a.png"} | record
+    added = dict(record)
+    added |= {f"messages[].{name}": value for name, value in turn.items()}
+    added |= {f"messages[].content[].{name}": value for name, value in item.items()}
+    reason, unread = "", set()
+    try:
+        unread = set(compose(made, Reading()).unread())
+    except BadSample as error:
+        reason = error.reason
+    if reason:
+        assert reason == "unread_media"
+        return
+    assert unread == {path for path, value in added.items() if _something(value)}
+    assert not any(_media(value) for value in added.values())
+    assert not any(
+        _something(v) and speaks_of_media(path.rpartition(".")[2]) and not isinstance(v, (int, bool))
+        for path, v in added.items()
+    )
+
+
+def _tar(path: Path, members: dict[str, Any]) -> str:
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            data = (
+                content
+                if isinstance(content, bytes)
+                else content.encode()
+                if isinstance(content, str)
+                else json.dumps(content).encode()
+            )
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def _source(path: str, form: str, **options: Any) -> Any:
+    [built] = build_sources({"s": SourceConfig(path=path, format=form, **options)}, data_config(), FakeProcessor())
+    return built
+
+
+def _reasons(built: Any) -> dict[str, str]:
+    return {shard.key(number): why[0] for shard in built.index.shards for number, why in shard.bad.items()}
+
+
+DOCUMENT = {"images": ["a.jpg", None], "texts": [None, "x"]}
+PLAIN = {"images": [None], "texts": ["x"]}
+LAYOUTS: dict[str, dict[str, dict[str, Any]]] = {  # members of a good sample, by the key of its JSON
+    "canonical": {"json": {"items": [{"text": "x"}, {"image": "0.png"}]}, "0.png": RED},
+    "energon": {"json": DOCUMENT, "a.jpg": RED},
+    "mint1t": {"json": PLAIN},
+    "mmc4": {"json": {"text_list": ["x"], "image_info": []}},
+    "llava_onevision": {"json": {"texts": TALK}, "jpg": RED},
+    "pairs": {"json": {"url": "http://a/0.jpg"}, "jpg": RED, "txt": "x"},
+}
+
+
+@pytest.mark.parametrize("form", LAYOUTS)
+def test_fields_of_tar_layouts(tmp_path: Path, form: str) -> None:
+    good = LAYOUTS[form]
+    members = {}
+    for key, extra in (
+        ("k", {}),
+        ("l", {"topic": "t"}),
+        ("m", {"photo": "p"}),
+        ("n", {"topic": "t", "more": {"file": "v.mp4"}}),
+    ):
+        members |= {f"{key}.json": good["json"] | extra} | {
+            f"{key}.{name}": data for name, data in good.items() if name != "json"
+        }
+    path = _tar(tmp_path / "a.tar", members)
+    built = _source(path, form)
+    assert _reasons(built) == {"m": "unread_media", "n": "unread_media"}
+    assert built.index.unread == {"topic": 1}
+    assert "m.json" in built.index.shards[0].bad[2][1]
+    again = _source(path, form, ignore_fields=["photo", "more"])
+    assert _reasons(again) == {}
+    assert again.index.unread == {"topic": 2}
+    assert again.index.digest() != built.index.digest()
+
+
+@pytest.mark.parametrize("form", [*LAYOUTS, "m4_documents", "m4_conversations"])
+def test_members_of_tar_layouts(tmp_path: Path, form: str) -> None:
+    numbered = {"0.text.txt": "x"} if form == "m4_documents" else {"0.text.txt": [{"user": "q", "assistant": "a"}]}
+    good = LAYOUTS.get(form, numbered)
+    # In pairs and LLaVA-OneVision a further picture is a picture that no text names.
+    extra = {"k": {}, "l": {"cls": "3"}, "m": {"seg.mp4": b"v"}, "n": {"depth.npy": b"n"}}
+    members = {f"{key}.{name}": data for key, more in extra.items() for name, data in (good | more).items()}
+    path = _tar(tmp_path / "a.tar", members)
+    built = _source(path, form)
+    assert _reasons(built) == {"m": "unread_media"}
+    assert built.index.unread == {"member cls": 1, "member npy": 1}
+    assert _reasons(_source(path, form, ignore_fields=["*.mp4"])) == {}
+
+
+def test_a_picture_that_no_text_names_makes_a_canonical_sample_bad(tmp_path: Path) -> None:
+    members = {"k.json": {"items": [{"text": "x"}]}, "k.0.png": RED, "l.json": {"items": [{"text": "x"}]}}
+    built = _source(_tar(tmp_path / "a.tar", members), "canonical")
+    assert _reasons(built) == {"k": "unread_media"}
+
+
+ROWS = [
+    {"messages": TALK, "topic": "t"},
+    {"messages": TALK, "topic": "t", "photo": "a/1"},
+    {"messages": TALK, "topic": ""},
+]
+
+
+def _written(tmp_path: Path, form: str, rows: list[dict]) -> str:
+    if form == "json":
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / "a.jsonl")
+    import pyarrow
+    import pyarrow.parquet
+
+    names = {name for row in rows for name in row}
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{name: row.get(name) for name in sorted(names)} for row in rows]),
+        tmp_path / "a.parquet",
+    )
+    return str(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_what_is_not_read_is_listed_once_per_source(
+    tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _written(tmp_path, form, ROWS)
+    built = _source(path, form)
+    assert _reasons(built) == {"1": "unread_media"}
+    assert source_stats(built)["not_read"] == {"topic": 1}
+    assert "fields not read: topic (1 of 3)" in caplog.text
+    assert "'photo' holds 'a/1'" in built.index.shards[0].bad[1][1]
+
+
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_options_renew_the_index_and_nothing_else_does(tmp_path: Path, form: str) -> None:
+    path = _written(tmp_path, form, ROWS)
+    written = lambda: Path(f"{path}.index").stat().st_mtime_ns
+    _source(path, form)
+    first = written()
+    _source(path, form)
+    assert written() == first
+    named = _source(path, form, ignore_fields=["photo"])
+    assert written() != first
+    assert _reasons(named) == {}
+    assert _reasons(_source(path, form, where="topic == 't'", ignore_fields=["photo"])) == {"2": "skipped"}
+
+
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_a_field_that_no_record_has_is_refused(tmp_path: Path, form: str) -> None:
+    path = _written(tmp_path, form, [{"messages": TALK}] * 2)
+    with pytest.raises(ConfigError, match=r"sources\.s\.fields\.image is 'photo'"):
+        _source(path, form, fields={"image": "photo"})
+
+
+@pytest.mark.parametrize("form", ["canonical", "m4_documents", "mmc4"])
+def test_an_option_that_means_nothing_for_a_format_is_refused(tmp_path: Path, form: str) -> None:
+    config = SourceConfig(path=str(tmp_path), format=form, placeholder="<pic>")
+    with pytest.raises(ConfigError, match="placeholder"):
+        open_sources({"s": config}, data_config(), FakeProcessor())
+
+
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_pictures_of_rows_in_every_way(tmp_path: Path, form: str) -> None:
+    (tmp_path / "a.png").write_bytes(RED)
+    coded = base64.b64encode(RED).decode()
+    rows: list[dict] = [
+        {"image": "a.png"},
+        {"image": "data:image/png;base64," + coded},
+        {"image": coded},
+        {"image": None},
+        {"image": ""},
+    ]
+    rows = [{"question": "Which?", "answer": "Red.", **row} for row in rows]
+    if form == "parquet":
+        rows += [{"question": "Which?", "answer": "Red.", "image": ""}]
+    built = _source(_written(tmp_path, form, rows), form)
+    assert not _reasons(built)
+    assert [len(built.images(number)) for number in range(5)] == [1, 1, 1, 0, 0]
+    assert all(image.getpixel((0, 0)) == (255, 0, 0) for n in range(3) for image in built.images(n).values())
