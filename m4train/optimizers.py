@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 _WHOLE = ("single", "ddp")
-_EVERY = (*_WHOLE, "fsdp2", "zero1", "zero2", "zero3")
 
 
 class OptimizerKind(NamedTuple):
@@ -14,7 +13,7 @@ class OptimizerKind(NamedTuple):
     make: str  # "module:function", called with the parameter groups and OptimizerConfig
     state: str = "fp32"  # how its state is stored, for the table of parts
     package: str = ""  # what has to be installed for it
-    engines: tuple[str, ...] = _EVERY  # the engines that it works with
+    engines: tuple[str, ...] | None = None  # the engines that it works with; None: all
     why_not: str = ""  # the reason why it does not work with the others
     whole_matrices: bool = (
         False  # matrices of hidden layers are groups of their own and whole when updated; has momentum

@@ -23,7 +23,7 @@ def why_not(engine: str, optimizer: str, adapter: str) -> str | None:
     No adapter changes what an engine can do to an optimizer; 4-bit weights (qlora) are frozen and stay whole under fsdp2.
     """
     kind = OPTIMIZERS[optimizer]
-    if engine in kind.engines:
+    if kind.engines is None or engine in kind.engines:
         return None
     *others, last = (f"engine={name}" if not n else name for n, name in enumerate(kind.engines))
     return (
@@ -34,7 +34,7 @@ def why_not(engine: str, optimizer: str, adapter: str) -> str | None:
 
 def _check_engine(config: Config) -> None:
     engine = config.engine
-    one_of("engine.name", engine.name, ENGINES)
+    one_of("engine.name", engine.name, tuple(ENGINES))
     zero = engine.name.startswith("zero")
     require(
         not engine.offload or zero or engine.name == "fsdp2",

@@ -10,7 +10,13 @@ from typing import Any
 
 from m4train.optimizers import OPTIMIZERS as OPTIMIZERS
 
-ENGINES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
+# The engines by name, each with the class ("module:class") that is made of a Config. One of its own is added here.
+ENGINES = {
+    "single": "m4train.training.engines.single:SingleEngine",
+    "ddp": "m4train.training.engines.ddp:DDPEngine",
+    "fsdp2": "m4train.training.engines.fsdp:FSDPEngine",
+    **dict.fromkeys(("zero1", "zero2", "zero3"), "m4train.training.engines.deepspeed:DeepSpeedEngine"),
+}
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 LOSSES = ("auto", "chunked", "torch", "liger")
 ADAPTERS = ("none", "lora", "dora", "qlora")

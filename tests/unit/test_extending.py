@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import ast
+import importlib
+import re
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,76 +17,60 @@ import torch
 
 from m4train import build, families, optimizers
 from m4train.cli import main
-from m4train.config import SourceConfig, compose
+from m4train.config import ENGINES, SourceConfig, compose
 from m4train.config.compose import load_config, resource_folder
 from m4train.contracts import require_members
 from m4train.data.sources.registry import FORMATS
-from m4train.data.sources.tar import CanonicalTar
 from m4train.errors import ConfigError
 from m4train.evaluation.metrics import load_metric
 from m4train.models.auto import AutoModelForImageTextToText
 from m4train.processing.auto import AutoProcessor
 from m4train.processing.protocol import SampleProcessor
-from m4train.training.callbacks.base import Callback
+from m4train.training.engines import make_engine
 from m4train.training.model_protocol import TrainableModel
 from tests.helpers.training import make_config, make_trainer, read_metrics
 
-MODULE = """
-from dataclasses import dataclass
-from typing import ClassVar
-
-from m4train.models.idefics3 import Idefics3ForConditionalGeneration, Idefics3Model
-from m4train.models.model_configs import Idefics3Config
-from m4train.processing.idefics3 import Idefics3Processor
-from m4train.processing.idefics3_images import Idefics3ImageProcessor
+PAGE = Path(__file__).parents[2] / "docs/extending.md"
 
 
-@dataclass(kw_only=True)
-class ToyConfig(Idefics3Config):
-    model_type: ClassVar[str] = "toy"
-    loudness: float = 1.0
-
-
-class ToyModel(Idefics3Model):
-    config_class = ToyConfig
-
-
-class ToyForSpeech(Idefics3ForConditionalGeneration):
-    config_class = ToyConfig
-    model_class = ToyModel
-
-    def forward(self, *args, **options):
-        output = super().forward(*args, **options)
-        if getattr(output, "logits", None) is not None:
-            output.logits = output.logits * self.config.loudness
-        return output
-
-
-class ToyImageProcessor(Idefics3ImageProcessor):
-    pass
-
-
-class ToyProcessor(Idefics3Processor):
-    image_processor_class = ToyImageProcessor
-"""
+def block(title: str) -> str:
+    """The code that the page shows under the name of a file."""
+    (code,) = re.findall(rf'^```\w+ title="{re.escape(title)}"\n(.*?)^```$', PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return code
 
 
 @pytest.fixture
-def toy(tmp_path, monkeypatch):
-    """A family of its own: a module, a row, and a YAML in a copy of conf/."""
-    (tmp_path / "toy_family.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    row = families.Family("toy", "Toy", "ForSpeech", *["toy_family"] * 3, "frames", "toy_family")
-    monkeypatch.setitem(families.FAMILIES, "toy", row)
-    conf = tmp_path / "conf"
-    shutil.copytree(resource_folder("conf"), conf)
-    tiny = (conf / "model" / "tiny_idefics3.yaml").read_text()
-    (conf / "model" / "tiny_toy.yaml").write_text(
-        tiny.replace("family: idefics3", "family: toy").replace("architecture:", "architecture:\n  loudness: 2.0")
-    )
+def written(tmp_path: Path, monkeypatch: Any) -> Iterator[Callable[[str], Path]]:
+    """Writes a file of the page where it belongs, in a copy of conf/ or as a module of its package in a folder of its own."""
+    shutil.copytree(resource_folder("conf"), tmp_path / "conf")
     monkeypatch.setattr(compose, "resource_folder", lambda name: tmp_path / name)
-    yield tmp_path
-    sys.modules.pop("toy_family", None)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+
+    def write(title: str) -> Path:
+        path = tmp_path / title
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block(title))
+        package = ".".join(Path(title).parts[:-1])
+        if path.suffix == ".py" and package:
+            place = [*importlib.import_module(package).__path__, str(path.parent)]
+            monkeypatch.setattr(importlib.import_module(package), "__path__", list(dict.fromkeys(place)))
+        return path
+
+    yield write
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def toy(written: Callable[[str], Path], tmp_path: Path, monkeypatch: Any) -> Path:
+    """A family of its own: two modules, a row, and a YAML."""
+    for title in ("m4train/models/toy.py", "m4train/processing/toy.py", "conf/model/tiny_toy.yaml"):
+        written(title)
+    row = eval(block("m4train/families.py"), vars(families))
+    monkeypatch.setitem(families.FAMILIES, row.model_type, row)
+    return tmp_path
 
 
 def test_a_family_is_a_module_a_row_and_a_yaml(toy: Path, digits_root: Path, capsys: Any) -> None:
@@ -105,7 +93,7 @@ def test_a_family_is_a_module_a_row_and_a_yaml(toy: Path, digits_root: Path, cap
     assert main(["export", f"run_dir={run}"]) == 0, capsys.readouterr().err
     model: Any = AutoModelForImageTextToText.from_pretrained(run / "export")
     processor = AutoProcessor.from_pretrained(run / "export")
-    assert type(model).__name__ == "ToyForSpeech"
+    assert type(model).__name__ == "ToyForConditionalGeneration"
     assert type(processor).__name__ == "ToyProcessor"
     assert model.config.loudness == 2.0
     config = load_config(
@@ -118,7 +106,7 @@ def test_a_family_is_a_module_a_row_and_a_yaml(toy: Path, digits_root: Path, cap
     import m4train
 
     assert m4train.ToyProcessor is type(processor)
-    assert "ToyForSpeech" in dir(m4train)
+    assert "ToyForConditionalGeneration" in dir(m4train)
 
 
 def test_a_model_or_processor_that_lacks_something_is_refused_by_name() -> None:
@@ -128,13 +116,12 @@ def test_a_model_or_processor_that_lacks_something_is_refused_by_name() -> None:
         require_members(object(), SampleProcessor, "The processor")
 
 
-def plain_sgd(groups: list[dict], config: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
-
-
-def test_an_optimizer_is_a_row_and_a_function(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setitem(optimizers.OPTIMIZERS, "sgd", optimizers.OptimizerKind(f"{__name__}:plain_sgd"))
+def test_an_optimizer_is_a_row_and_a_function(written: Callable[[str], Path], tmp_path: Path, monkeypatch: Any) -> None:
+    written("m4train/training/sgd.py")
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "sgd", eval(block("m4train/optimizers.py"), vars(optimizers)))
     assert load_config(["experiment=digits_pretrain", "optimizer.name=sgd"]).optimizer.name == "sgd"
+    with pytest.raises(ConfigError, match="DeepSpeed has not been tried with it; choose engine=single, ddp or fsdp2"):
+        load_config(["experiment=digits_pretrain", "optimizer.name=sgd", "engine=zero2"])
     for stop in (6, 12):
         config = make_config(tmp_path, max_steps=12, stop_after=6)
         config.optimizer.name, config.optimizer.lr = "sgd", 0.1
@@ -145,66 +132,78 @@ def test_an_optimizer_is_a_row_and_a_function(tmp_path: Path, monkeypatch: Any) 
     assert losses[-1] < losses[0]
 
 
-def test_a_format_is_a_class_and_a_line(tmp_path: Path, monkeypatch: Any) -> None:
-    from tests.helpers.data import data_config, documents, write_shards
+def test_an_engine_is_a_class_and_a_row(written: Callable[[str], Path], tmp_path: Path, monkeypatch: Any) -> None:
+    written("m4train/training/engines/cpu.py")
+    for name, place in ast.literal_eval(block("m4train/config/schema.py")).items():
+        monkeypatch.setitem(ENGINES, name, place)
+    assert load_config(["experiment=digits_pretrain", "engine.name=cpu"]).engine.name == "cpu"
+    config = make_config(tmp_path / "run", max_steps=3)
+    config.engine.name = "cpu"
+    engine = make_engine(config)
+    assert type(engine).__name__ == "CpuEngine"
+    trainer = make_trainer(config, engine=engine)
+    assert trainer.train().step == 3
+    assert trainer.engine.device.type == "cpu"
+    plain = make_config(tmp_path / "plain", max_steps=3)
+    make_trainer(plain).train()
+    both = [[row["loss"] for row in read_metrics(tmp_path / name)] for name in ("run", "plain")]
+    assert both[0] == pytest.approx(both[1])
 
-    class Reversed(CanonicalTar):
-        name = "reversed"
 
-        def compose(self, texts: Any, images: Any) -> Any:
-            sample = super().compose(texts, images)
-            items = [{"text": item["text"][::-1]} if "text" in item else item for item in sample.items]
-            return dataclasses.replace(sample, items=items)
-
-    monkeypatch.setitem(FORMATS, "reversed", Reversed)
-    write_shards(tmp_path, documents(2))
+def test_a_format_is_a_class_and_a_line(written: Callable[[str], Path], tmp_path: Path, monkeypatch: Any) -> None:
+    written("m4train/data/sources/windows_lines.py")
     from m4train.data.source import build_sources
-    from tests.helpers.data import FakeProcessor
+    from m4train.data.sources import windows_lines  # type: ignore[attr-defined]
+    from tests.helpers.data import FakeProcessor, data_config, write_shards
 
+    monkeypatch.setitem(FORMATS, "windows_lines", windows_lines.WindowsLines)
+    write_shards(tmp_path, [("page", {"items": [{"text": "one\r\ntwo\r\n"}]}, {})])
     path = str(tmp_path / "*.tar")
-    configs = {name: SourceConfig(path=path, format=name) for name in ("canonical", "reversed")}
-    plain, turned = build_sources(configs, data_config(), FakeProcessor())
-    texts = [[item["text"] for item in source.read(0).items if "text" in item] for source in (plain, turned)]
-    assert texts[1] == [text[::-1] for text in texts[0]]
+    configs = {name: SourceConfig(path=path, format=name) for name in ("canonical", "windows_lines")}
+    texts = [source.read(0).items[0]["text"] for source in build_sources(configs, data_config(), FakeProcessor())]
+    assert texts == ["one\r\ntwo\r\n", "one\ntwo\n"]
 
 
-def test_a_freeze_policy_is_a_yaml(toy: Path) -> None:
-    (toy / "conf" / "freeze" / "norms_only.yaml").write_text(
-        "rules:\n  - {trainable: false}\n  - {module_types: ['*Norm'], trainable: true}\n"
-    )
-    config = load_config(["experiment=digits_pretrain", "freeze=norms_only"])
-    assert [rule.trainable for rule in config.freeze.rules] == [False, True]
+def test_a_freeze_policy_is_a_yaml(toy: Path, written: Callable[[str], Path], digits_root: Path) -> None:
+    written("conf/freeze/norms_and_connector.yaml")
+    overrides = ["experiment=digits_pretrain", "model=tiny_toy", f"data.root={digits_root}"]
+    config = load_config([*overrides, "freeze=norms_and_connector"])
+    model: Any = build.build_model(config, build.build_processor(config))
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    connector = {name for name, _ in model.named_parameters() if "connector" in name}
+    norms = {name for name, _ in model.named_parameters() if "vision" in name and "norm" in name.lower()}
+    assert trains == connector | norms
+    assert connector
+    assert norms
 
 
-def test_a_callback_is_a_class_in_the_list(tmp_path: Path) -> None:
-    class Loudest(Callback):
-        def __init__(self) -> None:
-            self.highest = 0.0
-
-        def on_metrics(self, trainer: Any, metrics: dict[str, Any]) -> None:
-            self.highest = max(self.highest, metrics["loss"])
-
-        def state(self) -> dict[str, Any]:
-            return {"highest": self.highest}
-
-        def load(self, state: dict[str, Any]) -> None:
-            self.highest = state.get("highest", 0.0)
-
+def test_a_callback_is_a_class_in_the_list(written: Callable[[str], Path], tmp_path: Path) -> None:
+    written("m4train/training/callbacks/highest.py")
     from m4train.training.callbacks import default_callbacks
+    from m4train.training.callbacks.highest import Highest  # type: ignore[import-not-found]
 
     seen = []
     for steps in (4, 8):
         config = make_config(tmp_path, max_steps=8, stop_after=4, save_every=4)
-        callback = Loudest()
+        callback = Highest()
         make_trainer(config, callbacks=[callback, *default_callbacks(config)]).train()
         seen.append(callback.highest)
         assert len(read_metrics(tmp_path)) == steps
-    assert seen[1] >= seen[0] == max(row["loss"] for row in read_metrics(tmp_path)[:4])
+    losses = [row["loss"] for row in read_metrics(tmp_path)]
+    assert seen == [max(losses[:4]), max(losses)]
+    assert [row["highest_loss"] for row in read_metrics(tmp_path)] == list(accumulate(losses, max))
 
 
-def share_of_vowels(answer: str, references: Any) -> float:
-    return sum(letter in "aeiou" for letter in answer) / max(1, len(answer))
+def test_a_metric_is_a_function(written: Callable[[str], Path]) -> None:
+    written("my_metrics.py")
+    metric = load_metric("my_metrics:first_word")
+    assert metric("two lines", ["Two.", "two"]) == 1.0
+    assert metric("two lines", ["three"]) == 0.0
+    assert metric("", ["three"]) == 0.0
 
 
-def test_a_metric_is_a_function() -> None:
-    assert load_metric(f"{__name__}:share_of_vowels")("aab", ["x"]) == pytest.approx(2 / 3)
+def test_all_code_of_the_page_is_run() -> None:
+    used = set(re.findall(r'(?:written|block)\("(.+?)"\)', Path(__file__).read_text()))
+    used |= set(re.findall(r'"(\S+/\S+\.(?:py|yaml))"', Path(__file__).read_text()))
+    assert set(re.findall(r'^```\w+ title="(.*?)"', PAGE.read_text(), re.MULTILINE)) <= used
+    assert "\n```python\n" not in PAGE.read_text()
