@@ -18,4 +18,18 @@ command=(train)
 if [[ ${1:-} == launch ]]; then # launch/torchrun.sh launch check ...: look at the machines first
     command=()
 fi
-exec torchrun "${meet[@]}" --nproc-per-node="$processes" -m m4train "${command[@]}" "$@"
+M4TRAIN_OUTCOME=$(mktemp -d) # where the processes leave word of how they ended
+export M4TRAIN_OUTCOME
+trap 'rm -rf "$M4TRAIN_OUTCOME"' EXIT
+torchrun "${meet[@]}" --nproc-per-node="$processes" -m m4train "${command[@]}" "$@" &
+trap 'kill -TERM $!' TERM INT
+trap 'kill -USR1 $!' USR1
+code=0
+while :; do
+    wait $! && code=0 || code=$?
+    kill -0 $! 2>/dev/null || break # a signal ends `wait` before torchrun has ended
+done
+if [[ -e $M4TRAIN_OUTCOME/stopped-early ]]; then
+    code=3 # a checkpoint, and more to do
+fi
+exit "$code"

@@ -7,8 +7,7 @@ import sys
 
 from m4train.commands.arguments import CORES, EVALUATES, JSON, OF_RUN, OVERRIDES, TRAINS, Command, Folder, Number
 from m4train.errors import ConfigError, M4Error
-
-USAGE_EXIT = 2
+from m4train.exits import FAILED, INTERRUPTED, REFUSED, say_once
 
 COMMANDS = {
     "train": Command(
@@ -100,7 +99,8 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 a run that failed, 2 a request that was refused."""
+    """Runs one command; returns the exit status: 0 done, 1 a run that failed, 2 a request that was refused, 3 a run that stopped
+    early with a checkpoint, 130 an interrupt (exits.py)."""
     # Read when torch is imported: its threads then soon sleep while they wait for each other. To spin for long makes a step
     # many times as long if other programs want the same cores (benchmarks/README.md).
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -109,6 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
+    name = arguments[0]
     try:
         name, rest = _command_of(arguments)
         if any(argument in ("-h", "--help") for argument in rest):
@@ -116,11 +117,16 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return COMMANDS[name].run(name, rest)
     except ConfigError as error:
-        print(f"m4train: {error}", file=sys.stderr)
-        return USAGE_EXIT
+        say_once(f"m4train: {error}")
+        return REFUSED
     except M4Error as error:
-        print(f"m4train {name}: {error}", file=sys.stderr)
-        return 1
+        say_once(f"m4train {name}: {error}")
+        return FAILED
+    except KeyboardInterrupt:
+        say_once(
+            f"m4train {name}: interrupted at once; what was written before is whole, and the same command goes on from it."
+        )
+        return INTERRUPTED
 
 
 def _command_of(arguments: list[str]) -> tuple[str, list[str]]:

@@ -9,12 +9,16 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
+from m4train import exits
 from m4train.config import Config
 from m4train.errors import ConfigError, TrainingError
+from m4train.run_files import CHECKPOINTS
 
 _FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
@@ -61,8 +65,9 @@ def check_devices(processes: int) -> None:
         )
 
 
-def launch(arguments: list[str], processes: int) -> int:
-    """Runs `m4train ARGUMENTS` on `processes` processes of this machine through torch's elastic launcher; returns 0.
+def launch(arguments: list[str], processes: int, run_dir: Path) -> int:
+    """Runs `m4train ARGUMENTS` on `processes` processes of this machine through torch's elastic launcher; returns what they would
+    return as one.
 
     SIGINT, SIGTERM and SIGUSR1 are passed on, and the processes decide what they mean. If one fails, the others are
     ended. Raises TrainingError that names the first to fail, or ConfigError if it refused the configuration.
@@ -84,20 +89,32 @@ def launch(arguments: list[str], processes: int) -> int:
         max_restarts=0,
         signals_to_handle="SIGHUP,SIGQUIT",  # the others are passed on, so that the run ends with a checkpoint
     )
-    with _signals_passed_on():
+    with _signals_passed_on(), tempfile.TemporaryDirectory(prefix="m4train-") as folder:
+        outcome, os.environ[exits.FOLDER] = Path(folder), folder
         try:
             elastic_launch(settings, sys.executable)("-m", "m4train", *arguments)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            raise _explain(rank, failure.exitcode) from error
-    return 0
+            if failure.exitcode in (exits.REFUSED, exits.INTERRUPTED) and exits.has_said(outcome):
+                return failure.exitcode
+            said, continues = exits.has_said(outcome), arguments[0] == "train"
+            raise _explain(rank, failure.exitcode, said, run_dir if continues else None) from error
+        finally:
+            del os.environ[exits.FOLDER]
+        return exits.STOPPED_EARLY if exits.has_stopped_early(outcome) else exits.COMPLETE
 
 
-def _explain(rank: int, code: int) -> ConfigError | TrainingError:
-    if code == 2:
-        return ConfigError(f"process {rank} refused to start; the reason is above.")
+def _explain(rank: int, code: int, said: bool, run_dir: Path | None) -> TrainingError:
+    """The last line: who ended first, and what the same command would do; `run_dir` of a run that trains."""
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return TrainingError(f"process {rank} {how} and the others were stopped; the same command continues the run.")
+    text = f"process {rank} {how} and the others were stopped"
+    if said:
+        return TrainingError(f"{text}; the reason is above.")
+    if run_dir is None:
+        return TrainingError(f"{text}.")
+    if any((run_dir / CHECKPOINTS).glob("step-*")):
+        return TrainingError(f"{text}; the same command continues the run.")
+    return TrainingError(f"{text} before there was a checkpoint; the same command starts the run again.")
 
 
 @contextmanager

@@ -107,8 +107,10 @@ class Command:
 
         config = load_config(rest) if self.reads == "overrides" else load_run_config(rest)
         check_packages(config, self.needs)
-        if self.processes and _handed_over(config, [*name.split(), *arguments]):
-            return 0
+        if self.processes:
+            code = _handed_over(config, [*name.split(), *arguments])
+            if code is not None:
+                return code
         return self._load()(config, *values)
 
     def _load(self) -> Callable[..., int]:
@@ -116,8 +118,8 @@ class Command:
         return getattr(importlib.import_module(f"m4train.commands.{module}"), function)
 
 
-def _handed_over(config: Config, arguments: list[str]) -> bool:
-    """Runs `m4train ARGUMENTS` on the processes of launch.processes, if this process has to start them.
+def _handed_over(config: Config, arguments: list[str]) -> int | None:
+    """Runs `m4train ARGUMENTS` on the processes of launch.processes, if this process has to start them; its exit code then.
 
     Raises ConfigError if this process is one of a group that does not fit the configuration.
     """
@@ -125,6 +127,5 @@ def _handed_over(config: Config, arguments: list[str]) -> bool:
 
     launching.check_launched(config)
     if not launching.starts_processes(config):
-        return False
-    launching.launch(arguments, config.launch.processes or 1)
-    return True
+        return None
+    return launching.launch(arguments, config.launch.processes or 1, Path(config.run_dir))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from m4train import build
+from m4train import build, exits
 from m4train.config import Config
 from m4train.config.compose import save_config
 from m4train.evaluation.answers import decoding_of, sample_answers
@@ -23,28 +23,36 @@ from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
 from m4train.training.heartbeat import Heartbeat
 from m4train.training.parts_table import parameter_table
-from m4train.training.trainer import Trainer
+from m4train.training.stopping import forget_request
+from m4train.training.trainer import Trainer, TrainResult
+
+EARLY = ("signal", "time_limit", "stop_file")  # ways to stop that are not what the configuration asked for
 
 
 def train(config: Config) -> int:
-    """Trains, or continues, the run of `config`; returns 0."""
+    """Trains, or continues, the run of `config`; returns 0, or 3 if a signal, the time limit or the stop file ended it early."""
     _set_up(config)
     engine = make_engine(config)
+    stopped_by = ""
+    if engine.rank == 0:
+        forget_request(Path(config.run_dir))
     with Heartbeat(Path(config.run_dir), engine.rank, engine.world_size, config.trainer.hang_timeout) as heart:
         heart.beat("checkpoint")
         resume = agreed_checkpoint(config, engine, bases=bases(config))
         if resume is None or resume.step < config.trainer.max_steps:
-            data = _train(config, engine, resume, heart)
-            if engine.rank == 0:
-                print(*data.quarantine.lines(), sep="\n", end="\n" * bool(data.quarantine.counts), flush=True)
+            result = _train(config, engine, resume, heart)
+            stopped_by = result.stopped_by
+            if stopped_by in EARLY and engine.rank == 0:
+                held = "with a checkpoint" if result.step else "before the first step"
+                print(f"stopped early by {stopped_by} {held}: the same command goes on.", flush=True)
         elif engine.rank == 0:
             print(f"{config.run_dir} is trained already: {resume.folder.name} is its last step.")
     engine.shutdown()
-    return 0
+    return exits.stopped_early() if stopped_by in EARLY else exits.COMPLETE
 
 
-def _train(config: Config, engine: Engine, resume: Checkpoint | None, heart: Heartbeat) -> build.RunData:
-    """Trains on data and model made as the configuration says; returns the data, which knows what was left out."""
+def _train(config: Config, engine: Engine, resume: Checkpoint | None, heart: Heartbeat) -> TrainResult:
+    """Trains on data and model made as the configuration says, and says which samples were left out."""
     heart.beat("data")
     if engine.rank == 0:
         build.prepare_data(config.data)
@@ -77,8 +85,10 @@ def _train(config: Config, engine: Engine, resume: Checkpoint | None, heart: Hea
         heart=heart,
         bases=bases(config),  # again: by now data.prepare has made what it makes
     )
-    trainer.train()
-    return data
+    result = trainer.train()
+    if engine.rank == 0:
+        print(*data.quarantine.lines(), sep="\n", end="\n" * bool(data.quarantine.counts), flush=True)
+    return result
 
 
 def describe_model(folder: Path, model: Any, processor: Any) -> None:

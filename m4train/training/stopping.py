@@ -14,6 +14,15 @@ from m4train.run_files import STOP
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
+def forget_request(run_dir: Path) -> None:
+    """Removes a stop file that was there before the run started, which was meant for another start, and says so."""
+    if (run_dir / STOP).exists():
+        (run_dir / STOP).unlink(missing_ok=True)
+        print(
+            f"{run_dir / STOP} was there before this start and is removed; make it again to stop this one.", flush=True
+        )
+
+
 class StopRequests:
     """Listens for SIGINT, SIGTERM, SIGUSR1 and the file `run_dir/stop` while it is open.
 

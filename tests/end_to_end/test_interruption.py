@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from m4train import exits
 from tests.end_to_end.conftest import small_run
 from tests.helpers import warm
 
@@ -46,8 +47,8 @@ def test_stopped_and_started_again(digits_root, tmp_path, uninterrupted, how, st
         process.signal(how)
     else:  # its data processes hear it too
         process.signal_group(how)
-    process.wait(timeout=100)
-    assert (process.returncode == 0) == (how != signal.SIGKILL)  # a signal that can be heard ends in a checkpoint
+    # a signal that can be heard ends in a checkpoint
+    assert process.wait(timeout=100) == (-how if how == signal.SIGKILL else exits.STOPPED_EARLY)
     again = warm.start_command(*command, "data.num_workers=0", folder=tmp_path)
     assert again.wait(timeout=240) == 0, again.said()
     assert _metrics(tmp_path / "run") == uninterrupted

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from m4train import exits
 from tests.end_to_end.conftest import small_run
 from tests.helpers import warm
 
@@ -41,9 +42,9 @@ def expected(digits_root, tmp_path_factory):
     return _losses(folder)
 
 
-def _clean(run):
+def _clean(run, code=0):
     output, errors = run.communicate(timeout=240)
-    assert run.returncode == 0, errors
+    assert run.returncode == code, errors
     assert "Traceback" not in errors
     assert "terminate called" not in errors
     return output
@@ -63,7 +64,7 @@ def test_launch_processes_stops_on_a_signal_and_continues(digits_root, expected,
     while not (metrics.exists() and metrics.stat().st_size) and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     run.send_signal(signal.SIGTERM)
-    _clean(run)
+    _clean(run, exits.STOPPED_EARLY)
     stopped = len(_losses(tmp_path))
     assert (tmp_path / "run" / "checkpoints" / f"step-{stopped:06d}").is_dir()
     _clean(_start(digits_root, tmp_path, [sys.executable], *two))

@@ -54,7 +54,9 @@ def test_every_process_needs_a_gpu_of_its_own(monkeypatch):
 @pytest.mark.parametrize("command", [["train"], ["evaluate"], ["launch", "check"]])
 def test_commands_that_use_an_engine_start_its_processes_or_fit_those_that_were(command, monkeypatch):
     started = []
-    monkeypatch.setattr(launching, "launch", lambda arguments, processes: started.append((arguments, processes)) or 0)
+    monkeypatch.setattr(
+        launching, "launch", lambda arguments, processes, run_dir: started.append((arguments, processes)) or 0
+    )
     two = [DIGITS, "engine=ddp", "launch.processes=2"]
     assert main([*command, *two]) == 0
     assert started == [([*command, *two], 2)]

@@ -1,0 +1,55 @@
+"""How a command ended: one code and one sentence, however many processes worked on it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+COMPLETE = 0  # what was asked for is done
+FAILED = 1
+REFUSED = 2  # nothing was begun
+STOPPED_EARLY = 3  # a signal, the time limit or the stop file ended the run with a checkpoint
+INTERRUPTED = 130  # Ctrl-C, at once
+
+FOLDER = "M4TRAIN_OUTCOME"  # the folder in which the processes of one launch leave word for who started them
+_STOPPED = "stopped-early"
+
+
+def say_once(sentence: str) -> None:
+    """Prints a sentence to stderr, unless another process of the same launch has."""
+    folder = os.environ.get(FOLDER)
+    if folder:
+        name = "said-" + hashlib.sha256(sentence.encode()).hexdigest()[:16]
+        try:
+            os.close(os.open(Path(folder) / name, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        except OSError:  # the folder is gone with who started this
+            pass
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def stopped_early() -> int:
+    """The exit code of a process whose run stopped early.
+
+    Launchers take every code but 0 for a failure, and kill the other processes: one that asked for word gets it instead.
+    """
+    folder = os.environ.get(FOLDER)
+    if not folder:
+        return STOPPED_EARLY
+    with contextlib.suppress(OSError):
+        (Path(folder) / _STOPPED).touch()
+    return COMPLETE
+
+
+def has_stopped_early(folder: Path) -> bool:
+    """Whether a process left word in `folder` that the run stopped early."""
+    return (folder / _STOPPED).exists()
+
+
+def has_said(folder: Path) -> bool:
+    """Whether a process has said why it ended."""
+    return any(folder.glob("said-*"))
