@@ -47,11 +47,11 @@ _MARKER = re.compile("\ue000([0-9]+)\ue001")
 
 
 @dataclass(frozen=True)
-class Part:
+class TextSpan:
     """Consecutive characters of a rendered conversation.
 
     `literal` marks text of a message, in which special tokens mean nothing. `cut` says that tokens must not reach over
-    the start of this part: it is where a prompt ends and what the assistant says begins.
+    the start of this span: it is where a prompt ends and what the assistant says begins.
     """
 
     text: str
@@ -128,7 +128,7 @@ class ChatTemplate:
         special: Callable[[str], re.Match | None],
         prompt: bool = False,
         **variables: Any,
-    ) -> list[Part]:
+    ) -> list[TextSpan]:
         """The rendered conversation, cut by who says what.
 
         `special` finds the first special token in a string of the template. A `prompt` is what the assistant is asked with,
@@ -154,7 +154,7 @@ class ChatTemplate:
             if not prompt:
                 raise
             spoken = []
-        return list(_parts(rendered, told, marked, spoken))
+        return list(_text_spans(rendered, told, marked, spoken))
 
     def _spoken(
         self,
@@ -244,8 +244,8 @@ def _fill(rendered: str, texts: list[tuple[str, int]]) -> str:
     return _MARKER.sub(lambda match: texts[int(match.group(1))][0], rendered)
 
 
-def _parts(rendered: str, texts: list[tuple[str, int]], messages: list[dict], spoken: list[tuple[int, int, int]]):
-    """Yields the parts of a rendered conversation between markers and the borders of what the assistant says."""
+def _text_spans(rendered: str, texts: list[tuple[str, int]], messages: list[dict], spoken: list[tuple[int, int, int]]):
+    """Yields the spans of a rendered conversation between markers and the borders of what the assistant says."""
     starts = {start for _, start, _ in spoken}
     borders = starts | {end for _, _, end in spoken} | {0, len(rendered)}
     markers = {match.start(): match for match in _MARKER.finditer(rendered)}
@@ -257,12 +257,12 @@ def _parts(rendered: str, texts: list[tuple[str, int]], messages: list[dict], sp
         cut = start in starts
         if match is None:
             origin = "template" if speaker is None else "assistant"
-            yield Part(rendered[start:end], origin, -1 if speaker is None else speaker, cut=cut)
+            yield TextSpan(rendered[start:end], origin, -1 if speaker is None else speaker, cut=cut)
             continue
         text, turn = texts[int(match.group(1))]
         role = messages[turn]["role"]
         origin = role if role in ("user", "assistant") else "system"
-        yield Part(text, origin, turn, literal=True, cut=cut)
+        yield TextSpan(text, origin, turn, literal=True, cut=cut)
 
 
 class _Generation(Extension):

@@ -1,4 +1,4 @@
-"""Documents and conversations as pieces: the same ids as encoding the whole string, with what each part is."""
+"""Documents and conversations as pieces: the same ids as encoding the whole string, with what each span of text is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from m4train.errors import BadSample
-from m4train.processing.chat import ChatTemplate, Part, content_items
+from m4train.processing.chat import ChatTemplate, TextSpan, content_items
 from m4train.processing.pieces import ImagePiece, Piece, TextPiece
 from m4train.processing.tokenizer import Place, Tokenizer
 
@@ -41,7 +41,7 @@ def encode_document(tokenizer: Tokenizer, items: list[dict], framing: Framing) -
     builder = _Builder(tokenizer, framing, framing.prefix)
     for number, item in enumerate(items):
         if isinstance(item.get("text"), str):
-            builder.text(Part(item["text"], "document", number, literal=True))
+            builder.text(TextSpan(item["text"], "document", number, literal=True))
         elif item.get("image") is not None:
             builder.image()
         else:
@@ -64,17 +64,17 @@ def encode_messages(
     Raises BadSample if the template refuses or changes the messages, and ConfigError if it cannot be used at all.
     """
     specials = tokenizer.special_pattern
-    parts = template.split(messages, specials.search, prompt, **variables)
-    beginning = parts[0].text if parts and not parts[0].literal else ""
+    spans = template.split(messages, specials.search, prompt, **variables)
+    beginning = spans[0].text if spans and not spans[0].literal else ""
     writes_bos = bool(tokenizer.bos_token) and beginning.startswith(tokenizer.bos_token or "")
     builder = _Builder(tokenizer, framing, [] if writes_bos else framing.prefix)
-    for part in _split_at_specials(parts, specials):
-        if part.literal or specials.fullmatch(part.text) is None:
-            builder.text(part)
-        elif part.text == framing.image:
+    for span in _split_at_specials(spans, specials):
+        if span.literal or specials.fullmatch(span.text) is None:
+            builder.text(span)
+        elif span.text == framing.image:
             builder.image()
         else:
-            builder.token(part.text, part.origin, part.turn)
+            builder.token(span.text, span.origin, span.turn)
     pieces = builder.finish()
     expected = sum(item["type"] == "image" for message in messages for item in content_items(message))
     if builder.images != expected:
@@ -92,12 +92,12 @@ class _Builder:
         self.framing = framing
         self.pieces: list[Piece] = [_text(prefix, "template")] if prefix else []
         self.images = 0
-        self._run: list[Part] = []
+        self._spans: list[TextSpan] = []
         self._place: Place = "start"
         self._before: str | None = None  # the token before the text being gathered
 
-    def text(self, part: Part) -> None:
-        self._run.append(part)
+    def text(self, span: TextSpan) -> None:
+        self._spans.append(span)
 
     def token(self, token: str, origin: str, turn: int) -> None:
         self._flush(token)
@@ -117,64 +117,64 @@ class _Builder:
 
     def _flush(self, after: str | None = None) -> None:
         """Encodes the text gathered since the last token or image; `after` is the token that comes next."""
-        run = _trimmed(self._run, self.tokenizer, self._before, after)
-        text = "".join(part.text for part in run)
+        spans = _trimmed(self._spans, self.tokenizer, self._before, after)
+        text = "".join(span.text for span in spans)
         after_image = bool(self.pieces) and isinstance(self.pieces[-1], ImagePiece)
         if after_image and self.framing.space_after_image and text and not (text[0].isspace() or text[0] == "<"):
-            run[0] = replace(run[0], text=" " + run[0].text)
+            spans[0] = replace(spans[0], text=" " + spans[0].text)
         if text:
-            self.pieces += _encode_run(self.tokenizer, run, self._place)
-        self._run, self._place, self._before = [], "after_token", after
+            self.pieces += _encode_spans(self.tokenizer, spans, self._place)
+        self._spans, self._place, self._before = [], "after_token", after
 
 
-def _trimmed(run: list[Part], tokenizer: Tokenizer, before: str | None, after: str | None) -> list[Part]:
-    """The run without the white space at its ends that neighbouring tokens swallow, and without empty parts."""
-    run = [part for part in run if part.text]
-    while run and (first := tokenizer.trim(run[0].text, before, None)) != run[0].text:
-        run = [replace(run[0], text=first), *run[1:]] if first else run[1:]
-    while run and (last := tokenizer.trim(run[-1].text, None, after)) != run[-1].text:
-        run = [*run[:-1], replace(run[-1], text=last)] if last else run[:-1]
-    return run
+def _trimmed(spans: list[TextSpan], tokenizer: Tokenizer, before: str | None, after: str | None) -> list[TextSpan]:
+    """The spans without the white space at their ends that neighbouring tokens swallow, and without empty spans."""
+    spans = [span for span in spans if span.text]
+    while spans and (first := tokenizer.trim(spans[0].text, before, None)) != spans[0].text:
+        spans = [replace(spans[0], text=first), *spans[1:]] if first else spans[1:]
+    while spans and (last := tokenizer.trim(spans[-1].text, None, after)) != spans[-1].text:
+        spans = [*spans[:-1], replace(spans[-1], text=last)] if last else spans[:-1]
+    return spans
 
 
-def _split_at_specials(parts: list[Part], specials: re.Pattern) -> Iterator[Part]:
-    """Parts of the template cut around the special tokens in them; parts that are data stay whole."""
-    for part in parts:
-        if part.literal:
-            yield part
+def _split_at_specials(spans: list[TextSpan], specials: re.Pattern) -> Iterator[TextSpan]:
+    """Spans of the template cut around the special tokens in them; spans that are data stay whole."""
+    for span in spans:
+        if span.literal:
+            yield span
             continue
-        cut, position = part.cut, 0
-        for match in specials.finditer(part.text):
-            for text in (part.text[position : match.start()], match.group()):
+        cut, position = span.cut, 0
+        for match in specials.finditer(span.text):
+            for text in (span.text[position : match.start()], match.group()):
                 if text:
-                    yield Part(text, part.origin, part.turn, cut=cut)
+                    yield TextSpan(text, span.origin, span.turn, cut=cut)
                     cut = False
             position = match.end()
-        if position < len(part.text):
-            yield Part(part.text[position:], part.origin, part.turn, cut=cut)
+        if position < len(span.text):
+            yield TextSpan(span.text[position:], span.origin, span.turn, cut=cut)
 
 
-def _encode_run(tokenizer: Tokenizer, parts: list[Part], place: Place) -> list[Piece]:
-    """Encodes consecutive text as one string; a token belongs to the part that holds its last character.
+def _encode_spans(tokenizer: Tokenizer, spans: list[TextSpan], place: Place) -> list[Piece]:
+    """Encodes consecutive text as one string; a token belongs to the span that holds its last character.
 
     If a prompt ends inside, the ids before are those of the prompt alone, so that training and inference see the same.
     """
-    text = "".join(part.text for part in parts)
-    cut = next((number for number, part in enumerate(parts) if part.cut), 0)
+    text = "".join(span.text for span in spans)
+    cut = next((number for number, span in enumerate(spans) if span.cut), 0)
     ids, ends = tokenizer.encode_plain(text, place)
     if cut:
-        prompt = "".join(part.text for part in parts[:cut])
+        prompt = "".join(span.text for span in spans[:cut])
         head, head_ends = tokenizer.encode_plain(prompt, place)
         if not np.array_equal(ids[: len(head)], head):  # a token would reach over the end of the prompt
             tail, tail_ends = tokenizer.encode_plain(text[len(prompt) :], "inside")
             ids, ends = np.concatenate([head, tail]), np.concatenate([head_ends, tail_ends + len(prompt)])
     pieces: list[Piece] = []
     start = border = 0
-    for part in parts:
-        border += len(part.text)
+    for span in spans:
+        border += len(span.text)
         stop = len(ids) if border == len(text) else int(np.searchsorted(ends, border, side="right"))
         if stop > start:
-            pieces.append(TextPiece(ids[start:stop], part.origin, part.turn))
+            pieces.append(TextPiece(ids[start:stop], span.origin, span.turn))
         start = max(start, stop)
     return pieces
 
