@@ -118,7 +118,7 @@ class _Chunk:
         except BadSample as error:
             return QuarantineEntry(0, -1, self.source.name, key, shard.shard, error.reason, error.detail)
         if stems[stem] > 1:
-            stem = f"{self.source.index.shards.index(shard):05d}-{stem}"
+            stem = f"{self.source.index.shard_number(number):05d}-{stem}"
         new = f"{stem}-{key}".replace(".", "_").replace("/", "_").lstrip("_")
         while new in writer:
             new = f"{new}-{number}"

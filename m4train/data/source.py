@@ -18,7 +18,8 @@ from m4train.data.documents.sample import Sample
 from m4train.data.documents.splitting import Layout, lay_out
 from m4train.data.documents.variants import variant_drawn
 from m4train.data.index.build import build_index, open_index
-from m4train.data.index.shard_index import ShardIndex, SourceIndex
+from m4train.data.index.shard_index import ShardIndex
+from m4train.data.index.source_index import SourceIndex
 from m4train.data.shards import expand_shards
 from m4train.data.sources.base import Member, ShardFormat
 from m4train.data.sources.fields import absent
@@ -87,7 +88,11 @@ class Source:
     def draw(self, sample: int, seed: int, epoch: int) -> Located:
         """The variant of a sample that a run of this seed sees in this epoch."""
         where = self.locate(sample)
-        return replace(where, variant=variant_drawn(where.shard.variants, seed, epoch, self.name, sample))
+        return replace(where, variant=self.variant(sample, seed, epoch))
+
+    def variant(self, sample: int, seed: int, epoch: int) -> int:
+        """Which variant of a sample a run of this seed sees in this epoch."""
+        return variant_drawn(self.index.variants, seed, epoch, self.name, sample)
 
     def key(self, sample: int) -> str:
         return self.locate(sample).key
@@ -102,7 +107,7 @@ class Source:
         random; None if it is random throughout.
         """
         if self.ordered_by_shard:
-            return np.cumsum([len(shard) for shard in self.index.shards])
+            return self.index.ends
         return self.index.block_ends()
 
     def expect(self, samples: Sequence[int]) -> None:

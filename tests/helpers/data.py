@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from m4train.config import DataConfig, SourceConfig
-from m4train.data.index.shard_index import VERSION, ShardIndex, SourceIndex, index_path, tokens_path
+from m4train.data.index.shard_index import VERSION, ShardIndex, index_path, tokens_path
+from m4train.data.index.source_index import SourceIndex
 from m4train.data.shards import ShardWriter
 from m4train.data.source import Source, build_sources
 from m4train.data.sources.tar import CanonicalTar

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from m4train.data.documents.rendering import Renderer
+from m4train.data.index.catalogue import MappedShards, catalogue_path, fresh, kept, most_mapped, stamps_of
 from m4train.data.index.outside import changed_outside
 from m4train.data.index.scan import Stored, count_shard, scan_shard
-from m4train.data.index.shard_index import VERSION, ShardIndex, index_path, tokens_path
+from m4train.data.index.shard_index import VERSION, index_path, tokens_path
 from m4train.data.sources.base import ShardFormat
 from m4train.data.storage.arrays import read_arrays, write_arrays
 from m4train.data.storage.files import FileReader, is_remote, stamp, stamps
@@ -63,32 +64,66 @@ def build_index(
 
 def open_index(
     shards: Sequence[str], shard_format: ShardFormat, renderer: Renderer, index_dir: str | None, auto_limit: int
-) -> list[ShardIndex]:
+) -> MappedShards:
     """The indexes of all shards, built now if they are missing or stale and hold at most `auto_limit` samples together.
 
     Raises StaleIndexError above that: many processes of a job should not each wait for a long build.
     """
-    fingerprint = renderer.fingerprint()
-    found = stamps(shards)
-    stale = {s: why for s in shards if (why := _staleness(s, found[s], shard_format, index_dir, fingerprint))}
-    if stale:
-        above = _too_large({shard: found[shard][0] for shard in stale}, shard_format, auto_limit)
-        if above is not None:
-            raise StaleIndexError(
-                f"{len(stale)} of {len(shards)} shards need indexing (first: {next(iter(stale))}, {next(iter(stale.values()))}) "
-                f"and hold more than {above}: run `m4train data index` with the same settings first."
-            )
-        build_index(list(stale), shard_format, renderer, index_dir)
-    opened = [ShardIndex(shard, index_dir, fingerprint) for shard in shards]
-    for index in opened:
-        if not len(index):
-            _LOG.warning("%s holds no sample and is passed over", index.shard)
-        if index.bad:
-            first = next(iter(index.bad.values()))
-            _LOG.warning(
-                "%s: %d of %d samples cannot be used, first: %s", index.shard, len(index.bad), len(index), first[1]
-            )
+    fingerprint, found = renderer.fingerprint(), stamps(shards)
+    if len(shards) <= most_mapped():
+        _renew(shards, found, shard_format, renderer, index_dir, auto_limit)
+        opened = MappedShards(shards, index_dir, fingerprint)
+        said = [line for index in opened for line in index.said()]
+    else:
+        reading = {"format": shard_format.name, "settings": dict(shard_format.settings)}
+        path = catalogue_path(shards, index_dir, fingerprint, reading)
+        catalogue = fresh(path, stamps_of(found, index_dir, fingerprint))
+        if catalogue is not None:
+            outside = {shards[number]: found[shards[number]] for number in catalogue[0]["outside"]}
+            catalogue = None if _stale(outside, shard_format, index_dir, fingerprint) else catalogue
+        if catalogue is None:
+            _renew(shards, found, shard_format, renderer, index_dir, auto_limit)
+            now = stamps_of(found, index_dir, fingerprint)
+            opened = MappedShards(shards, index_dir, fingerprint)
+            assert opened.catalogue is not None
+            if kept(path, opened.catalogue, now) is not None:
+                opened = MappedShards(shards, index_dir, fingerprint, path)
+        else:
+            opened = MappedShards(shards, index_dir, fingerprint, path)
+        assert opened.catalogue is not None
+        said = opened.catalogue[0]["said"]
+    for line in said:
+        _LOG.warning("%s", line)
     return opened
+
+
+def _renew(
+    shards: Sequence[str],
+    found: Mapping[str, list[Any]],
+    shard_format: ShardFormat,
+    renderer: Renderer,
+    index_dir: str | None,
+    auto_limit: int,
+) -> None:
+    """Builds what is missing or stale, as `open_index` says; `found` are the stamps of the shards."""
+    stale = _stale({shard: found[shard] for shard in shards}, shard_format, index_dir, renderer.fingerprint())
+    if not stale:
+        return
+    above = _too_large({shard: found[shard][0] for shard in stale}, shard_format, auto_limit)
+    if above is not None:
+        raise StaleIndexError(
+            f"{len(stale)} of {len(shards)} shards need indexing (first: {next(iter(stale))}, {next(iter(stale.values()))}) "
+            f"and hold more than {above}: run `m4train data index` with the same settings first."
+        )
+    build_index(list(stale), shard_format, renderer, index_dir)
+
+
+def _stale(
+    found: Mapping[str, list[Any]], shard_format: ShardFormat, index_dir: str | None, fingerprint: str
+) -> dict[str, str]:
+    """Why each shard that must be indexed must be."""
+    reasons = {shard: _staleness(shard, stamp, shard_format, index_dir, fingerprint) for shard, stamp in found.items()}
+    return {shard: why for shard, why in reasons.items() if why is not None}
 
 
 def _too_large(shards: Mapping[str, int], shard_format: ShardFormat, auto_limit: int) -> str | None:

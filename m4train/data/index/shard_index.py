@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +39,13 @@ def index_path(shard: str, index_dir: str | None) -> Path:
 
 def tokens_path(shard: str, index_dir: str | None, fingerprint: str) -> Path:
     """Where the token counts of a shard are stored for one processor fingerprint."""
-    return index_path(shard, index_dir).with_suffix(f".{fingerprint[:12]}.tokens")
+    return Path(sidecars(shard, index_dir, fingerprint)[1])
+
+
+def sidecars(shard: str, index_dir: str | None, fingerprint: str) -> tuple[str, str]:
+    """The paths of the index of a shard and of its token counts."""
+    index = str(index_path(shard, index_dir))
+    return index, f"{index.removesuffix('.index')}.{fingerprint[:12]}.tokens"
 
 
 class ShardIndex:
@@ -84,6 +88,34 @@ class ShardIndex:
         """Images of one sample that are used."""
         return int((self.pieces(sample).kinds == IMAGE_KIND).sum())
 
+    def image_counts(self) -> np.ndarray:
+        """(N,) images of every sample that are used, in its first variant."""
+        ends = self._tokens["piece_ends"].astype(np.int64)
+        images = np.concatenate([[0], np.cumsum(self._tokens["piece_kinds"] == IMAGE_KIND)])
+        first = np.arange(len(self)) * self.variants
+        starts = np.concatenate([[0], ends])[first]
+        return images[ends[first]] - images[starts]
+
+    @property
+    def names_files(self) -> bool:
+        """Whether samples depend on files outside the shard."""
+        return "file_names" in self._parts
+
+    def digest_line(self) -> bytes:
+        """The part of this shard in the digest of its source."""
+        reading = self.meta.get("settings", {}).get("reading")
+        read_by = f" {reading}" if reading else ""
+        return f"{self.meta['digest']} {self.token_meta['fingerprint']}{read_by}\n".encode()
+
+    def said(self) -> list[str]:
+        """What is said about this shard whenever it is opened."""
+        if not len(self):
+            return [f"{self.shard} holds no sample and is passed over"]
+        if not self.bad:
+            return []
+        first = next(iter(self.bad.values()))
+        return [f"{self.shard}: {len(self.bad)} of {len(self)} samples cannot be used, first: {first[1]}"]
+
     @property
     def images_total(self) -> int:
         """Images of all samples that are used."""
@@ -110,64 +142,6 @@ class ShardIndex:
         for piece, place in zip(pieces[first:last].tolist(), self._tokens["cut_places"][first:last].tolist()):
             found.setdefault(piece - begin, []).append(place)
         return found
-
-
-class SourceIndex:
-    """The indexes of a source's shards as one sequence of samples."""
-
-    def __init__(self, shards: Sequence[ShardIndex]) -> None:
-        self.shards = list(shards)
-        self._starts = [0]
-        for shard in self.shards:
-            self._starts.append(self._starts[-1] + len(shard))
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def locate(self, sample: int) -> tuple[ShardIndex, int]:
-        """The shard that holds a sample, and its number there."""
-        if not 0 <= sample < len(self):
-            raise IndexError(sample)
-        shard = bisect_right(self._starts, sample) - 1
-        return self.shards[shard], sample - self._starts[shard]
-
-    def digest(self) -> str:
-        """Names the content and its token counts: two sources with equal digests give the same plan."""
-        digest = hashlib.blake2b(digest_size=8)
-        for shard in self.shards:
-            reading = shard.meta.get("settings", {}).get("reading")
-            read_by = f" {reading}" if reading else ""
-            digest.update(f"{shard.meta['digest']} {shard.token_meta['fingerprint']}{read_by}\n".encode())
-        return digest.hexdigest()
-
-    def block_ends(self) -> np.ndarray | None:
-        """(blocks,) the sample number at which each stretch that is read whole ends; None if samples are read one by one."""
-        blocks = [shard.meta["blocks"] or [len(shard)] for shard in self.shards]
-        if not any(shard.meta["blocks"] for shard in self.shards):
-            return None
-        return np.cumsum([size for sizes in blocks for size in sizes])
-
-    @property
-    def unread(self) -> dict[str, int]:
-        """In how many samples each field was met that is not read; those that most have first."""
-        counts: Counter[str] = Counter()
-        for shard in self.shards:
-            counts.update(shard.meta.get("unread", {}))
-        return dict(counts.most_common())
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(N,) tokens of the first variant of every sample, 0 for a bad one."""
-        return np.concatenate([shard.lengths for shard in self.shards] or [np.zeros(0, np.int64)])
-
-    @property
-    def frames(self) -> np.ndarray:
-        """(N,) frames of the first variant of every sample."""
-        return np.concatenate([shard.frames for shard in self.shards] or [np.zeros(0, np.int64)])
-
-    @property
-    def bad_count(self) -> int:
-        return sum(len(shard.bad) for shard in self.shards)
 
 
 def sample_key(parts: Mapping[str, np.ndarray], sample: int) -> str:

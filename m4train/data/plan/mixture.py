@@ -49,7 +49,7 @@ def check_mixture(sources: Sequence[Source], mixture: MixtureConfig) -> None:
     for source in sources:
         if not source.config.weight > 0:
             raise ConfigError(f"data.sources.{source.name}.weight is {source.config.weight}, but must be positive.")
-        if mixture.by == "images" and not any(shard.images_total for shard in source.index.shards):
+        if mixture.by == "images" and not source.index.images_total:
             raise ConfigError(
                 f"data.mixture.by=images cannot give source {source.name!r} a share: it holds no image; "
                 "use tokens or samples."
@@ -83,5 +83,5 @@ def source_size(source: Source, by: str) -> int:
     if by == "samples":
         return len(source) - source.index.bad_count
     if by == "images":
-        return sum(shard.images_total for shard in source.index.shards)
-    return sum(int(shard.lengths.sum(dtype="int64")) for shard in source.index.shards)
+        return source.index.images_total
+    return int(source.index.lengths.sum(dtype="int64"))

@@ -49,6 +49,7 @@ class SampleOrder:
         self._head: NextSample | None = None
         self._chunk: list[int] = []
         self._chunk_start = self._chunk_epoch = 0
+        self._epoch_order: tuple[int, Permutation | WindowOrder] | None = None  # costs time by the number of blocks
 
     def peek(self) -> NextSample | None:
         """The next sample, without taking it; None after the last epoch, with nothing more to report.
@@ -96,6 +97,11 @@ class SampleOrder:
         return self._chunk[position - self._chunk_start]
 
     def _order(self, epoch: int) -> Permutation | WindowOrder:
+        if self._epoch_order is None or self._epoch_order[0] != epoch:
+            self._epoch_order = epoch, self._made_order(epoch)
+        return self._epoch_order[1]
+
+    def _made_order(self, epoch: int) -> Permutation | WindowOrder:
         key = f"{self._seed} {self._source.name} {epoch}"
         blocks = self._source.block_ends()
         if blocks is None:
@@ -105,17 +111,16 @@ class SampleOrder:
     def _units(self, sample: int, epoch: int, dropped: list[Dropped]) -> tuple[list[Unit], int]:
         """The units of a sample and its number of images."""
         data, source = self._data, self._source
-        where = source.draw(sample, self._seed, epoch)
-        shard, number, variant = where.shard, where.number, where.variant
-        tokens, frames = int(shard.variant_lengths[number, variant]), int(shard.variant_frames[number, variant])
-        images = shard.image_count(number) if data.mixture.by == "images" else 0  # else not worth the look-up
+        tokens, frames = source.index.size(sample, source.variant(sample, self._seed, epoch))
+        images = source.index.image_count(sample) if data.mixture.by == "images" else 0  # else not worth the look-up
         if tokens == 0:
-            dropped.append(Dropped(self._number, sample, *shard.bad[number]))
+            where = source.locate(sample)
+            dropped.append(Dropped(self._number, sample, *where.shard.bad[where.number]))
             return [], 0
         fits = tokens <= data.sequence_length and frames <= data.images_per_pack
         if fits and source.config.documents.end_marker is None:
             return [Unit(self._number, sample, epoch, 0, -1, tokens, frames)], images
-        layout = where.layout(data)
+        layout = source.draw(sample, self._seed, epoch).layout(data)
         units = []
         for first, last in layout.ranges:
             run = piece_range(layout.pieces, first, last)

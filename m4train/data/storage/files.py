@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import io
 import os
+import resource
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from m4train.errors import ConfigError, DataError
 
 READ_ATTEMPTS = 8
 FIRST_PAUSE = 0.1  # seconds before the second attempt; doubles each time, so that lapses of 12 seconds are waited out
-_OPEN_FILES = 64
+_OPEN_FILES = 64  # at most, and an eighth of what the process may open
 _MAX_GAP = 512 << 10  # bytes between two remote ranges that are cheaper to fetch than another request
 _WINDOWS = 4  # stretches of a file that are kept when reading runs ahead
 _WINDOWED_FILES = 16
@@ -257,7 +258,7 @@ class FileReader:
         if descriptor is None:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._open[path] = descriptor
-            if len(self._open) > _OPEN_FILES:
+            if len(self._open) > min(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8):
                 os.close(self._open.popitem(last=False)[1])
         else:
             self._open.move_to_end(path)

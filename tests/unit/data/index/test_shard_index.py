@@ -10,7 +10,8 @@ from m4train.config import SourceConfig
 from m4train.data.documents.rendering import Renderer
 from m4train.data.index import build as index_build
 from m4train.data.index.build import build_index, open_index
-from m4train.data.index.shard_index import SourceIndex, index_path
+from m4train.data.index.shard_index import index_path
+from m4train.data.index.source_index import SourceIndex
 from m4train.data.source import build_sources, source_stats
 from m4train.data.sources.tar import CanonicalTar
 from m4train.errors import DataError, StaleIndexError
