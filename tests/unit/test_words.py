@@ -55,11 +55,13 @@ def test_words_are_plain(package):
     assert not {path: words for path, words in found.items() if words}
 
 
-def test_words_of_conf_are_plain():
+@pytest.mark.parametrize("pattern", ["conf/**/*.yaml", "docs/*.md", "*.md"])
+def test_words_of_files_are_plain(pattern):
     found = {}
-    for path in sorted((ROOT / "conf").rglob("*.yaml")):
-        comments = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if "#" in line)
-        found[path.name] = [word for word in DIALECT if re.search(word, comments)]
+    for path in sorted(ROOT.glob(pattern)):
+        words = " ".join(path.read_text(encoding="utf-8").split())
+        found[str(path.relative_to(ROOT))] = [match[0] for word in DIALECT for match in re.finditer(word, words)]
+    assert found
     assert not {name: words for name, words in found.items() if words}
 
 

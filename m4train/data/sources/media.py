@@ -41,7 +41,7 @@ _FILE = re.compile(rf"[^\n]{{0,4000}}\.(?:{_EXTENSIONS})(?:[?#]\S*)?", re.IGNORE
 _DATA_URL = re.compile(r"data:(?:image|video|audio|application/(?:pdf|octet-stream))[/;]", re.IGNORECASE)
 _CODED = re.compile(r"[A-Za-z0-9+/\-_\s]+={0,2}\s*")
 _CODED_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "Qk0", "SUQz", "AAAAI", "T2dnUw", "JVBERi")
-_LONG_CODE = 256  # characters of unbroken letters and digits that are no text
+_LONG_CODE = 256  # characters of unbroken letters and digits that are not text
 
 
 def is_empty(value: Any) -> bool:
