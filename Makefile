@@ -8,7 +8,7 @@ export HYDRA_FULL_ERROR = 0
 export TOKENIZERS_PARALLELISM = false
 export WANDB_SILENT = true
 
-.PHONY: setup demo test test-fast test-full lint configuration clean-demo
+.PHONY: setup demo test test-fast test-full test-vintages lint configuration clean-demo
 
 setup: $(STAMP)
 
@@ -32,6 +32,18 @@ test-full: setup
 
 test-fast: setup
 	@$(PYTEST) -m "not slow and not full"
+
+# Exports read by older releases of transformers, each in an environment of its own that takes torch and peft from .venv
+VINTAGES ?= 4.46.3 4.49.0 4.57.6
+test-vintages: setup
+	@for version in $(VINTAGES); do \
+	    home=.vintages/$$version; test -x $$home/bin/python || $(PYTHON) -m venv $$home; \
+	    $$home/bin/python -m pip install --quiet --disable-pip-version-check transformers==$$version "numpy<3" pillow safetensors; \
+	    $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	        > $$($$home/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_of_venv.pth; \
+	done
+	@PYTHON_TRANSFORMERS_VINTAGES="$$(for v in $(VINTAGES); do printf '%s:' "$(CURDIR)/.vintages/$$v/bin/python"; done)" \
+	    $(PYTEST) tests/parity/test_exports.py
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -178,7 +178,7 @@ def build_model(config: Config, processor: SampleProcessor) -> TrainableModel:
     model.generation_config = generation_config(model, processor)
     equip(model, config)
     if config.adapter.start_from is not None:
-        start_adapter(model, Path(config.adapter.start_from))
+        start_adapter(model, Path(config.adapter.start_from), config.adapter)
     if config.trainer.compile:
         compile_blocks(model.blocks())
     return model

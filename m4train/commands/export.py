@@ -85,7 +85,7 @@ def _base_name(config: Config, checkpoint: Checkpoint, folder: Path, target: Pat
     A run made from scratch has no such model, and one that began with another run's checkpoint none in that form.
     """
     base = config.model.pretrained
-    if base is None or not is_model_folder(base):
+    if base is None or not is_model_folder(base, FAMILIES[config.model.family].model_class.__name__):
         processor.save_pretrained(folder / BASE)
         _write_model(config, checkpoint, folder / BASE, adapted=False)
         return str((target / BASE).resolve())

@@ -12,6 +12,7 @@ import torch
 from m4train.config import Config
 from m4train.errors import CheckpointError, ConfigError
 from m4train.families import FAMILIES
+from m4train.models.pretrained import head_left_out
 from m4train.restore import plain_model
 from m4train.run_files import CHECKPOINTS, STATE
 from m4train.training.adapters import apply_adapters
@@ -24,9 +25,12 @@ from m4train.training.quantization import quantize_parts
 BASE = "base"  # the folder next to an adapter's files that holds its base, if no other does
 
 
-def is_model_folder(name: str) -> bool:
-    """Whether transformers can load `name`: a model folder or a hub id, and neither a run nor a checkpoint."""
-    return not ((Path(name) / CHECKPOINTS).is_dir() or (Path(name) / STATE).is_file())
+def is_model_folder(name: str, kind: str) -> bool:
+    """Whether transformers can load `name` as `kind`: a whole model folder or a hub id, and neither a run nor a checkpoint."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return True
+    return not ((folder / CHECKPOINTS).is_dir() or (folder / STATE).is_file() or head_left_out(kind, folder))
 
 
 def write_adapter(config: Config, checkpoint: Checkpoint, folder: Path, base: str) -> None:

@@ -201,6 +201,9 @@ def _check_adapter(adapter: AdapterConfig) -> None:
         "adapter.targets.text=[q_proj,v_proj].",
     )
     at_least("adapter.rank", adapter.rank, 1)
+    for key in ("rank_pattern", "alpha_pattern"):
+        for name, value in getattr(adapter, key).items():
+            require(value > 0, f"adapter.{key} gives {name!r} {value}, but must be above 0.")
     require(adapter.alpha > 0, f"adapter.alpha is {adapter.alpha}, but must be above 0.")
     require(0 <= adapter.dropout < 1, f"adapter.dropout is {adapter.dropout}, but must be at least 0 and below 1.")
 

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from m4train.config import Config
+from m4train.config.adapter_start import take_adapter
 from m4train.config.checks import check
 from m4train.config.renamed import RENAMED, schema_with_old_keys, take_old_keys, with_old_keys
 from m4train.config.start import composed_start, forget_scratch, starts_from
@@ -66,6 +67,7 @@ def load_config(overrides: list[str]) -> Config:
         for override in keys:
             _apply(composed, override, merge=True)
         config = _object(composed)
+    take_adapter(config.adapter, keys)
     check(config)
     return config
 

@@ -205,10 +205,15 @@ class AdapterConfig:
     rank_stabilized: bool = False  # multiply by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)
     alpha: float = 32.0  # the adapter's output is multiplied by alpha / rank
     dropout: float = 0.0  # share of the adapter's inputs set to 0 while training, from 0 to below 1
-    # part -> names of the linear layers that get an adapter, such as text: [q_proj, v_proj]
+    # rank of some modules instead of `rank`: pattern of the end of a module's name -> rank, as in peft
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)  # the same for alpha
+    # part, or "*" for any -> names of the linear layers that get an adapter, such as text: [q_proj, v_proj]
     targets: dict[str, list[str]] = field(default_factory=dict)
     modules_to_save: list[str] = field(default_factory=list)  # parts or names of modules that train in full as well
     start_from: str | None = None  # peft folder, or another run's checkpoint, to go on with the adapter of; null: new
+    # take kind, rank, alpha, targets and modules_to_save from start_from; false: they have to agree with it
+    from_config: bool = False
     quantize: list[str] = field(default_factory=lambda: ["text"])  # qlora: parts whose linear layers get 4 bits (nf4)
 
 

@@ -92,7 +92,7 @@ class PretrainedModel(nn.Module):
         four_bits = None if quantization_config is None else BitsAndBytesConfig.of(quantization_config)
         folder = weight_folder(name, allow_pickle, revision, cache_dir)
         config: Any = cls.config_class.from_pretrained(folder)
-        if _head_left_out(config, cls, folder, allow_pickle):
+        if head_left_out(cls.__name__, folder, allow_pickle):
             config.tie_word_embeddings = True
         if device_map is not None:
             device = ("cuda" if torch.cuda.is_available() else "cpu") if device_map == "auto" else device_map
@@ -218,11 +218,11 @@ def save_folder(
     write_files(folder, sizes, max_shard_bytes, tensors.__getitem__)
 
 
-def _head_left_out(config: Any, kind: type, folder: Path, allow_pickle: bool) -> bool:
-    """Whether a folder of the model with head holds none and does not say why: transformers 4.46 leaves the word
-    tie_word_embeddings out of config.json if it is true."""
+def head_left_out(kind: str, folder: Path, allow_pickle: bool = False) -> bool:
+    """Whether a folder of `kind`, a model with head, holds none and does not say why: transformers 4.46 leaves the word
+    tie_word_embeddings out of config.json if it is true, and then itself fills the head with random values."""
     stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "tie_word_embeddings" in stated or (stated.get("architectures") or [None])[0] != kind.__name__:
+    if "tie_word_embeddings" in stated or (stated.get("architectures") or [None])[0] != kind:
         return False
     return not any(name.startswith("lm_head.") for name in TensorFolder(folder, allow_pickle).files)
 

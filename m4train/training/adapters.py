@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from m4train.config import ADAPTERS, AdapterConfig
+from m4train.config.adapter_start import ANY_PART
 from m4train.config.packages import need
 from m4train.errors import ConfigError
 from m4train.training.model_protocol import TrainableModel
@@ -27,17 +29,17 @@ def resolve_targets(model: TrainableModel, targets: Mapping[str, list[str]]) -> 
     parts, own = model.parts(), canonical_parameters(model)  # a tied weight belongs to the first module that holds it
     found: list[str] = []
     for part, wanted in targets.items():
-        if part not in parts:
+        if part not in parts and part != ANY_PART:
             raise ConfigError(f"adapter.targets names part {part!r}, but this model has {', '.join(parts)}.")
         members = [
             name
             for name, module in model.named_modules()
             if isinstance(module, (nn.Linear, nn.Embedding))
             and f"{name}.weight" in own
-            and part_of(f"{name}.weight", parts) == part
+            and (part == ANY_PART or part_of(f"{name}.weight", parts) == part)
         ]
         for target in wanted:
-            matched = [name for name in members if name == target or name.endswith(f".{target}")]
+            matched = [target] if target in members else [name for name in members if name.endswith(f".{target}")]
             if not matched:
                 known = sorted({name.rsplit(".", 1)[-1] for name in members})
                 raise ConfigError(
@@ -103,9 +105,20 @@ def peft_config(config: AdapterConfig, targets: list[str]) -> Any:
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=pattern,
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
         use_rslora=config.rank_stabilized,
         use_dora=config.kind == "dora",
     )
+
+
+def settings_of_module(config: AdapterConfig, module: str) -> AdapterConfig:
+    """`config` with the rank and alpha of one module, by its canonical name."""
+    from peft.utils.other import get_pattern_key
+
+    rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), module), config.rank)
+    alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), module), config.alpha)
+    return replace(config, rank=rank, alpha=alpha, rank_pattern={}, alpha_pattern={})
 
 
 def _adapted_modules(model: TrainableModel) -> list[tuple[str, Any]]:

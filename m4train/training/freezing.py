@@ -39,6 +39,7 @@ def apply_freezing(model: TrainableModel, config: FreezeConfig, in_full: Sequenc
         parameter.requires_grad_(not adapted and parameter.requires_grad)
     for key, rule in [*_written(config.rules, parts), *_trained_in_full(in_full, parts)]:
         matched = [p for name, p, kind, part in described if _matches(rule, name, kind, part)]
+        matched = matched or _tied(model, rule)
         if not matched:
             raise ConfigError(
                 f"{key} ({_text(rule)}) matches no parameter; correct its part, names or module types; this model has the "
@@ -53,6 +54,12 @@ def apply_freezing(model: TrainableModel, config: FreezeConfig, in_full: Sequenc
             parameter.requires_grad_(rule.trainable)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("freeze.rules leave no trainable parameter; make some part trainable or choose an adapter.")
+
+
+def _tied(model: nn.Module, rule: FreezeRule) -> list[nn.Parameter]:
+    """What a rule names by another name than the first one of a tied parameter, such as that of a head."""
+    every = ((canonical_name(name), p) for name, p in model.named_parameters(remove_duplicate=False))
+    return [p for name, p in every if rule.names and any(fnmatchcase(name, pattern) for pattern in rule.names)]
 
 
 def _written(rules: Sequence[FreezeRule], parts: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, FreezeRule]]:

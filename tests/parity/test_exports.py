@@ -30,7 +30,7 @@ FAMILIES = (
     *(pytest.param(name, marks=pytest.mark.full) for name in ("tiny_idefics2", "tiny_idefics")),
 )
 HEADS = {"true": "tied", "false": "untied"}
-_VINTAGES = [
+_OTHERS = [
     python
     for python in [
         os.environ.get("PYTHON_TRANSFORMERS_446", ""),
@@ -38,7 +38,7 @@ _VINTAGES = [
     ]
     if python
 ]
-INTERPRETERS = [sys.executable, *_VINTAGES]
+INTERPRETERS = [sys.executable, *_OTHERS]
 AS_TENSORS = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
 MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
 PICTURE = Image.linear_gradient("L").resize((64, 48)).convert("RGB")

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from m4train.config import AdapterConfig
+from m4train.config.adapter_start import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from m4train.errors import CheckpointError, ConfigError
 from m4train.models.weight_files import save_tensors
 from m4train.training.adapters import peft_config
+from m4train.training.checkpoints.adapter_settings import check_settings
 from m4train.training.checkpoints.save import TENSORS, read_tensors
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_name, canonical_parameters, is_adapter
 from m4train.training.tensors import PARAMETER
 
-_FILE, _CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_FILE, _CONFIG_FILE = ADAPTER_FILE, ADAPTER_CONFIG_FILE
 _MAGNITUDE = "lora_magnitude_vector"
 _SECOND = re.compile(r"lora_(embedding_)?B\b")  # start at zero
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -150,12 +152,29 @@ def _drop_tied(model: TrainableModel, stored: dict[str, Tensor], live: Mapping[s
         del stored[other]
 
 
-def start_adapter(model: TrainableModel, folder: Path) -> None:
+def _check_in_full(model: TrainableModel, folder: Path) -> None:
+    """Raises CheckpointError if the file holds a module in full that does not train here, and differs: a run that starts from
+    it would go on with values that none of its exports knows."""
+    stored = {_canonical_stored(name): t for name, t in load_file(folder / _FILE).items()}
+    frozen = {name: p for name, p in canonical_parameters(model).items() if not p.requires_grad and name in stored}
+    for name, parameter in frozen.items():
+        if parameter.shape != stored[name].shape or not torch.equal(parameter.cpu(), stored[name].to(parameter.dtype)):
+            module = name.rpartition(".")[0]
+            raise CheckpointError(
+                f"The adapter in {folder} trained {module} in full, but this run leaves it frozen: add it to "
+                "adapter.modules_to_save, or set adapter.from_config=true."
+            )
+
+
+def start_adapter(model: TrainableModel, folder: Path, config: AdapterConfig) -> None:
     """Begins with the adapter of a peft folder, or of a checkpoint of another run; what trains next to it is taken along.
 
     Raises ConfigError if `folder` is neither, CheckpointError if it holds another adapter than the model has.
     """
+    if (folder / _FILE).is_file() or (folder / TENSORS).is_dir():
+        check_settings(folder, config)
     if (folder / _FILE).is_file():
+        _check_in_full(model, folder)
         load_adapter(model, folder)
     elif (folder / TENSORS).is_dir():
         live = {name: p for name, p in canonical_parameters(model).items() if p.requires_grad}

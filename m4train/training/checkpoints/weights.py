@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from m4train.config import AdapterConfig
 from m4train.errors import CheckpointError
-from m4train.training.adapters import apply_adapters, merge_adapters
+from m4train.training.adapters import apply_adapters, merge_adapters, settings_of_module
 from m4train.training.checkpoints.save import TENSORS, read_tensors
 from m4train.training.naming import canonical_parameters, is_adapter
 from m4train.training.quantization import quantize_parts
@@ -64,7 +64,8 @@ class CheckpointWeights:
     def _adapt(self, holder: nn.Module, module: str) -> None:
         """Puts the stored adapter of `module` around the layer of a holder."""
         kind = "lora" if self.adapter.kind == "qlora" else self.adapter.kind
-        apply_adapters(holder, replace(self.adapter, kind=kind, targets={"layer": ["layer"]}))
+        own = settings_of_module(self.adapter, module)
+        apply_adapters(holder, replace(own, kind=kind, targets={"layer": ["layer"]}))
         for name, parameter in canonical_parameters(holder).items():
             if is_adapter(name):
                 stored = f"{module}.{name.removeprefix('layer.')}"

@@ -277,7 +277,7 @@ def test_an_adapter_goes_on_from_another_run_or_a_folder(tmp_path):
         targets = apply_adapters(model, config.adapter)
         apply_freezing(model, config.freeze)
         if start_from is not None:
-            start_adapter(model, start_from)
+            start_adapter(model, start_from, config.adapter)
         start = _logits(model)
         make_trainer(config, model).train()
         return model, targets, start
@@ -290,12 +290,12 @@ def test_an_adapter_goes_on_from_another_run_or_a_folder(tmp_path):
     losses = [read_metrics(tmp_path / name)[-1]["loss"] for name in ("from-peft", "from-step-000003")]
     assert losses[0] == losses[1]
     with pytest.raises(ConfigError, match=r"adapter\.start_from"):
-        start_adapter(first, tmp_path)
+        start_adapter(first, tmp_path, _config())
     other = TinyModel()
     apply_adapters(other, AdapterConfig(kind="lora", rank=3, targets={"text": ["q_proj", "up_proj"]}))
     for folder in (tmp_path / "peft", tmp_path / "first" / "checkpoints" / "step-000003"):
         with pytest.raises(CheckpointError):
-            start_adapter(other, folder)
+            start_adapter(other, folder, _config())
 
 
 @pytest.mark.parametrize("family", ["idefics", "idefics2", "idefics3"])
