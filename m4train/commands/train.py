@@ -14,6 +14,7 @@ from m4train import build, exits
 from m4train.config import Config
 from m4train.config.compose import save_config
 from m4train.evaluation.answers import decoding_of, sample_answers
+from m4train.inspection.outlook import outlook
 from m4train.run_files import CONFIG, PARAMETERS
 from m4train.training.callbacks import default_callbacks
 from m4train.training.checkpoints.bases import bases
@@ -70,6 +71,9 @@ def _train(config: Config, engine: Engine, resume: Checkpoint | None, heart: Hea
         (run_dir / PARAMETERS).write_text(json.dumps(table, indent=1) + "\n")
         if config.trainer.eval_every and config.evaluation.shown:
             print(f"samples: {decoding_of(config, model, processor).line()}", flush=True)
+        if data.plan is not None:
+            for sentence in outlook(data.plan, config):
+                print(sentence, flush=True)
     trainer = Trainer(
         config,
         model,

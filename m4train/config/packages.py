@@ -5,10 +5,12 @@ They are installed by default, but not everywhere: DeepSpeed and bitsandbytes ha
 
 from __future__ import annotations
 
+import netrc
+import os
 from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 
-from m4train.config import OPTIMIZERS, Config
+from m4train.config import OPTIMIZERS, Config, LoggingConfig
 from m4train.errors import ConfigError
 
 _INSTALLED_AS = {"sklearn": "scikit-learn"}  # packages whose name in pip is not the one they are imported by
@@ -19,6 +21,26 @@ def check_packages(config: Config, groups: Collection[str]) -> None:
     for group, package, because, instead in _needed(config):
         if group in groups:
             need(package, because, instead)
+    if "logging" in groups and uses_wandb(config.logging) and config.logging.wandb == "online" and not _has_wandb_key():
+        raise ConfigError(
+            "logging.wandb=online, but there is no W&B key: run `wandb login`, set WANDB_API_KEY, or choose logging=offline."
+        )
+
+
+def uses_wandb(logging: LoggingConfig) -> bool:
+    """Whether a run logs to W&B: its configuration and W&B's own variables can both say no."""
+    off = os.environ.get("WANDB_MODE") == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1")
+    return logging.wandb != "disabled" and not off
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("//")[2].partition("/")[0]
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host.partition(":")[0]) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def need(package: str, because: str, instead: str = "") -> None:
@@ -35,7 +57,7 @@ def need(package: str, because: str, instead: str = "") -> None:
 
 def _needed(config: Config) -> Iterator[tuple[str, str, str, str]]:
     """Group, package, the key that needs it, and what else could be chosen."""
-    engine, adapter, wandb = config.engine.name, config.adapter.kind, config.logging.wandb
+    engine, adapter = config.engine.name, config.adapter.kind
     if engine.startswith("zero"):
         yield "engine", "deepspeed", f"engine.name={engine}", "engine=fsdp2, ddp or single"
     optimizer = OPTIMIZERS[config.optimizer.name]
@@ -45,8 +67,8 @@ def _needed(config: Config) -> Iterator[tuple[str, str, str, str]]:
         yield "adapter", "peft", f"adapter.kind={adapter}", "adapter=none"
     if adapter == "qlora":
         yield "adapter", "bitsandbytes", "adapter.kind=qlora", "adapter=lora or dora"
-    if wandb != "disabled":
-        yield "logging", "wandb", f"logging.wandb={wandb}", "logging=none"
+    if uses_wandb(config.logging):
+        yield "logging", "wandb", f"logging.wandb={config.logging.wandb}", "logging=none"
     for kind, sources in (("sources", config.data.sources), ("validation", config.data.validation)):
         for name, source in sources.items():
             if source.format == "parquet":

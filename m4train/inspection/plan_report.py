@@ -24,7 +24,7 @@ MOST_PLANNED_STEPS = 1000  # beyond them, the length of an epoch is carried on f
 class SourceReport:
     """One source. Shares are fractions of what all sources give; `target` is the share of the unit the mixture counts in.
 
-    `epoch_steps` is the step in which its last sample is drawn for the first time, `epoch_estimated` whether that is
+    `epoch_steps` is the step that trains the last of its samples for the first time, `epoch_estimated` whether that is
     beyond the planned steps; `epochs` how often the planned run goes through it. `read_amplification` is given for what is
     read in blocks: samples read for each one used. `left_out` samples of all fit no pack, however they are cut.
     """
@@ -87,9 +87,9 @@ class _Totals:
         self.images: Counter[int] = Counter()
         self.dropped: dict[int, Counter[str]] = {number: Counter() for number in range(len(plan.sources))}
         self.targets = dict.fromkeys((source.name for source in plan.sources), 0.0)
-        self.ended: dict[str, int] = {}
+        self.ended: dict[str, int] = {}  # the step that trains the last sample of the first epoch, by source
         self.imbalances: list[float] = []
-        self.drawn: dict[str, int] = {}
+        self.trained: dict[str, int] = {}  # samples that are in packs by now, or were dropped, by source
         self.reading = ReadSimulation(plan, ranks, micro_batch_size)
 
     def add(self, step: StepPlan) -> None:
@@ -110,11 +110,18 @@ class _Totals:
         for name, weight in weights.items():
             self.targets[name] += weight / sum(weights.values())
         self.reading.add(step)
-        for source in self._plan.sources:
-            cursor = step.state["streams"][source.name]
-            self.drawn[source.name] = cursor["epoch"] * len(source) + cursor["position"]
-            if self.drawn[source.name] >= len(source):
+        for number, source in enumerate(self._plan.sources):
+            cursor, held = step.state["streams"][source.name], _held(step.state, number)
+            drawn = cursor["epoch"] * len(source) + cursor["position"]
+            self.trained[source.name] = drawn - len(held)
+            if drawn >= len(source) and all(epoch > 0 for epoch, _ in held):
                 self.ended.setdefault(source.name, step.step)
+
+
+def _held(state: dict[str, Any], source: int) -> set[tuple[int, int]]:
+    """Epoch and number of the samples of a source that are drawn but not yet in a pack of a step, as a whole or in part."""
+    waiting = [*state["pool"], *state["waiting"], *(unit for units in state["closed"] for unit in units)]
+    return {(unit[2], unit[1]) for unit in waiting if unit[0] == source}
 
 
 def plan_report(plan: Plan, max_steps: int, ranks: int, micro_batch_size: int) -> PlanReport:
@@ -156,8 +163,8 @@ def plan_report(plan: Plan, max_steps: int, ranks: int, micro_batch_size: int) -
 def _source_report(source: Source, number: int, totals: _Totals, max_steps: int) -> SourceReport:
     name, steps = source.name, totals.steps
     lost = left_out(source, totals.data)
-    drawn = totals.drawn[name]
-    used = {other: count - totals.dropped[n].total() for n, (other, count) in enumerate(totals.drawn.items())}
+    trained = totals.trained[name]
+    used = {other: count - totals.dropped[n].total() for n, (other, count) in enumerate(totals.trained.items())}
     return SourceReport(
         name=name,
         samples=len(source),
@@ -167,9 +174,9 @@ def _source_report(source: Source, number: int, totals: _Totals, max_steps: int)
         samples_share=_share(used[name], sum(used.values())),
         tokens_share=_share(totals.tokens[number], totals.tokens.total()),
         images_share=_share(totals.images[number], totals.images.total()),
-        epoch_steps=totals.ended.get(name) or -(-len(source) * steps // max(1, drawn)),
+        epoch_steps=totals.ended.get(name) or -(-len(source) * steps // max(1, trained)),
         epoch_estimated=name not in totals.ended,
-        epochs=drawn / len(source) * max(1.0, max_steps / steps if steps == MOST_PLANNED_STEPS else 1.0),
+        epochs=trained / len(source) * max(1.0, max_steps / steps if steps == MOST_PLANNED_STEPS else 1.0),
         dropped=dict(totals.dropped[number]),
         not_read=unread_line(source),
         read_amplification=totals.reading.amplification().get(name),

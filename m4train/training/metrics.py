@@ -20,16 +20,15 @@ class StepSums:
     def __init__(self, sources: Sequence[str], device: torch.device) -> None:
         self.sources = list(sources)
         self._slot = {name: i for i, name in enumerate(self.sources)}
-        self._losses = torch.zeros(2, len(self.sources), dtype=torch.float64, device=device)
-        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self._device = device
+        self._kept: list[tuple[Tensor, Tensor | None, Sequence[str]]] = []  # summed only if somebody asks
         self._host = dict.fromkeys(_SCALARS[1:], 0)
         self._documents = [[0, 0] for _ in self.sources]
         self._hashes = [0, 0]
 
     def add(self, batch: PackedBatch, token_losses: Tensor) -> None:
-        """Adds one micro-batch with its per-token losses (L,)."""
-        losses = token_losses.double()
-        self._total += losses.sum()
+        """Adds one micro-batch with its per-token losses (L,); costs no operation on the device until `vector` is asked for."""
+        self._kept.append((token_losses, batch.target_sources, batch.source_names))
         self._host["loss_tokens"] += batch.loss_tokens
         self._host["tokens"] += real_tokens(batch)
         self._host["capacity"] += batch.capacity
@@ -40,11 +39,19 @@ class StepSums:
             counts = self._documents[self._source(document.source)]
             counts[0] += document.tokens
             counts[1] += document.images
-        if batch.target_sources is not None and batch.source_names:
-            slots = torch.tensor([self._source(name) for name in batch.source_names], device=losses.device)
-            slot = slots[batch.target_sources]
-            self._losses[0].index_add_(0, slot, losses)
-            self._losses[1].index_add_(0, slot, torch.ones_like(losses))
+
+    def _losses(self) -> Tensor:
+        """The sum of all losses, then the sum per source, then their numbers."""
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        by_source = torch.zeros(2, len(self.sources), dtype=torch.float64, device=self._device)
+        for token_losses, sources, names in self._kept:
+            losses = token_losses.double()
+            total += losses.sum()
+            if sources is not None and names:
+                slots = torch.tensor([self._source(name) for name in names], device=losses.device)
+                by_source[0].index_add_(0, slots[sources], losses)
+                by_source[1].index_add_(0, slots[sources], torch.ones_like(losses))
+        return torch.cat([total.reshape(1), by_source.flatten()])
 
     def _source(self, name: str) -> int:
         if name not in self._slot:
@@ -58,8 +65,8 @@ class StepSums:
         host = [float(self._host[name]) for name in _SCALARS[1:]]
         limbs = [float(h >> (16 * i) & 0xFFFF) for h in self._hashes for i in range(_LIMBS)]
         documents = [float(count[i]) for i in range(2) for count in self._documents]
-        tail = torch.tensor([*host, *limbs, *documents], dtype=torch.float64, device=self._total.device)
-        return torch.cat([self._total.reshape(1), self._losses.flatten(), tail])
+        tail = torch.tensor([*host, *limbs, *documents], dtype=torch.float64, device=self._device)
+        return torch.cat([self._losses(), tail])
 
     def read(self, values: Sequence[float]) -> dict[str, float | str]:
         """The metrics of a (reduced) vector."""

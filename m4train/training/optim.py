@@ -16,6 +16,12 @@ from m4train.parts import EMBEDDINGS, LM_HEAD, NEW_TOKENS
 from m4train.training.naming import canonical_name, is_adapter, part_of
 
 
+def peak_rate(config: OptimizerConfig, part: str) -> float:
+    """The peak learning rate of a part of the model."""
+    own = config.parts.get(part)
+    return config.lr if own is None or own.lr is None else own.lr
+
+
 def undecayed_names(model: nn.Module) -> set[str]:
     """Canonical names that weight decay leaves alone: norms, biases, gates and embeddings."""
     names = set()
@@ -47,9 +53,13 @@ def parameter_groups(
         own = config.parts.get(part)
         decays = name not in undecayed or (own is not None and own.decay_all)
         matrices = OPTIMIZERS[config.name].whole_matrices and _is_hidden_matrix(name, parameter, part, undecayed)
-        rate = config.lr if own is None or own.lr is None else own.lr
         decay = config.weight_decay if own is None or own.weight_decay is None else own.weight_decay
-        settings = {"part": part, "base_lr": rate, "weight_decay": decay if decays else 0.0, "matrices": matrices}
+        settings = {
+            "part": part,
+            "base_lr": peak_rate(config, part),
+            "weight_decay": decay if decays else 0.0,
+            "matrices": matrices,
+        }
         group = groups.setdefault((part, decays, matrices), {"params": [], "names": [], **settings})
         group["params"].append(parameter)
         group["names"].append(name)

@@ -27,6 +27,7 @@ from m4train.training.loss_weights import LossWeights
 from m4train.training.metrics import StepSums, real_tokens
 from m4train.training.model_protocol import Step, TrainableModel
 from m4train.training.neftune import EmbeddingNoise
+from m4train.training.optim import peak_rate
 from m4train.training.schedule import rate_factor
 from m4train.training.starts import note_start
 from m4train.training.step import SkipCounter, reseed, run_micro_batches
@@ -93,6 +94,8 @@ class Trainer:
         self.step = resume.step if resume else 0
         self.saved_step = self.step  # before the first step there is nothing that a fresh start would not make again
         self.metrics: dict[str, Any] = {}
+        self.ending = False  # whether the data have ended, so that this step is the last
+        self._unlogged: tuple[StepSums, Update, float] | None = None  # what is measured of the step made last
         self.continued = continuing(resume.state, config) if resume else None  # what a person is told
         self._origin = {"lineage": resume.lineage if resume else [], "bases": dict(bases or {})}
         self._first_step = self.step + 1
@@ -176,14 +179,28 @@ class Trainer:
             if reason is not None:
                 break
             assert batch is not None  # end_of_data was agreed otherwise
-            metrics = self._run(batch, total, window)
-            if metrics is not None:
+            self._run(batch, total, window)
+            if self._unlogged is None:
                 window = _Window()
             for callback in self.callbacks:
                 callback.on_step_end(self)
         if reason == "stop_file" and self.engine.rank == 0:
             self._stops.clear()
+        if reason != "failed_save":
+            self._finish(reason, window)
         return reason
+
+    def _finish(self, reason: str, window: _Window) -> None:
+        """Logs the last step, if it was not yet; at the end of the data with what is measured at the end of a run."""
+        self.ending = reason == "end_of_data"
+        if self._unlogged is not None:
+            self._log(self._unlogged, window)
+        elif self.ending and self.step >= self._first_step:
+            more: dict[str, Any] = {}
+            for callback in self.callbacks:
+                more |= {} if callback.measures(self.step) else callback.measure(self)
+            if more:
+                self._publish({**self.metrics, **more})
 
     def _limit(self) -> str | None:
         """The limits every rank knows by itself."""
@@ -217,15 +234,15 @@ class Trainer:
             )
         return self._weights.total(counts), reason
 
-    def _run(self, batch: Step, total: float, window: _Window) -> dict[str, Any] | None:
-        """One optimizer step; returns its metrics if it is logged."""
+    def _run(self, batch: Step, total: float, window: _Window) -> None:
+        """One optimizer step, logged if that is due."""
         step = self.step + 1
         reseed(self.config.seed, step, self.engine.rank)
         factor = rate_factor(self.config.schedule, self.config.trainer.max_steps, step)
-        sums = StepSums(list(self.config.data.sources), self.engine.device) if self._logged(step) else None
+        sums = StepSums(list(self.config.data.sources), self.engine.device)
         if step == self._first_step and self.config.trainer.worst_batch_first:
             self._rehearse(batch)
-            window.started = time.perf_counter()
+            window.started, window.waited = time.perf_counter(), 0.0
         z_loss = self.config.model.z_loss
         weigh = self._weights.weighted
         run_micro_batches(self.engine, batch.micro_batches, total, z_loss, sums, weigh, self._entering)
@@ -238,15 +255,22 @@ class Trainer:
         for micro in batch.micro_batches:
             window.tokens += real_tokens(micro)
             self._throughput.add(micro)
-        if sums is None:
-            return None
-        self.metrics = self._measure(sums, update, factor, window)
-        self.heart.beat("measure", step)
+        self._unlogged = (sums, update, factor)
+        if self._logged(step):
+            self._log(self._unlogged, window)
+
+    def _log(self, step: tuple[StepSums, Update, float], window: _Window) -> None:
+        self._unlogged = None
+        self.metrics = self._measure(*step, window)
+        self.heart.beat("measure", self.step)
         for callback in self.callbacks:
             self.metrics.update(callback.measure(self))
+        self._publish(self.metrics)
+
+    def _publish(self, metrics: dict[str, Any]) -> None:
+        self.metrics = metrics
         for callback in self.callbacks:
-            callback.on_metrics(self, self.metrics)
-        return self.metrics
+            callback.on_metrics(self, metrics)
 
     def _entering(self, stage: str, batch: PackedBatch) -> None:
         self.heart.beat(stage, self.step + 1, batch)
@@ -311,6 +335,7 @@ class Trainer:
             "step": self.step,
             **sums.read(values[: len(vector)]),
             "lr": self.config.optimizer.lr * factor,
+            **{f"lr/{part}": peak_rate(self.config.optimizer, part) * factor for part in update.parts},
             "grad_norm": total,
             **{f"grad_norm/{part}": norm for part, norm in zip(update.parts, by_part, strict=True)},
             "tokens_per_second": tokens / elapsed,

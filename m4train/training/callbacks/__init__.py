@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from m4train.config import Config
+from m4train.config.packages import uses_wandb
 from m4train.training.callbacks.base import Callback
 from m4train.training.callbacks.checkpointing import Checkpointing
 from m4train.training.callbacks.console import Console
@@ -23,7 +24,7 @@ def default_callbacks(config: Config) -> list[Callback]:
     if config.logging.console:
         callbacks.append(Console())
     callbacks += [Jsonl(), Cursors()]
-    if config.logging.wandb in ("offline", "online"):
+    if uses_wandb(config.logging):
         callbacks.append(Wandb(config.logging.wandb, config.logging.project))
     callbacks.append(Checkpointing(config.trainer.save_every))
     return callbacks

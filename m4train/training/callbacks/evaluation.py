@@ -23,7 +23,7 @@ class Evaluation(Callback):
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
         """Raises TrainingError if the trainer has no validation data, or it holds no loss token."""
-        if not self.measures(trainer.step):
+        if not (self.measures(trainer.step) or trainer.ending):
             return {}
         if trainer.validation is None:
             raise TrainingError("trainer.eval_every is set, but data.validation names no source.")

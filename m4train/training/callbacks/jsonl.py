@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import TYPE_CHECKING, Any, TextIO
 
 from m4train.json_lines import keep_lines
@@ -19,6 +20,7 @@ class Jsonl(Callback):
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
+        self._step = self._before = 0  # the step of the last line, and where that line begins
 
     def on_start(self, trainer: Trainer) -> None:
         if trainer.engine.rank == 0:
@@ -29,6 +31,9 @@ class Jsonl(Callback):
 
     def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         if self._file is not None:
+            if metrics["step"] == self._step:  # the same step with more about it
+                self._file.truncate(self._before)
+            self._step, self._before = metrics["step"], self._file.seek(0, os.SEEK_END)
             self._file.write(json.dumps({key: _finite(value) for key, value in metrics.items()}) + "\n")
             self._file.flush()
 

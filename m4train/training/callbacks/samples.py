@@ -28,7 +28,7 @@ class Samples(Callback):
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
         """Adds no metric: the samples go to `on_samples` of all callbacks, on rank 0."""
-        if trainer.answers is None or not self.measures(trainer.step):
+        if trainer.answers is None or not (self.measures(trainer.step) or trainer.ending):
             return {}
         trainer.heart.beat("generate", trainer.step)
         trainer.model.eval()

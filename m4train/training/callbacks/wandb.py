@@ -28,6 +28,7 @@ class Wandb(Callback):
         need("wandb", f"logging.wandb={mode}")
         self.mode, self.project = mode, project
         self._run: Any = None
+        self._failed = True  # until the run comes to a regular end
         self._id: str | None = None
 
     def on_start(self, trainer: Trainer) -> None:
@@ -73,6 +74,7 @@ class Wandb(Callback):
     def on_end(self, trainer: Trainer, result: TrainResult) -> None:
         if self._run is not None:
             self._run.summary["stopped_by"] = result.stopped_by
+            self._failed = False
 
     def state(self) -> dict[str, Any]:
         return {"id": self._id} if self._id else {}
@@ -82,7 +84,7 @@ class Wandb(Callback):
 
     def close(self) -> None:
         if self._run is not None:
-            self._run.finish()
+            self._run.finish(exit_code=int(self._failed))
             self._run = None
 
 

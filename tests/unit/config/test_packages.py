@@ -6,8 +6,10 @@ import sys
 import pytest
 
 from m4train.cli import main
+from m4train.config import packages
 from m4train.config.compose import load_config, save_config
 from m4train.errors import ConfigError
+from m4train.training.callbacks import default_callbacks
 from tests.helpers import warm
 
 PACKAGES = ("deepspeed", "bitsandbytes", "wandb", "peft", "pyarrow")
@@ -155,3 +157,25 @@ def test_a_process_without_them_pretrains_evaluates_and_exports(digits_root, tmp
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["WANDB_MODE", "WANDB_DISABLED"])
+def test_wandb_that_its_own_variables_disable_is_not_needed(name, monkeypatch):
+    monkeypatch.setattr(packages, "find_spec", lambda package: None)
+    config = load_config(["experiment=digits_pretrain", "logging=online"])
+    monkeypatch.setenv(name, "disabled" if name == "WANDB_MODE" else "true")
+    packages.check_packages(config, ["logging"])
+    assert not any(type(callback).__name__ == "Wandb" for callback in default_callbacks(config))
+    monkeypatch.delenv(name)
+    with pytest.raises(ConfigError, match="wandb is not installed"):
+        packages.check_packages(config, ["logging"])
+
+
+def test_wandb_online_without_a_key_is_refused(monkeypatch, tmp_path):
+    config = load_config(["experiment=digits_pretrain", "logging=online"])
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(ConfigError, match=r"there is no W&B key: run `wandb login`"):
+        packages.check_packages(config, ["logging"])
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
+    packages.check_packages(config, ["logging"])

@@ -3,9 +3,11 @@ import json
 import re
 from dataclasses import replace
 
+import pytest
 from PIL import Image
 from rich.console import Console as RichConsole
 
+from m4train.errors import TrainingError
 from m4train.evaluation.answers import data_uri
 from m4train.training.callbacks import Checkpointing, Console, Jsonl, cursors, default_callbacks
 from m4train.training.callbacks.samples import Samples
@@ -100,3 +102,32 @@ def test_wandb_keeps_its_run_across_resumes(tmp_path, monkeypatch):
     assert any(content.startswith(b"\x89PNG") for content in staged)  # the pictures of a table travel as its artifact
     # of the folders, two of one second differ by a suffix after the id; the logs in them are named by the id alone
     assert {path.name for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")} == {f"run-{ids[0]}.wandb"}
+
+
+def test_a_failed_run_is_failed_in_wandb(tmp_path, monkeypatch):
+    codes = []
+
+    class Run:
+        summary: dict = {}
+
+        def finish(self, exit_code):
+            codes.append(exit_code)
+
+        def define_metric(self, *names, **options):
+            pass
+
+        def log(self, metrics):
+            pass
+
+    monkeypatch.setattr("wandb.init", lambda **options: Run())
+    for broken in (False, True):
+        model = TinyModel(unused=broken)
+        trainer = make_trainer(
+            make_config(tmp_path / str(broken), max_steps=2), model, callbacks=[Wandb("offline", "tests")]
+        )
+        if broken:
+            with pytest.raises(TrainingError):
+                trainer.train()
+        else:
+            trainer.train()
+    assert codes == [0, 1]

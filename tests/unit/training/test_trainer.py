@@ -1,9 +1,11 @@
 import os
 import signal
+import time
 
 import pytest
 import torch
 
+from m4train.config import PartOptimizerConfig
 from m4train.errors import TrainingError
 from m4train.training.callbacks.base import Callback
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
@@ -78,6 +80,51 @@ def test_the_end_of_the_data_ends_the_run(tmp_path):
     result = _run(make_config(tmp_path), steps=7)
     assert (result.step, result.stopped_by) == (7, "end_of_data")
     assert _steps(tmp_path) == [4, 7]
+
+
+@pytest.mark.parametrize(
+    ("steps", "stop", "logged", "measured"),
+    [
+        (7, None, [1, 5, 6, 7], [6, 7]),  # the data end after a step that was not logged,
+        (5, None, [1, 5], [5]),  # that was logged but not measured,
+        (6, None, [1, 5, 6], [6]),  # that was both
+        (None, 7, [1, 5, 6, 7], [6]),  # a signal ends the run early: the step is logged, and nothing is measured
+        (None, None, [1, 5, 6, 10, 12], [6, 12]),
+    ],
+)
+def test_the_last_step_is_logged_and_at_the_end_of_the_data_measured(steps, stop, logged, measured, tmp_path):
+    config = make_config(tmp_path, log_every=5, eval_every=6)
+    result = _run(
+        config, *([_At(stop, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))] if stop else []), steps=steps
+    )
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == logged
+    assert [line["step"] for line in lines if "eval/loss" in line] == measured
+    assert result.metrics == lines[-1]
+    assert all(0 <= line["data_wait_fraction"] <= 1 for line in lines)
+
+
+def test_a_slow_first_batch_is_no_more_than_all_of_the_time(tmp_path):
+    trainer = make_trainer(make_config(tmp_path, max_steps=2), TinyModel())
+    batches = list(make_trainer(make_config(tmp_path / "other"), TinyModel(), steps=2).loader)
+
+    def slowly():
+        for batch in batches:
+            time.sleep(0.5)
+            yield batch
+
+    trainer.loader = slowly()
+    trainer.train()
+    assert all(0 <= line["data_wait_fraction"] <= 1 for line in read_metrics(tmp_path))
+
+
+def test_the_rate_of_every_part_is_logged(tmp_path):
+    config = make_config(tmp_path, max_steps=4)
+    config.optimizer.parts = {"vision": PartOptimizerConfig(lr=1e-4)}
+    _run(config)
+    for line in read_metrics(tmp_path):
+        assert line["lr/text"] == line["lr"]
+        assert line["lr/vision"] == pytest.approx(line["lr"] * 1e-2)
 
 
 @pytest.mark.parametrize("pieces", [[5], [4, 4], [1, 2, 3]])
