@@ -39,7 +39,7 @@ COMMANDS = {
     ),
     "report": Command("write report.html into the run directory", "inspect:report", OF_RUN, reads="run", needs=()),
     "plan": Command(
-        "say what a run would see, from the indexes alone: epochs, mixture, padding, balance",
+        "show what a run would see, from the indexes alone: epochs, mixture, padding, balance",
         "inspect:plan",
         f"[ranks=N] [--json] {OVERRIDES}",
         (Number("ranks", 1), JSON),
@@ -76,7 +76,7 @@ COMMANDS = {
         reads="",
     ),
     "data index": Command("build the indexes of all sources; an interrupted build goes on", "data:index"),
-    "data stats": Command("say what every source holds, as JSON, from the indexes alone", "data:stats"),
+    "data stats": Command("print what every source holds, as JSON, from the indexes alone", "data:stats"),
     "data convert": Command(
         "write all sources as canonical shards, stored image bytes kept",
         "data:convert",

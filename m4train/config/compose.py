@@ -262,7 +262,11 @@ def _suggest(word: str, known: list[str]) -> str:
     if not close:
         leaf = word.rsplit(".", 1)[-1]
         close = [key for key in known if key.rsplit(".", 1)[-1] == leaf][:1]
-    return f" (did you mean {close[0]}?)" if close else " (`m4train train --help` lists them)"
+    return (
+        f" (did you mean {close[0]}?)"
+        if close
+        else " (docs/configuration.md lists all keys, `m4train train --help` the choices)"
+    )
 
 
 def _fields(node: Any) -> dict[str, Any]:

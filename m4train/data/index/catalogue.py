@@ -118,7 +118,7 @@ def catalogue_path(shards: Sequence[str], index_dir: str | None, fingerprint: st
 
 
 def fresh(path: Path, now: np.ndarray) -> Stored | None:
-    """The catalogue at `path`, if it was made when files were as they are `now`, see `stamps_of`."""
+    """The catalogue at `path`, if it was made when files were as they are `now` (S, 6), see `stamps_of`."""
     try:
         meta, arrays = read_arrays(path)
     except (OSError, StaleIndexError):
@@ -146,7 +146,7 @@ def _number(text: str) -> int:
 
 
 def kept(path: Path, catalogue: Stored, stamps: np.ndarray) -> Path | None:
-    """Writes a catalogue; None if it cannot be, so that every process makes its own."""
+    """Writes a catalogue with the `stamps` (S, 6) of its files; None if it cannot be written, so that every process makes its own."""
     meta, arrays = catalogue
     try:
         write_arrays(path, meta, arrays | {"stamps": stamps})
