@@ -8,7 +8,7 @@ export HYDRA_FULL_ERROR = 0
 export TOKENIZERS_PARALLELISM = false
 export WANDB_SILENT = true
 
-.PHONY: setup demo test test-fast test-full test-vintages lint configuration clean-demo
+.PHONY: setup demo test test-fast test-full test-vintages lint configuration docs clean-demo
 
 setup: $(STAMP)
 
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=path")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[digits,test,lint]' -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[digits,test,docs,lint]' -c constraints.txt
 	@touch $(STAMP)
 
 demo: setup
@@ -53,6 +53,11 @@ lint: setup
 # docs/configuration.md, from the comments of m4train/config/schema.py
 configuration: setup
 	@$(BIN)/python -m m4train.config.page > docs/configuration.md
+
+# The documentation as a site, build/site/index.html; a broken link is an error
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open build/site/index.html"
 
 clean-demo:
 	rm -rf runs/digits_pretrain runs/digits_sft

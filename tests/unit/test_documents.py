@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,29 @@ def anchors(page: Path) -> set[str]:
 def test_python_blocks_compile(page):
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)):
         compile(block, f"{page.name}, block {number}", "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_modules_exist(page):
+    """Modules are named from the root or by the end of their path."""
+    text = page.read_text(encoding="utf-8")
+    made_here = set(re.findall(r'title="(\S+)"', text))
+    folders = ("m4train", "data_pipelines", "launch", "benchmarks", "tests")
+    modules = [f"/{path.relative_to(ROOT)}" for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    named = set(re.findall(r"`([\w/]+\.py)`", text)) - made_here
+    missing = {name for name in named if not any(module.endswith(f"/{name}") for module in modules)}
+    assert not missing
+
+
+@pytest.mark.slow
+def test_the_site_has_no_broken_link(tmp_path):
+    """`make docs`: pages, navigation, anchors, and every name of the API pages."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in ("index.html", "tutorial/index.html", "configuration/index.html", "api/training/index.html"):
+        assert (tmp_path / "site" / page).exists()
+    assert "load_config" in (tmp_path / "site/api/training/index.html").read_text()
 
 
 def test_the_readme_is_short():
