@@ -40,6 +40,7 @@ def beam_search(steps: DecodingSteps, input_ids: Tensor, settings: GenerationSet
         scores = steps(search.running[:, -1])
     best = search.best(settings.num_return_sequences)
     longest = max(len(ids) for ids in best)
+    pad = pad or next(iter(settings.ends), pad)  # as the reference fills up beams: a pad id of 0 counts as none
     rest = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in best], device=input_ids.device)
     return torch.cat((input_ids.repeat_interleave(settings.num_return_sequences, 0), rest), dim=1)
 

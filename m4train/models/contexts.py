@@ -147,10 +147,7 @@ class CachedContext:
         keys = torch.arange(length, device=device)
         visible = keys <= columns[:, None]
         if window is not None:
-            # Counted in tokens, not columns: padding between would otherwise use up the window.
-            order = cache.mask.long().cumsum(1)
-            near = order[:, None, :] > order[:, length - count :, None] - window
-            visible = visible & near
+            visible = visible & (keys > columns[:, None] - window)  # in columns, as the reference counts them
         # A padding column attends to itself, so that its softmax is defined; nothing reads its output.
         own = keys == columns[:, None]
         self.mask = (visible & (cache.mask[:, None] | own))[:, None]  # (B, 1, n, length)
@@ -175,15 +172,13 @@ class RecordingContext:
     `weights` collects (B, heads, T, T) per layer, zero in rows and columns of padding.
     """
 
-    def __init__(
-        self, tables: Tables, rows: Tensor, columns: Tensor, shape: tuple[int, int], window: int | None
-    ) -> None:
+    def __init__(self, tables: Tables, rows: Tensor, columns: Tensor, mask: Tensor, window: int | None) -> None:
         self.tables = tables
-        self.rows, self.columns, self.shape = rows, columns, shape
-        mask = torch.zeros(shape, dtype=torch.bool, device=rows.device)
-        mask[rows, columns] = True
-        visible = torch.ones(shape[1], shape[1], dtype=torch.bool, device=rows.device).tril()
-        self.mask = visible & mask[:, None, :] & mask[:, :, None]
+        self.rows, self.columns, self.shape = rows, columns, mask.shape
+        there = torch.zeros_like(mask)
+        there[rows, columns] = True
+        visible = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=rows.device).tril()
+        self.mask = visible & mask[:, None, :] & there[:, :, None]
         if window is not None:
             order = mask.long().cumsum(1)
             self.mask &= order[:, None, :] > order[:, :, None] - window
@@ -208,6 +203,52 @@ class RecordingContext:
         weights = F.dropout(weights, dropout)
         self.weights.append(weights)
         return (weights @ values).transpose(1, 2)[self.rows, self.columns]
+
+
+class DenseContext:
+    """Attention of every column of padded rows, padding included, as the reference computes it.
+
+    The T = B x columns tokens are taken row by row. A query sees the real columns up to its own, of which a `window` counts
+    columns; one that sees none, such as padding on the left, gets zeros.
+
+    Args:
+        tables: of `Rotary`, for the T tokens.
+        real: (B, columns) bool, False at padding.
+        window: sliding window in columns, or None.
+        cache, rows, columns: where the keys and values of each token go.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        real: Tensor,
+        window: int | None = None,
+        cache: KeyValueCache | None = None,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> None:
+        self.tables, self.cache, self.rows, self.columns = tables, cache, rows, columns
+        self.shape = real.shape
+        place = torch.arange(real.shape[1], device=real.device)
+        visible = place <= place[:, None]
+        if window is not None:
+            visible = visible & (place > place[:, None] - window)
+        seen = visible & real[:, None]
+        self.blind = ~seen.any(-1)[:, None, :, None]  # (B, 1, columns, 1)
+        # What sees nothing looks at itself, so that softmax and gradient are defined; its output is replaced.
+        self.mask = seen[:, None] | (self.blind & (place == place[:, None]))
+
+    @torch.compiler.disable
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+        if self.cache is not None:
+            assert self.rows is not None
+            assert self.columns is not None
+            self.cache.write(layer, self.rows, self.columns, key, value)
+        group = query.shape[1] // key.shape[1]
+        queries, keys, values = (x.unflatten(0, self.shape).transpose(1, 2) for x in (query, key, value))
+        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=self.mask, dropout_p=dropout)
+        return mixed.masked_fill(self.blind, 0.0).transpose(1, 2).flatten(0, 1)
 
 
 class CrossContext:

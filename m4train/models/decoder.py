@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -102,15 +102,17 @@ class Decoder(nn.Module):
         self.norm = text_norm(config)
         self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
 
-    def forward(self, hidden: Tensor, context: AttentionContext, record: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, context: AttentionContext, record: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """(T, H) embeddings -> (T, H) normed hidden states; `record` collects the input of each layer and the output."""
         for i, layer in enumerate(self.layers):
             if record is not None:
-                record.append(hidden)
+                hidden = record(hidden)
             hidden = layer(hidden, LayerContext(context, i))
         hidden = self.norm(hidden)
         if record is not None:
-            record.append(hidden)
+            hidden = record(hidden)
         return hidden
 
 

@@ -21,7 +21,10 @@ class DecodingSteps:
         self.model = model
         self.cache = None if new is None else KeyValueCache(input_ids.shape[1] + new)
         self.ids, self.mask, self.inputs = input_ids, mask, inputs
-        self.positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        self.positions = (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)
+        self.every_column = (
+            None if bool(mask[:, -1].all()) else True
+        )  # the last one, which the answer follows, is padding
 
     def __call__(self, tokens: Tensor | None = None) -> Tensor:
         """Logits (B, V) fp32 after the prompts, or after one more token per row (B,)."""
@@ -34,13 +37,14 @@ class DecodingSteps:
             past_key_values=self.cache,
             use_cache=self.cache is not None,
             logits_to_keep=1,
+            every_column=self.every_column,
             output_hidden_states=False,
             output_attentions=False,
             return_dict=True,
             **self.inputs,
         )
         if self.cache is not None:
-            self.inputs = self.model.next_inputs(self.inputs)
+            self.inputs, self.every_column = self.model.next_inputs(self.inputs), None
         return output.logits[:, -1].float()
 
     def _follow(self, ids: Tensor) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from m4train.errors import DataError
 from m4train.models.beam import beam_search
 from m4train.models.decoding import DecodingSteps
 from m4train.models.generation_settings import (
@@ -59,7 +59,7 @@ class GenerationMixin(nn.Module):
         mask = as_tensor("attention_mask", attention_mask, device)
         mask = _mask_of(input_ids, settings) if mask is None else mask
         if not bool(mask[:, -1].all()):
-            raise DataError("a prompt ends in padding: pad prompts on the left (tokenizer.padding_side = 'left')")
+            warnings.warn("a prompt ends in padding, which the answer follows: pad prompts on the left", stacklevel=3)
         new = settings.most_new(input_ids.shape[1])
         if new < 1:
             return input_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from m4train.batch import CrossSegments, PackedBatch, PackedImages
 from m4train.errors import DataError
+from m4train.models.arguments import OUTPUTS
 from m4train.models.backbone_configs import LlamaConfig
 from m4train.models.clip_vision import ClipTower, clip_flops
 from m4train.models.configuration import PretrainedConfig
@@ -113,6 +115,12 @@ class IdeficsModel(ModelDoors, PretrainedModel):
         "image_attention_mask",
         "interpolate_pos_encoding",
     )
+    documented_order: ClassVar[tuple[str, ...]] = (
+        *image_arguments[:4],
+        *OUTPUTS,
+        "interpolate_pos_encoding",
+        "return_dict",
+    )
 
     def __init__(self, config: IdeficsConfig) -> None:
         super().__init__(config)
@@ -166,17 +174,17 @@ class IdeficsModel(ModelDoors, PretrainedModel):
         context: Any,
         features: Tensor | None,
         cross: CrossContext | None,
-        record: list[Tensor] | None = None,
+        record: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         for i, layer in enumerate(self.layers):
             if record is not None:
-                record.append(hidden)
+                hidden = record(hidden)
             if i % self.config.cross_layer_interval == 0:
                 hidden = self.gated_cross_attn_layers[i // self.config.cross_layer_interval](hidden, features, cross)
             hidden = layer(hidden, LayerContext(context, i))
         hidden = self.norm(hidden)
         if record is not None:
-            record.append(hidden)
+            hidden = record(hidden)
         return hidden
 
     def default_positions(self, mask: Tensor, cache: KeyValueCache | None) -> Tensor:
@@ -212,6 +220,14 @@ class IdeficsForVisionText2Text(MultimodalLM):
 
     config_class: ClassVar[type[PretrainedConfig]] = IdeficsConfig
     embedding_name = "model.embed_tokens"
+    documented_order: ClassVar[tuple[str, ...]] = (
+        *IdeficsModel.image_arguments[:4],
+        "labels",
+        *OUTPUTS,
+        "interpolate_pos_encoding",
+        "return_dict",
+        "logits_to_keep",
+    )
 
     def __init__(self, config: IdeficsConfig, vision_model: ClipTower | None = None) -> None:
         PretrainedModel.__init__(self, config)

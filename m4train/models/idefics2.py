@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedImages, Segments
 from m4train.errors import DataError
+from m4train.models.arguments import OUTPUTS
 from m4train.models.configuration import PretrainedConfig
 from m4train.models.decoder import Decoder
 from m4train.models.initialisation import fill_normal, init_modules
@@ -43,6 +44,12 @@ class Idefics2Model(MultimodalModel):
     """
 
     config_class: ClassVar[type[PretrainedConfig]] = Idefics2Config
+    documented_order: ClassVar[tuple[str, ...]] = (
+        *MultimodalModel.image_arguments,
+        *OUTPUTS,
+        "cache_position",
+        "return_dict",
+    )
 
     def __init__(self, config: Idefics2Config) -> None:
         super().__init__(config)

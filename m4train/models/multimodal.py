@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from m4train.batch import PackedBatch, PackedImages, PackedOutput
 from m4train.errors import DataError
+from m4train.models.arguments import OUTPUTS
 from m4train.models.attention import attention_kernels
 from m4train.models.contexts import PackedContext
 from m4train.models.decoder import Decoder, decoder_flops
@@ -35,6 +36,7 @@ class MultimodalModel(ModelDoors, PretrainedModel):
 
     checkpoint_prefix = "model."
     image_arguments = ("pixel_values", "pixel_attention_mask", "image_hidden_states")
+    documented_order: ClassVar[tuple[str, ...]] = (*image_arguments, *OUTPUTS, "return_dict")
     vision_model: Any
     connector: Any
     text_model: Decoder
@@ -140,6 +142,14 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
     """
 
     model_class: ClassVar[type[MultimodalModel]]
+    documented_order: ClassVar[tuple[str, ...]] = (
+        *MultimodalModel.image_arguments,
+        "labels",
+        *OUTPUTS,
+        "return_dict",
+        "cache_position",
+        "logits_to_keep",
+    )
     loss_kind = "auto"  # who computes the loss of a PackedBatch, see `token_loss`
     embedding_name: ClassVar[str] = "model.text_model.embed_tokens"
 

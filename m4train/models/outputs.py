@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
 from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
 
 
-@dataclass
-class ModelOutput:
-    """Fields by name; by position those that are not None, as the documentation's tuples hold them."""
+class ModelOutput(OrderedDict):
+    """A dictionary of the fields that are not None, in their order; also read as attributes and, by position, as a tuple.
+
+    A field that is set later joins it; none can be taken out.
+    """
 
     def to_tuple(self) -> tuple[Any, ...]:
-        values = (getattr(self, f.name) for f in fields(self))
-        return tuple(value for value in values if value is not None)
+        return tuple(self.values())
 
-    def __getitem__(self, index: int | str) -> Any:
-        return getattr(self, index) if isinstance(index, str) else self.to_tuple()[index]
+    def __getitem__(self, key: int | slice | str) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.to_tuple())
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is not None and name in {field.name for field in fields(self)}:  # type: ignore[arg-type]  # dataclasses
+            super().__setitem__(name, value)
+        super().__setattr__(name, value)
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError(f"{type(self).__name__} keeps its fields: copy it into a dict to take {key} out")
+
+    def pop(self, key: str, *default: Any) -> Any:
+        del self[key]
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        raise TypeError(f"{type(self).__name__} has the fields of its class: set {key} as an attribute")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class BaseModelOutput(ModelOutput):
-    """`last_hidden_state` (B, T, H); `hidden_states` a tuple of these for each layer; `attentions` (B, heads, T, T) a layer."""
+    """`last_hidden_state` (B, T, H); `hidden_states` a tuple of these a layer; `attentions` (B, heads, T, T) a layer."""
 
     last_hidden_state: Tensor
     past_key_values: Any = None
@@ -35,7 +54,7 @@ class BaseModelOutput(ModelOutput):
     image_hidden_states: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class CausalLMOutput(ModelOutput):
     """`loss` () mean over labels; `logits` (B, T, V); the rest as in `BaseModelOutput`."""
 

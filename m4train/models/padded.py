@@ -77,21 +77,29 @@ def input_mask(
     return attention_mask[:, attention_mask.shape[1] - shape[1] :].bool()
 
 
-def shifted_targets(labels: Tensor, tokens: PaddedTokens, ignored: int | None) -> tuple[Tensor, Tensor]:
-    """Which flat positions predict something, and what, from labels (B, T).
+def needs_padding(mask: Tensor, labels: Tensor | None) -> bool:
+    """Whether something is asked of the padding of `mask` (B, T) bool: a row holds nothing else, or a label (B, T) that counts
+    stands at padding or follows it."""
+    if bool(mask.all()):
+        return False
+    if not bool(mask.any(1).all()):
+        return True
+    if labels is None or labels.shape != mask.shape:
+        return False
+    return bool(((labels[:, 1:] != IGNORE_INDEX) & ~(mask[:, 1:] & mask[:, :-1])).any())
 
-    A label counts if it is neither -100 nor `ignored` (the image token) and both it and the token before it are real.
 
-    Returns:
-        positions (L,) on the flat axis, and targets (L,).
-    """
-    flat = tokens.flatten(labels)
-    adjacent = (tokens.rows[1:] == tokens.rows[:-1]) & (tokens.columns[1:] == tokens.columns[:-1] + 1)
-    counted = adjacent & (flat[1:] != IGNORE_INDEX)
-    if ignored is not None:
-        counted &= flat[1:] != ignored
-    positions = torch.nonzero(counted)[:, 0]
-    return positions, flat[positions + 1]
+class HiddenStates:
+    """Collects hidden states (B, T, H) on their way through a model, so that gradients that reach it pass through them."""
+
+    def __init__(self, tokens: PaddedTokens) -> None:
+        self.tokens = tokens
+        self.states: list[Tensor] = []
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Takes note of `hidden` (tokens, H), and returns what the model goes on with."""
+        self.states.append(self.tokens.unflatten(hidden))
+        return self.tokens.flatten(self.states[-1])
 
 
 def real_images(pixel_values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import m4train
 from m4train.errors import DataError
 from m4train.models import (
     Idefics2Config,
@@ -251,8 +252,48 @@ def test_every_documented_argument_of_forward_may_be_left_at_none(family: str) -
     for name in ("labels", "logits_to_keep"):
         nothing.pop(name, None)
     assert torch.equal(model.model(**nothing | given)[0], model.model(**given)[0])
-    with pytest.raises(TypeError, match="has no argument head_mask"):
-        model(**given, head_mask=None)
+    with pytest.warns(
+        UserWarning, match="has no argument head_mask, and ignores it"
+    ):  # as transformers, but not silent
+        assert torch.equal(model(**given, head_mask=None).logits, model(**given).logits)
+
+
+def classes() -> list[tuple[str, str]]:
+    """The eight model classes, with and without head."""
+    heads = [(name, "ForVisionText2Text" if name == "Idefics" else "ForConditionalGeneration") for name in NAMES]
+    return [(name, end) for name, head in heads for end in ("Model", head)]
+
+
+NAMES = {"Idefics": "idefics", "Idefics2": "idefics2", "Idefics3": "idefics3", "SmolVLM": "idefics3"}
+
+
+@pytest.mark.parametrize(("name", "end"), classes())
+def test_every_argument_of_forward_by_position(name: str, end: str) -> None:
+    family = NAMES[name]
+    _, _, tiny, make = FAMILIES[family]
+    kind = getattr(m4train, name + end)
+    model = kind(getattr(m4train, f"{name}Config").from_dict(tiny() | {"model_type": name.lower()})).eval()
+    perturb(model)
+    order = FORWARD[family].split()
+    if end == "Model":
+        order = [one for one in order if one not in ("labels", "logits_to_keep")]
+        if family == "idefics2" and name != "SmolVLM":  # its page has them the other way round
+            order = [*order[:-2], "cache_position", "return_dict"]
+    given = make(tiny())
+    values: dict[str, Any] = {"use_cache": False, "output_hidden_states": True, "return_dict": True}
+    values |= {"logits_to_keep": 2, "labels": given["input_ids"]} if end != "Model" else {}
+    values = {key: value for key, value in values.items() if key in order} | given
+    expected = model(**values)
+    for count in range(len(order) + 1):  # so many by position, the others by name
+        positional = [values.get(one) for one in order[:count]]
+        out = model(*positional, **{key: value for key, value in values.items() if key not in order[:count]})
+        assert list(out) == list(expected)
+        for found, wanted in zip(out.to_tuple(), expected.to_tuple(), strict=True):
+            assert isinstance(found, tuple) or torch.equal(found, wanted)
+    with pytest.raises(TypeError, match=r"takes \d+ arguments by position, and 30 are given"):
+        model(*[None] * 30)
+    with pytest.raises(TypeError, match="is given pixel_values by position and by name"):
+        model(*[None] * 6, pixel_values=None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
