@@ -30,6 +30,12 @@ NEEDS = [
 PLAIN = ["experiment=digits_pretrain", "logging=none"]
 
 
+@pytest.fixture(autouse=True)
+def _a_key(monkeypatch):
+    """What `logging=online` needs besides the package."""
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+
+
 @pytest.fixture
 def without(monkeypatch):
     """Hides packages: importing them fails, and nothing of them is found."""
