@@ -24,10 +24,11 @@ _MEDIA_WORDS = words(
     "media multimedia mediafile mediafiles mediapath mediaurl pic pics vid vids frame frames pixel "
     "pixels sound sounds speech voice recording recordings wav mp mp3 mp4 jpg jpeg png webp gif tiff pdf"
 )
-# What a field says about a medium without holding it, as the last word of its name.
-_PROPERTIES = words(
-    "id ids idx index num number count counts width height w h size sizes hash sha md phash crc score scores rating "
-    "ratings similarity sim caption captions description descriptions title titles text texts alt prompt tag tags "
+# What a field says about a medium without holding it, as the last word of its name; the names of a medium among that.
+_IDENTIFIERS = words("id ids idx index num number count counts hash sha md phash crc")
+_PROPERTIES = _IDENTIFIERS | words(
+    "width height w h size sizes score scores rating ratings "
+    "similarity sim caption captions description descriptions title titles text texts alt prompt tag tags "
     "label labels class category categories type types kind format mode source license author credit date time "
     "timestamp timestamps duration fps length resolution ratio aspect language lang min max mean correspondence "
     "correspondences dependency safety nsfw aesthetic quality status error message placeholder token tokens"
@@ -35,7 +36,7 @@ _PROPERTIES = words(
 _COUNTS = words("num n nb has is use with total count max min")  # and as its first
 _EXTENSIONS = (
     "jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?|avif|heic|heif|jp2|j2k|svg|ico|ppm|pgm|pbm|psd|dcm|"
-    "mp4|mov|avi|mkv|webm|m4v|mpe?g|flv|wmv|3gp|ts|wav|mp3|flac|ogg|oga|opus|m4a|aac|wma|pdf|djvu"
+    "mp4|mov|avi|mkv|webm|m4v|mpe?g|flv|wmv|3gp|wav|mp3|flac|ogg|oga|opus|m4a|aac|wma|pdf|djvu"
 )
 _FILE = re.compile(rf"[^\n]{{0,4000}}\.(?:{_EXTENSIONS})(?:[?#]\S*)?", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:(?:image|video|audio|application/(?:pdf|octet-stream))[/;]", re.IGNORECASE)
@@ -58,7 +59,9 @@ def speaks_of_media(name: str, blind: bool = False) -> bool:
     found = words_of(name)
     if not any(word in _MEDIA_WORDS or any(stem in word for stem in _STEMS) for word in found):
         return False
-    return blind or not (found[-1] in _PROPERTIES or found[0] in _COUNTS)
+    if found[-1] in _PROPERTIES:
+        return blind and found[-1] in _IDENTIFIERS
+    return blind or found[0] not in _COUNTS
 
 
 def medium_in(name: str, value: Any, blind: bool = False, by_name: bool = True) -> str | None:
@@ -77,12 +80,7 @@ def _found(name: str, value: Any, blind: bool, by_name: bool, where: str) -> tup
     place = ".".join(part for part in (where, name) if part)
     if is_empty(value):
         return None
-    number = isinstance(value, (bool, int, float))
-    if (
-        by_name
-        and speaks_of_media(name, blind)
-        and (not number or (blind and any(stem in name.lower() for stem in _STEMS)))
-    ):
+    if by_name and speaks_of_media(name, blind) and _may_stand_for(name, value, blind):
         return place, _shown(value)
     inside: Any = ()
     if isinstance(value, dict):
@@ -100,6 +98,13 @@ def _found(name: str, value: Any, blind: bool, by_name: bool, where: str) -> tup
                 return None
     found = (_found(str(inner), part, blind, by_name, place) for inner, part in inside)
     return next((each for each in found if each is not None), None)
+
+
+def _may_stand_for(name: str, value: Any, blind: bool) -> bool:
+    """Whether the value of a field that speaks of media may be one, or stand for the only one there is."""
+    if not isinstance(value, (bool, int, float)):
+        return True
+    return blind and value > 0 and any(stem in name.lower() for stem in _STEMS)
 
 
 def _value(value: Any) -> str | None:

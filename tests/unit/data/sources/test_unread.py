@@ -122,6 +122,20 @@ def test_without_a_picture_its_number_or_name_may_be_all_there_is_of_it(name: st
         compose({"messages": TALK, name: value}, Reading()).unread()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_correspondence_ratings", [5, 4]),
+        ("image_correspondence_min", 5),
+        ("image_caption", "A cat."),
+        ("num_images", 0),
+    ]
+    + [("has_image", False), ("image_width", 0), ("file", "index.ts"), ("video_title", "A day")],
+)
+def test_without_a_picture_what_is_said_about_one_is_no_picture(name: str, value: Any) -> None:
+    assert compose({"messages": TALK, name: value}, Reading()).unread() in ((), (name,))
+
+
 def test_scores_and_where_a_sample_comes_from_are_known() -> None:
     record = {
         "messages": TALK,
