@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from m4train.data.documents.sample import dump_sample, sample_from_dict
+from m4train.data.sources.detect import extension, is_shard
+from m4train.data.sources.picture_folder import is_picture
 from m4train.data.sources.tarfiles import is_junk
 from m4train.data.storage.files import find_files
 from m4train.errors import BadSample, DataError
@@ -23,13 +25,14 @@ _SIDECARS = (".index", ".tokens", ".catalogue")  # an index next to its shard is
 def expand_shards(pattern: str) -> list[str]:
     """The shards that a path, a glob or a brace pattern (`train-{0000..0042}.tar`) names, sorted within each glob.
 
-    Raises DataError if the pattern, or one of the names it expands to, matches no file.
+    A folder stands for the records or shards in it, whichever there are, or is itself one of pictures with texts. Raises DataError if the pattern, or one of the names it expands to, matches no file.
     """
     import braceexpand
 
     shards: list[str] = []
     for name in braceexpand.braceexpand(pattern):
-        found = [path for path in find_files(name) if not (path.endswith(_SIDECARS) or is_junk(os.path.basename(path)))]
+        folder = os.path.expanduser(name)
+        found = _in_folder(folder) if os.path.isdir(folder) else [path for path in find_files(name) if _counts(path)]
         if not found:
             raise DataError(
                 f"No shard matches {name!r} (from {pattern!r}): write it first or correct the source's path."
@@ -38,6 +41,30 @@ def expand_shards(pattern: str) -> list[str]:
     if len(set(shards)) != len(shards):
         raise DataError(f"The pattern {pattern!r} names some shards twice: its samples would be repeated.")
     return shards
+
+
+def _counts(path: str) -> bool:
+    return not (path.endswith(_SIDECARS) or is_junk(os.path.basename(path)))
+
+
+def _in_folder(folder: str) -> list[str]:
+    """What a folder holds: `metadata` files that describe its pictures, other shards, or pictures, which it is a shard of."""
+    files, pictures = [], False
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not (name.startswith(".") or is_junk(f"{name}/x")))
+        files += [os.path.join(place, name) for name in sorted(names) if not name.startswith(".")]
+        pictures = pictures or any(map(is_picture, names))
+    shards = [path for path in files if is_shard(path) and _counts(path)]
+    described = [path for path in shards if os.path.basename(path).lower().startswith("metadata.")]
+    if not described and pictures and not shards:
+        return [os.path.normpath(folder)]
+    found = described or shards
+    kinds = sorted({extension(path) for path in found})
+    if len(kinds) > 1:
+        raise DataError(
+            f"{folder} holds files of several kinds ({', '.join(kinds)}): name those that are meant, as *{kinds[0]}."
+        )
+    return found
 
 
 class ShardWriter:

@@ -23,7 +23,7 @@ from m4train.data.index.source_index import SourceIndex
 from m4train.data.shards import expand_shards
 from m4train.data.sources.base import Member, ShardFormat
 from m4train.data.sources.fields import absent
-from m4train.data.sources.registry import shard_format
+from m4train.data.sources.registry import format_of, shard_format
 from m4train.data.storage.block_cache import BlockCache
 from m4train.data.storage.files import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError
@@ -172,8 +172,7 @@ def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processo
     for name, config in sources.items():
         if not config.path:
             raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
-        form = shard_format(config, f"data.sources.{name}")
-        shards = expand_shards(config.path)
+        config, form, shards = _found(name, config)
         opened = open_index(shards, form, Renderer(processor, config, name), data.index_dir, data.auto_index_limit)
         form.keep(data.shuffle_window, data.packing_pool)
         source = Source(name, config, SourceIndex(opened), form, FileReader(cache))
@@ -221,13 +220,18 @@ def index_sources(
     """`m4train data index`: builds what is missing or stale, whatever its size."""
     _refuse_streams(sources)
     for name, config in sources.items():
-        build_index(
-            expand_shards(config.path),
-            shard_format(config, f"data.sources.{name}"),
-            Renderer(processor, config, name),
-            data.index_dir,
-            progress=progress,
-        )
+        config, form, shards = _found(name, config)
+        build_index(shards, form, Renderer(processor, config, name), data.index_dir, progress=progress)
+
+
+def _found(name: str, config: SourceConfig) -> tuple[SourceConfig, ShardFormat, list[str]]:
+    """A source with the name of its format, the format, and its shards."""
+    key = f"data.sources.{name}"
+    if config.format != "auto":
+        return config, shard_format(config, key), expand_shards(config.path)
+    shards = expand_shards(config.path)
+    config = format_of(config, shards, key)
+    return config, shard_format(config, key), shards
 
 
 def _refuse_streams(sources: Mapping[str, SourceConfig]) -> None:

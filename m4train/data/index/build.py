@@ -20,6 +20,7 @@ from m4train.data.index.shard_index import VERSION, index_path, tokens_path
 from m4train.data.sources.base import ShardFormat
 from m4train.data.storage.arrays import read_arrays, write_arrays
 from m4train.data.storage.files import FileReader, is_remote, stamp, stamps
+from m4train.data.storage.packed import check_packed
 from m4train.errors import DataError, StaleIndexError
 
 _LOG = logging.getLogger(__name__)
@@ -41,9 +42,11 @@ def build_index(
     What is already fresh is left alone, so an interrupted build goes on where it stopped. `progress(done, total)` is called
     after each shard.
     """
+    sizes = {shard: size for shard, (size, _) in stamps(shards).items()}
+    check_packed(sizes)
     jobs = [(shard, shard_format, renderer, index_dir) for shard in shards]
     workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
-    if workers < 2 or sum(size for size, _ in stamps(shards).values()) < _INLINE_BYTES:
+    if workers < 2 or sum(sizes.values()) < _INLINE_BYTES:
         for done, job in enumerate(jobs, 1):
             _build_shard(*job)
             if progress is not None:
@@ -70,6 +73,7 @@ def open_index(
     Raises StaleIndexError above that: many processes of a job should not each wait for a long build.
     """
     fingerprint, found = renderer.fingerprint(), stamps(shards)
+    check_packed({shard: size for shard, (size, _) in found.items()})
     if len(shards) <= most_mapped():
         _renew(shards, found, shard_format, renderer, index_dir, auto_limit)
         opened = MappedShards(shards, index_dir, fingerprint)

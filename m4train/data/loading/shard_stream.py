@@ -16,7 +16,7 @@ from PIL import Image
 
 from m4train.data.documents.build import Size, StoredSample, decode_wanted
 from m4train.data.loading.quarantine import QuarantineEntry
-from m4train.data.sources.tar import TarFormat
+from m4train.data.sources.tar import TarFormat, suffix_of
 from m4train.data.sources.tarfiles import TarMember, is_junk
 from m4train.data.storage import files as storage
 from m4train.errors import BadSample, DataError
@@ -145,7 +145,7 @@ def streamed_sample(tar_format: TarFormat, stored: dict[str, Any], told: set[str
 
     `told` are the fields of which it was said that they are not read; others are said now, and added."""
     key = stored["__key__"]
-    members = {suffix: data for suffix, data in stored.items() if not suffix.startswith("__")}
+    members = {suffix_of(suffix): data for suffix, data in stored.items() if not suffix.startswith("__")}
     named = {suffix: TarMember(f"{key}.{suffix}", 0, len(data)) for suffix, data in members.items()}
     texts, images, unread = tar_format.resolve(key, named, members.__getitem__)
     if told is not None and not told.issuperset(unread):

@@ -105,13 +105,20 @@ class Record:
 
     def get(self, name: str) -> Any:
         """The value of a field, which is read with this; None if there is none."""
+        if self._is_another(name):
+            return None
         name = self.named(name)
         self.read.add(name)
         return self.content.get(name)
 
     def holds(self, name: str) -> bool:
         """Whether there is something in a field; it is not read with this."""
-        return not is_empty(self.content.get(self.named(name)))
+        return not self._is_another(name) and not is_empty(self.content.get(self.named(name)))
+
+    def _is_another(self, name: str) -> bool:
+        """Whether the records call another field so, as the source says: {question: query} leaves no field `query`."""
+        fields = self.reading.fields
+        return name not in fields and name in fields.values()
 
     def first(self, *names: str) -> Any:
         """The value of the first of some fields that holds something; the others stay unread."""

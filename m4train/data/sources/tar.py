@@ -39,6 +39,18 @@ class Ref:
     crc32: int | None = None
 
 
+def suffix_of(name: str) -> str:
+    """A suffix as formats look for it: that of a text in lower case, and that of an image as the text names it."""
+    stem, dot, kind = name.rpartition(".")
+    return f"{stem}{dot}{kind.lower()}" if kind.lower() in ("json", "txt") else name
+
+
+def key_and_suffix(name: str) -> tuple[str, str] | None:
+    """The key of a member's sample and what follows it, as webdataset splits them; None for a name without both."""
+    match = _NAME.match(name)
+    return (match[1], suffix_of(match[2])) if match else None
+
+
 class TarFormat:
     """One sample is the consecutive members that share a key, as in webdataset. Formats fill in the first four methods."""
 
@@ -165,7 +177,7 @@ class TarFormat:
         """The sample of these members; `torn`: there is damage next to them."""
         named: dict[str, TarMember] = {}
         for member in members:
-            suffix = member.name[len(key) + 1 :]
+            suffix = suffix_of(member.name[len(key) + 1 :])
             if suffix in named:
                 return ScannedSample(key, bad=("duplicate_member", f"member {member.name!r} occurs twice"))
             named[suffix] = member

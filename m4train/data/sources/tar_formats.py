@@ -17,14 +17,14 @@ from m4train.data.sources.records import Composed, checked, compose
 from m4train.data.sources.tar import Ref, TarFormat
 from m4train.data.sources.tarfiles import TarMember
 from m4train.errors import BadSample
+from m4train.processing.images import PICTURE_EXTENSIONS
 
 Named = Mapping[str, TarMember]
 Read = Callable[[str], bytes]
-_IMAGE_SUFFIX = re.compile(r"(?:^|\.)(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 
 
 def _is_image(suffix: str) -> bool:
-    return _IMAGE_SUFFIX.search(suffix) is not None
+    return os.path.splitext(f"_.{suffix}")[1].lower() in PICTURE_EXTENSIONS
 
 
 def _text(data: bytes) -> str:

@@ -57,7 +57,7 @@ class Mint1T(TarFormat):
         need(named, "json")
         composed = _parallel(read("json"), self.reading)
         images = [str(picture) for picture in composed.pictures]
-        file = next((suffix for suffix in ("tiff", "tif") if suffix in named), "tiff")
+        file = next((suffix for suffix in named if suffix.lower() in ("tiff", "tif")), "tiff")
         if file in named:
             _check_frames(self._sizes(read(file)), images, composed.record.content.get("image_metadata"))
         return [Ref("json")], [Ref(file, part) for part in range(len(images))]

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 from m4train.data.storage.block_cache import BlockCache
+from m4train.data.storage.packed import Unpacked, is_packed
+from m4train.data.storage.remote_stream import RemoteStream
 from m4train.errors import ConfigError, DataError
 
 READ_ATTEMPTS = 8
@@ -110,10 +112,13 @@ class FileReader:
         self._open: OrderedDict[str, int] = OrderedDict()
         self._held: dict[str, list[tuple[int, bytes]]] = {}  # path -> (first byte, bytes) fetched before
         self._stamps: dict[str, list[Any]] = {}
+        self._packed = Unpacked()
         self.reads = 0
 
     def size(self, path: str) -> int:
-        """Bytes of a file, which is taken not to change. Raises FileNotFoundError."""
+        """Bytes of a file, unpacked if it is packed, which is taken not to change. Raises FileNotFoundError."""
+        if is_packed(path):
+            return len(self._unpacked(path))
         if is_remote(path):
             return int(self._stamp(path)[0])
         if not os.path.isfile(path):
@@ -122,6 +127,11 @@ class FileReader:
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`, fewer only if the file ends. Raises DataError when the storage keeps failing."""
+        if is_packed(path):
+            try:
+                return self._unpacked(path)[offset : offset + size]
+            except FileNotFoundError:
+                raise _gone(path) from None
         if not is_remote(path):
             return _patiently(path, lambda: self._pread(path, offset, size), lambda: self._forget(path))
         try:
@@ -138,20 +148,26 @@ class FileReader:
                 del self._held[next(iter(self._held))]
         return data[:size]
 
+    def _unpacked(self, path: str) -> bytes:
+        return self._packed.get(path, lambda: self.whole(path))
+
     def whole(self, path: str) -> bytes:
         """All bytes of a file. Raises FileNotFoundError as soon as it is not there or may not be read; otherwise as `read`."""
         try:
-            size = self.size(path)
-            return self.read(path, 0, size) if is_remote(path) else self._whole(path)
+            if not is_remote(path):
+                return self._whole(path)
+            return self._fetch([(path, 0, int(self._stamp(path)[0]))])[0]
         except UnreachableError as error:
             raise FileNotFoundError(str(error)) from None
 
     def _whole(self, path: str) -> bytes:
         def read() -> bytes | None:
+            if not os.path.isfile(path):  # nor if it is a folder, or no name for a file at all
+                return None
             try:
                 with open(path, "rb") as file:
                     return file.read()
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+            except (FileNotFoundError, PermissionError):
                 return None
 
         self.reads += 1
@@ -162,7 +178,7 @@ class FileReader:
 
     def expect(self, ranges: Iterable[Range]) -> None:
         """Says what is read next: remote ranges are fetched together, neighbours as one, and held until the next call."""
-        merged = _merged([part for part in ranges if is_remote(part[0])])
+        merged = _merged([part for part in ranges if is_remote(part[0]) and not is_packed(part[0])])
         self._held = {}
         for (path, start, _), data in zip(merged, self._fetch(merged)):
             self._held.setdefault(path, []).append((start, data))
@@ -173,10 +189,12 @@ class FileReader:
         return any(start <= offset and offset + size <= start + len(data) for start, data in self._held.get(path, ()))
 
     def open(self, path: str) -> BinaryIO:
-        """The file as a seekable stream. Raises FileNotFoundError."""
+        """The file as a seekable stream, unpacked if it is packed. Raises FileNotFoundError."""
+        if is_packed(path):
+            return io.BytesIO(self._unpacked(path))
         if not is_remote(path):
             return open(path, "rb")
-        return io.BufferedReader(_Stream(self, path), _BUFFER)
+        return io.BufferedReader(RemoteStream(self, path), _BUFFER)
 
     def _stamp(self, path: str) -> list[Any]:
         if path not in self._stamps:
@@ -282,34 +300,6 @@ class FileReader:
     def __del__(self) -> None:
         for path in list(self._open):
             self._forget(path)
-
-
-class _Stream(io.RawIOBase):
-    """A remote file as a seekable stream of bytes."""
-
-    def __init__(self, files: FileReader, path: str) -> None:
-        super().__init__()
-        self._files, self._path, self._place = files, path, 0
-        self._size = files.size(path)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._files.read(self._path, self._place, len(buffer))
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
 
 
 def _filesystem(path: str) -> tuple[Any, str]:

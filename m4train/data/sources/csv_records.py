@@ -1,0 +1,137 @@
+"""Records in CSV and TSV files: a header of names, and a row per sample, one of whose columns names its picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from m4train.data.sources.fields import Reading
+from m4train.data.sources.record_files import RecordFile
+from m4train.data.storage.files import FileReader
+from m4train.errors import BadSample
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_DELIMITERS = ",\t;|"
+# What the column of pictures is called in such files, if it is not called as records call it.
+_PICTURE_COLUMNS = (
+    "file_name", "file_names", "filename", "image_path", "image_file", "image_name", "img_path", "img", "photo", "picture",
+    "filepath", "file_path", "path", "file",
+)  # fmt: skip
+_LONGEST_HEADER = 1 << 20
+
+
+class CsvRecords(RecordFile):
+    """A header, then a row per sample. A quoted field may hold delimiters and line breaks; the delimiter is the one that the
+    header has most of (in .tsv files the tab)."""
+
+    name = "csv"
+
+    def __init__(self, reading: Reading = Reading()) -> None:  # noqa: B008 (frozen)
+        super().__init__(reading)
+        self._headers: dict[str, tuple[str, list[str]]] = {}
+
+    def records(self, files: FileReader, path: str) -> Iterator[tuple[int, bytes | BadSample]]:
+        delimiter, _ = self._header(files, path)
+        with files.open(path) as file:
+            offset, row, header = 0, b"", True
+            for line in file:
+                row += line
+                if _goes_on(row, delimiter.encode()):
+                    continue
+                if not header and row.strip():
+                    yield offset, row.rstrip(b"\r\n")
+                header = header and not row.removeprefix(_BYTE_ORDER_MARK).strip()
+                offset, row = offset + len(row), b""
+            if row.strip():
+                yield (
+                    offset,
+                    BadSample("bad_csv", f"from byte {offset} on a quotation mark is open to the end of the file"),
+                )
+
+    def parse(self, files: FileReader, path: str, raw: bytes) -> dict[str, Any]:
+        delimiter, names = self._header(files, path)
+        values = _fields(raw, delimiter)
+        if len(values) != len(names):
+            raise BadSample("bad_csv", f"a row of {len(values)} fields, but the header has {len(names)}")
+        record: dict[str, Any] = dict(zip(names, values))
+        for name in self.reading.where_fields & set(record):
+            record[name] = _number(record[name])
+        return with_picture(record, self.reading)
+
+    def _header(self, files: FileReader, path: str) -> tuple[str, list[str]]:
+        """Delimiter and names of the columns."""
+        if path not in self._headers:
+            try:
+                start = files.read(path, 0, _LONGEST_HEADER).removeprefix(_BYTE_ORDER_MARK)
+            except FileNotFoundError:
+                start = b""
+            line = next((line for line in start.splitlines() if line.strip()), b"")
+            said = line.decode("utf-8", "replace")
+            tabs = ".tsv" in os.path.basename(path).lower()
+            delimiter = "\t" if tabs else max(_DELIMITERS, key=said.count)
+            self._headers[path] = delimiter, [name.strip() for name in _fields(line, delimiter)]
+        return self._headers[path]
+
+
+def with_picture(record: dict[str, Any], reading: Reading) -> dict[str, Any]:
+    """The record with the picture under the name that records have for it, and several pictures, if written as JSON, as a list."""
+    if "image" not in reading.fields and "images" not in reading.fields and not {"image", "images"} & set(record):
+        lower = {name.lower().replace(" ", "_").replace("-", "_"): name for name in record}
+        found = next((lower[name] for name in _PICTURE_COLUMNS if name in lower), None)
+        if found is not None:
+            record = {("image" if name == found else name): value for name, value in record.items()}
+    for name in ("image", "images", reading.fields.get("image"), reading.fields.get("images")):
+        value = record.get(name) if name is not None else None
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            try:
+                record[str(name)] = json.loads(value)
+            except ValueError as error:
+                raise BadSample("bad_csv", f"`{name}` begins like a list, but is not JSON: {error}") from None
+    return record
+
+
+def _goes_on(row: bytes, delimiter: bytes) -> bool:
+    """Whether a row goes on in the next line: a field that begins with a quotation mark is still open."""
+    if b'"' not in row:
+        return False
+    place = len(_BYTE_ORDER_MARK) if row.startswith(_BYTE_ORDER_MARK) else 0
+    while True:
+        if row.startswith(b'"', place):
+            place += 1
+            while True:
+                end = row.find(b'"', place)
+                if end < 0:
+                    return True
+                place = end + 1
+                if not row.startswith(b'"', place):
+                    break
+                place += 1
+        following = row.find(delimiter, place)
+        if following < 0:
+            return False
+        place = following + 1
+
+
+def _fields(raw: bytes, delimiter: str) -> list[str]:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSample("bad_text", f"a row is not UTF-8: {error}") from None
+    if "\0" in text:
+        raise BadSample("bad_csv", "a row holds a NUL character")
+    csv.field_size_limit(1 << 30)
+    try:
+        return next(csv.reader([*text.splitlines(keepends=True)] or [""], delimiter=delimiter), [])
+    except csv.Error as error:
+        raise BadSample("bad_csv", f"a row cannot be read: {error}") from None
+
+
+def _number(value: Any) -> Any:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return value
+    return int(number) if number.is_integer() else number

@@ -1,0 +1,96 @@
+"""Files of records, whatever they are written in: JSON, CSV. Their images are in files, in object stores or base64.
+
+An image is a path, from the file's folder or the source's image_folder, the URL of an object store, or base64, plain or as a
+data URL. Images on web pages are refused: fetch them first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from PIL import Image
+
+from m4train.data.documents.sample import Sample
+from m4train.data.sources.base import Member, ScannedSample, content_hash
+from m4train.data.sources.fields import RECORD_OPTIONS, Reading
+from m4train.data.sources.pictures import Pictures
+from m4train.data.sources.records import Composed, compose, found_images, kept_images, unchanged
+from m4train.data.storage.files import FileReader, Range
+from m4train.errors import BadSample
+from m4train.processing.images import decode_image
+
+
+class RecordFile:
+    """Files of records, each a stretch of bytes. A format says which stretches they are, and what each holds."""
+
+    name = ""
+    settings: Mapping[str, Any] = {"rules": 2}
+    pictures = Pictures()
+    image_range: Sequence[float] = ()
+    honours = RECORD_OPTIONS
+
+    def __init__(self, reading: Reading = Reading()) -> None:  # noqa: B008 (frozen)
+        self.reading = reading
+
+    def records(self, files: FileReader, path: str) -> Iterator[tuple[int, bytes | BadSample]]:
+        """Byte offset and bytes of every record, or what is wrong with the file from there on."""
+        raise NotImplementedError
+
+    def parse(self, files: FileReader, path: str, raw: bytes) -> Any:
+        """What the bytes of a record hold. Raises BadSample."""
+        raise NotImplementedError
+
+    def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
+        for number, (offset, raw) in enumerate(self.records(files, path)):
+            key = str(number)
+            named: tuple[str, ...] = ()
+            try:
+                if isinstance(raw, BadSample):
+                    raise raw
+                composed = compose(self.parse(files, path, raw), self.reading)
+                named = self.pictures.files_of(path, [str(picture) for picture in composed.pictures])
+                images, lost = found_images(
+                    composed, self.reading, lambda name, n: self.pictures.find(files, path, str(name), n)
+                )
+                text = Member(offset, len(raw), content_hash(raw))
+                yield ScannedSample(key, (text, *images), files=named, unread=composed.unread() + lost)
+            except BadSample as error:
+                yield ScannedSample(key, bad=(error.reason, error.detail), files=named)
+
+    def count(self, files: FileReader, path: str, limit: int) -> int:
+        return sum(1 for _ in islice(self.records(files, path), limit + 1))
+
+    def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
+        return self._composed(files, path, members).sample
+
+    def _composed(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Composed:
+        text = members[0]
+        raw = unchanged(files.read(path, text.offset, text.size), text, f"the record at byte {text.offset}")
+        return compose(self.parse(files, path, raw), self.reading, kept=kept_images(members, self.reading))
+
+    def images(
+        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
+    ) -> dict[int, Image.Image]:
+        stored = self.stored_images(files, path, members, wanted)
+        return {number: decode_image(data, image_range=self.image_range) for number, data in zip(wanted, stored)}
+
+    def stored_images(
+        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
+    ) -> list[bytes]:
+        if not wanted:
+            return []
+        composed = self._composed(files, path, members)
+        names = [str(composed.pictures[int(composed.sample.images[number])]) for number in wanted]
+        return self.pictures.read(files, path, names, [members[1 + number] for number in wanted])
+
+    def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
+        """The records: they say where their images are."""
+        return [(path, members[0].offset, members[0].size)]
+
+    def keep(self, window: int, pool: int) -> None:
+        return  # samples are read one by one
+
+    def blocks(self, files: FileReader, path: str) -> None:
+        return None
