@@ -30,6 +30,10 @@ class DataError(M4Error):
     """Shards, an index or a plan that cannot be used as they are (not a single bad sample: see BadSample)."""
 
 
+class WrongArgument(DataError, ValueError):
+    """An argument of a call that cannot be, as Python and transformers call it."""
+
+
 class StaleIndexError(DataError):
     """An index that does not describe its shards, or was made for another processor."""
 

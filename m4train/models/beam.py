@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from m4train.models.sampling import constrain
+from m4train.models.outputs import GenerateOutput, Record
+from m4train.models.sampling import constrain, drawn, kept
+from m4train.models.stopping import Stopping
 
 if TYPE_CHECKING:
     from m4train.models.decoding import DecodingSteps
@@ -25,15 +27,19 @@ class _Prompt:
     open: bool = True
 
 
-def beam_search(steps: DecodingSteps, input_ids: Tensor, settings: GenerationSettings, new: int, pad: int) -> Tensor:
-    """(B * num_return_sequences, T + longest) the best sequences of each prompt, best first, `pad` after the short ones."""
-    search = _Search(input_ids, steps.mask.bool(), settings, new)
-    scores = steps()
+def beam_search(
+    steps: DecodingSteps, input_ids: Tensor, settings: GenerationSettings, new: int, pad: int
+) -> GenerateOutput:
+    """The best sequences of each prompt (B * num_return_sequences, T + longest), best first, `pad` after the short ones."""
+    search = _Search(input_ids, steps.real(input_ids), settings, new)
+    scores, record = steps(), Record(settings)
     rows = torch.arange(input_ids.shape[0], device=input_ids.device).repeat_interleave(settings.num_beams)
     steps.select(rows)
     scores = scores[rows]
     for length in range(1, new + 1):
-        parents = search.advance(scores.log_softmax(-1), length)
+        allowed = search.allowed(scores.log_softmax(-1))
+        record.add(scores, allowed)
+        parents = search.advance(allowed, length)
         if length == new or search.done():
             break
         steps.select(parents)
@@ -42,7 +48,9 @@ def beam_search(steps: DecodingSteps, input_ids: Tensor, settings: GenerationSet
     longest = max(len(ids) for ids in best)
     pad = pad or next(iter(settings.ends), pad)  # as the reference fills up beams: a pad id of 0 counts as none
     rest = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in best], device=input_ids.device)
-    return torch.cat((input_ids.repeat_interleave(settings.num_return_sequences, 0), rest), dim=1)
+    sequences = torch.cat((input_ids.repeat_interleave(settings.num_return_sequences, 0), rest), dim=1)
+    values = torch.tensor(search.values(settings.num_return_sequences), device=input_ids.device)
+    return record.output(sequences, values if settings.output_scores else None)
 
 
 class _Search:
@@ -55,18 +63,24 @@ class _Search:
         self.scores = torch.full((self.batch, self.beams), _NEVER, device=input_ids.device)
         self.scores[:, 0] = 0.0
         self.prompts = [_Prompt() for _ in range(self.batch)]
+        self.stopping = Stopping(settings, input_ids.device)
+
+    def allowed(self, log_probs: Tensor) -> Tensor:
+        """Log probabilities (B * beams, V) of what may follow the running beams."""
+        return kept(constrain(log_probs, self.running, self.settings, self.real), self.settings)
 
     def advance(self, log_probs: Tensor, length: int) -> Tensor:
         """Extends the running beams by one token, to `length` new ones; returns the row (B * beams,) each came from."""
         ends = self.settings.ends
-        log_probs = constrain(log_probs, self.running, self.settings, self.real)
         vocab = log_probs.shape[1]
         total = (log_probs.view(self.batch, self.beams, vocab) + self.scores[:, :, None]).flatten(1)
         # Enough candidates that, if every beam ends in every possible way, as many as there are beams go on.
-        values, places = total.topk(min(max(2, 1 + len(ends)) * self.beams, total.shape[1]))
-        tokens, parents = places % vocab, places // vocab
-        ended = torch.isin(tokens, torch.tensor(ends, dtype=torch.int64, device=tokens.device)) | (length == self.new)
+        count = min(max(2, 1 + len(ends)) * self.beams, total.shape[1])
+        places = drawn(total, count, self.settings) if self.settings.do_sample else total.topk(count).indices
+        values, tokens, parents = total.gather(1, places), places % vocab, places // vocab
         parent_rows = parents + torch.arange(self.batch, device=tokens.device)[:, None] * self.beams
+        candidates = torch.cat((self.running[parent_rows.flatten()], tokens.flatten()[:, None]), dim=1)
+        ended = self.stopping(candidates).view_as(tokens) | (length == self.new)
         self._finish(values, tokens, parent_rows, ended, length)
         self.scores, kept = (values + ended * _NEVER).topk(self.beams)
         chosen = parent_rows.gather(1, kept).flatten()
@@ -97,6 +111,10 @@ class _Search:
     def done(self) -> bool:
         full = all(len(prompt.finished) == self.beams for prompt in self.prompts)
         return not any(prompt.open for prompt in self.prompts) or (full and self.settings.early_stopping is True)
+
+    def values(self, count: int) -> list[float]:
+        """The score of each of the `best`."""
+        return [score for prompt in self.prompts for score, _ in prompt.finished[:count]]
 
     def best(self, count: int) -> list[list[int]]:
         return [ids for prompt in self.prompts for _, ids in prompt.finished[:count]]

@@ -17,10 +17,19 @@ class DecodingSteps:
     Without room `new` for new tokens there is no cache: each step computes all tokens again.
     """
 
-    def __init__(self, model: Any, input_ids: Tensor, mask: Tensor, inputs: dict[str, Any], new: int | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        mask: Tensor,
+        inputs: dict[str, Any],
+        new: int | None,
+        embeds: Tensor | None = None,
+    ) -> None:
+        """`embeds` (B, T, H), if given, are the prompts instead of `input_ids`."""
         self.model = model
-        self.cache = None if new is None else KeyValueCache(input_ids.shape[1] + new)
-        self.ids, self.mask, self.inputs = input_ids, mask, inputs
+        self.cache = None if new is None else KeyValueCache(mask.shape[1] + new)
+        self.ids, self.mask, self.inputs, self.embeds = input_ids, mask, inputs, embeds
         self.positions = (mask.long().cumsum(1) - 1).masked_fill(mask == 0, 0)
         self.every_column = (
             None if bool(mask[:, -1].all()) else True
@@ -31,8 +40,9 @@ class DecodingSteps:
         if tokens is not None:
             self._follow(tokens[:, None])
         output = self.model(
-            self.ids,
+            self.ids if self.embeds is None else None,
             self.mask,
+            inputs_embeds=self.embeds,
             position_ids=self.positions,
             past_key_values=self.cache,
             use_cache=self.cache is not None,
@@ -54,7 +64,15 @@ class DecodingSteps:
             ids, mask = torch.cat((self.ids, ids), 1), torch.cat((self.mask, mask.to(self.mask.dtype)), 1)
             positions = torch.cat((self.positions, positions), 1)
             again = {**self.inputs, **{name: torch.cat((self.inputs[name], more), 1) for name, more in again.items()}}
+            if self.embeds is not None:
+                self.embeds = torch.cat((self.embeds, self.model.model.embed(ids[:, -1:])), 1)
+        else:
+            self.embeds = None
         self.ids, self.mask, self.positions, self.inputs = ids, mask, positions, again
+
+    def real(self, input_ids: Tensor) -> Tensor:
+        """(B, T) bool: which of the ids of the prompts are not padding."""
+        return self.mask[:, self.mask.shape[1] - input_ids.shape[1] :].bool()
 
     def select(self, rows: Tensor) -> None:
         """Goes on with the rows `rows` (B',) of the batch."""
@@ -64,5 +82,6 @@ class DecodingSteps:
             )
         if self.cache is not None:
             self.cache.select(rows)
+        self.embeds = None if self.embeds is None else self.embeds[rows]
         self.ids, self.mask, self.positions = self.ids[rows], self.mask[rows], self.positions[rows]
         self.inputs = {name: v[rows] if isinstance(v, Tensor) else v for name, v in self.inputs.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from m4train.models.generation_settings import (
     model_arguments,
     stated_ends,
 )
+from m4train.models.outputs import GenerateOutput, Record
 from m4train.models.padded import as_tensor
-from m4train.models.sampling import choose, constrain
+from m4train.models.sampling import choose, constrain, kept
+from m4train.models.stopping import Stopping
 
 
 class GenerationMixin(nn.Module):
@@ -36,38 +39,52 @@ class GenerationMixin(nn.Module):
         return stated_ends(self.config, self.generation_config)
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
         """Continues each prompt.
 
         Args:
-            input_ids: (B, T) prompts, padded on the left; here and below, lists and arrays become tensors.
+            input_ids: (B, T) prompts, padded on the left, also as `inputs`; here and below, lists and arrays become tensors.
             attention_mask: (B, T), 0 at padding; by default 0 at pad_token_id, unless that is also an eos_token_id.
-            options: fields of `GenerationSettings`, and further arguments of the model, such as pixel_values.
+            inputs_embeds: (B, T, H) the prompts as embeddings; without input_ids only what follows is returned.
+            options: fields of `GenerationSettings`, a `generation_config` that holds them (a mapping, an object of another
+                library, or GenerationSettings, which are complete), and arguments of the model, such as pixel_values.
 
         Returns:
-            (B * num_return_sequences, T + new) the prompts and what follows.
+            (B * num_return_sequences, T + new) the prompts and what follows; or a `GenerateOutput`.
 
         Raises:
-            DataError: a prompt ends in padding, or settings that do not go together.
+            DataError: settings that do not go together; WrongArgument, a ValueError, for one that cannot be.
             TypeError: an argument that there is not, or that asks for what is not implemented.
         """
         settings = generation_settings(self.config, self.generation_config, options)
         device = next(self.parameters()).device
         given = model_arguments(options, self.model.image_arguments)
-        inputs = {name: as_tensor(name, value, device) for name, value in given.items()}
-        input_ids = as_tensor("input_ids", input_ids, device)
+        images = {name: as_tensor(name, value, device) for name, value in given.items()}
+        ids = as_tensor("input_ids", inputs if input_ids is None else input_ids, device)
+        embeds = as_tensor("inputs_embeds", inputs_embeds, device)
+        if ids is None and embeds is None:
+            raise TypeError("generate needs a prompt: give input_ids, or inputs_embeds")
+        if ids is None:
+            ids = torch.empty(embeds.shape[0], 0, dtype=torch.int64, device=device)
         mask = as_tensor("attention_mask", attention_mask, device)
-        mask = _mask_of(input_ids, settings) if mask is None else mask
+        if mask is None:
+            mask = _mask_of(ids, settings) if embeds is None else embeds.new_ones(embeds.shape[:2], dtype=torch.int64)
         if not bool(mask[:, -1].all()):
             warnings.warn("a prompt ends in padding, which the answer follows: pad prompts on the left", stacklevel=3)
-        new = settings.most_new(input_ids.shape[1])
-        if new < 1:
-            return input_ids
-        steps = DecodingSteps(self, input_ids, mask, inputs, new if settings.use_cache else None)
-        pad = self._pad(settings)
-        if settings.num_beams > 1:
-            return beam_search(steps, input_ids, settings, new, pad)
-        return _one_by_one(steps, input_ids, settings, new, pad)
+        new = settings.most_new(mask.shape[1])
+        settings = replace(settings, min_new_tokens=settings.fewest_new(mask.shape[1]), min_length=None)
+        steps = DecodingSteps(self, ids, mask, images, new if settings.use_cache else None, embeds)
+        way = beam_search if settings.num_beams > 1 else _one_by_one
+        output = way(steps, ids, settings, new, self._pad(settings))
+        return output if settings.return_dict_in_generate else output.sequences
 
     def _pad(self, settings: GenerationSettings) -> int:
         candidates = (settings.pad_token_id, self.config.text_config.pad_token_id, *settings.ends, 0)
@@ -81,25 +98,34 @@ def _mask_of(input_ids: Tensor, settings: GenerationSettings) -> Tensor:
     return torch.ones_like(input_ids) if pad is None or pad in settings.ends else (input_ids != pad).long()
 
 
-def _one_by_one(steps: DecodingSteps, input_ids: Tensor, settings: GenerationSettings, new: int, pad: int) -> Tensor:
-    real, logits = steps.mask.bool(), steps()
+def _one_by_one(
+    steps: DecodingSteps, input_ids: Tensor, settings: GenerationSettings, new: int, pad: int
+) -> GenerateOutput:
+    real, logits = steps.real(input_ids), steps()
+    stopping, record, streamer = Stopping(settings, input_ids.device), Record(settings), settings.streamer
     if settings.num_return_sequences > 1:
         rows = torch.arange(input_ids.shape[0], device=input_ids.device).repeat_interleave(
             settings.num_return_sequences
         )
         steps.select(rows)
         input_ids, real, logits = input_ids[rows], real[rows], logits[rows]
-    stop = torch.tensor(settings.ends, dtype=torch.int64, device=input_ids.device)
     ended = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     sequences = input_ids
+    if streamer is not None:
+        streamer.put(sequences.cpu())
     for step in range(new):
         if step:
             logits = steps(sequences[:, -1])
-        logits = constrain(logits, sequences, settings, real)
-        tokens = torch.where(ended, pad, choose(logits, settings))
+        scores = kept(constrain(logits, sequences, settings, real), settings)
+        record.add(logits, scores)
+        tokens = torch.where(ended, pad, choose(scores, settings))
         sequences = torch.cat((sequences, tokens[:, None]), dim=1)
-        ended = ended | torch.isin(tokens, stop)
+        if streamer is not None:
+            streamer.put(tokens.cpu())
+        ended = ended | stopping(sequences, scores)
         here = bool(ended.all())
         if here if settings.all_ended is None else settings.all_ended(here):
             break
-    return sequences
+    if streamer is not None:
+        streamer.end()
+    return record.output(sequences)

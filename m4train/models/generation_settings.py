@@ -8,16 +8,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from m4train.errors import DataError
+from m4train.errors import DataError, WrongArgument
 
 # Further fields of a generation_config.json and further arguments, which choose no token if they are None, False, 0 or "".
 _NOT_IMPLEMENTED = """
     begin_suppress_tokens constraints diversity_penalty dola_layers encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff
-    exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id logits_processor
-    max_time min_p output_attentions output_hidden_states output_logits output_scores penalty_alpha prefix_allowed_tokens_fn
-    renormalize_logits return_dict_in_generate sequence_bias stop_strings stopping_criteria streamer suppress_tokens
-    token_healing top_h watermarking_config
+    exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id max_time output_attentions
+    output_hidden_states penalty_alpha prefix_allowed_tokens_fn renormalize_logits sequence_bias token_healing top_h
+    watermarking_config
 """
 # The same, which choose none if they are 1 either.
 _NEUTRAL_AT_ONE = "encoder_repetition_penalty guidance_scale num_beam_groups typical_p"
@@ -49,7 +49,12 @@ class GenerationSettings:
     one id or several that end a row. pad_token_id: what follows in a row that has ended, and what prompts without
     attention_mask are padded with. bad_words_ids: sequences of ids that must not appear. repetition_penalty: divides the
     scores above 0 of ids that a row holds, and multiplies those below. no_repeat_ngram_size: no sequence of so many ids
-    appears twice (0: any may). use_cache: False computes all tokens again at each step, which gives the same ones. all_ended:
+    appears twice (0: any may). suppress_tokens: ids that never appear. min_p: no token less likely than that share of the most
+    likely one is drawn. logits_processor: functions of sequences and scores that return scores, called before those of drawing.
+    stop_strings: a row ends with the token that completes one of them, which `tokenizer` finds; stopping_criteria: functions
+    of sequences and scores that say which rows end. streamer: its `put` gets the prompt and every new token, its `end` nothing.
+    return_dict_in_generate: a `GenerateOutput`, with the scores of each token as they are chosen from (output_scores) and as
+    the model gives them (output_logits). use_cache: False computes all tokens again at each step, which gives the same ones. all_ended:
     asked after each token, with whether every row has ended, whether to stop: ranks that share the weights must stop together.
     """
 
@@ -70,6 +75,16 @@ class GenerationSettings:
     bad_words_ids: Sequence[Sequence[int]] | None = None
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    suppress_tokens: Sequence[int] | None = None
+    min_p: float | None = None
+    logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] | None = None
+    stop_strings: str | Sequence[str] | None = None
+    tokenizer: Any = None
+    stopping_criteria: Sequence[Callable[[Tensor, Tensor | None], Any]] | None = None
+    streamer: Any = None
+    return_dict_in_generate: bool = False
+    output_scores: bool = False
+    output_logits: bool = False
     use_cache: bool = True
     generator: torch.Generator | None = None
     all_ended: Callable[[bool], bool] | None = None
@@ -80,10 +95,17 @@ class GenerationSettings:
         return [] if self.eos_token_id is None else torch.as_tensor(self.eos_token_id).flatten().tolist()
 
     def most_new(self, prompt: int) -> int:
-        """How many tokens may follow a prompt of that many columns."""
-        if self.max_new_tokens is not None:
-            return self.max_new_tokens
-        return 20 if self.max_length is None else self.max_length - prompt
+        """How many tokens may follow a prompt of that many columns. Raises WrongArgument if none may."""
+        if self.max_new_tokens is None and self.max_length is None:
+            return 20
+        new = self.max_length - prompt if self.max_new_tokens is None else self.max_new_tokens  # type: ignore[operator]
+        if new < 1:
+            name = "max_length" if self.max_new_tokens is None else "max_new_tokens"
+            raise WrongArgument(
+                f"{name} is {getattr(self, name)}, which leaves no token to a prompt of {prompt}: give more, or set "
+                "max_new_tokens, which does not count the prompt"
+            )
+        return new
 
     def fewest_new(self, prompt: int) -> int:
         """How many tokens must follow a prompt of that many columns."""
@@ -91,8 +113,10 @@ class GenerationSettings:
 
     def check(self) -> None:
         """Raises DataError for settings that do not go together."""
-        if self.do_sample and self.num_beams > 1:
-            raise DataError(f"do_sample and num_beams={self.num_beams} do not go together: set one of them")
+        if self.streamer is not None and self.num_beams > 1:
+            raise WrongArgument(
+                f"a streamer shows each token at once, which num_beams={self.num_beams} may take back: leave one of them out"
+            )
         if self.all_ended is not None and self.num_beams > 1:
             raise DataError(f"num_beams={self.num_beams} cannot stop together with other ranks: set num_beams=1")
         if not self.do_sample and self.num_return_sequences > self.num_beams:

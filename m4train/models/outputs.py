@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from m4train.models.generation_settings import GenerationSettings
 
 
 class ModelOutput(OrderedDict):
@@ -64,3 +67,32 @@ class CausalLMOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None
+
+
+@dataclass(eq=False, repr=False)
+class GenerateOutput(ModelOutput):
+    """`sequences` (rows, T) prompts with what follows; `sequences_scores` (rows,) of beams; a `scores` and a `logits` (rows, V)
+    for each token, if they were asked for, after and before the settings acted."""
+
+    sequences: Tensor
+    sequences_scores: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+
+
+class Record:
+    """The scores and logits of each new token, kept if the settings ask for them."""
+
+    def __init__(self, settings: GenerationSettings) -> None:
+        asked = settings.return_dict_in_generate
+        self.scores: list[Tensor] | None = [] if asked and settings.output_scores else None
+        self.logits: list[Tensor] | None = [] if asked and settings.output_logits else None
+
+    def add(self, logits: Tensor, scores: Tensor) -> None:
+        for kept, new in ((self.logits, logits), (self.scores, scores)):
+            if kept is not None:
+                kept.append(new)
+
+    def output(self, sequences: Tensor, values: Tensor | None = None) -> GenerateOutput:
+        scores, logits = (None if kept is None else tuple(kept) for kept in (self.scores, self.logits))
+        return GenerateOutput(sequences, values, scores, logits)

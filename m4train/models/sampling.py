@@ -15,20 +15,24 @@ if TYPE_CHECKING:
 
 
 def constrain(scores: Tensor, sequences: Tensor, settings: GenerationSettings, real: Tensor) -> Tensor:
-    """Scores (B, V) of what may follow `sequences` (B, T), -inf where nothing may; `real` (B, prompt) bool is False at padding.
+    """Scores (B, V) of what may follow `sequences` (B, T), -inf for what may not; `real` (B, prompt) bool is False at padding.
 
     Raises:
         DataError: impossible bad words.
     """
-    prompt = real.shape[1]
+    begun = sequences.shape[1] - real.shape[1]
     if settings.repetition_penalty != 1.0:
         scores = _penalised(scores, sequences, settings.repetition_penalty, real)
     if 0 < settings.no_repeat_ngram_size <= sequences.shape[1]:
         scores = _without_repeats(scores, sequences, settings.no_repeat_ngram_size)
-    if sequences.shape[1] - prompt < settings.fewest_new(prompt):
-        ends = torch.isin(torch.arange(scores.shape[1]), torch.tensor(settings.ends, dtype=torch.int64))
-        scores = scores.masked_fill(ends.to(scores.device), -torch.inf)
-    return _forbid(scores, sequences, settings.bad_words_ids, settings.ends)
+    never = [*(settings.suppress_tokens or []), *(settings.ends if begun < (settings.min_new_tokens or 0) else [])]
+    if never:
+        ids = torch.isin(torch.arange(scores.shape[1]), torch.tensor(never, dtype=torch.int64))
+        scores = scores.masked_fill(ids.to(scores.device), -torch.inf)
+    scores = _forbid(scores, sequences, settings.bad_words_ids, settings.ends)
+    for processor in settings.logits_processor or []:
+        scores = processor(sequences, scores)
+    return scores
 
 
 def _penalised(scores: Tensor, sequences: Tensor, penalty: float, real: Tensor) -> Tensor:
@@ -73,28 +77,42 @@ def _forbid(
     return scores
 
 
-def choose(logits: Tensor, settings: GenerationSettings) -> Tensor:
-    """The next token (B,): the most likely one, or one drawn."""
-    if not settings.do_sample:
-        return logits.argmax(-1)
-    probabilities = kept(logits, settings).softmax(-1)
-    return torch.multinomial(probabilities, 1, generator=settings.generator)[:, 0]
+def drawn(scores: Tensor, count: int, settings: GenerationSettings) -> Tensor:
+    """`count` places of each row, without repeats, by their probability."""
+    return torch.multinomial(scores.softmax(-1), count, generator=settings.generator)
+
+
+def choose(scores: Tensor, settings: GenerationSettings) -> Tensor:
+    """The next token (B,) by the scores that are `kept`: the most likely one, or one drawn."""
+    return drawn(scores, 1, settings)[:, 0] if settings.do_sample else scores.argmax(-1)
 
 
 def kept(logits: Tensor, settings: GenerationSettings) -> Tensor:
-    """Logits (B, V) over temperature, -inf for the tokens that top_k and top_p rule out."""
+    """If tokens are drawn, logits over temperature, -inf for those that top_k, top_p and min_p rule out.
+
+    Beams keep as many as they need to go on, whatever ends.
+    """
+    if not settings.do_sample:
+        return logits
     if settings.temperature <= 0:
         raise DataError(
             f"temperature {settings.temperature} is not positive: for the most likely tokens, unset do_sample"
         )
+    fewest = max(2, len(settings.ends) + 1) if settings.num_beams > 1 else 1
     logits = logits / settings.temperature
     if settings.top_k:
-        least = logits.topk(min(settings.top_k, logits.shape[1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        most = min(max(settings.top_k, fewest), logits.shape[1])
+        logits = logits.masked_fill(logits < logits.topk(most).values[:, -1:], -torch.inf)
     if settings.top_p < 1.0:
         ordered, order = logits.sort(descending=True)
-        # Dropped if the more likely tokens already hold top_p; the first never is.
+        # Dropped if the more likely tokens already hold top_p; the first never are.
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        before[:, :fewest] = 0
         ordered = ordered.masked_fill(before >= settings.top_p, -torch.inf)
         logits = torch.full_like(logits, -torch.inf).scatter(1, order, ordered)
+    if settings.min_p:
+        likely = logits.softmax(-1)
+        rare = likely < settings.min_p * likely.amax(-1, keepdim=True)
+        rare = rare.scatter(1, logits.topk(fewest).indices, False)
+        logits = logits.masked_fill(rare, -torch.inf)
     return logits

@@ -55,7 +55,6 @@ def test_rows_end_at_any_of_several_ids(model: Idefics3ForConditionalGeneration)
 def test_lengths(model: Idefics3ForConditionalGeneration) -> None:
     assert model.generate(PROMPT, eos_token_id=[]).shape == (1, 24)
     assert model.generate(PROMPT, max_length=9, eos_token_id=[]).shape == (1, 9)
-    assert model.generate(PROMPT, max_length=3).tolist() == PROMPT.tolist()
     assert model.generate(PROMPT, max_new_tokens=3, max_length=5, eos_token_id=[]).shape == (1, 7)
 
 
@@ -103,8 +102,8 @@ def test_beams_are_at_least_as_likely_as_greedy(model: Idefics3ForConditionalGen
 
 
 def test_settings_that_do_not_go_together(model: Idefics3ForConditionalGeneration) -> None:
-    with pytest.raises(DataError, match="do_sample and num_beams=3 do not go together"):
-        model.generate(PROMPT, do_sample=True, num_beams=3)
+    with pytest.raises(ValueError, match="max_length is 3, which leaves no token to a prompt of 4: give more, or set max_new"):
+        model.generate(PROMPT, max_length=3)
     with pytest.raises(DataError, match="num_return_sequences=2 is more than num_beams=1"):
         model.generate(PROMPT, num_return_sequences=2)
     with pytest.raises(DataError, match=r"temperature 0.0 is not positive"):
@@ -123,8 +122,9 @@ def test_settings_that_do_not_go_together(model: Idefics3ForConditionalGeneratio
         ("pixels", 3, "^generate has no argument pixels: give fields of GenerationSettings, or image_hidden_states, "),
         ("position_ids", PROMPT, "^generate has no argument position_ids"),
         ("typical_p", 0.9, r"^generate does not implement typical_p, which is 0.9: leave it out$"),
-        ("stop_strings", ["a"], "^generate does not implement stop_strings"),
-        ("return_dict_in_generate", True, "^generate does not implement return_dict_in_generate"),
+        ("penalty_alpha", 0.6, "^generate does not implement penalty_alpha"),
+        ("prefix_allowed_tokens_fn", print, "^generate does not implement prefix_allowed_tokens_fn"),
+        ("generation_config", 3, "^generation_config is a int: give GenerationSettings, a mapping, or a GenerationConfig"),
     ],
 )
 def test_arguments_that_cannot_be_honoured(
@@ -150,8 +150,8 @@ def test_values_that_ask_for_nothing(model: Idefics3ForConditionalGeneration) ->
 
 
 def test_what_a_folder_states_in_vain_is_named(model: Idefics3ForConditionalGeneration) -> None:
-    model.generation_config = {"typical_p": 0.5, "min_p": 0.1, "bos_token_id": 1, "transformers_version": "4.46.3"}
-    with pytest.warns(UserWarning, match=r"generation_config.json says by typical_p=0.5, min_p=0.1$") as caught:
+    model.generation_config = {"typical_p": 0.5, "top_h": 0.1, "bos_token_id": 1, "transformers_version": "4.46.3"}
+    with pytest.warns(UserWarning, match=r"generation_config.json says by typical_p=0.5, top_h=0.1$") as caught:
         model.generate(PROMPT, max_new_tokens=1)
     assert caught[0].filename == __file__
     model.generation_config = {"typical_p": 1.0, "output_attentions": False, "use_cache": False, "num_beam_groups": 1}
