@@ -102,7 +102,9 @@ def test_beams_are_at_least_as_likely_as_greedy(model: Idefics3ForConditionalGen
 
 
 def test_settings_that_do_not_go_together(model: Idefics3ForConditionalGeneration) -> None:
-    with pytest.raises(ValueError, match="max_length is 3, which leaves no token to a prompt of 4: give more, or set max_new"):
+    with pytest.raises(
+        ValueError, match="max_length is 3, which leaves no token to a prompt of 4: give more, or set max_new"
+    ):
         model.generate(PROMPT, max_length=3)
     with pytest.raises(DataError, match="num_return_sequences=2 is more than num_beams=1"):
         model.generate(PROMPT, num_return_sequences=2)
@@ -124,7 +126,11 @@ def test_settings_that_do_not_go_together(model: Idefics3ForConditionalGeneratio
         ("typical_p", 0.9, r"^generate does not implement typical_p, which is 0.9: leave it out$"),
         ("penalty_alpha", 0.6, "^generate does not implement penalty_alpha"),
         ("prefix_allowed_tokens_fn", print, "^generate does not implement prefix_allowed_tokens_fn"),
-        ("generation_config", 3, "^generation_config is a int: give GenerationSettings, a mapping, or a GenerationConfig"),
+        (
+            "generation_config",
+            3,
+            "^generation_config is a int: give GenerationSettings, a mapping, or a GenerationConfig",
+        ),
     ],
 )
 def test_arguments_that_cannot_be_honoured(
