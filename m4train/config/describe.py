@@ -1,4 +1,4 @@
-"""What every configuration key means, read from `schema.py` itself: its type, its default, and the comment at its line.
+"""What every configuration key means, read from the schema itself: its type, its default, and the comment at its line.
 
 Shared by `m4train config KEY` and by `docs/configuration.md`, so that neither can differ from the schema.
 """
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from m4train.config import schema
+from m4train.config import data_schema, schema
 
 # They stand for any name, or any number, in a key that leads through a mapping or a list: data.sources.NAME.weight
 NAME, NUMBER = "NAME", "N"
@@ -76,7 +76,7 @@ def _walk(node: type, prefix: str) -> typing.Iterator[Key]:
         if inner is None:
             yield Key(name, _type(hint), _default(field), said, False, node.__name__)
             continue
-        about = " ".join(filter(None, (said, _comments()[inner.__name__].get("", ""))))
+        about = ". ".join(filter(None, (said.rstrip("."), _comments()[inner.__name__].get("", ""))))
         yield Key(name, _type(hint), _default(field) if below else "", about, True, node.__name__)
         if name not in SAME_AS:
             yield from _walk(inner, f"{name}{below}.")
@@ -122,7 +122,13 @@ def _yaml(value: Any) -> str:
 @cache
 def _comments() -> dict[str, dict[str, str]]:
     """By class of the schema and name of the field: the comment at its lines, or right above it; "" is the class itself."""
-    source = Path(schema.__file__).read_text(encoding="utf-8")
+    found: dict[str, dict[str, str]] = {}
+    for module in (schema, data_schema):
+        found |= _comments_of(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    return found
+
+
+def _comments_of(source: str) -> dict[str, dict[str, str]]:
     at_line, alone = {}, set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:

@@ -7,7 +7,7 @@ from itertools import groupby
 from m4train.config.compose import groups, resource_folder
 from m4train.config.describe import SAME_AS, Key, all_keys
 
-HEAD = """<!-- Made by `make configuration` from m4train/config/schema.py and conf/. Edit the comments there, not this page. -->
+HEAD = """<!-- Made by `make configuration` from the schema in m4train/config/ and conf/. Edit the comments there, not this page. -->
 
 # Configuration
 

@@ -15,10 +15,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from m4train.config import schema
+from m4train.config import data_schema, schema
 from m4train.config.describe import Key, group_of
 
-GROUPS = {name: value for name, value in vars(schema).items() if dataclasses.is_dataclass(value)}
+GROUPS = {name: value for name, value in (vars(data_schema) | vars(schema)).items() if dataclasses.is_dataclass(value)}
 FIELDS = {name: typing.get_type_hints(group) for name, group in GROUPS.items()}
 Groups = set[str]  # the classes of the schema that an expression may hold
 
