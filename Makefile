@@ -52,7 +52,7 @@ lint: setup
 
 # docs/configuration.md, from the comments of m4train/config/schema.py
 configuration: setup
-	@$(BIN)/python -m m4train.config.page > docs/configuration.md
+	@$(BIN)/python -m m4train.config.page > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 
 # The documentation as a site, build/site/index.html; a broken link is an error
 docs: setup

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 COMPLETE = 0  # what was asked for is done
 FAILED = 1
@@ -22,9 +24,11 @@ def say_once(sentence: str) -> None:
     """Prints a sentence to stderr, unless another process of the same launch has."""
     folder = os.environ.get(FOLDER)
     if folder:
+        import hashlib  # here, as in other modules that every command loads, for a quick --help
+
         name = "said-" + hashlib.sha256(sentence.encode()).hexdigest()[:16]
         try:
-            os.close(os.open(Path(folder) / name, os.O_CREAT | os.O_EXCL))
+            os.close(os.open(os.path.join(folder, name), os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
         except OSError:  # the folder is gone with who started this
@@ -41,7 +45,7 @@ def stopped_early() -> int:
     if not folder:
         return STOPPED_EARLY
     with contextlib.suppress(OSError):
-        (Path(folder) / _STOPPED).touch()
+        os.close(os.open(os.path.join(folder, _STOPPED), os.O_CREAT))
     return COMPLETE
 
 

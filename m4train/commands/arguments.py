@@ -1,13 +1,12 @@
-"""How a command is described and its arguments are read. Light: a wrong argument is answered before torch is loaded."""
+"""How a command is described and its arguments are read. Light: a wrong argument is answered before torch is loaded, and
+`m4train --help` without the modules that only some commands need."""
 
 from __future__ import annotations
 
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from m4train.errors import ConfigError
 
@@ -18,8 +17,7 @@ OVERRIDES = "[group=choice ...] [key=value ...]"
 OF_RUN = f"run_dir=RUN | resume=CHECKPOINT | {OVERRIDES}"
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """`NAME=N`, a whole number of at least 1 that belongs to the command and not to the configuration."""
 
     name: str
@@ -37,8 +35,7 @@ class Number:
         return int(given), rest
 
 
-@dataclass(frozen=True)
-class Folder:
+class Folder(NamedTuple):
     """`NAME=FOLDER`, which must be given."""
 
     name: str
@@ -48,11 +45,12 @@ class Folder:
         given, rest = _given(self.name, arguments)
         if not given:
             raise ConfigError(f"{command} needs {self.name}=FOLDER, {self.meaning}.")
+        from pathlib import Path
+
         return Path(given), rest
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     """`--NAME`."""
 
     name: str
@@ -76,8 +74,7 @@ TRAINS = (*EVALUATES, "optimizer", "logging")
 JSON = Flag("json")
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """One command: `function` ("module:name" in this package) is loaded only after its arguments are known to be right.
 
     It is called with the configuration and the values of `options`, by position, and returns the exit status. `reads` says
@@ -123,6 +120,8 @@ def _handed_over(config: Config, arguments: list[str]) -> int | None:
 
     Raises ConfigError if this process is one of a group that does not fit the configuration.
     """
+    from pathlib import Path
+
     from m4train import launching
 
     launching.check_launched(config)

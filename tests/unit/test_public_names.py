@@ -50,3 +50,24 @@ def test_every_name_that_is_listed_is_there() -> None:
 def test_importing_the_package_loads_nothing_heavy(heavy: str) -> None:
     code = f"import sys, m4train; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_is_quick() -> None:
+    """`m4train --help` loads nothing that takes longer than to print it."""
+    code = "import sys, m4train.cli; m4train.cli.main(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    slow = {
+        "dataclasses",
+        "inspect",
+        "pathlib",
+        "hashlib",
+        "json",
+        "hydra",
+        "omegaconf",
+        "yaml",
+        "numpy",
+        "torch",
+        "PIL",
+    }
+    assert not slow & set(done.stderr.split())
