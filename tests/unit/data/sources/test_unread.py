@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m4train.config import SourceConfig
+from m4train.data.convert import canonical
+from m4train.data.loading.stream_loader import StreamLoader
 from m4train.data.source import build_sources, open_sources, source_stats
 from m4train.data.sources.fields import Reading
 from m4train.data.sources.media import speaks_of_media
@@ -368,3 +370,63 @@ def test_pictures_of_rows_in_every_way(tmp_path: Path, form: str) -> None:
     assert not _reasons(built)
     assert [len(built.images(number)) for number in range(5)] == [1, 1, 1, 0, 0]
     assert all(image.getpixel((0, 0)) == (255, 0, 0) for n in range(3) for image in built.images(n).values())
+
+
+def test_a_document_does_without_the_pictures_that_are_gone(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(RED)
+    record = {
+        "texts": ["One.", None, None, "Two.", None],
+        "images": [None, "gone.png", "a.png", None, "https://x.org/b.png"],
+    }
+    path = _written(tmp_path, "json", [record, {"texts": [None], "images": ["gone.png"]}])
+    assert _reasons_of(path, "json") == {"0": "missing_image", "1": "missing_image"}
+    assert _reasons_of(path, "json", missing_images="drop_sample") == {"0": "skipped", "1": "skipped"}
+    built = _source(path, "json", missing_images="drop_image")
+    assert _reasons(built) == {"1": "no_text"}
+    assert [item.get("text") for item in built.read(0).items] == ["One.", None, "Two."]
+    assert [image.size for image in built.images(0).values()] == [(20, 10)]
+    assert built.index.unread["(an image that is missing)"] == 2
+    content, stored = canonical(built, 0)
+    assert [item.get("image") for item in content["items"]] == [None, "0.png", None]
+    assert stored == {"0.png": RED}
+
+
+def test_dead_links_of_obelics(tmp_path: Path) -> None:
+    lost = {"bytes": None, "path": "https://x.org/b.png"}
+    row = {"texts": ["One.", None, None, "Two."], "images": [None, lost, {"bytes": RED, "path": None}, None]}
+    path = _written(tmp_path, "parquet", [row | {"metadata": json.dumps([{"src": "https://x.org/b.png"}])}])
+    assert _reasons_of(path, "parquet") == {"0": "remote_image"}
+    built = _source(path, "parquet", missing_images="drop_image")
+    assert [item.get("text") for item in built.read(0).items] == ["One.", None, "Two."]
+    assert built.stored_images(0) == [RED]
+
+
+def _reasons_of(path: str, form: str, **options: Any) -> dict[str, str]:
+    sources = open_sources({"s": SourceConfig(path=path, format=form, **options)}, data_config(), FakeProcessor())
+    return _reasons(sources[0])
+
+
+def test_a_stream_says_what_it_does_not_read_and_learns_by_weight(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    talk = [TALK[0], TALK[1] | {"weight": 0.5}]
+    members: dict[str, Any] = {f"{n}.json": {"messages": talk, "topic": "t"} for n in range(40)}
+    members |= {
+        "x.json": {"messages": TALK, "photo": "a.jpg"},
+        "y.json": {"messages": [TALK[0], {"role": "assistant", "content": ""}]},
+    }
+    config = SourceConfig(path=_tar(tmp_path / "a.tar", members), stream=True)
+    data = data_config(num_workers=0, shuffle=False, sequence_length=128, packing_pool=4)
+    loader = StreamLoader(
+        {"s": config}, FakeProcessor(), data, seed=0, global_batch_size=1, micro_batch_size=1, stop_step=40
+    )
+    bad = set()
+    for step in loader:
+        bad |= {(entry.key, entry.reason) for entry in step.bad}
+        [batch] = step.micro_batches
+        assert batch.target_weights is not None
+        assert set(batch.target_weights.tolist()) == {0.5}
+        assert all(record.loss_weight == 0.5 * record.loss_tokens for record in batch.documents)
+    assert bad == {("x", "unread_media"), ("y", "empty_answer")}
+    assert caplog.text.count("fields not read") == 1
+    assert "topic" in caplog.text
