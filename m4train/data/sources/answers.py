@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from m4train.data.sources.dialogues import Message, exchange, parsed, turns
-from m4train.data.sources.fields import PAIRS, Record
+from m4train.data.sources.fields import ANSWERS, PAIRS, Record
 from m4train.data.sources.gallery import Gallery
 from m4train.data.sources.media import is_empty
 from m4train.data.sources.placeholders import Place
@@ -21,9 +22,9 @@ def answered(record: Record, gallery: Gallery) -> list[Message]:
     and the chosen answer of preferences: the messages, with open places for images. Raises BadSample."""
     names = next((pair for pair in PAIRS if any(record.holds(name) for name in pair[0])), ((), ("chosen",)))
     asked = next((name for name in names[0] if record.holds(name)), None)
-    said = next((name for name in names[1] if record.holds(name)), None)
-    if said is None and not any(_given(record, name) for name in names[1]):
-        raise BadSample("empty_answer", f"it asks under {asked!r}, but has no answer under {' or '.join(names[1])}")
+    said = next((name for name in (*names[1], *ANSWERS) if record.holds(name)), None)
+    if said is None and not any(_given(record, name) for name in ANSWERS):
+        raise BadSample("empty_answer", f"it asks under {asked!r}, but has no answer under {' or '.join(ANSWERS)}")
     before = _history(record, gallery) if asked else []
     if _holds_turns(record, said):
         answer = turns(record, str(said), gallery)
@@ -88,7 +89,7 @@ def _choices(record: Record) -> dict[str, str]:
     if name is None:
         return {}
     choices = record.get(name)
-    choices = parsed(choices, name) if isinstance(choices, str) and choices.lstrip()[:1] in ("[", "{") else choices
+    choices = _written(choices)
     if isinstance(choices, dict) and {"label", "text"} <= set(choices):  # ARC
         choices = dict(zip(choices["label"], choices["text"]))
     if isinstance(choices, list):
@@ -98,14 +99,24 @@ def _choices(record: Record) -> dict[str, str]:
     return {str(letter): str(text) for letter, text in choices.items()}
 
 
+def _written(value: Any) -> Any:
+    """A list or an object that is written as a text, as JSON or as Python writes it; what is none as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(value.strip())
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+    return value
+
+
 def _answer(record: Record, name: str | None, choices: dict[str, str]) -> str:
     """The text of the answer; of several that count as right the one that most give, the first of them."""
     value = record.get(name) if name is not None else None
     if name is None:  # an answer that looks empty: the number 0, or false
-        name = next(each for pair in PAIRS for each in pair[1] if _given(record, each))
+        name = next(each for each in ANSWERS if _given(record, each))
         value = record.get(name)
-    if isinstance(value, str) and name == "answers" and value.lstrip()[:1] == "[":
-        value = parsed(value, name)
+    value = _written(value) if name == "answers" else value
     if isinstance(value, dict) and isinstance(value.get("text"), (str, list)):  # SQuAD
         value = value["text"]
     if isinstance(value, list):
@@ -135,6 +146,16 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) and not is_empty(value):
         raise BadSample("bad_json", f"`{name}` is a {type(value).__name__}, but must be a text")
     return value or ""
+
+
+def with_chosen(messages: list[Message], record: Record, gallery: Gallery) -> list[Message]:
+    """The messages with the answer that is preferred, if they end without one. Raises BadSample."""
+    if messages[-1]["role"] == "assistant" or not record.holds("chosen"):
+        return messages
+    chosen = record.get("chosen")
+    if isinstance(chosen, str):
+        return [*messages, exchange([], gallery.parts(chosen))[1]]
+    return [*messages, *turns(record, "chosen", gallery)]
 
 
 def caption_pairs(record: Record, gallery: Gallery) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def parsed(value: Any, name: str) -> Any:
 def turns(record: Record, name: str, gallery: Gallery) -> list[Message]:
     """The messages of the list of turns that a record has under `name`; places for images are still open. Raises BadSample."""
     found = parsed(record.get(name), name)
+    found = [found] if isinstance(found, dict) else found
     if not isinstance(found, list) or not found:
         raise BadSample("bad_json", f"`{name}` must be a list of turns")
     messages = []

@@ -170,13 +170,15 @@ def _way_out(name: str) -> str:
 
 
 TURNS = ("messages", "conversations", "conversation", "texts")
-PAIRS = (  # fields that ask, fields that answer
+PAIRS = (  # fields that ask, fields that answer: those of the first that fits, then those of all others
     (("instruction",), ("output", "response")),
     (("query",), ("response",)),
     (("prompt",), ("completion", "chosen", "response", "answer", "output")),
     (("question",), ("answer", "answers")),
     (("problem",), ("solution", "answer")),
+    (("input",), ("output",)),
 )
+ANSWERS = tuple(dict.fromkeys(name for _, names in PAIRS for name in names))
 CAPTIONS = ("caption", "captions", "text")
 PICTURES = ("images", "image")
 _OTHERS = words(

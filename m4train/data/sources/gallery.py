@@ -6,6 +6,7 @@ picture by its number.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +57,7 @@ def listed_pictures(record: Record) -> tuple[list[Any], tuple[str, ...]]:
     found: list[tuple[str, list[Any]]] = []
     names: tuple[str, ...] = ()
     for name in PICTURES:
-        value = record.get(name)
+        value = _listed(record.get(name))
         if isinstance(value, dict) and not is_empty(value) and not set(value) & set(_CONTENTS):
             names, value = tuple(map(str, value)), list(value.values())
         values = value if isinstance(value, list) else [] if is_empty(value) else [value]
@@ -80,6 +81,16 @@ def listed_pictures(record: Record) -> tuple[list[Any], tuple[str, ...]]:
 
 
 _NUMBERED_FIRST = frozenset(("image_0", "image_1", "image0", "image1"))
+
+
+def _listed(value: Any) -> Any:
+    """A list of pictures that is written as JSON; anything else as it is."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def _numbered(record: Record) -> list[tuple[str, Any]]:

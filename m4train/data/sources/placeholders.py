@@ -37,17 +37,25 @@ _COMPANIONS = words(
 )
 _NAMES = words("im_start im_end im_patch boi eoi bov eov ref-object bbox")
 _ROW_AND_COLUMN = re.compile(r"row_\d+_col_\d+")
-_HINT = re.compile(r"[<\[【{_%@#]")
+_START = re.compile(r"[<\[【{]|__|%%|@@|##")
+# One of these is in all that is shaped like a place, which most texts do not hold.
+_HINTS = words(
+    "ima img im_ pic photo vid audio media screenshot 图 视频 音频 vision visual speech sound voice frame multimodal "
+    "<mm <|mm boi> eoi> bov> eov> ref-object bbox row_"
+)
 
 
 def stray(text: str) -> str | None:
     """The first thing in a text that is shaped like a place for a medium; None if there is none."""
-    if _HINT.search(text) is None:
+    lowered = text.lower()
+    if not any(hint in lowered for hint in _HINTS):
         return None
-    for match in _CANDIDATE.finditer(text):
-        kind = match.lastgroup or ""
-        if kind == "named" or _is_place(match[kind], kind, "|" in match.group()):
-            return match.group()
+    for start in _START.finditer(text):
+        match = _CANDIDATE.match(text, start.start())
+        if match is not None:
+            kind = match.lastgroup or ""
+            if kind == "named" or _is_place(match[kind], kind, "|" in match.group()):
+                return match.group()
     return None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m4train.data.documents.sample import Sample, sample_from_dict
-from m4train.data.sources.answers import answered, caption_pairs
+from m4train.data.sources.answers import answered, caption_pairs, with_chosen
 from m4train.data.sources.base import Member, content_hash
 from m4train.data.sources.dialogues import parsed, placed, question_answer_pairs, turns, with_system
 from m4train.data.sources.fields import CAPTIONS, PICTURES, TURNS, Reading, Record, asking
@@ -66,7 +66,7 @@ def _composed(content: Any, reading: Reading, stored: Sequence[str] | None, kept
     record = Record(content, reading)
     record.leave(*reading.where_fields)
     reading.check_where(content)
-    if "label" not in reading.fields and content.get("label") is False:
+    if "label" not in reading.fields.values() and content.get("label") is False:
         raise BadSample("not_preferred", "its `label` is false: an answer that should not be learned")
     form = _form(record)
     if form == "documents":
@@ -133,7 +133,8 @@ def _form(record: Record) -> str:
 
 def _turns(record: Record, gallery: Gallery) -> dict[str, Any]:
     name = next(name for name in TURNS if record.holds(name))
-    return {"messages": placed(with_system(turns(record, name, gallery), record, gallery), gallery)}
+    messages = with_chosen(turns(record, name, gallery), record, gallery)
+    return {"messages": placed(with_system(messages, record, gallery), gallery)}
 
 
 def _exchanges(record: Record, gallery: Gallery) -> dict[str, Any]:

@@ -171,6 +171,24 @@ FORMS: dict[str, tuple[dict, list]] = {
         SEEN,
     ),
     "preference without a prompt": ({"chosen": turns(Q, R), "rejected": turns(Q, "Blue.")}, PLAIN),
+    "preference after turns": (
+        {
+            "conversations": SHAREGPT[:1],
+            "chosen": {"from": "gpt", "value": R},
+            "rejected": {"from": "gpt", "value": "B"},
+        },
+        PLAIN,
+    ),
+    "input and output": ({"instruction": "", "input": Q, "output": R}, PLAIN),
+    "a query and another's answer": ({"query": Q, "answer": R, "image": A}, SEEN),
+    "choices as Python writes them": (
+        {"question": Q, "options": "['Blue.', 'Red.']", "answer": "B"},
+        [("user", ["Which?\nA. Blue.\nB. Red."]), ("assistant", ["B. Red."])],
+    ),
+    "pictures as a string of json": (
+        {"images": '["a.png", "b.png"]', "question": Q, "answer": R},
+        [("user", [PA, PB, Q]), ("assistant", [R])],
+    ),
     "question and answer": ({"image": A, "question": Q, "answer": R}, SEEN),
     "a number as an answer": ({"question": Q, "answer": 0}, [("user", [Q]), ("assistant", ["0"])]),
     "answers": ({"image": A, "question": Q, "answers": ["Blue.", R, R]}, SEEN),
@@ -226,6 +244,7 @@ def test_forms(name: str) -> None:
     found = composed(record)
     assert same(said(found), expected), said(found)
     assert set(found.unread()) <= {"rejected"}
+    assert ("rejected" in found.unread()) == ("rejected" in record)
 
 
 ROLES = {
@@ -442,6 +461,9 @@ def test_fields_say_which_column_is_what() -> None:
     found = composed(record, fields=fields)
     assert same(said(found), SEEN)
     assert found.unread() == ("topic",)
+    for value, text in (("No.", "No."), (False, "no")):
+        found = composed({"query": Q, "label": value}, fields={"question": "query", "answer": "label"})
+        assert said(found) == [("user", [Q]), ("assistant", [text])]
     talk = {"chat": [{"speaker": "human", "body": Q}, {"speaker": "gpt", "body": R}], "photo": A}
     fields = {"messages": "chat", "role": "speaker", "content": "body", "image": "photo"}
     assert same(said(composed(talk, fields=fields)), SEEN)
