@@ -32,7 +32,7 @@ def keep_lines(
     """
     lines = list(_lines(path, needs))
     kept = [(line, found) for line, found in lines if found is not None and (step is None or found["step"] <= step)]
-    damaged = [line for line, found in lines if found is None and line.endswith(b"\n")]
+    damaged = [line for line, found in lines if found is None and (line.endswith(b"\n") or b"\0" in line)]
     if damaged:
         say(f"{path} had {len(damaged)} damaged lines, which were taken out; those around them are kept.")
     text = b"".join(line for line, _ in kept)

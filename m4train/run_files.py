@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from m4train.errors import DataError
 from m4train.json_lines import OF_A_STEP, read_lines
@@ -65,7 +67,7 @@ def read_run(folder: Path) -> RunFiles:
         raise DataError(f"{folder} holds no config.yaml: train first, or set run_dir to the directory of a run.")
     return RunFiles(
         folder=folder,
-        config=OmegaConf.load(folder / CONFIG),
+        config=load_yaml(folder / CONFIG),
         metrics=read_lines(folder / METRICS, OF_A_STEP),
         parameters=_json(folder / PARAMETERS, []),
         evaluation=_json(folder / EVALUATION, {}),
@@ -99,4 +101,28 @@ def _origin(start: Path) -> str | None:
 
 
 def _json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else default
+    """What a file holds, or the default if it is not there, or damaged, which is said."""
+    if not path.is_file():
+        return default
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if isinstance(found, type(default)):
+        return found
+    print(f"{path} is damaged and passed over.")
+    return default
+
+
+def load_yaml(path: Path) -> Any:
+    """The keys of a config.yaml. Raises DataError if it is damaged."""
+    try:
+        found = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise DataError(_DAMAGED.format(path=path, why=str(error).splitlines()[0])) from error
+    if not OmegaConf.is_dict(found) or not found:
+        raise DataError(_DAMAGED.format(path=path, why="it holds no keys"))
+    return found
+
+
+_DAMAGED = "{path} is damaged ({why}): starting the run again with its overrides writes it anew."

@@ -28,7 +28,7 @@ from m4train.config.checks import check
 from m4train.config.renamed import RENAMED, schema_with_old_keys, take_old_keys, with_old_keys
 from m4train.config.start import composed_start, forget_scratch, starts_from
 from m4train.errors import ConfigError
-from m4train.run_files import CONFIG, STATE
+from m4train.run_files import CONFIG, STATE, load_yaml
 
 _BRACES = re.compile(r"\{[^{}:]*(\.\.|,)[^{}:]*\}")  # of a pattern for shards, which Hydra takes for a mapping
 
@@ -133,7 +133,7 @@ def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
     folder = run_dir or checkpoint.resolve().parent.parent
     stored: Any = None
     if (folder / CONFIG).is_file():
-        stored = OmegaConf.load(folder / CONFIG)
+        stored = load_yaml(folder / CONFIG)
     elif state.is_file():
         stored = _typed({**json.loads(state.read_text(encoding="utf-8"))["config"], "run_dir": str(folder)}, Config)
     if stored is not None:

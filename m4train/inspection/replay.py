@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from m4train.config import Config, compose
 from m4train.data.loading.collate import Collator
 from m4train.data.plan.plan import Plan, StepPlan
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.inspection.preview import PackView, SegmentView
 from m4train.json_lines import OF_A_STEP, read_lines
-from m4train.run_files import CHECKPOINTS, CONFIG, CURSORS, STATE
+from m4train.run_files import CHECKPOINTS, CONFIG, CURSORS, STATE, load_yaml
 from m4train.training.starts import config_at
 
 _MODULUS = 1 << 64
@@ -49,7 +47,7 @@ def stored_config(run_dir: Path, step: int) -> Config:
     if not path.is_file():
         raise DataError(f"{run_dir} holds no config.yaml: set run_dir to the directory of a run.")
     try:
-        return compose.stored_config(config_at(run_dir, step) or OmegaConf.load(path), path)
+        return compose.stored_config(config_at(run_dir, step) or load_yaml(path), path)
     except ConfigError as error:
         raise DataError(str(error)) from error
 

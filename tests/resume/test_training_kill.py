@@ -48,7 +48,7 @@ POINTS = ("_make_folder", "_write_tensors", "_write_rest", "write_json", "_verif
 POINTS += ("fsync_tree", "_publish", "rename", "fsync_folder", "_prune")
 # Functions of a save that leave nothing behind, or only pass on to one of the points.
 PASSIVE = {"write_checkpoint", "read_tensors", "_attempt", "_on_main", "_on_any_rank", "_chunks", "_bits"}
-PASSIVE |= {"_one_process_is_fine", "_revision", "checkpoints_in"}
+PASSIVE |= {"_one_process_is_fine", "_revision", "checkpoints_in", "file_hashes"}
 
 
 def _start(run_dir, *kill):

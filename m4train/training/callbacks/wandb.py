@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,11 @@ class Wandb(Callback):
         id_file = trainer.run_dir / WANDB_ID
         if trainer.resume is not None and trainer.resume.departs:
             self._id = None  # that of another run, or of the branch that was set aside
-        if not id_file.exists():
-            id_file.write_text(self._id or uuid.uuid4().hex[:8], encoding="utf-8")
-        self._id = id_file.read_text(encoding="utf-8").strip()
+        held = id_file.read_text(encoding="utf-8", errors="replace").strip() if id_file.exists() else ""
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", held):  # missing, or damaged
+            held = self._id or uuid.uuid4().hex[:8]
+            id_file.write_text(held, encoding="utf-8")
+        self._id = held
         self._run = wandb.init(
             project=self.project,
             name=trainer.config.name,

@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from m4train.errors import CheckpointError
+from m4train.run_files import STATE
 
 MANIFEST = "manifest.json"
 
@@ -53,20 +56,26 @@ def write_json(path: Path, value: object) -> None:
         os.fsync(file.fileno())
 
 
-def write_manifest(folder: Path) -> None:
-    """Lists every file under `folder` with its size and sha256; the last file of a checkpoint to be written."""
+def file_hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of every file under `folder`, by its path there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    return {str(path.relative_to(folder)): sha256(path) for path in files}
+
+
+def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Lists every file under `folder` with its size and sha256, which may be `known`; the last file of a checkpoint to be
+    written."""
+    entries = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        entries[name] = {"size": path.stat().st_size, "sha256": (known or {}).get(name) or sha256(path)}
     write_json(folder / MANIFEST, entries)
 
 
-def check_manifest(folder: Path) -> None:
-    """Raises CheckpointError naming the first file that is missing, of another size, or of another content."""
-    try:
-        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"Checkpoint {folder} has no readable {MANIFEST} ({error}).") from error
-    for name, entry in entries.items():
+def check_manifest(folder: Path) -> dict[str, str]:
+    """The sha256 of every listed file. Raises CheckpointError naming the first that is missing, of another size, or of another
+    content."""
+    for name, entry in (entries := _entries(folder)).items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"Checkpoint {folder} lacks its file {name}.")
@@ -77,3 +86,18 @@ def check_manifest(folder: Path) -> None:
             )
         if sha256(path) != entry["sha256"]:
             raise CheckpointError(f"File {name} of checkpoint {folder} is damaged: its sha256 is not the one written.")
+    return {name: entry["sha256"] for name, entry in entries.items()}
+
+
+def _entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest lists."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Checkpoint {folder} has no readable {MANIFEST} ({error}).") from error
+    if not isinstance(entries, dict) or STATE not in entries:
+        raise CheckpointError(f"File {MANIFEST} of checkpoint {folder} is damaged: it does not list {STATE}.")
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
+            raise CheckpointError(f"File {MANIFEST} of checkpoint {folder} is damaged: its line on {name} is not one.")
+    return entries

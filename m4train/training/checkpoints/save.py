@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -27,8 +27,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 import m4train
 from m4train.errors import CheckpointError
 from m4train.run_files import STATE
-from m4train.training.checkpoints.files import checkpoints_in, fsync_folder, fsync_tree, write_json, write_manifest
-from m4train.training.checkpoints.state import Checkpoint
+from m4train.training.checkpoints.files import (
+    checkpoints_in,
+    file_hashes,
+    fsync_folder,
+    fsync_tree,
+    write_json,
+    write_manifest,
+)
+from m4train.training.checkpoints.state import Checkpoint, sealed
 from m4train.training.engines.base import Engine
 from m4train.training.tensors import BUFFER, PARAMETER
 
@@ -65,14 +72,15 @@ def write_checkpoint(
     `save_extra(path)` runs on rank 0 inside the folder being written. Raises CheckpointError on every rank if any of them
     could not write; the half-written folder is then gone and earlier checkpoints are untouched.
     """
+    hashes: dict[str, str] = {}  # of the files, so that each is read once for them
     name = f"step-{state['step']:06d}"
     target, aside = folder / name, folder / f".writing-{name}"
     stages: list[Callable[[], None]] = [
         lambda: _on_main(engine, lambda: _make_folder(aside)),
         lambda: _write_tensors(aside / TENSORS, tensors, engine),
-        lambda: _on_main(engine, lambda: _write_rest(aside, state, save_extra)),
+        lambda: _on_main(engine, lambda: _write_rest(aside, state, save_extra, hashes)),
         lambda: _verify(aside / TENSORS, tensors),
-        lambda: _on_main(engine, lambda: _seal(aside)),
+        lambda: _on_main(engine, lambda: _seal(aside, hashes)),
         lambda: _on_main(engine, lambda: _publish(aside, target)),
     ]
     for stage in stages:
@@ -189,10 +197,13 @@ def _one_process_is_fine() -> Iterator[None]:
         yield
 
 
-def _write_rest(aside: Path, state: dict[str, Any], save_extra: Callable[[Path], None] | None) -> None:
-    write_json(aside / STATE, state)
+def _write_rest(
+    aside: Path, state: dict[str, Any], save_extra: Callable[[Path], None] | None, hashes: dict[str, str]
+) -> None:
     if save_extra is not None:
         save_extra(aside)
+    hashes.update(file_hashes(aside))
+    write_json(aside / STATE, sealed(state, hashes))
 
 
 def _verify(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -224,8 +235,8 @@ def _bits(tensor: Tensor) -> Tensor:
     return local.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _seal(aside: Path) -> None:
-    write_manifest(aside)
+def _seal(aside: Path, hashes: Mapping[str, str]) -> None:
+    write_manifest(aside, hashes)
     fsync_tree(aside)
 
 

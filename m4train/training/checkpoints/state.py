@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ _PLANNED = {
 _STREAMED = {"step": int, "streaming": bool, "positions": {str: float}}
 _DEPARTURE = {"checkpoint": str, "id": str, "step": int}
 _STATE = {"step": int, "plan": dict, "config": dict, "callbacks": {str: dict}, "versions": {str: str}}
-_SINCE_2 = {"version": int, "skipped": int, "lineage": [_DEPARTURE], "bases": {str: str}}
+_SINCE_2 = {"skipped": int, "lineage": [_DEPARTURE], "bases": {str: str}, "files": {str: str}, "digest": str}
+_COMPUTED = ("version", "step", "plan", "skipped", "callbacks", "files")  # what the digest is of
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises CheckpointError, naming the file and what is wrong with it.
     """
-    check_manifest(folder)
+    hashes = check_manifest(folder)
     path = folder / STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"File {STATE} of checkpoint {folder} cannot be read ({error}).") from error
-    wrong = _wrong(state) or _misnamed(folder, state)
+    wrong = _wrong(state) or _misnamed(folder, state) or _unsealed(state, hashes)
     if wrong:
         raise CheckpointError(
             f"File {STATE} of checkpoint {folder} is not what this version of m4train reads: {wrong}."
@@ -116,6 +118,27 @@ def _wrong(state: Any) -> str | None:
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         return f"its config is not one ({str(error).splitlines()[0]})"
     return None
+
+
+def sealed(state: dict[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
+    """A state with the sha256 of the files next to it, and a digest of what the run goes on from."""
+    state = json.loads(json.dumps({**state, "files": dict(hashes)}))  # as it will be read
+    return {**state, "digest": _digest(state)}
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    described = json.dumps({key: state[key] for key in _COMPUTED if key in state}, sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _unsealed(state: dict[str, Any], hashes: Mapping[str, str]) -> str | None:
+    """What is wrong with a state that fits its schema and its manifest, but was not written like this."""
+    if "digest" not in state:  # of an earlier version
+        return None
+    if state["digest"] != _digest(state):
+        return "its digest is another"
+    other = [name for name, content in state["files"].items() if hashes.get(name) != content]
+    return f"{other[0]} is not the file that was written with it" if other else None
 
 
 def _misnamed(folder: Path, state: dict[str, Any]) -> str | None:
