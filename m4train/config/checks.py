@@ -153,7 +153,7 @@ def _check_training(config: Config) -> None:
         trainer.eval_every == 0 or bool(config.data.validation),
         f"trainer.eval_every is {trainer.eval_every} but data.validation is empty: add a held-out source or set trainer.eval_every=0.",
     )
-    one_of("trainer.precision", trainer.precision, ("fp32", "bf16"))
+    one_of("trainer.precision", trainer.precision, ("auto", "fp32", "bf16", "fp16"))
     check_combinations(config)
     require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _check_optimizer(optimizer)

@@ -92,8 +92,9 @@ def _check_choices(config: Config) -> None:
         f"freeze.frozen_dtype is {config.freeze.frozen_dtype!r}, but must be bf16 or null.",
     )
     require(
-        config.freeze.frozen_dtype is None or config.trainer.precision == "bf16",
-        "freeze.frozen_dtype is bf16, but trainer.precision is fp32: set trainer.precision=bf16, or frozen_dtype to null.",
+        config.freeze.frozen_dtype is None or config.trainer.precision in ("bf16", "auto"),
+        f"freeze.frozen_dtype is bf16, but trainer.precision is {config.trainer.precision}: set trainer.precision=bf16, or "
+        "frozen_dtype to null.",
     )
     require(
         adapter != "none" or config.adapter.start_from is None,

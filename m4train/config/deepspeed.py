@@ -74,9 +74,10 @@ def deepspeed_config(config: Config, world_size: int, unchecked: Sequence[str] =
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": _zero(config),
     }
-    if config.trainer.precision == "bf16":
-        # fp32 storage and reduction, bf16 products: what autocast does under the other engines.
-        ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    if config.trainer.precision != "fp32":
+        # fp32 storage and reduction, products in half precision: what autocast does under the other engines.
+        half = "float16" if config.trainer.precision == "fp16" else "bfloat16"  # auto: decided before a model is made
+        ours["torch_autocast"] = {"enabled": True, "dtype": half, "lower_precision_safe_modules": []}
     if config.engine.deepspeed is None:
         return ours
     path = Path(config.engine.deepspeed)

@@ -151,7 +151,9 @@ class TrainerConfig:
     global_batch_size: int = 8  # packs per optimizer step, over all ranks
     micro_batch_size: int = 8  # packs per forward pass of one rank; changes memory and speed, not the result
     batch_ramp: BatchRampConfig = field(default_factory=BatchRampConfig)
-    precision: str = "bf16"  # fp32, or bf16 (weights in fp32, matrix products in bf16)
+    # fp32; bf16 or fp16 (weights in fp32, matrix products in that; fp16 scales the loss); auto: bf16 if the GPU or CPU has
+    # instructions for it, else fp16 on a GPU and fp32 on a CPU; a run goes on with what it began with
+    precision: str = "auto"
     max_grad_norm: float = 1.0  # the gradient is scaled down to this norm over all parameters; inf: never
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
     compile: bool = False  # compile each block of the model with torch.compile: faster steps after a slow start

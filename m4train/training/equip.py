@@ -9,6 +9,7 @@ import torch
 from m4train.config import Config
 from m4train.training.adapters import apply_adapters
 from m4train.training.freezing import apply_freezing
+from m4train.training.quantization import is_quantized
 
 
 def equip(model: Any, config: Config) -> None:
@@ -17,4 +18,8 @@ def equip(model: Any, config: Config) -> None:
         model.split_token_rows(config.freeze.new_rows_from)
     torch.manual_seed(config.seed)  # adapters draw their first weights from the global generator
     apply_adapters(model, config.adapter)
+    if config.trainer.precision == "fp16":  # as everything around them is
+        for module in model.modules():
+            if is_quantized(module):
+                module.compute_dtype = torch.float16
     apply_freezing(model, config.freeze, config.adapter.modules_to_save)

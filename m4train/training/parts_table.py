@@ -11,6 +11,7 @@ from m4train.config import OPTIMIZERS, Config
 from m4train.training import optim
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, is_adapter, part_of
+from m4train.training.precision import half_of
 
 _SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
@@ -44,7 +45,7 @@ def parameter_table(model: TrainableModel, config: Config, device: torch.device)
         by_part[part_of(name, parts)].append((name, parameter))
     trainable = {name: p for members in by_part.values() for name, p in members if p.requires_grad}
     groups = optim.parameter_groups(trainable, optim.undecayed_names(model), parts, config.optimizer)
-    dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+    dtype = half_of(config.trainer.precision) or torch.float32
     kernels = model.attention_kernels(device, dtype)
     rows = [
         _row(part, members, config, [g for g in groups if g["part"] == part], kernels.get(part, ()))

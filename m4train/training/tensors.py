@@ -9,6 +9,7 @@ from m4train.training.naming import canonical_parameters, persistent_buffers
 from m4train.training.quantization import quantization_tensors
 
 PARAMETER, BUFFER = "parameter/", "buffer/"
+SCALE = "loss_scale/"  # of fp16
 
 
 def buffer_tensors(model: TrainableModel) -> dict[str, Tensor]:

@@ -343,6 +343,7 @@ class Trainer:
             **self._throughput.rates(elapsed, self.engine.device),
             "memory_gib": memory_gib(self.engine.device),
             "skipped_steps": self._check_skips(),
+            **({} if update.loss_scale is None else {"loss_scale": update.loss_scale.item()}),
             "quarantined": int(dropped),
             **{f"too_long/{name}": n / max(1.0, n + of) for name, n, of in zip(long, lost, used, strict=True)},
         }

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from m4train.config import AdapterConfig, FreezeConfig, FreezeRule, PartOptimizerConfig
-from m4train.training import guard, quantization
+from m4train.training import guard, precision, quantization
 from m4train.training.adapters import apply_adapters
 from m4train.training.checkpoints.adapter_files import load_adapter, save_adapter
 from m4train.training.engines import make_engine
@@ -33,8 +33,8 @@ def _in_folder(function, *args):
     return {engine: function(Path(box[0]) / engine, engine, *args) for engine in SHARED}
 
 
-def _stored_dtypes(run_dir, name, precision="bf16"):
-    config = make_config(run_dir, max_steps=2, precision=precision)
+def _stored_dtypes(run_dir, name, half="bf16"):
+    config = make_config(run_dir, max_steps=2, precision=half)
     config.engine.name = name
     config.freeze = FreezeConfig([FreezeRule(part="vision")])
     model = TinyModel().to(torch.bfloat16)
@@ -245,3 +245,42 @@ def test_qlora_trains_evaluates_and_resumes_under_every_engine(tmp_path, monkeyp
     for curves in run_distributed(_in_folder, 2, _quantised, timeout=400)[0].values():
         for curve, expected, error in zip(curves, (trained, held_out), errors, strict=True):
             assert_near(curve, expected, error)
+
+
+def _scaled(run_dir, name, pauses=(3, None)):
+    """A run in fp16 whose first updates overflow, interrupted and continued; its scales, skipped steps and losses."""
+    for stop_after in pauses:
+        config = make_config(run_dir, max_steps=7, precision="fp16", stop_after=stop_after, save_every=3)
+        config.engine.name = name
+        engine = make_engine(config)
+        engine.scale.value.fill_(2.0**40)  # that of a checkpoint takes its place
+        make_trainer(config, TinyModel(), engine).train()
+        engine.barrier()
+    rows = read_metrics(run_dir)
+    return [row["loss_scale"] for row in rows], rows[-1]["skipped_steps"], [row["loss"] for row in rows]
+
+
+def test_fp16_scales_its_losses_alike_under_every_engine(tmp_path):
+    """With the scale of a checkpoint: steps before it overflow, and half the scale, under each of them."""
+    scales, skipped, losses = _scaled(tmp_path, "single", pauses=(None,))
+    assert scales == [2.0 ** (40 - n) for n in range(7)]
+    assert skipped == 7
+    for engine, found in run_distributed(_in_folder, 2, _scaled, timeout=400)[0].items():
+        assert found[:2] == (scales, skipped), engine
+        assert found[2] == pytest.approx(losses, rel=2e-3), engine
+
+
+def _learned(run_dir, name):
+    config = make_config(run_dir, max_steps=6, precision="fp16")
+    config.engine.name = name
+    make_trainer(config, TinyModel(), make_engine(config)).train()
+    return [(row["loss_scale"], row["skipped_steps"], row["loss"], row["grad_norm"]) for row in read_metrics(run_dir)]
+
+
+def test_fp16_learns_the_same_under_every_engine(tmp_path):
+    expected = _learned(tmp_path, "single")
+    assert expected[-1][:2] == (precision.FIRST_SCALE, 0)
+    for engine, found in run_distributed(_in_folder, 2, _learned, timeout=400)[0].items():
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours[:2] == theirs[:2], engine
+            assert ours[2:] == pytest.approx(theirs[2:], rel=2e-2), engine

@@ -37,7 +37,7 @@ from m4train.training.checkpoints.files import (
 )
 from m4train.training.checkpoints.state import Checkpoint, sealed
 from m4train.training.engines.base import Engine
-from m4train.training.tensors import BUFFER, PARAMETER
+from m4train.training.tensors import BUFFER, PARAMETER, SCALE
 
 TENSORS = "tensors"
 _VERIFY_BYTES = 512 * 2**20  # how much is held twice while a checkpoint is read back
@@ -102,6 +102,11 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine, optimizer: bool = Tr
 
     def read(tensors: dict[str, Tensor]) -> None:
         wanted = {name: t for name, t in tensors.items() if optimizer or name.startswith((PARAMETER, BUFFER))}
+        if any(
+            name.startswith(SCALE) for name in wanted
+        ):  # a run may go on in fp16, from a checkpoint that has no scale
+            held = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+            wanted = {name: t for name, t in wanted.items() if not name.startswith(SCALE) or name in held}
         read_tensors(folder, wanted)
 
     native = optimizer and _is_native(checkpoint, engine)

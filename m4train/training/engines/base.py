@@ -23,6 +23,7 @@ class Update:
     by_part: Tensor
     parts: tuple[str, ...]
     skipped: Tensor
+    loss_scale: Tensor | None = None  # () what the losses were multiplied by; None: nothing, as under bf16 and fp32
 
 
 class Engine(Protocol):

@@ -82,6 +82,8 @@ class DeepSpeedEngine(DistributedEngine):
             dist_init_required=False,
         )
         self._zero: Any = self._engine.optimizer
+        self._zero.torch_autocast_gradscaler = None  # the scale is kept here, as under every engine
+        self._zero.loss_scaler.cur_scale = self.scale.value.item()
         self.optimizer = self._zero.optimizer
         self._allocate_state()
         self._remember_norms()
@@ -178,7 +180,11 @@ class DeepSpeedEngine(DistributedEngine):
         if norm is None:
             norm = torch.as_tensor(self._zero._global_grad_norm, dtype=torch.float32, device=self.device)
         skipped = torch.tensor(float(self._zero.overflow), device=self.device)
-        return Update(norm, *self._norms_by_part(), skipped)
+        used = self.scale.value
+        if factor:  # a rehearsal, at rate 0, leaves everything as it was
+            self.scale.after(skipped.bool() & (not refused or ~torch.isfinite(norm)))
+            self._zero.loss_scaler.cur_scale = self.scale.value.item()
+        return Update(norm, *self._norms_by_part(used), skipped, used if self.scale.active else None)
 
     def _remember_norms(self) -> None:
         """Keeps the norm of every flat partition that DeepSpeed computes on its way to the global one."""
@@ -194,8 +200,8 @@ class DeepSpeedEngine(DistributedEngine):
         for name in ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload"):
             setattr(self._zero, name, kept(getattr(self._zero, name)))
 
-    def _norms_by_part(self) -> tuple[Tensor, tuple[str, ...]]:
-        """Gradient norms (P,) of the last update, and the parts they belong to."""
+    def _norms_by_part(self, scale: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+        """Gradient norms (P,) of the last update, made with `scale`, and the parts they belong to."""
         owners = [self.optimizer.param_groups[number]["part"] for number, _ in self._flats()]
         norms = [torch.as_tensor(norm, device=self.device).float() for norm in self._norms[: len(owners)]]
         parts = tuple(dict.fromkeys(owners))
@@ -203,7 +209,7 @@ class DeepSpeedEngine(DistributedEngine):
             return torch.full((len(parts),), torch.inf, device=self.device), parts
         squares = torch.stack([torch.where(norm < 0, torch.inf, norm) for norm in norms]).square()
         by_part = [squares[[owner == part for owner in owners]].sum() for part in parts]
-        return torch.stack(by_part).sqrt(), parts
+        return torch.stack(by_part).sqrt() / scale, parts
 
     def _norm(self) -> Tensor:
         """The global gradient norm before the update; not finite if DeepSpeed marks it as -1."""
@@ -212,7 +218,7 @@ class DeepSpeedEngine(DistributedEngine):
         else:
             groups = [torch.as_tensor(group, device=self.device) for group in self._zero._get_norm_groups()]
             norm = torch.stack(groups).norm() if min(groups) >= 0 else torch.tensor(-1.0, device=self.device)
-        return torch.where(norm < 0, torch.inf, norm).float()
+        return torch.where(norm < 0, torch.inf, norm).float() / self.scale.value
 
     @contextmanager
     def _overflowing(self) -> Iterator[None]:
@@ -241,7 +247,7 @@ class DeepSpeedEngine(DistributedEngine):
             for kind, value in self._state_of(name).items():
                 full = safe_get_full_optimizer_state(parameter, kind) if value.ndim else value.detach()
                 tensors[f"optimizer/{kind}/{name}"] = self._kept(full)
-        for key, live in {**buffer_tensors(self.model), **self.guard.tensors()}.items():
+        for key, live in {**buffer_tensors(self.model), **self.guard.tensors(), **self.scale.tensors()}.items():
             tensors[key] = self._kept(live)
         own = {key: value.detach().cpu().clone() for key, value in self._partitions().items()} if native else {}
         return {**tensors, **own} if self.rank == 0 else own
@@ -296,8 +302,10 @@ class DeepSpeedEngine(DistributedEngine):
                     full[f"optimizer/{kind}/{name}"] = torch.zeros(shape if value.ndim else (), dtype=value.dtype)
             read(full)
             self._set(name, parameter, full)
-        if live := {**buffer_tensors(self.model), **self.guard.tensors(), **(self._partitions() if native else {})}:
+        kept = {**buffer_tensors(self.model), **self.guard.tensors(), **self.scale.tensors()}
+        if live := {**kept, **(self._partitions() if native else {})}:
             read(live)
+        self._zero.loss_scaler.cur_scale = self.scale.value.item()
 
     def _set(self, name: str, parameter: nn.Parameter, full: dict[str, Tensor]) -> None:
         value = full.pop(f"{PARAMETER}{name}")

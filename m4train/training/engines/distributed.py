@@ -29,7 +29,7 @@ class DistributedEngine(SingleEngine):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """See `Engine.backward`; `loss` ()."""
-        (loss * self.world_size).backward()
+        (self.scale.scaled(loss) * self.world_size).backward()
 
     def reduce(self, values: Tensor) -> Tensor:
         """See `Engine.reduce`: the same shape (...)."""

@@ -19,6 +19,7 @@ from m4train.training.engines.distributed import DistributedEngine
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters
+from m4train.training.precision import half_of
 from m4train.training.quantization import is_quantized
 
 
@@ -71,7 +72,7 @@ class FSDPEngine(DistributedEngine):
         self.model = model
 
     def _shard(self, module: nn.Module, whole: set[nn.Parameter]) -> None:
-        half = torch.bfloat16 if self.config.trainer.precision == "bf16" else None
+        half = half_of(self.config.trainer.precision)
         precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
         fully_shard(
             module, mesh=self._mesh, mp_policy=precision, offload_policy=self._policy, ignored_params=whole or None

@@ -19,13 +19,14 @@ from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.guard import StepGuard
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, part_of
+from m4train.training.precision import LossScale, half_of
 from m4train.training.tensors import weight_tensors
 
 
 class SingleEngine:
     """The reference every other engine is measured against.
 
-    Trainable parameters are stored in fp32; with trainer.precision=bf16 they are computed in bf16 through autocast.
+    Trainable parameters are stored in fp32; with trainer.precision bf16 or fp16 they are computed in that through autocast.
     """
 
     sharded = False
@@ -38,6 +39,7 @@ class SingleEngine:
         self.optimizer: torch.optim.Optimizer
         self.trainable: dict[str, nn.Parameter] = {}
         self.guard = StepGuard(config.trainer.skip_outliers, self.device)
+        self.scale = LossScale(config.trainer.precision, self.device)
         self._stager: DefaultStager | None = None
 
     def prepare(self, model: TrainableModel) -> None:
@@ -75,7 +77,8 @@ class SingleEngine:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of the forward pass."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.trainer.precision == "bf16")
+        half = half_of(self.config.trainer.precision)
+        return torch.autocast(self.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
         """See `Engine.forward`: loss (), token losses (L,)."""
@@ -87,7 +90,7 @@ class SingleEngine:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """See `Engine.backward`; `loss` ()."""
-        loss.backward()
+        self.scale.scaled(loss).backward()
 
     def update(self, factor: float, max_norm: float) -> Update:
         squares = []
@@ -96,14 +99,17 @@ class SingleEngine:
             norms = torch._foreach_norm(grads) if grads else [torch.zeros((), device=self.device)]
             squares.append(torch.stack(norms).square().sum())
         by_part = self.sum_squares(torch.stack(squares))
-        total = by_part.sum().sqrt()
+        scale = self.scale.value.to(by_part.device)  # of these gradients
+        total = by_part.sum().sqrt() / scale
         skipped = self.guard.judge(total)
-        coefficient = (max_norm / (total + 1e-6)).clamp(max=1.0)
+        coefficient = (max_norm / (total + 1e-6)).clamp(max=1.0) / scale
         torch._foreach_mul_([p.grad for p in self.trainable.values() if p.grad is not None], coefficient)
         optim.set_rates(self.optimizer, factor)
         optim.step_unless(self.optimizer, skipped)
         self.optimizer.zero_grad(set_to_none=True)
-        return Update(total, by_part.sqrt(), self._part_names, skipped)
+        if factor:  # a rehearsal, at rate 0, leaves everything as it was
+            self.scale.after(~torch.isfinite(total))
+        return Update(total, by_part.sqrt() / scale, self._part_names, skipped, scale if self.scale.active else None)
 
     def sum_squares(self, squares: Tensor) -> Tensor:
         """Sum over the ranks that hold different shards of the gradients, of squared norms per part (P,)."""
@@ -129,7 +135,12 @@ class SingleEngine:
         return
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**weight_tensors(self.model), **optim.optimizer_tensors(self.optimizer), **self.guard.tensors()}
+        return {
+            **weight_tensors(self.model),
+            **optim.optimizer_tensors(self.optimizer),
+            **self.guard.tensors(),
+            **self.scale.tensors(),
+        }
 
     def staged(self) -> dict[str, Tensor]:
         if self._stager is None:

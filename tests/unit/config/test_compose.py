@@ -24,7 +24,7 @@ from m4train.errors import ConfigError
         (["experiment=digit_sft"], "digits_sft"),
         (["experiment=digits_sft", "trainer.max_steps=abc"], "trainer.max_steps: Value 'abc'"),
         (["experiment=digits_sft", "freeze.rules=[{parts: vision}]"], "'parts' not in 'FreezeRule'"),
-        (["experiment=digits_sft", "trainer.precision=fp16"], "trainer.precision is 'fp16'"),
+        (["experiment=digits_sft", "trainer.precision=fp8"], "trainer.precision is 'fp8'"),
         (["experiment=digits_sft", "schedule.warmup_steps=900"], "schedule.warmup_steps is 900"),
         (["experiment=digits_sft", "adapter.targets=null"], "adapter.targets"),
         (["experiment=digits_sft", "data.sources.single.weight=0"], "data.sources.single.weight"),
