@@ -66,7 +66,7 @@ def _trained_whole(config: Config, checkpoint: Checkpoint) -> tuple[list[str], d
 
 
 def peft_model(config: Config, folder: Path) -> Any:
-    """What peft's own loader makes of an adapter folder and its base, whose layers are stored in 4 bits where they trained so.
+    """What peft's own loader makes of an adapter folder and its base, whose layers are stored in 4 bits if they trained so.
 
     Raises CheckpointError if peft cannot read the folder.
     """

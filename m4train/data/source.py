@@ -15,7 +15,7 @@ from m4train.data.documents.build import StoredSample, decode_wanted
 from m4train.data.documents.pieces import Pieces
 from m4train.data.documents.rendering import Renderer
 from m4train.data.documents.sample import Sample
-from m4train.data.documents.splitting import Layout, lay_out
+from m4train.data.documents.splitting import Division, divide
 from m4train.data.documents.variants import variant_drawn
 from m4train.data.index.build import build_index, open_index
 from m4train.data.index.shard_index import ShardIndex
@@ -57,9 +57,9 @@ class Located:
         """What this variant of the sample takes, from the index."""
         return self.shard.pieces(self.number, self.variant)
 
-    def layout(self, data: DataConfig) -> Layout:
+    def division(self, data: DataConfig) -> Division:
         """How it is packed if it does not fit a pack whole, or is divided by a marker."""
-        return lay_out(self.pieces, self.shard.places(self.number, self.variant), data)
+        return divide(self.pieces, self.shard.places(self.number, self.variant), data)
 
     def stored(self) -> StoredSample:
         """Its text, read now, and its images, decoded when asked for. Raises BadSample."""

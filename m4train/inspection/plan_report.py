@@ -194,7 +194,7 @@ def unit_images(source: Source, unit: Unit, data: DataConfig) -> int:
     where = source.locate(unit.sample)
     if unit.last < 0:
         return where.shard.image_count(where.number)
-    return int((where.layout(data).pieces.frames[unit.first : unit.last] > 0).sum())
+    return int((where.division(data).pieces.frames[unit.first : unit.last] > 0).sum())
 
 
 def plan_tables(report: PlanReport) -> list[Any]:

@@ -154,7 +154,7 @@ class _Checker:
             tokens, frames = int(located.shard.lengths[located.number]), int(located.shard.frames[located.number])
             if tokens > data.sequence_length or frames > data.images_per_pack:
                 result.over_long += 1
-                result.left_out += not located.layout(data).ranges
+                result.left_out += not located.division(data).ranges
             result.tokens[class_end(tokens)] += 1
             result.frames[class_end(frames)] += 1
             result.image_tokens.update(class_end(n) for n in planned.tokens[planned.kinds == IMAGE_KIND].tolist())

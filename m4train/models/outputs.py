@@ -89,10 +89,12 @@ class Record:
         self.logits: list[Tensor] | None = [] if asked and settings.output_logits else None
 
     def add(self, logits: Tensor, scores: Tensor) -> None:
+        """Keeps the logits and the scores (rows, V) of one more token, those that were asked for."""
         for kept, new in ((self.logits, logits), (self.scores, scores)):
             if kept is not None:
                 kept.append(new)
 
     def output(self, sequences: Tensor, values: Tensor | None = None) -> GenerateOutput:
+        """The output of a call with `sequences` (rows, T) and, of beams, their `values` (rows,)."""
         scores, logits = (None if kept is None else tuple(kept) for kept in (self.scores, self.logits))
         return GenerateOutput(sequences, values, scores, logits)

@@ -78,7 +78,7 @@ def _forbid(
 
 
 def drawn(scores: Tensor, count: int, settings: GenerationSettings) -> Tensor:
-    """`count` places of each row, without repeats, by their probability."""
+    """(B, count) places of each row of `scores` (B, V), without repeats, drawn by their probability."""
     return torch.multinomial(scores.softmax(-1), count, generator=settings.generator)
 
 
@@ -88,7 +88,7 @@ def choose(scores: Tensor, settings: GenerationSettings) -> Tensor:
 
 
 def kept(logits: Tensor, settings: GenerationSettings) -> Tensor:
-    """If tokens are drawn, logits over temperature, -inf for those that top_k, top_p and min_p rule out.
+    """Scores (B, V): if tokens are drawn, `logits` (B, V) over temperature, -inf for those that top_k, top_p and min_p rule out.
 
     Beams keep as many as they need to go on, whatever ends.
     """

@@ -29,10 +29,10 @@ class Fragment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class Division:
     """What a sample is packed as: `ranges` (first, last) of its `pieces`, and `lost`, the parts that fit no pack.
 
-    `pieces` are those of the sample, or where `fragments` are given, these parts of them.
+    `pieces` are those of the sample, or, if `fragments` are given, these parts of them.
     """
 
     pieces: Pieces
@@ -47,7 +47,7 @@ class Layout:
         return [_part(rendered[piece], begin, end) for piece, begin, end in self.fragments]
 
 
-def lay_out(pieces: Pieces, places: Places, data: DataConfig) -> Layout:
+def divide(pieces: Pieces, places: Places, data: DataConfig) -> Division:
     """How a sample is packed within the budgets of `data`, that has these `places` where it may be cut."""
     fragments: list[Fragment] = []
     sizes = pieces.tokens.tolist()
@@ -69,7 +69,7 @@ def lay_out(pieces: Pieces, places: Places, data: DataConfig) -> Layout:
         )
         ranges += [(first + a, first + b) for a, b in found]
         lost += [] if found else [(first, last)]
-    return Layout(pieces, ranges, lost, fragments if cut else None)
+    return Division(pieces, ranges, lost, fragments if cut else None)
 
 
 def _ranges(part: Pieces, places: Places, data: DataConfig) -> list[tuple[int, int]]:

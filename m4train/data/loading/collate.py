@@ -99,8 +99,8 @@ class Collator:
                 stored = where.stored()
             prepared, planned = builder.prepare(stored, where.key, where.variant), where.pieces
             if unit.last >= 0 and len(prepared.pieces) == len(planned.tokens):
-                layout = where.layout(self.data)
-                prepared, planned = replace(prepared, pieces=layout.cut(prepared.pieces)), layout.pieces
+                division = where.division(self.data)
+                prepared, planned = replace(prepared, pieces=division.cut(prepared.pieces)), division.pieces
             return builder.finish(stored, prepared, record, draws, planned, unit.first, unit.last)
         except StaleIndexError as error:
             raise StaleIndexError(f"Sample {name}: {error}.") from error
@@ -113,7 +113,7 @@ class Collator:
     def planned(self, unit: Unit) -> Pieces:
         """The pieces of a planned segment, from the index."""
         where = self.locate(unit)
-        return where.pieces if unit.last < 0 else piece_range(where.layout(self.data).pieces, unit.first, unit.last)
+        return where.pieces if unit.last < 0 else piece_range(where.division(self.data).pieces, unit.first, unit.last)
 
     def document_hash(self, unit: Unit, pack: int, outcome: bytes) -> int:
         """One document's part of `data_hash` (with its outcome) or of `plan_hash` (without)."""

@@ -43,7 +43,7 @@ def left_out(source: Source, data: DataConfig) -> LeftOut:
     lengths, frames = source.index.lengths, source.index.frames
     long = np.flatnonzero((lengths > data.sequence_length) | (frames > data.images_per_pack))
     looked_at = long if len(long) <= _MOST_LOOKED_AT else long[:: -(-len(long) // _MOST_LOOKED_AT)]
-    lost = sum(not source.locate(int(sample)).layout(data).ranges for sample in looked_at)
+    lost = sum(not source.locate(int(sample)).division(data).ranges for sample in looked_at)
     estimated = len(looked_at) < len(long)
     lost = round(lost * len(long) / len(looked_at)) if estimated else lost
     return LeftOut(source.name, len(source) - source.index.bad_count, len(long), lost, estimated)

@@ -120,16 +120,16 @@ class SampleOrder:
         fits = tokens <= data.sequence_length and frames <= data.images_per_pack
         if fits and source.config.documents.end_marker is None:
             return [Unit(self._number, sample, epoch, 0, -1, tokens, frames)], images
-        layout = source.draw(sample, self._seed, epoch).layout(data)
+        division = source.draw(sample, self._seed, epoch).division(data)
         units = []
-        for first, last in layout.ranges:
-            run = piece_range(layout.pieces, first, last)
-            size = int(run.tokens.sum()), int(run.frames.sum())
+        for first, last in division.ranges:
+            pieces = piece_range(division.pieces, first, last)
+            size = int(pieces.tokens.sum()), int(pieces.frames.sum())
             units.append(Unit(self._number, sample, epoch, first, last, *size))
-        for first, last in layout.lost:
-            run = piece_range(layout.pieces, first, last)
+        for first, last in division.lost:
+            pieces = piece_range(division.pieces, first, last)
             limits = f"data.sequence_length={data.sequence_length} and data.images_per_pack={data.images_per_pack}"
-            detail = f"{run.tokens.sum()} tokens and {run.frames.sum()} frames do not fit {limits}"
+            detail = f"{pieces.tokens.sum()} tokens and {pieces.frames.sum()} frames do not fit {limits}"
             dropped.append(Dropped(self._number, sample, "too_long", detail))
         return units, images
 

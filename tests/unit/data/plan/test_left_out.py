@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from m4train.config import DataConfig, SourceConfig
 from m4train.data.documents.boundaries import Boundaries
 from m4train.data.documents.pieces import PIECE_KINDS, Pieces
-from m4train.data.documents.splitting import lay_out
+from m4train.data.documents.splitting import divide
 from m4train.data.loading.collate import Collator
 from m4train.data.loading.quarantine import Quarantine, QuarantineEntry
 from m4train.data.plan.left_out import check_left_out, left_out, left_out_lines
@@ -135,10 +135,10 @@ def test_turns_that_begin_with_an_image_are_told_from_answers_with_one() -> None
         np.full(9, 10), np.array([PIECE_KINDS.index(kind) for kind in kinds]), np.array([0] * 5 + [1] + [0] * 3)
     )
     data = data_config(sequence_length=70, long_conversations="truncate")
-    assert lay_out(pieces, {3: [20], 8: [20]}, data).ranges == [(0, 4)]
-    assert lay_out(pieces, {8: [20]}, data).ranges == []  # all one answer
-    assert lay_out(pieces, {}, data).ranges == []  # an older index does not know, and keeps nothing that may be half
-    assert lay_out(pieces, {3: [20], 8: [20]}, replace(data, long_conversations="drop")).lost == [(0, 9)]
+    assert divide(pieces, {3: [20], 8: [20]}, data).ranges == [(0, 4)]
+    assert divide(pieces, {8: [20]}, data).ranges == []  # all one answer
+    assert divide(pieces, {}, data).ranges == []  # an older index does not know, and keeps nothing that may be half
+    assert divide(pieces, {3: [20], 8: [20]}, replace(data, long_conversations="drop")).lost == [(0, 9)]
 
 
 def test_every_view_counts_what_is_left_out_alike_and_training_stops_above_the_limit(tmp_path: Path) -> None:
@@ -185,16 +185,16 @@ def test_of_whatever_document_every_id_is_packed_once_within_the_budget(items, b
         n: sorted(random.sample(range(2, 2 * size), size // 9)) for n, size in enumerate(sizes.tolist()) if size > 20
     }
     data = data_config(sequence_length=budget, images_per_pack=100)
-    layout = lay_out(pieces, places, data)
-    fragments = layout.fragments or [(n, 0, size) for n, size in enumerate(sizes)]
+    division = divide(pieces, places, data)
+    fragments = division.fragments or [(n, 0, size) for n, size in enumerate(sizes)]
     for number, size in enumerate(sizes):
         parts = [(begin, end) for piece, begin, end in fragments if piece == number]
         assert [begin for begin, _ in parts] == [0, *(end for _, end in parts[:-1])]
         assert parts[-1][1] == size
-    assert all(layout.pieces.tokens[a:b].sum() <= budget for a, b in layout.ranges)
-    unpredicted = sum(1 for begin, end in zip([0, *(b for _, b in layout.ranges)], [*(a for a, _ in layout.ranges), len(fragments)])
-                      for n in range(begin, end) if layout.pieces.kinds[n] == PIECE_KINDS.index("document")
-                      and layout.pieces.tokens[n] > 1)  # fmt: skip
+    assert all(division.pieces.tokens[a:b].sum() <= budget for a, b in division.ranges)
+    unpredicted = sum(1 for begin, end in zip([0, *(b for _, b in division.ranges)], [*(a for a, _ in division.ranges), len(fragments)])
+                      for n in range(begin, end) if division.pieces.kinds[n] == PIECE_KINDS.index("document")
+                      and division.pieces.tokens[n] > 1)  # fmt: skip
     assert not unpredicted  # only a single id without one before it may be left out
 
 

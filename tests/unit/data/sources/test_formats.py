@@ -1,4 +1,4 @@
-"""Every layout of other projects: what was stored is what is read, and what cannot be read is named."""
+"""Every format of other projects: what was stored is what is read, and what cannot be read is named."""
 
 import base64
 import io
