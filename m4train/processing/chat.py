@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from m4train.errors import BadSample, ConfigError
+from m4train.processing.chat_answers import MARKER, Answers
 
 # Idefics3 and, with bos instead of <|im_start|>, SmolVLM.
 IDEFICS3_TEMPLATE = (
@@ -42,8 +44,6 @@ IDEFICS_TEMPLATE = (
     .replace("<end_of_utterance>\n", "<end_of_utterance>")
     .replace("Assistant:", "{{ '\n' if messages else '' }}Assistant:")
 )
-
-_MARKER = re.compile("\ue000([0-9]+)\ue001")
 
 
 @dataclass(frozen=True)
@@ -145,47 +145,12 @@ class ChatTemplate:
         else:
             raise BadSample("chat_template", "The chat template changes the text of the messages.")
         try:
-            spoken = [
-                self._spoken(marked[:turn], texts, rendered, special, variables)
-                for turn, message in enumerate(marked)
-                if message["role"] == "assistant"
-            ]
+            spoken = Answers(self, marked, texts, rendered, special, variables).found()
         except ConfigError:
             if not prompt:
                 raise
             spoken = []
         return list(_text_spans(rendered, told, marked, spoken))
-
-    def _spoken(
-        self,
-        before: list[dict],
-        texts: list[tuple[str, int]],
-        rendered: str,
-        special: Callable,
-        variables: dict[str, Any],
-    ) -> tuple[int, int, int]:
-        """The number of the message after `before`, and where in `rendered` it begins and ends, closing token included."""
-        turn = len(before)
-        prompt = self.render(self.prepare(before), add_generation_prompt=True, **variables)
-        if not rendered.startswith(prompt):
-            raise ConfigError(
-                f"With this chat template the prompt for message {turn} is not the beginning of the conversation "
-                f"({prompt[-40:]!r} does not lead to it), so what the assistant says cannot be told apart: use a "
-                "template that renders a conversation as its prompt followed by the answer."
-            )
-        start = len(prompt)
-        markers = [match for match in _MARKER.finditer(rendered) if match.start() >= start]
-        said = [match.end() for match in markers if texts[int(match.group(1))][1] == turn]
-        end = max(said, default=start)
-        following = next((match.start() for match in markers if match.start() >= end), len(rendered))
-        while (closing := special(rendered[end:following])) is not None:
-            end += closing.end()
-            if closing.group() != "<image>":
-                return turn, start, end
-        raise ConfigError(
-            "The chat template closes the assistant's message with no special token, so generation would never stop: end "
-            "messages with one, such as <end_of_utterance>."
-        )
 
 
 def content_items(message: dict) -> list[dict]:
@@ -241,18 +206,20 @@ def _strip_messages(texts: list[tuple[str, int]], marked: list[dict]) -> list[tu
 
 
 def _fill(rendered: str, texts: list[tuple[str, int]]) -> str:
-    return _MARKER.sub(lambda match: texts[int(match.group(1))][0], rendered)
+    return MARKER.sub(lambda match: texts[int(match.group(1))][0], rendered)
 
 
 def _text_spans(rendered: str, texts: list[tuple[str, int]], messages: list[dict], spoken: list[tuple[int, int, int]]):
     """Yields the spans of a rendered conversation between markers and the borders of what the assistant says."""
-    starts = {start for _, start, _ in spoken}
+    begins = [start for _, start, _ in spoken]
+    starts = set(begins)
     borders = starts | {end for _, _, end in spoken} | {0, len(rendered)}
-    markers = {match.start(): match for match in _MARKER.finditer(rendered)}
+    markers = {match.start(): match for match in MARKER.finditer(rendered)}
     borders |= set(markers) | {match.end() for match in markers.values()}
     edges = sorted(borders)
     for start, end in pairwise(edges):
-        speaker = next((turn for turn, first, last in spoken if first <= start < last), None)
+        number = bisect_right(begins, start) - 1
+        speaker = spoken[number][0] if number >= 0 and start < spoken[number][2] else None
         match = markers.get(start)
         cut = start in starts
         if match is None:

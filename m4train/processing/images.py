@@ -180,7 +180,12 @@ def _decoded(
 
 
 def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS, name: str = "an image") -> None:
-    """Raises BadSample "image_too_large" for an image above the limit, which may not be decoded yet."""
+    """Raises BadSample "image_too_large" for an image above the limit, which may not be decoded yet, and "unreadable_image" for
+    one without a pixel."""
+    if not image.width or not image.height:
+        raise BadSample(
+            "unreadable_image", f"{name} has {image.width}x{image.height} pixels, so that there is nothing in it."
+        )
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height}"
         raise BadSample("image_too_large", f"{name} has {size} pixels, above the limit of {max_pixels}.")

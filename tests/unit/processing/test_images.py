@@ -137,3 +137,20 @@ def test_exif_that_cannot_be_written_back_is_no_fault_of_the_picture(form, orien
     corner = {1: 0, 2: 1, 3: 3, 4: 2, 5: 0, 6: 1, 7: 3, 8: 2}[orientation]  # of the red quarter: right by 1, below by 2
     centre = (turned.width * (1 + 2 * (corner % 2)) // 4, turned.height * (1 + 2 * (corner // 2)) // 4)
     assert turned.getpixel(centre)[0] > 200
+
+
+EMPTY = {
+    "TIFF": stored(Image.new("L", (3, 1)), "TIFF").replace(b"\x00\x01\x04\x00\x01\x00\x00\x00\x03", b"\x00\x01\x04\x00\x01\x00\x00\x00\x00"),
+    "PPM": b"P6\n0 0\n255\n",
+    "GIF": b"GIF89a\x00\x00\x00\x00\x00\x00\x00;",
+    "BMP": stored(Image.new("RGB", (3, 3)), "BMP")[:18] + bytes(8) + stored(Image.new("RGB", (3, 3)), "BMP")[26:],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", EMPTY)
+def test_a_picture_without_a_pixel_is_a_bad_sample_and_no_text(form):
+    for read in (read_image_info, decode_image):
+        with pytest.raises(BadSample) as error:
+            read(EMPTY[form])
+        assert error.value.reason == "unreadable_image"
+        assert "\\x" not in error.value.detail
