@@ -125,4 +125,4 @@ def load_yaml(path: Path) -> Any:
     return found
 
 
-_DAMAGED = "{path} is damaged ({why}): starting the run again with its overrides writes it anew."
+_DAMAGED = "{path} is damaged ({why}): starting the run again with its overrides writes it again."

@@ -79,7 +79,7 @@ def input_mask(
 
 def needs_padding(mask: Tensor, labels: Tensor | None) -> bool:
     """Whether something is asked of the padding of `mask` (B, T) bool: a row holds nothing else, or a label (B, T) that counts
-    stands at padding or follows it."""
+    is at padding or follows it."""
     if bool(mask.all()):
         return False
     if not bool(mask.any(1).all()):

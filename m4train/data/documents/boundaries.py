@@ -17,7 +17,7 @@ _CLOSING = "\"'”’»)]*_"
 
 
 class Boundaries:
-    """Finds the places for one processor; remembers what it has learnt about each token id."""
+    """Finds the places for one processor; remembers what it has learned about each token id."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor

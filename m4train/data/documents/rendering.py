@@ -28,7 +28,7 @@ from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 from m4train.processing.protocol import SampleProcessor
 
 _BORDER = TextPiece(np.empty(0, np.int64), "border")
-_OBELICS_MARKER = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # stands between documents that one row holds
+_OBELICS_MARKER = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # comes between documents that one row holds
 _ADVICE = "run `m4train data index` again"
 
 

@@ -76,7 +76,7 @@ class _Text:
         self.ended = not data
 
     def skip(self) -> int:
-        """Passes over what stands between records; returns how many characters."""
+        """Passes over what is between records; returns how many characters."""
         passed = 0
         while True:
             found = _BETWEEN.match(self.text, self.place)
