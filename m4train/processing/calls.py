@@ -12,7 +12,7 @@ from m4train.processing.inputs import from_base64, is_image, nest_images
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 
-LAYOUT = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
+ROW_OPTIONS = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
 _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 
 

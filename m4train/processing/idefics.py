@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from m4train.processing.calls import LAYOUT, is_text, options_in_groups, refuse_other_inputs
+from m4train.processing.calls import ROW_OPTIONS, is_text, options_in_groups, refuse_other_inputs
 from m4train.processing.chat import IDEFICS_TEMPLATE
 from m4train.processing.features import Features
 from m4train.processing.idefics_images import IdeficsImageProcessor
@@ -123,10 +123,10 @@ class IdeficsProcessor(Processor):
         encoded = [self.tokenizer.encode(string, add_special_tokens=False) for string in strings]
         rows = [spans_around_images(ids, self.image_token_id) for ids in encoded]
         refuse_other_inputs(type(self).__name__, options)
-        layout = {"padding": padding, "truncation": truncation, "max_length": max_length}
-        layout |= {name: options.pop(name) for name in LAYOUT if name in options}
+        row_options = {"padding": padding, "truncation": truncation, "max_length": max_length}
+        row_options |= {name: options.pop(name) for name in ROW_OPTIONS if name in options}
         image_processor = self.image_processor.replace(**options)
-        return self._assemble(rows, samples, image_processor, return_tensors, **layout, transform=transform)
+        return self._assemble(rows, samples, image_processor, return_tensors, **row_options, transform=transform)
 
     def _assemble(
         self,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.calls import (
-    LAYOUT,
+    ROW_OPTIONS,
     conversations_of,
     images_of,
     images_per_text,
@@ -224,7 +224,7 @@ class Processor(Detail):
                     f"text={str(text)[:80]!r} is not a text: give a string, or a list with a string per sample."
                 )
             images, text = text, images  # the order of older versions
-        layout = {name: options.pop(name) for name in LAYOUT if name in options}
+        row_options = {name: options.pop(name) for name in ROW_OPTIONS if name in options}
         processor = self._with(options)
         if text is None:
             if images is None:
@@ -235,7 +235,7 @@ class Processor(Detail):
         samples = [[processor.read(image) for image in sample] for sample in given]
         rows = [processor._spans(one, sample, add_special_tokens) for one, sample in zip(texts, samples)]
         image_processor = processor.image_processor.for_values_of(given)
-        return processor._assemble(rows, samples, image_processor, return_tensors, **layout)
+        return processor._assemble(rows, samples, image_processor, return_tensors, **row_options)
 
     def _assemble(
         self,
@@ -304,7 +304,7 @@ class Processor(Detail):
         if not tokenize:
             texts = [template.render(template.prepare(c), add_generation_prompt, **variables) for c in conversations]
             return texts if several else texts[0]
-        layout = {name: options.pop(name) for name in LAYOUT if name in options}
+        row_options = {name: options.pop(name) for name in ROW_OPTIONS if name in options}
         processor = self._with(options)
         given = [images_of(c) for c in conversations] if images is None else nest_images(images)
         samples = [[processor.read(image) for image in sample] for sample in given]
@@ -315,7 +315,7 @@ class Processor(Detail):
         ]
         rows = [processor._spans_of(row, sample) for row, sample in zip(pieces, samples, strict=True)]
         image_processor = processor.image_processor.for_values_of(given)
-        inputs = processor._assemble(rows, samples, image_processor, return_tensors, **layout)
+        inputs = processor._assemble(rows, samples, image_processor, return_tensors, **row_options)
         if not several and not return_tensors:
             inputs |= {name: inputs[name][0] for name in ("input_ids", "attention_mask")}
         return inputs if return_dict else inputs["input_ids"]
