@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from m4train.errors import ConfigError
 
@@ -13,13 +14,21 @@ CONFIG_FILES = ("config.json",)
 _PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
+# Arguments of `model_folder` that a caller of from_pretrained may give.
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+
+
 def weight_folder(
-    name: str | Path, allow_pickle: bool, revision: str | None = None, cache_dir: str | Path | None = None
+    name: str | Path,
+    allow_pickle: bool,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    **download: Any,
 ) -> Path:
     """The `model_folder` with what a model is loaded from: its configuration and its weights."""
     patterns = (*WEIGHT_FILES, *_PICKLE_FILES) if allow_pickle else WEIGHT_FILES
     weights = ("*.safetensors", *_PICKLE_FILES[: int(allow_pickle)])
-    return model_folder(name, patterns, revision, cache_dir, required=(CONFIG_FILES, weights))
+    return model_folder(name, patterns, revision, cache_dir, required=(CONFIG_FILES, weights), **download)
 
 
 def model_folder(
@@ -28,10 +37,12 @@ def model_folder(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     required: Sequence[Sequence[str]] = (),
+    **download: Any,
 ) -> Path:
     """The folder `name`, or where the files of hub model `name` that match `patterns` are after a download.
 
-    Files already in the cache are not fetched again, and are enough without a network. Raises ConfigError if there is
+    Files already in the cache are not fetched again, and are enough without a network. `download` holds `token`,
+    `local_files_only` and `force_download`, as huggingface_hub takes them. Raises ConfigError if there is
     neither such a folder nor such a model within reach, or if of the hub model no file matches any pattern of one of
     `required`: without a network the cache may hold no more than its processor.
     """
@@ -45,7 +56,8 @@ def model_folder(
 
     at = f" at revision {revision}" if revision else ""
     try:
-        folder = snapshot_download(text, revision=revision, cache_dir=cache_dir, allow_patterns=list(patterns))
+        given = {key: value for key, value in download.items() if value is not None}
+        folder = snapshot_download(text, revision=revision, cache_dir=cache_dir, allow_patterns=list(patterns), **given)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(

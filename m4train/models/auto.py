@@ -8,22 +8,22 @@ from typing import Any
 
 from m4train.errors import ConfigError
 from m4train.families import FAMILIES
-from m4train.hub import weight_folder
+from m4train.hub import HUB_OPTIONS, weight_folder
 
 
 class AutoModelForImageTextToText:
     """Loads a model with the class its config.json names; not to be made itself."""
 
     @classmethod
-    def from_pretrained(
-        cls, name: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None, **options: Any
-    ) -> Any:
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Any:
         """The model of a folder or hub model; `options` as in `from_pretrained` of its class.
 
         Raises:
             ConfigError: there is no such folder or hub model, or it is of a kind m4train does not have.
         """
-        folder = weight_folder(name, options.get("allow_pickle", False), revision, cache_dir)
+        pickle = options.get("allow_pickle", False) or options.get("use_safetensors") is False
+        hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+        folder = weight_folder(name, pickle, **hub)
         return model_class_of(folder).from_pretrained(folder, **options)
 
 

@@ -73,6 +73,16 @@ class PretrainedConfig(metaclass=_TakesAnyKey):
         if self.dtype is not None:
             self.dtype = str(self.dtype).removeprefix("torch.")
 
+    @staticmethod
+    def generic_keys() -> frozenset[str]:
+        """Keys of any config.json that no field has and that change no computation here."""
+        return _GENERIC_KEYS
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
+        """The configuration of the text model; without one of its own, this one. `decoder` and `encoder` change nothing."""
+        text = self.__dict__.get("text_config")
+        return text if isinstance(text, PretrainedConfig) else self
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The configuration a config.json describes; keys m4train does not know are kept and warned about, once."""

@@ -108,6 +108,7 @@ class IdeficsModel(ModelDoors, PretrainedModel):
 
     config_class: ClassVar[type[PretrainedConfig]] = IdeficsConfig
     checkpoint_prefix = "model."
+    embedding_name: ClassVar[str] = "embed_tokens"
     image_arguments = (
         "pixel_values",
         "image_encoder_embeddings",
@@ -141,6 +142,11 @@ class IdeficsModel(ModelDoors, PretrainedModel):
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token ids (...,) -> embeddings (..., H)."""
         return self.embed_tokens(input_ids)
+
+    def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """Features (images, n, Hv) of images (B, N, 3, H, W) or (images, 3, H, W), in reading order."""
+        frames = pixel_values.flatten(0, -4).to(self.dtype)
+        return self.image_features(frames, interpolate_pos_encoding).unflatten(0, (frames.shape[0], -1))
 
     def image_features(self, frames: Tensor, interpolate: bool = False) -> Tensor:
         """Normalised frames (F, 3, H, W) -> (F * n, Hv), in one call of the tower."""

@@ -35,6 +35,7 @@ class MultimodalModel(ModelDoors, PretrainedModel):
     """
 
     checkpoint_prefix = "model."
+    embedding_name: ClassVar[str] = "text_model.embed_tokens"
     image_arguments = ("pixel_values", "pixel_attention_mask", "image_hidden_states")
     documented_order: ClassVar[tuple[str, ...]] = (*image_arguments, *OUTPUTS, "return_dict")
     vision_model: Any
@@ -166,6 +167,10 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
         predicting = hidden.index_select(0, batch.loss_positions)
         loss, losses = token_loss(self.lm_head, predicting, batch.targets, batch.target_weights, z_loss, self.loss_kind)
         return PackedOutput(loss, losses, self.lm_head(hidden) if return_logits else None)
+
+    def get_image_features(self, pixel_values: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        """That of the model without head."""
+        return self.model.get_image_features(pixel_values, *arguments, **named)
 
     def tied_names(self) -> dict[str, str]:
         """Parameters that are another one: name -> the name it is stored under."""

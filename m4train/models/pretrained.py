@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -11,11 +12,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from m4train.errors import CheckpointError
-from m4train.hub import weight_folder
+from m4train.errors import CheckpointError, ConfigError
+from m4train.hub import HUB_OPTIONS, weight_folder
 from m4train.models.attention import check_attention
 from m4train.models.configuration import PretrainedConfig
 from m4train.models.generation_settings import stated_ends
+from m4train.models.load_options import changed_config, given_config, one_device, refuse_options, shard_bytes
+from m4train.models.public_methods import PublicMethods
 from m4train.models.quantized import BitsAndBytesConfig, is_quantized, quantize_linears
 from m4train.models.tensor_folder import TensorFolder
 from m4train.models.weight_files import write_files
@@ -25,7 +28,7 @@ from m4train.stops import with_turn_end
 _OBSOLETE = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
 
 
-class PretrainedModel(nn.Module):
+class PretrainedModel(PublicMethods):
     """Adds `from_pretrained` and `save_pretrained`."""
 
     config_class: ClassVar[type[PretrainedConfig]]
@@ -64,40 +67,47 @@ class PretrainedModel(nn.Module):
         *,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
+        config: Any = None,
         device: torch.device | str = "cpu",
-        device_map: str | None = None,
+        device_map: Any = None,
         strict: bool = True,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
         allow_pickle: bool = False,
+        use_safetensors: bool | None = None,
         attn_implementation: str | None = None,
         quantization_config: Any = None,
+        load_in_4bit: bool = False,
+        **options: Any,
     ) -> Self:
         """A model with the weights of a folder or hub model `name`, in evaluation mode.
 
+        A head that is stored with other values than the embeddings it is tied to is kept, untied, with a warning.
+
         Args:
             dtype: of the parameters, also as torch_dtype; None or "auto": as stored.
-            device: of the parameters; device_map="auto" means cuda if there is one.
+            config: instead of the folder's config.json.
+            device: of the parameters; device_map="auto" means cuda if there is one, a mapping must name one device.
+            use_safetensors: False: as allow_pickle.
             strict: refuse missing and extra tensors; False: missing ones get random weights.
             allow_pickle: read pytorch_model.bin if there is no safetensors file, tensors alone.
             attn_implementation: checked alone, as device and dtype decide: a flash kernel for half precision on CUDA
                 ("flash_attention_2"), `scaled_dot_product_attention` for the rest ("sdpa").
-            quantization_config: a `BitsAndBytesConfig`, to store linear layers in 4 bits.
+            quantization_config: a `BitsAndBytesConfig`, to store linear layers in 4 bits; also load_in_4bit=True.
+            options: `revision`, `cache_dir`, `token`, `local_files_only` and `force_download` of a hub model, and fields of
+                the configuration that take the place of the folder's. What cannot act is refused.
 
         Raises:
-            ConfigError: there is no such folder or hub model, it holds another kind of model, or an attn_implementation that
-                would not be used.
+            ConfigError: there is no such folder or hub model, it holds another kind of model, or an option that would not act.
             CheckpointError: files, tensors or shapes that do not fit.
+            TypeError: an option that there is not.
         """
+        if load_in_4bit and quantization_config is None:
+            quantization_config = {"load_in_4bit": True}
         four_bits = None if quantization_config is None else BitsAndBytesConfig.of(quantization_config)
-        folder = weight_folder(name, allow_pickle, revision, cache_dir)
-        config: Any = cls.config_class.from_pretrained(folder)
-        if head_left_out(cls.__name__, folder, allow_pickle):
-            config.tie_word_embeddings = True
-        if device_map is not None:
-            device = ("cuda" if torch.cuda.is_available() else "cpu") if device_map == "auto" else device_map
-        with torch.device("meta"):
-            model = cls(config)
+        allow_pickle = allow_pickle or use_safetensors is False
+        changes = refuse_options(f"{cls.__name__}.from_pretrained", options)
+        hub = {name: changes.pop(name) for name in HUB_OPTIONS if name in changes}
+        folder, device = weight_folder(name, allow_pickle, **hub), one_device(device, device_map)
+        model = cls._without_weights(folder, config, changes, allow_pickle)
         missing = model.load_folder(
             folder, dtype=dtype or torch_dtype, device=device, strict=strict, allow_pickle=allow_pickle
         )
@@ -106,13 +116,32 @@ class PretrainedModel(nn.Module):
         check_attention(attn_implementation, model.dtype)
         if four_bits is not None:
             quantize_linears(model, four_bits)
+        model._read_generation_config(folder)
+        return model.eval()
+
+    def _read_generation_config(self, folder: Path) -> None:
+        """What the folder says of generation, with all that ends an answer."""
         path = folder / "generation_config.json"
         if path.is_file():
-            model.generation_config = json.loads(path.read_text(encoding="utf-8"))
-        if hasattr(cls, "generate"):
-            stated = stated_ends(config, model.generation_config)
-            model.generation_config = with_turn_end(folder, stated, model.generation_config)
-        return model.eval()
+            self.generation_config = json.loads(path.read_text(encoding="utf-8"))
+        if hasattr(self, "generate"):
+            ends = stated_ends(self.config, self.generation_config)
+            self.generation_config = with_turn_end(folder, ends, self.generation_config)
+
+    @classmethod
+    def _without_weights(cls, folder: Path, config: Any, changes: dict[str, Any], allow_pickle: bool) -> Self:
+        """The model of `config`, or of the folder's, with `changes`, on the meta device; untied if the folder holds it so."""
+        if config is None:
+            config = cls.config_class.from_pretrained(folder)
+            if head_left_out(cls.__name__, folder, allow_pickle):
+                config.tie_word_embeddings = True
+        config = changed_config(cls.config_class, given_config(cls.config_class, config), changes)
+        with torch.device("meta"):
+            model = cls(config)
+            if model.tied_names() and _holds_another_head(model, TensorFolder(folder, allow_pickle)):
+                config.tie_word_embeddings = False
+                model = cls(config)
+        return model
 
     def load_folder(
         self,
@@ -179,11 +208,29 @@ class PretrainedModel(nn.Module):
         """Random weights for training from scratch; leaves parameters on the meta device alone."""
         raise NotImplementedError
 
-    def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        max_shard_bytes: int = 5_000_000_000,
+        max_shard_size: int | str | None = None,
+        safe_serialization: bool = True,
+        **options: Any,
+    ) -> None:
         """Writes config.json, generation_config.json (if there is one) and the weights; those of an earlier save go.
 
-        Raises CheckpointError for a model whose layers are stored in 4 bits.
+        `max_shard_size` is a number of bytes, or a size such as "5GB". Raises CheckpointError for a model whose layers are
+        stored in 4 bits, ConfigError for an option that would not act, TypeError for one that there is not.
         """
+        left = refuse_options(f"{type(self).__name__}.save_pretrained", options)
+        if unknown := sorted(name for name in left if name != "token"):  # of an upload, which is refused
+            raise TypeError(f"save_pretrained has no argument {', '.join(unknown)}")
+        if not safe_serialization:
+            raise ConfigError(
+                "save_pretrained writes safetensors alone, which every library reads: leave safe_serialization"
+            )
+        if max_shard_size is not None:
+            max_shard_bytes = shard_bytes(max_shard_size)
         if any(is_quantized(module) for module in self.modules()):
             raise CheckpointError(
                 "this model stores layers in 4 bits, which folders do not hold: save the one it was loaded from"
@@ -191,7 +238,7 @@ class PretrainedModel(nn.Module):
         tensors = self.hub_tensors({name: p.detach() for name, p in self.named_parameters()})
         self.config.dtype = str(self.dtype).removeprefix("torch.")
         self.config.extra["architectures"] = [type(self).__name__]
-        save_folder(folder, self.config, tensors, self.generation_config, max_shard_bytes=max_shard_bytes)
+        save_folder(save_directory, self.config, tensors, self.generation_config, max_shard_bytes=max_shard_bytes)
 
 
 def save_folder(
@@ -225,6 +272,20 @@ def head_left_out(kind: str, folder: Path, allow_pickle: bool = False) -> bool:
     if "tie_word_embeddings" in stated or (stated.get("architectures") or [None])[0] != kind:
         return False
     return not any(name.startswith("lm_head.") for name in TensorFolder(folder, allow_pickle).files)
+
+
+def _holds_another_head(model: Any, stored: TensorFolder) -> bool:
+    """Whether the folder of a model with tied embeddings holds a head of other values; warns that it does."""
+    names = model._stored_names(stored)
+    for name, source in model.tied_names().items():
+        if name in names and source in names and not torch.equal(stored[names[name]], stored[names[source]]):
+            warnings.warn(
+                f"{names[name]} differs from {names[source]}, which config.json says it is tied to: both are kept as they are "
+                "stored, with tie_word_embeddings false",
+                stacklevel=3,
+            )
+            return True
+    return False
 
 
 def _dtype_of(given: torch.dtype | str | None) -> torch.dtype | None:

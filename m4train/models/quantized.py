@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,6 +25,7 @@ class BitsAndBytesConfig:
     bnb_4bit_quant_type: str = "fp4"  # fp4 or nf4
     bnb_4bit_use_double_quant: bool = False  # quantise the scales too
     bnb_4bit_compute_dtype: torch.dtype | str | None = None  # of the products; None: float32
+    llm_int8_skip_modules: Sequence[str] = ()  # names, or parts of names, of modules that stay as they are
 
     def __post_init__(self) -> None:
         if not self.load_in_4bit:
@@ -51,11 +53,27 @@ class BitsAndBytesConfig:
 
 
 def quantize_linears(model: nn.Module, config: BitsAndBytesConfig) -> None:
-    """Replaces every linear layer but those of the head, in place; for inference, or under adapters."""
+    """Replaces every linear layer but those of the head and those to skip, in place; for inference, or under adapters.
+
+    Raises ConfigError for a name to skip that no module has.
+    """
+    names = [name for name, _ in model.named_modules()]
+    for skipped in config.llm_int8_skip_modules:
+        if not any(_within(name, skipped) for name in names):
+            raise ConfigError(
+                f"llm_int8_skip_modules names {skipped}, which is no module of {type(model).__name__}: name one, such as "
+                "vision_model"
+            )
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and not name.startswith("lm_head"):
+        kept = any(_within(name, skipped) for skipped in config.llm_int8_skip_modules)
+        if type(module) is nn.Linear and not name.startswith("lm_head") and not kept:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, four_bit(module, config))
+
+
+def _within(name: str, part: str) -> bool:
+    """Whether `part` is a module on the way to `name`."""
+    return f".{part}." in f".{name}."
 
 
 def four_bit(linear: nn.Linear, config: BitsAndBytesConfig) -> nn.Module:

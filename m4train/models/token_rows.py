@@ -67,6 +67,21 @@ def _fill(module: Any, more: Any, weight: nn.Parameter, first: int) -> None:
     more.weight = nn.Parameter(weight.detach()[first:].clone(), requires_grad=weight.requires_grad)
 
 
+@torch.no_grad()
+def resize_rows(owner: Any, rows: int, std: float | None) -> None:
+    """Gives an embedding or a head so many rows: the first stay, new ones are the mean of them, or random with `std`."""
+    old = owner.weight
+    weight = old.new_empty(rows, old.shape[1])
+    kept = min(rows, old.shape[0])
+    weight[:kept] = old[:kept]
+    weight[kept:] = old.float().mean(0).to(old.dtype) if std is None else torch.randn_like(weight[kept:]) * std
+    owner.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+    if isinstance(owner, nn.Embedding):
+        owner.num_embeddings = rows
+    else:
+        owner.out_features = rows
+
+
 def has_own_rows(embedding: nn.Module) -> bool:
     """Whether the new tokens of an embedding have a table of their own."""
     return getattr(embedding, "additional_embedding", None) is not None
