@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m4train.config import SourceConfig
-from m4train.data.convert import canonical
+from m4train.data.convert import canonical, convert
 from m4train.data.loading.stream_loader import StreamLoader
 from m4train.data.source import build_sources, open_sources, source_stats
 from m4train.data.sources.fields import Reading
@@ -430,3 +430,50 @@ def test_a_stream_says_what_it_does_not_read_and_learns_by_weight(
     assert bad == {("x", "unread_media"), ("y", "empty_answer")}
     assert caplog.text.count("fields not read") == 1
     assert "topic" in caplog.text
+
+
+def test_options_of_records_in_tar_layouts(tmp_path: Path) -> None:
+    """`where`, `fields` and `placeholder` mean the same in every layout that has such records."""
+    turns = [{"role": "user", "content": "A <pic> here"}, TALK[1]]
+    good = {"score": 2, "topic": "t"}
+    layouts: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "pairs": (
+            {"json": {"title": "A <pic> here"}, "jpg": RED},
+            {"fields": {"caption": "title"}, "placeholder": "<pic>"},
+        ),
+        "llava_onevision": ({"json": {"texts": turns}, "jpg": RED}, {"placeholder": "<pic>"}),
+        "canonical": ({"json": {"items": [{"text": "A "}, {"image": "0.png"}, {"text": " here"}]}, "0.png": RED}, {}),
+        "energon": (
+            {"json": {"texts": ["A ", None, " here", None], "images": [None, "p.png", None, None]}, "p.png": RED},
+            {"missing_images": "drop_image"},
+        ),
+        "mint1t": ({"json": {"texts": ["A here"], "images": [None]}}, {}),
+        "mmc4": ({"json": {"text_list": ["A here"], "image_info": []}}, {}),
+    }
+    for form, (members, options) in layouts.items():
+        made: dict[str, Any] = {}
+        for key, more in (("k", good), ("l", good | {"score": 1}), ("m", {"topic": "t"})):
+            made |= {f"{key}.json": members["json"] | more} | {
+                f"{key}.{name}": v for name, v in members.items() if name != "json"
+            }
+        path = _tar(tmp_path / f"{form}.tar", made)
+        built = _source(path, form, where="score > 1", **options)
+        assert _reasons(built) == {"l": "skipped", "m": "skipped"}, form
+        assert "".join(item.get("text", "|") for item in built.read(0).all_items()).startswith(
+            ("A | here", "A here")
+        ), form
+
+
+def test_conversion_keeps_how_much_turns_are_learned(tmp_path: Path) -> None:
+    talk = [
+        TALK[0],
+        {"from": "observation", "value": "red"},
+        TALK[1] | {"loss": False},
+        TALK[0],
+        TALK[1] | {"weight": 0.5},
+    ]
+    built = _source(_written(tmp_path, "json", [{"messages": talk}]), "json")
+    convert(built, tmp_path / "out")
+    after = _source(str(tmp_path / "out" / "*.tar"), "canonical")
+    assert after.read(0).messages == built.read(0).messages
+    assert [message.get("weight", 1) for message in after.read(0).messages] == [1, 0, 0, 1, 0.5]
