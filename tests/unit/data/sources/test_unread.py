@@ -477,3 +477,13 @@ def test_conversion_keeps_how_much_turns_are_learned(tmp_path: Path) -> None:
     after = _source(str(tmp_path / "out" / "*.tar"), "canonical")
     assert after.read(0).messages == built.read(0).messages
     assert [message.get("weight", 1) for message in after.read(0).messages] == [1, 0, 0, 1, 0.5]
+
+
+@pytest.mark.parametrize(
+    "value", [b"\x00\x01", [b"x"], {"data": b"x"}, "x.PNG", ["a", "b.mp3"], {"to": "https://x.org/a.webm"}]
+)
+def test_columns_of_parquet_that_hold_media(tmp_path: Path, value: Any) -> None:
+    rows = [{"messages": TALK, "extra": value}, {"messages": TALK, "extra": None}]
+    path = _written(tmp_path, "parquet", rows)
+    assert _reasons(_source(path, "parquet")) == {"0": "unread_media"}
+    assert _reasons(_source(path, "parquet", ignore_fields=["extra"])) == {}
