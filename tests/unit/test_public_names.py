@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import m4train
+
+ROOT = Path(m4train.__file__).parents[1]
 
 MODELS = {
     "Idefics": "IdeficsForVisionText2Text",
@@ -55,7 +58,7 @@ def test_importing_the_package_loads_nothing_heavy(heavy: str) -> None:
 def test_help_is_quick() -> None:
     """`m4train --help` loads nothing that takes longer than to print it."""
     code = "import sys, m4train.cli; m4train.cli.main(['--help']); print(*sys.modules, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     slow = {
         "dataclasses",
