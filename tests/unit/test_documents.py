@@ -117,3 +117,21 @@ def test_the_site_has_no_broken_link(tmp_path):
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_pages_name_every_choice():
+    """What can be chosen by name is named on the page of its subject."""
+    from m4train.config import ADAPTERS, ENGINES, OPTIMIZERS
+    from m4train.data.sources.registry import FORMATS
+    from m4train.evaluation.metrics import METRICS
+
+    groups = compose.groups()
+    choices = {
+        "data": set(FORMATS),
+        "training": {*OPTIMIZERS, *ADAPTERS, *ENGINES, *groups["freeze"], *groups["schedule"]},
+        "evaluation": set(METRICS),
+    }
+    for page, names in choices.items():
+        text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+        missing = {name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)}
+        assert not missing, f"docs/{page}.md does not say {missing}"
