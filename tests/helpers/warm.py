@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -136,6 +137,8 @@ def _serve(link: Connection) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be lost in the fork"
+    gc.collect()
+    gc.freeze()  # or every collection of every child would walk, and so copy, all that was imported
     children: set[int] = set()
     try:
         while True:
