@@ -2,18 +2,27 @@
 
 import gc
 import os
-import sys
-from pathlib import Path
+import shutil
+import tempfile
 
 import pytest
 
 # One thread a process, as the processes that tests start have: results are compared to the last bit, and threads that wait
 # for a busy core only spin. This comes before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# DeepSpeed compiles a small extension for the CPU on first use; each environment keeps its own, or two would take turns.
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_SILENT", "true")
+
+# Temporary files lie in memory where there is room and programs may lie there too: tests save thousands of checkpoints, each
+# of which waits for a disk several times, and none of them cuts the power.
+MEMORY = "/dev/shm"
+if (
+    "TMPDIR" not in os.environ
+    and os.access(MEMORY, os.W_OK)
+    and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
+    and shutil.disk_usage(MEMORY).free > 4 * 2**30
+):
+    os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
 
 
 @pytest.fixture(scope="session")

@@ -68,14 +68,14 @@ def _model(case: Case) -> tuple[nn.Module, Shape]:
     if case.model == "tiny":
         return TinyModel(tied=case.tied), Shape()
     from m4train import models
-    from tests.helpers.models import perturb, tiny_idefics, tiny_idefics2, tiny_idefics3
+    from tests.helpers.models import SHALLOW, perturb, tiny_idefics, tiny_idefics2, tiny_idefics3
 
     kind, config, values, shape = {
         "idefics": (models.IdeficsForVisionText2Text, models.IdeficsConfig, tiny_idefics, IDEFICS),
         "idefics2": (models.Idefics2ForConditionalGeneration, models.Idefics2Config, tiny_idefics2, IDEFICS2),
         "idefics3": (models.Idefics3ForConditionalGeneration, models.Idefics3Config, tiny_idefics3, IDEFICS3),
     }[case.model]
-    model = kind(config.from_dict(values(tie_word_embeddings=case.tied)))
+    model = kind(config.from_dict(values(tie_word_embeddings=case.tied, **SHALLOW[case.model])))
     perturb(model)  # off initial values, so that closed gates hide nothing
     for module in model.modules():
         if isinstance(module, ReluMLP):

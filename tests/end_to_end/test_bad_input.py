@@ -4,13 +4,14 @@ import io
 import json
 import resource
 import shutil
-import subprocess
 import sys
 import tarfile
 
 import pytest
 
+from m4train.cli import main
 from tests.end_to_end.conftest import small_run
+from tests.helpers import warm
 
 pytestmark = pytest.mark.slow
 
@@ -78,18 +79,22 @@ def test_a_truncated_shard_trains_on_what_came_before_the_cut_and_says_so(m4trai
     assert [reason for _, reason in _quarantined(tmp_path)] == ["damaged_shard"]
 
 
-def test_a_full_disk_while_saving_keeps_the_last_good_checkpoint(digits_root, tmp_path):
-    command = [sys.executable, "-m", "m4train", "train", *small_run(digits_root, tmp_path)]
+def _without_room(command):
+    """As on a disk that has no room for a checkpoint."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    sys.exit(main(command))
+
+
+def test_a_full_disk_while_saving_keeps_the_last_good_checkpoint(m4train, digits_root, tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
-    subprocess.run([*command, "trainer.stop_after=5"], check=True, timeout=240, capture_output=True)
-    limit = lambda: resource.setrlimit(
-        resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)
-    )  # a disk without room for a checkpoint
-    full = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=240)
-    assert full.returncode == 1
-    assert "could not be written" in full.stderr
-    assert "Traceback" not in full.stderr
+    m4train("train", "trainer.stop_after=5")
+    full = warm.start(
+        _without_room, ["train", *small_run(digits_root, tmp_path)], output=tmp_path / "full", folder=tmp_path, ready=1
+    )
+    assert full.wait(timeout=240) == 1
+    assert "could not be written" in full.said()
+    assert "Traceback" not in full.said()
     assert [folder.name for folder in checkpoints.glob("step-*")] == ["step-000004", "step-000005"]
     assert not list(checkpoints.glob(".writing-*"))
-    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    m4train("train")
     assert (checkpoints / "step-000012").is_dir()

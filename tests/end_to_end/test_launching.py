@@ -1,4 +1,7 @@
-"""Two processes, started by `launch.processes` and by torchrun, train what one process trains."""
+"""Two processes, started by `launch.processes` and by torchrun, train what one process trains.
+
+Each way is taken once with real processes, of which how they end is seen; the others are warm.
+"""
 
 import json
 import os
@@ -9,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import main as torchrun
 
 from m4train import exits
 from tests.end_to_end.conftest import small_run
@@ -26,6 +30,14 @@ def _start(digits_root, folder, command, *overrides):
     return subprocess.Popen(
         [*command, *TRAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
     )
+
+
+def _warm(folder, *arguments):
+    """What `m4train ARGUMENTS` says, with processes whose imports are done."""
+    run = warm.start_command(*arguments, folder=folder, ready=2)
+    assert run.wait(timeout=240) == 0, run.said()
+    assert "Traceback" not in run.said()
+    return run.said()
 
 
 def _losses(folder):
@@ -67,14 +79,13 @@ def test_launch_processes_stops_on_a_signal_and_continues(digits_root, expected,
     _clean(run, exits.STOPPED_EARLY)
     stopped = len(_losses(tmp_path))
     assert (tmp_path / "run" / "checkpoints" / f"step-{stopped:06d}").is_dir()
-    _clean(_start(digits_root, tmp_path, [sys.executable], *two))
+    again = ["train", *small_run(digits_root, tmp_path), f"trainer.max_steps={STEPS}", *two]
+    _warm(tmp_path, *again)
     assert _losses(tmp_path) == pytest.approx(expected, rel=1e-5)
-    assert _clean(_start(digits_root, tmp_path, [sys.executable], *two)).count("trained already") == 1
-    evaluate = [sys.executable, "-m", "m4train", "evaluate", f"run_dir={tmp_path / 'run'}", "evaluation.max_samples=4"]
+    assert _warm(tmp_path, *again).count("trained already") == 1
     scores = []
     for processes in ("launch.processes=2", "engine=single"):
-        done = subprocess.run([*evaluate, processes], capture_output=True, text=True, timeout=240, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        _warm(tmp_path, "evaluate", f"run_dir={tmp_path / 'run'}", "evaluation.max_samples=4", processes)
         scores.append(json.loads((tmp_path / "run" / "evaluation.json").read_text()))
     for source, result in scores[0].items():
         assert result["loss"] == pytest.approx(scores[1][source]["loss"], rel=1e-5)
@@ -91,9 +102,10 @@ def test_the_script_for_torchrun_and_the_check_before_a_run(digits_root, tmp_pat
 
 
 def test_what_cannot_work_is_said_in_a_sentence(digits_root, tmp_path):
-    run = _start(digits_root, tmp_path, TORCHRUN)
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode != 0
-    assert "engine.name is single, but 2 processes were started" in errors
-    run = _start(digits_root, tmp_path, [sys.executable], "engine=ddp", "launch.processes=2", "optimizer.lr=-1")
+    train = ["train", *small_run(digits_root, tmp_path)]
+    arguments = ["--nproc_per_node=2", "--standalone", "-m", "m4train", *train]
+    run = warm.start(torchrun, arguments, output=tmp_path / "out", folder=tmp_path, ready=2)
+    assert run.wait(timeout=120) != 0
+    assert "engine.name is single, but 2 processes were started" in run.said()
+    run = warm.start_command(*train, "engine=ddp", "launch.processes=2", "optimizer.lr=-1", folder=tmp_path)
     assert run.wait(timeout=60) == 2

@@ -11,6 +11,22 @@ from m4train.batch import PackedBatch, PackedImages, Segments
 
 IMAGE_TOKEN = 90
 
+# Changes that leave a tiny model two layers of text and one of everything else: enough where cost grows with depth, and
+# the matter does not.
+SHALLOW: dict[str, dict[str, Any]] = {
+    "idefics": {
+        "num_hidden_layers": 2,
+        "vision_config": {"num_hidden_layers": 1},
+        "perceiver_config": {"resampler_depth": 1},
+    },
+    "idefics2": {
+        "vision_config": {"num_hidden_layers": 1},
+        "text_config": {"num_hidden_layers": 2},
+        "perceiver_config": {"resampler_depth": 1},
+    },
+    "idefics3": {"vision_config": {"num_hidden_layers": 1}, "text_config": {"num_hidden_layers": 2}},
+}
+
 
 def tiny_idefics3(**changes: Any) -> dict[str, Any]:
     """config.json of a tiny Idefics3; keys of `vision_config` and `text_config` are merged."""

@@ -20,9 +20,11 @@ from collections.abc import Callable
 from functools import cache
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cloudpickle
+
+from tests.helpers import spares
 
 ROOT = Path(__file__).parents[2]
 PRELOADED = (
@@ -85,24 +87,29 @@ def start(
     output: Path,
     errors: Path | None = None,
     folder: Path | None = None,
+    ready: int = 0,
     **environment: str,
 ) -> Child:
     """Calls `function(*args)` in a new process, which ends with code 0, or 1 after an exception, or as SystemExit says.
 
-    It writes to the files `output` and `errors` (None: the same one) and runs in `folder` (None: that of the tests).
+    It writes to the files `output` and `errors` (None: the same one) and runs in `folder` (None: that of the tests). Of the
+    processes that it starts with this interpreter, the first `ready` are warm, too.
     """
     work = cloudpickle.dumps((function, args))
     files = (output, errors or output)
-    pid = _ask("start", work, {**os.environ, **environment}, str(folder or Path.cwd()), *map(str, files))
+    pid = _ask("start", work, {**os.environ, **environment}, str(folder or Path.cwd()), ready, *map(str, files))
     return Child(pid, *files)
 
 
-def start_command(*arguments: str, folder: Path) -> Child:
-    """`m4train ARGUMENTS` in a process of its own; its output lies in `folder`, where it also runs."""
+def start_command(*arguments: str, folder: Path, ready: int = 1) -> Child:
+    """`m4train ARGUMENTS` in a process of its own; its output lies in `folder`, where it also runs.
+
+    By default the first process it starts, which is the server of its data processes, is warm.
+    """
     number = len(list(folder.glob("command-*.out")))
     output, errors = folder / f"command-{number}.out", folder / f"command-{number}.err"
     output.touch()
-    return start(_command, arguments, output=output, errors=errors, folder=folder)
+    return start(_command, arguments, output=output, errors=errors, folder=folder, ready=ready)
 
 
 def _command(arguments: tuple[str, ...]) -> None:
@@ -159,23 +166,36 @@ def _serve(link: Connection) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _become(work: bytes, environment: dict[str, str], folder: str, *files: str) -> None:
-    code: Any = 1
-    os.setpgid(0, 0)
-    try:
-        for stream, file in enumerate(files, start=1):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
-        os.environ.clear()
-        os.environ.update(environment)
-        os.chdir(folder)
+def _become(work: bytes, environment: dict[str, str], folder: str, own: int, *files: str) -> NoReturn:
+    def call() -> None:
         import torch
 
         torch.set_num_threads(1)
         function, args = cloudpickle.loads(work)
+        if own:
+            spares.keep(own, _end)
         function(*args)
+
+    os.setpgid(0, 0)
+    for stream, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    _end(call)
+
+
+def _end(function: Callable[[], None]) -> NoReturn:
+    """Calls the function, and ends the process as an interpreter would after it."""
+    code: Any = 1
+    try:
+        function()
         code = 0
     except SystemExit as end:
         code = end.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
     finally:

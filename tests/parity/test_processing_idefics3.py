@@ -50,15 +50,18 @@ def compare(image, own=None, **settings) -> None:
     assert ([[rows]], [[columns]]) == (b["rows"], b["cols"])
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("settings", SETTINGS[:2] + SETTINGS[6:], ids=str)
-def test_pixels_of_each_size(size, settings):
-    compare(picture(*size), **settings)
+FAST = SETTINGS[:2] + SETTINGS[6:]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES + LARGE, ids=str)
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [
+        pytest.param(size, settings, marks=[] if size in SIZES and settings in FAST else pytest.mark.slow)
+        for settings in SETTINGS
+        for size in SIZES + LARGE
+    ],
+    ids=str,
+)
 def test_pixels_of_each_size_and_setting(size, settings):
     compare(picture(*size), **settings)
 

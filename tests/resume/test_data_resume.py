@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from m4train.data.loading.loader import Loader
 from m4train.data.plan.plan import Plan
 from m4train.data.source import build_sources
 from m4train.errors import DataError
+from tests.helpers import warm
 from tests.helpers.data import FakeProcessor, make_sources
 
 STEPS, BATCH = 24, 10
@@ -155,20 +154,26 @@ def test_kill_9_leaves_nothing_behind_and_the_rest_is_the_same(tmp_path: Path) -
 def run_until_killed(
     folder: Path, workers: int, state, lines: int
 ) -> tuple[list[psutil.Process], set[Path], list[dict]]:
-    """Runs this file's `main` until it has written so many steps, then kills it; its processes, what they shared, the steps."""
-    (folder / "state.json").write_text(json.dumps(state))
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.resume.test_data_resume", str(folder), str(workers)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as running:
-        assert running.stdout is not None
-        read = [json.loads(running.stdout.readline()) for _ in range(lines)]
-        trainer = psutil.Process(running.pid)
-        family = [trainer, *trainer.children(recursive=True)]
-        assert len(family) >= workers + 3, "no planning process, or workers missing"
-        shared = shared_by(family)
-        os.kill(running.pid, signal.SIGKILL)
-        read += [json.loads(line) for line in running.stdout if line.endswith("\n")]
-    return family, shared, read
+    """Runs `main` until it has written so many steps, then kills it; its processes, what they shared, the steps."""
+    output, errors = folder / "steps.jsonl", folder / "errors.txt"
+    output.write_text("")
+    running = warm.start(main, folder, workers, state, output=output, errors=errors, ready=1)
+    deadline = time.monotonic() + 120
+    while output.read_text().count("\n") < lines:
+        assert running.poll() is None, running.said()
+        assert time.monotonic() < deadline, running.said()
+        time.sleep(0.01)
+    trainer = psutil.Process(running.pid)
+    family = [trainer, *trainer.children(recursive=True)]
+    assert len(family) >= workers + 3, "no planning process, or workers missing"
+    shared = shared_by(family)
+    running.kill()
+    running.wait(timeout=60)
+    return (
+        family,
+        shared,
+        [json.loads(line) for line in output.read_text().splitlines(keepends=True) if line[-1] == "\n"],
+    )
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> bool:
@@ -185,9 +190,8 @@ def tensors_of(family: list[psutil.Process]) -> set[Path]:
     return {path for process in family for path in SHARED.glob(f"torch_{process.pid}_*")}
 
 
-def main(folder: Path, workers: int) -> None:
+def main(folder: Path, workers: int, state) -> None:
     """The program that is killed: one step a line, slowly."""
-    state = json.loads((folder / "state.json").read_text())
     sources, data = make_sources(folder, write=False, num_workers=workers)
     for step in Loader(Plan(sources, data, 5, BATCH), FakeProcessor(), data, seed=5, micro_batch_size=2, state=state):
         total = sum(batch.data_hash for batch in step.micro_batches) % 2**64
@@ -209,7 +213,3 @@ def names_of(process: psutil.Process) -> str:
     from multiprocessing import active_children
 
     return " ".join(child.name for child in active_children() if child.pid == process.pid)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

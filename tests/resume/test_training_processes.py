@@ -1,4 +1,7 @@
-"""Runs of two processes under torchrun: they end with code 0, stop together on a signal to one, and survive kills."""
+"""Runs of two processes under torchrun: they end with code 0, stop together on a signal to one, and survive kills.
+
+How an interpreter ends is seen in real processes; the others are warm.
+"""
 
 import contextlib
 import json
@@ -12,8 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import main as torchrun
 
 from m4train.training.checkpoints.find import find_checkpoint
+from tests.helpers import warm
 from tests.helpers.distributed import free_port
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
@@ -43,20 +48,21 @@ SCRIPT = """
 """
 
 
-def _start(run_dir, engine="ddp", pause=0.0):
+def _arguments(run_dir, engine, pause):
+    """What torchrun is told."""
     script = run_dir / "script.py"
     run_dir.mkdir(parents=True, exist_ok=True)
     script.write_text(textwrap.dedent(SCRIPT))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [*command, str(script), str(run_dir), engine, str(pause)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return ["--nproc_per_node=2", f"--master_port={free_port()}", str(script), str(run_dir), engine, str(pause)]
+
+
+def _start(run_dir, pause=0.0):
+    """Torchrun, and the processes it starts, without their imports."""
+    files = {"output": run_dir / "torchrun.out", "errors": run_dir / "torchrun.err"}
+    arguments = _arguments(run_dir, "ddp", pause)
+    for file in files.values():
+        file.write_text("")
+    return warm.start(torchrun, arguments, **files, folder=ROOT, ready=2, OMP_NUM_THREADS="1")
 
 
 def _wait_for(path, seconds=90.0):
@@ -82,11 +88,12 @@ def _assert_losses(run_dir, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2"])
 def test_torchrun_ends_with_code_zero(engine, expected, tmp_path):
-    run = _start(tmp_path, engine)
-    output, errors = run.communicate(timeout=240)
-    assert run.returncode == 0, errors
-    assert output.count("stopped by max_steps") == 2
-    assert "Traceback" not in errors
+    command = [sys.executable, "-m", "torch.distributed.run", *_arguments(tmp_path, engine, 0.0)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("stopped by max_steps") == 2
+    assert "Traceback" not in run.stderr
     _assert_losses(tmp_path, expected)
 
 
@@ -95,9 +102,8 @@ def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(expected, tmp_path):
     run = _start(tmp_path, pause=0.3)
     _wait_for(tmp_path / "pid-1")
     os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGUSR1)
-    output, errors = run.communicate(timeout=240)
-    assert run.returncode == 0, errors
-    assert output.count("stopped by signal") == 2
+    assert run.wait(timeout=240) == 0, run.said()
+    assert run.said().count("stopped by signal") == 2
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert find_checkpoint(make_config(tmp_path)).step == last < 12
     assert _start(tmp_path).wait(timeout=240) == 0
@@ -119,11 +125,10 @@ def test_kills_at_random_moments(expected, tmp_path):
             _wait_for(victim)
             os.kill(int(victim.read_text()), signal.SIGKILL)
             kills += 1
-        run.communicate(timeout=240)
+        run.wait(timeout=240)
         checkpoint = find_checkpoint(make_config(tmp_path), lambda sentence: pytest.fail(sentence))
         if checkpoint is not None and checkpoint.step == 12:
             break
     run = _start(tmp_path)
-    _, errors = run.communicate(timeout=240)
-    assert run.returncode == 0, errors
+    assert run.wait(timeout=240) == 0, run.said()
     _assert_losses(tmp_path, expected)

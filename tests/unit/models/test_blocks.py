@@ -7,6 +7,7 @@ import torch
 import torch._dynamo
 from torch.utils.checkpoint import checkpoint
 
+from tests.helpers.models import SHALLOW
 from tests.unit.models.test_packing import FAMILIES, documents_of, flat_gradient, make
 
 
@@ -38,7 +39,7 @@ def test_compiled_blocks_give_the_same(family: str) -> None:
     """One graph serves batches of any length; only the first batches compile anything."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model, build, per_image = make(family)
+    model, build, per_image = make(family, **SHALLOW[family])
     sizes = [[(9, 1), (14, 2)], [(20, 1), (5, 1), (31, 3)], [(40, 2), (18, 1)], [(7, 1), (8, 1), (9, 1), (50, 2)]]
     batches = [build(documents_of(size, per_image)) for size in sizes]
     expected = []

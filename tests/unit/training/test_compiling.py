@@ -16,6 +16,7 @@ from m4train.errors import ConfigError
 from m4train.training.adapters import apply_adapters
 from m4train.training.compiling import compile_blocks
 from m4train.training.gradient_checkpointing import checkpoint_blocks
+from tests.helpers.models import SHALLOW
 from tests.unit.models.test_packing import FAMILIES, documents_of, make
 
 SIZES = [[(9, 1), (14, 2)], [(20, 1), (5, 1), (31, 3)], [(9, 5), (6, 0)]]
@@ -56,7 +57,7 @@ def adapted(model: Any) -> Any:
     "family", ["idefics3", *(pytest.param(name, marks=pytest.mark.full) for name in ("idefics", "idefics2"))]
 )
 def test_compiled_blocks_beside_adapters_and_recomputation(family: str) -> None:
-    model, build_batch, per_image = make(family)
+    model, build_batch, per_image = make(family, **SHALLOW[family])
     adapted(model)
     batches = [build_batch(documents_of(size, per_image)) for size in SIZES]
     expected = [results(model, batch) for batch in batches]
