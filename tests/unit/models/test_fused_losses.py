@@ -199,5 +199,5 @@ def test_the_key_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Idefics3ForConditionalGeneration(Idefics3Config.from_dict(tiny_idefics3()))
     monkeypatch.setattr(build, "_fresh_model", lambda *_: model)
     monkeypatch.setattr(build, "generation_config", lambda *_: {}, raising=False)
-    processor = type("Processor", (), {"tokenizer": range(10)})
+    processor = type("Processor", (), {"tokenizer": range(10), "image_token_id": 90})
     assert build.build_model(config, processor).loss_kind == "chunked"

@@ -102,7 +102,7 @@ def test_the_key_compiles_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "generation_config", lambda *_: {})
     compiled: list[Any] = []
     monkeypatch.setattr(build, "compile_blocks", lambda blocks: compiled.append(blocks))
-    processor = type("Processor", (), {"tokenizer": range(10)})
+    processor = type("Processor", (), {"tokenizer": range(10), "image_token_id": 90})
     for value, count in (("false", 0), ("true", 1)):
         build.build_model(load_config(["experiment=digits_pretrain", f"trainer.compile={value}"]), processor)
         assert len(compiled) == count
