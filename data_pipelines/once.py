@@ -24,7 +24,7 @@ def build_once(root: Path, recipe: dict[str, Any], build: Callable[[Path], None]
     """
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{root}.lock"):
-        if root.exists():
+        if root.exists() and any(root.iterdir()):
             _check_manifest(root, recipe)
             return False
         unfinished = root.with_name(f".{root.name}.unfinished")

@@ -64,6 +64,12 @@ def all_sources(data: DataConfig) -> dict[str, SourceConfig]:
 
 def build_processor(config: Config) -> SampleProcessor:
     """The processor of model.pretrained, or one made of model.tokenizer and model.processor."""
+    tokenizer = config.model.tokenizer
+    if tokenizer is not None and not (Path(tokenizer) / "tokenizer.json").is_file():
+        raise ConfigError(
+            f"model.tokenizer is {tokenizer}, which holds no tokenizer.json: name a folder that does (another data=... may have "
+            "changed data.root, which an experiment's tokenizer is looked for in)."
+        )
     processor = _processor(config)
     require_members(processor, SampleProcessor, "The processor")
     return processor

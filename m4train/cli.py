@@ -6,7 +6,7 @@ import os
 import sys
 
 from m4train.commands.arguments import CORES, EVALUATES, JSON, OF_RUN, OVERRIDES, TRAINS, Command, Folder, Number
-from m4train.errors import ConfigError, M4Error
+from m4train.errors import ConfigError, M4Error, of_the_system
 from m4train.exits import FAILED, INTERRUPTED, REFUSED, say_once
 
 COMMANDS = {
@@ -121,6 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
         return REFUSED
     except M4Error as error:
         say_once(f"m4train {name}: {error}")
+        return FAILED
+    except OSError as error:
+        say_once(f"m4train {name}: {of_the_system(error)}")
         return FAILED
     except KeyboardInterrupt:
         say_once(

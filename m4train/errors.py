@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 
 _SECRET = re.compile(r"(?<=://)[^/@\s'\"]*:[^/@\s'\"]*(?=@)")
@@ -56,3 +58,23 @@ class CheckpointError(M4Error):
 
 class TrainingError(M4Error):
     """A run that must stop: persistent non-finite loss, a parameter without gradient, a rank that hangs."""
+
+
+def of_the_system(error: OSError) -> str:
+    """A sentence on what the operating system refused: its own word for it, such as "No space left on device", the path, and
+    what to do. Raises the error again if it is not of that kind, as a defect of this program would be."""
+    if error.errno is None or not isinstance(error.filename, (str, bytes)):
+        raise error
+    advice = _ADVICE.get(error.errno, "look at that path")
+    return f"{error.strerror}: {os.fsdecode(error.filename)}; {advice}, and run the same command again."
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within the quota",
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: "choose a place that this user may use",
+    errno.EPERM: "choose a place that this user may use",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files (ulimit -n)",
+}

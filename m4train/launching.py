@@ -39,7 +39,14 @@ def check_launched(config: Config) -> None:
     Raises ConfigError for several processes under engine=single, and for another number of them than launch.processes.
     """
     if not launched():
+        if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+            raise ConfigError(
+                "RANK and MASTER_ADDR are set, but WORLD_SIZE is not: set it, or unset them to train on one process."
+            )
         return
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        if not os.environ.get(name, "0").isdigit():
+            raise ConfigError(f"{name} is {os.environ[name]!r}, but must be a whole number.")
     world_size = int(os.environ["WORLD_SIZE"])
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     if world_size > 1 and config.engine.name == "single":

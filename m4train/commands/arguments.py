@@ -99,10 +99,10 @@ class Command(NamedTuple):
         for option in self.options:
             value, rest = option.take(name, rest)
             values.append(value)
-        from m4train.config.compose import load_config, load_run_config
+        from m4train.config.compose import load_known_config, load_run_config
         from m4train.config.packages import check_packages
 
-        config = load_config(rest) if self.reads == "overrides" else load_run_config(rest)
+        config = load_known_config(rest) if self.reads == "overrides" else load_run_config(rest)
         check_packages(config, self.needs)
         if self.processes:
             code = _handed_over(config, [*name.split(), *arguments])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from m4train import build, exits
 from m4train.config import Config
 from m4train.config.compose import save_config
+from m4train.errors import ConfigError
 from m4train.evaluation.answers import decoding_of, sample_answers
 from m4train.inspection.outlook import outlook
 from m4train.run_files import CONFIG, PARAMETERS
@@ -32,6 +34,7 @@ EARLY = ("signal", "time_limit", "stop_file")  # ways to stop that are not what 
 
 def train(config: Config) -> int:
     """Trains, or continues, the run of `config`; returns 0, or 3 if a signal, the time limit or the stop file ended it early."""
+    _make_run_dir(Path(config.run_dir))
     _set_up(config)
     engine = make_engine(config)
     stopped_by = ""
@@ -101,6 +104,17 @@ def describe_model(folder: Path, model: Any, processor: Any) -> None:
     model.config.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(model.generation_config, indent=2) + "\n")
     processor.save_pretrained(folder)
+
+
+def _make_run_dir(path: Path) -> None:
+    """Raises ConfigError, before anything is built, if the folder cannot be written into."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "is a file" if path.is_file() else f"cannot be made ({error.strerror})"
+        raise ConfigError(f"run_dir {path} {why}: choose another folder.") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"run_dir {path} cannot be written ({os.strerror(errno.EACCES)}): choose another folder.")
 
 
 def _set_up(config: Config) -> None:

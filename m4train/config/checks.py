@@ -36,6 +36,7 @@ def check(config: Config) -> None:
 
 def _check_numbers(config: Config) -> None:
     """What holds for numbers of any group, and the keys that belong to none."""
+    require(bool(config.run_dir.strip()), "run_dir is empty, but must name the folder that the run writes into.")
     for key, value in leaves(asdict(config)):
         endless = key == "trainer.max_grad_norm" and value == math.inf  # never clips
         require(

@@ -27,6 +27,7 @@ from m4train.config.adapter_start import take_adapter
 from m4train.config.checks import check
 from m4train.config.renamed import RENAMED, schema_with_old_keys, take_old_keys, with_old_keys
 from m4train.config.start import composed_start, forget_scratch, starts_from
+from m4train.config.texts import as_text, text_of
 from m4train.errors import ConfigError
 from m4train.run_files import CONFIG, STATE, load_yaml
 
@@ -57,6 +58,7 @@ def load_config(overrides: list[str]) -> Config:
     """
     choices: list[str] = []
     keys: list[str] = []
+    overrides = [as_text(override) for override in overrides]
     for override in overrides:
         name = _checked(override)
         (choices if name in groups() or override.startswith("~") else keys).append(override)
@@ -80,7 +82,8 @@ def load_run_config(overrides: list[str]) -> Config:
     brings its configuration itself. Overrides that choose an experiment or data are composed from the start, as for training. Raises
     ConfigError as `load_config` does, and if no run is named.
     """
-    given = dict(override.partition("=")[::2] for override in overrides)
+    overrides = [as_text(override) for override in overrides]
+    given = {override.partition("=")[0]: text_of(override) for override in overrides}
     if "experiment" in given or "data" in given or not given.keys() & {"run_dir", "resume"}:
         return load_config(overrides)
     for override in overrides:
@@ -95,6 +98,14 @@ def load_run_config(overrides: list[str]) -> Config:
         config = _object(merged)
     check(config)
     return config
+
+
+def load_known_config(overrides: list[str]) -> Config:
+    """The configuration for a command that looks at a run, or goes on with it, by `run_dir` alone once that holds one; of a run
+    that has not begun as for training."""
+    run_dirs = [text_of(override) for override in overrides if override.startswith("run_dir=")]
+    begun = bool(run_dirs) and (Path(run_dirs[-1]) / CONFIG).is_file()
+    return load_run_config(overrides) if begun else load_config(overrides)
 
 
 def stored_config(values: Any, where: Path) -> Config:

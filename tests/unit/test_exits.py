@@ -1,5 +1,7 @@
 """Exit codes and last lines: what happened is said once, by one code."""
 
+import errno
+import os
 import signal
 import time
 from pathlib import Path
@@ -7,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from m4train import cli, exits, launching
+from m4train.commands.train import _make_run_dir
+from m4train.config.compose import load_config
 from m4train.errors import ConfigError
+from m4train.training.engines.processes import _complete_environment
 from m4train.training.stopping import forget_request
 from tests.helpers import warm
 from tests.helpers.training import TinyModel, make_config, make_trainer
@@ -120,3 +125,56 @@ def test_an_interrupt_while_a_run_is_prepared_is_one_sentence(tmp_path):
     assert child.wait(60) == 130, child.said()
     assert "Traceback" not in child.said()
     assert child.said().count("interrupted at once") == 1
+
+
+def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys):
+    def failing(number, path):
+        def run(*arguments):
+            raise OSError(number, os.strerror(number), path) if number else OSError("a defect")
+
+        return run
+
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENOENT, errno.EIO):
+        monkeypatch.setattr(cli.Command, "run", failing(number, "/some/where"))
+        assert cli.main(["train"]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"m4train train: {os.strerror(number)}: /some/where; ")
+        assert said.count("\n") == 1
+    monkeypatch.setattr(cli.Command, "run", failing(None, None))
+    with pytest.raises(OSError):  # a defect, which a traceback helps to find
+        cli.main(["train"])
+
+
+def test_a_run_dir_that_cannot_be_one_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run_dir .*file is a file: choose another folder"):
+        _make_run_dir(tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"run_dir .*below cannot be made \(Not a directory\)"):
+        _make_run_dir(tmp_path / "file" / "below")
+    _make_run_dir(tmp_path / "new" / "one")
+    assert (tmp_path / "new" / "one").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "MASTER_PORT"),
+        ({"RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", "RANK": "first"}, "RANK"),
+    ],
+)
+def test_half_an_environment_is_refused_in_a_sentence(variables, named, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    def join():
+        launching.check_launched(load_config(["experiment=digits_pretrain", "engine=ddp"]))
+        _complete_environment()
+
+    with pytest.raises(ConfigError, match=named):
+        join()

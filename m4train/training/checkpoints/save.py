@@ -7,6 +7,7 @@ folder of another name.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -40,6 +41,7 @@ from m4train.training.engines.base import Engine
 from m4train.training.tensors import BUFFER, PARAMETER, SCALE
 
 TENSORS = "tensors"
+_PROBE = 2**16  # bytes
 _VERIFY_BYTES = 512 * 2**20  # how much is held twice while a checkpoint is read back
 
 
@@ -86,9 +88,11 @@ def write_checkpoint(
     for stage in stages:
         problem = _attempt(stage)
         if _on_any_rank(engine, problem is not None):
+            why = (problem and _refusal(aside)) or problem or "another rank failed"
             _on_main(engine, lambda: shutil.rmtree(aside, ignore_errors=True))
-            why = problem or "another rank failed"
-            raise CheckpointError(f"Checkpoint {target} could not be written ({why}); earlier checkpoints are whole.")
+            earlier = [path.name for step, path in checkpoints_in(folder) if step < state["step"]]
+            kept = f"{earlier[-1]} before it is kept" if earlier else "there is none before it"
+            raise CheckpointError(f"Checkpoint {target} could not be written ({why}); {kept}.")
     _on_main(engine, lambda: _prune(folder, state["step"], keep_last, keep_every))
     return target
 
@@ -171,6 +175,24 @@ def _attempt(stage: Callable[[], None]) -> str | None:
         return f"{type(first).__name__}: {first}"
     except (OSError, RuntimeError, CheckpointError) as error:
         return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _refusal(aside: Path) -> str | None:
+    """What the system says to writing on where a write failed, such as "No space left on device": torch does not pass it on."""
+    files = sorted((aside / TENSORS).glob("*")) if (aside / TENSORS).is_dir() else []
+    for path in [*files, aside.parent / f".probe-{os.getpid()}"]:
+        try:
+            with path.open("ab") as file:
+                file.write(bytes(_PROBE))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # of a file that cannot be synced
+                return f"{error.strerror}: {path}"
+        finally:
+            if path.name.startswith(".probe-"):
+                path.unlink(missing_ok=True)
     return None
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from m4train.errors import ConfigError
 from m4train.launching import check_devices
 
 
@@ -110,5 +111,11 @@ def _complete_environment() -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             os.environ.update({**alone, "MASTER_PORT": str(probe.getsockname()[1])})
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise ConfigError(
+                f"WORLD_SIZE is set to {os.environ['WORLD_SIZE']}, but {name} is not: set it too, or unset WORLD_SIZE to let "
+                "launch.processes start the processes of this machine."
+            )
     os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
     os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
