@@ -129,16 +129,18 @@ def fresh(path: Path, now: np.ndarray) -> Stored | None:
 
 def stamps_of(found: Mapping[str, list[Any]], index_dir: str | None, fingerprint: str) -> np.ndarray:
     """(S, 6) size and time of every shard, whose stamps are `found`, and of its two indexes; zeros for one there is not."""
-    rows = np.zeros((len(found), 6), np.int64)
-    for row, (shard, (size, time)) in zip(rows, found.items()):
-        row[:2] = size, time if isinstance(time, int) else _number(str(time))
-        for place, sidecar in zip((2, 4), sidecars(shard, index_dir, fingerprint)):
+    rows = []
+    for shard, (size, time) in found.items():
+        row = [size, time if isinstance(time, int) else _number(str(time))]
+        for sidecar in sidecars(shard, index_dir, fingerprint):
             try:
                 status = os.stat(sidecar)
             except OSError:
-                continue
-            row[place : place + 2] = status.st_size, status.st_mtime_ns
-    return rows
+                row += [0, 0]
+            else:
+                row += [status.st_size, status.st_mtime_ns]
+        rows.append(row)
+    return np.array(rows, np.int64)
 
 
 def _number(text: str) -> int:

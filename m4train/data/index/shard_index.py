@@ -26,15 +26,19 @@ VERSION = 5
 
 def index_path(shard: str, index_dir: str | None) -> Path:
     """Where the index of a shard is: next to it, or in `index_dir` under a name that is unique to its full path."""
+    return Path(_index_of(shard, index_dir))
+
+
+def _index_of(shard: str, index_dir: str | None) -> str:
     if index_dir is None:
         if is_remote(shard):
             raise ConfigError(
                 f"data.index_dir is null, but {shard} is in an object store: name a folder for its index."
             )
-        return Path(f"{shard}.index")
+        return f"{shard}.index"
     full = shard if is_remote(shard) else os.path.abspath(shard)
     unique = hashlib.blake2b(full.encode(), digest_size=6).hexdigest()
-    return Path(index_dir) / f"{os.path.basename(shard)}-{unique}.index"
+    return os.path.join(index_dir, f"{os.path.basename(shard)}-{unique}.index")
 
 
 def tokens_path(shard: str, index_dir: str | None, fingerprint: str) -> Path:
@@ -44,7 +48,7 @@ def tokens_path(shard: str, index_dir: str | None, fingerprint: str) -> Path:
 
 def sidecars(shard: str, index_dir: str | None, fingerprint: str) -> tuple[str, str]:
     """The paths of the index of a shard and of its token counts."""
-    index = str(index_path(shard, index_dir))
+    index = _index_of(shard, index_dir)
     return index, f"{index.removesuffix('.index')}.{fingerprint[:12]}.tokens"
 
 
