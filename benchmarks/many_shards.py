@@ -42,7 +42,10 @@ def measured(pattern: str, descriptors: int) -> None:
     for _, step in zip(range(20), steps):
         assert len(step.packs) == 256
     Collator(sources, FakeProcessor(), data, 0).batch(first.packs[:8], 1)
-    maps = sum(".index" in line or ".tokens" in line or ".catalogue" in line for line in open("/proc/self/maps"))
+    maps = sum(
+        ".index" in line or ".tokens" in line or ".catalogue" in line
+        for line in Path("/proc/self/maps").read_text().splitlines()
+    )
     report = {
         "shards": len(sources[0].index.shards),
         "samples": len(sources[0]),
