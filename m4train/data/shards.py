@@ -25,7 +25,8 @@ _SIDECARS = (".index", ".tokens", ".catalogue")  # an index next to its shard is
 def expand_shards(pattern: str) -> list[str]:
     """The shards that a path, a glob or a brace pattern (`train-{0000..0042}.tar`) names, sorted within each glob.
 
-    A folder stands for the records or shards in it, whichever there are, or is itself one of pictures with texts. Raises DataError if the pattern, or one of the names it expands to, matches no file.
+    A folder stands for the records or shards in it, whichever there are, or is itself one of pictures with texts.
+    Raises DataError if the pattern, or one of the names it expands to, matches no file.
     """
     import braceexpand
 

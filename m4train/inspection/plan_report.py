@@ -51,8 +51,9 @@ class SourceReport:
 class PlanReport:
     """The first `steps` steps of a run of `max_steps`. Numbers per step and per pack are means over them.
 
-    `padding_fraction` and `frames_unused` are what is left of the two budgets of a pack; `binding` is the key of the one
-    that is nearer to full, and `fullest` how full a pack is on average in the one it is fuller in. Imbalance is how much longer the slowest of `ranks` takes than the mean.
+    `padding_fraction` and `frames_unused` are what is left of the two budgets of a pack; `binding` is the key of the
+    one that is nearer to full, and `fullest` how full a pack is on average in the one it is fuller in. Imbalance is how
+    much longer the slowest of `ranks` takes than the mean.
     """
 
     steps: int

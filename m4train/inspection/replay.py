@@ -42,7 +42,8 @@ class ReplayedSample:
 
 
 def stored_config(run_dir: Path, step: int) -> Config:
-    """The configuration that step `step` of a run was made with. Raises DataError if the directory holds none, or one that cannot be read."""
+    """The configuration that step `step` of a run was made with. Raises DataError if the directory holds none, or one
+    that cannot be read."""
     path = run_dir / CONFIG
     if not path.is_file():
         raise DataError(f"{run_dir} holds no config.yaml: set run_dir to the directory of a run.")

@@ -59,7 +59,7 @@ def one_device(device: Any, device_map: Any) -> Any:
 
 
 def changed_config(kind: Any, config: Any, changes: Mapping[str, Any]) -> Any:
-    """The configuration of class `kind` with the fields that a call gives. Raises TypeError for what is no field."""
+    """The configuration of class `kind` with the fields that a call gives. Raises TypeError for what is not a field."""
     unknown = sorted(set(changes) - {field.name for field in fields(kind)} - set(kind.generic_keys()))
     if unknown:
         raise TypeError(f"from_pretrained has no argument {', '.join(unknown)}, and neither has {kind.__name__}")

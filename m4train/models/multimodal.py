@@ -169,7 +169,7 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
         return PackedOutput(loss, losses, self.lm_head(hidden) if return_logits else None)
 
     def get_image_features(self, pixel_values: Tensor, *arguments: Any, **named: Any) -> Tensor:
-        """That of the model without head."""
+        """That of the model without head: (images, tokens, H)."""
         return self.model.get_image_features(pixel_values, *arguments, **named)
 
     def tied_names(self) -> dict[str, str]:

@@ -61,7 +61,7 @@ def quantize_linears(model: nn.Module, config: BitsAndBytesConfig) -> None:
     for skipped in config.llm_int8_skip_modules:
         if not any(_within(name, skipped) for name in names):
             raise ConfigError(
-                f"llm_int8_skip_modules names {skipped}, which is no module of {type(model).__name__}: name one, such as "
+                f"llm_int8_skip_modules names {skipped}, which is not a module of {type(model).__name__}: name one, such as "
                 "vision_model"
             )
     for name, module in list(model.named_modules()):

@@ -72,11 +72,11 @@ def from_base64(text: str) -> bytes:
 def read_image(image: Any, upstream: bool = False, channels: str | None = None) -> Image.Image:
     """One image as a Pillow image, upright as its EXIF data say.
 
-    Files, URLs and data URLs are decoded to RGB and laid on white. Arrays and tensors are (H, W), (H, W, C) or
-    (C, H, W) of levels from 0 to 255, whatever their type, of 16-bit integers, which they are taken for if one exceeds
-    255, or of floating-point values in [0, 1], if none exceeds 1; `channels` ("channels_first", "channels_last") decides if the shape does not.
-    `upstream`: see ImageProcessor. Raises BadSample for a file that cannot be read or is too large, and ValueError for
-    an array that is not an image.
+    Files, URLs and data URLs are decoded to RGB and laid on white. Arrays and tensors are (H, W), (H, W, C) or (C, H,
+    W) of levels from 0 to 255, whatever their type, of 16-bit integers, which they are taken for if one exceeds 255, or
+    of floating-point values in [0, 1], if none exceeds 1; `channels` ("channels_first", "channels_last") decides if the
+    shape does not. `upstream`: see ImageProcessor. Raises BadSample for a file that cannot be read or is too large, and
+    ValueError for an array that is not an image.
     """
     if isinstance(image, Image.Image):
         check_size(image, MAX_PIXELS)

@@ -42,8 +42,9 @@ Frames = np.ndarray | list[np.ndarray]
 class EncodedImage:
     """One image, as tiles and as tokens, made together so that they cannot disagree.
 
-    `frames` (n, 3, S, S) uint8, or a list of n arrays (3, H, W) if their sizes differ (Idefics2); `ids` (m,) int64, everything the image takes in the text; `feature_mask` (m,) bool, True
-    where an image feature replaces the embedding, in the order of the frames.
+    `frames` (n, 3, S, S) uint8, or a list of n arrays (3, H, W) if their sizes differ (Idefics2); `ids` (m,) int64,
+    everything the image takes in the text; `feature_mask` (m,) bool, True where an image feature replaces the
+    embedding, in the order of the frames.
     """
 
     frames: Frames

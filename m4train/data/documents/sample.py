@@ -1,8 +1,9 @@
 """The sample on disk: one JSON object, and the original bytes of its images next to it.
 
 A document holds `items` in reading order, `{"text": ...}` and `{"image": "0.jpg", "width":, "height":, "alt":}`; a
-conversation holds `messages`, each a role and a list of the same items (or one string), and how much it is learned as its `weight`
-if that is not 1. `source` says where the sample comes from, `scores` what filters thought of it, `references` the answers that evaluation counts as right. Images are named by the members that hold them.
+conversation holds `messages`, each a role and a list of the same items (or one string), and how much it is learned as
+its `weight` if that is not 1. `source` says where the sample comes from, `scores` what filters thought of it,
+`references` the answers that evaluation counts as right. Images are named by the members that hold them.
 
 Samples written by this package also hold checksums, so that damage is not taken for content: `crc32` of each image next to its
 name, and as the last field `checksum`, the crc32 of the key, a zero byte, and the JSON before that field.

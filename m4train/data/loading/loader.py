@@ -92,9 +92,9 @@ class _Builder(Dataset):
 class Loader:
     """Iterates over the optimizer steps of one rank, as `StepBatch`es.
 
-    `layout` says how the model takes images. Continues after `state` if one is given; otherwise begins with step `start_step` + 1. Ends after `stop_step`, or
-    with the plan. Every rank gets the same number of micro-batches in each step. Iterating raises DataError when a worker dies,
-    naming the step and the sample it was at.
+    `layout` says how the model takes images. Continues after `state` if one is given; otherwise begins with step
+    `start_step` + 1. Ends after `stop_step`, or with the plan. Every rank gets the same number of micro-batches in each
+    step. Iterating raises DataError when a worker dies, naming the step and the sample it was at.
     """
 
     def __init__(

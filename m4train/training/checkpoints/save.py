@@ -179,7 +179,7 @@ def _attempt(stage: Callable[[], None]) -> str | None:
 
 
 def _refusal(aside: Path) -> str | None:
-    """What the system says to writing on where a write failed, such as "No space left on device": torch does not pass it on."""
+    """What the system says to writing on if a write failed, such as "No space left on device": torch does not pass it on."""
     files = sorted((aside / TENSORS).glob("*")) if (aside / TENSORS).is_dir() else []
     for path in [*files, aside.parent / f".probe-{os.getpid()}"]:
         try:

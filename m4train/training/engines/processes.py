@@ -22,8 +22,8 @@ from m4train.launching import check_devices
 class Processes:
     """The process group of a run, over gloo on CPUs and NCCL on GPUs, from the environment torchrun or SLURM sets.
 
-    Without such an environment it is a group of one. `control_group` is a gloo group for host-side agreement. Collectives fail after `timeout`. A group
-    that already exists (a test, a notebook) is used and left alone.
+    Without such an environment it is a group of one. `control_group` is a gloo group for host-side agreement.
+    Collectives fail after `timeout`. A group that already exists (a test, a notebook) is used and left alone.
     """
 
     def __init__(self, timeout: timedelta) -> None:
@@ -82,9 +82,9 @@ class Processes:
 def let_gloo_finish(patience: float = 10.0) -> None:
     """Lets go of the interpreter until the threads of gloo sleep, at most `patience` seconds.
 
-    After the caller of a collective has gone on, such a thread still drops its tensors, and needs the interpreter for it. Python before 3.14 ends a thread
-    that asks while the interpreter itself ends, which C++ answers with "terminate called without an active exception" and exit code 134
-    (pytorch/pytorch#38228).
+    After the caller of a collective has gone on, such a thread still drops its tensors, and needs the interpreter for
+    it. Python before 3.14 ends a thread that asks while the interpreter itself ends, which C++ answers with "terminate
+    called without an active exception" and exit code 134 (pytorch/pytorch#38228).
     """
     end, quiet = time.monotonic() + patience, 0
     while quiet < 2 and time.monotonic() < end:
