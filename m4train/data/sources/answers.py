@@ -90,7 +90,7 @@ def _choices(record: Record) -> dict[str, str]:
         return {}
     choices = record.get(name)
     choices = _written(choices)
-    if isinstance(choices, dict) and {"label", "text"} <= set(choices):  # ARC
+    if isinstance(choices, dict) and all(isinstance(choices.get(each), list) for each in ("label", "text")):  # ARC
         choices = dict(zip(choices["label"], choices["text"]))
     if isinstance(choices, list):
         choices = dict(zip(_LETTERS, choices)) if len(choices) <= len(_LETTERS) else None

@@ -16,6 +16,7 @@ from m4train.data.sources.media import is_empty
 from m4train.data.sources.placeholders import Place, Placeholders
 from m4train.errors import BadSample
 
+_PLACEHOLDER = re.compile(r"[^\w\s].*[^\w\s]")  # as a name that a record gives a picture: in signs of some kind
 NUMBERED = re.compile(r"image_?(\d{1,3})")
 _CONTENTS = ("bytes", "base64", "data", "path", "url", "image_url", "uri", "file", "filename", "image")
 _ABOUT = ("type", "media_type", "mime_type", "width", "height", "detail", "format", "alt", "crc32", "text")
@@ -58,7 +59,7 @@ def listed_pictures(record: Record) -> tuple[list[Any], tuple[str, ...]]:
     names: tuple[str, ...] = ()
     for name in PICTURES:
         value = _listed(record.get(name))
-        if isinstance(value, dict) and not is_empty(value) and not set(value) & set(_CONTENTS):
+        if isinstance(value, dict) and value and all(_PLACEHOLDER.fullmatch(str(key)) for key in value):
             names, value = tuple(map(str, value)), list(value.values())
         values = value if isinstance(value, list) else [] if is_empty(value) else [value]
         pictures = [picture_of(each, record, record.named(name)) for each in values]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from m4train.config import SourceConfig
-from m4train.data.sources.fields import Reading
+from m4train.data.sources.fields import READABLE, Reading
 from m4train.data.sources.records import Composed, compose
 from m4train.errors import BadSample, ConfigError
 
@@ -181,6 +181,10 @@ FORMS: dict[str, tuple[dict, list]] = {
     ),
     "input and output": ({"instruction": "", "input": Q, "output": R}, PLAIN),
     "a query and another's answer": ({"query": Q, "answer": R, "image": A}, SEEN),
+    "choices of ARC": (
+        {"question": Q, "choices": {"label": ["1", "2"], "text": ["Blue.", R]}, "answer": "2"},
+        [("user", ["Which?\n1. Blue.\n2. Red."]), ("assistant", ["2. Red."])],
+    ),
     "choices as Python writes them": (
         {"question": Q, "options": "['Blue.', 'Red.']", "answer": "B"},
         [("user", ["Which?\nA. Blue.\nB. Red."]), ("assistant", ["B. Red."])],
@@ -310,6 +314,7 @@ def test_weights_of_answers(form: str, field: str, value: Any, weight: float) ->
 
 
 BAD: dict[str, tuple[dict, str]] = {
+    "an object that is no picture": ({"image": {"a": A}, "conversations": SHAREGPT}, "bad_json"),
     "two pictures that differ": ({"image": A, "images": [B], "conversations": SHAREGPT}, "conflicting_images"),
     "a numbered one that differs": ({"image": B, "image_1": A, "conversations": SHAREGPT}, "conflicting_images"),
     "a null in the list": ({"images": [A, None], "conversations": turns("<image><image>?", R)}, "missing_image"),
@@ -538,3 +543,65 @@ def test_missing_images_of_documents() -> None:
     with pytest.raises(BadSample) as error:  # a conversation does not train without its picture
         composed({"images": [None], "conversations": SHAREGPT}, missing_images="drop_image")
     assert error.value.reason == "missing_image"
+
+
+ODD: list[Any] = [
+    None,
+    5,
+    True,
+    "x",
+    "",
+    [],
+    {},
+    [1],
+    [None],
+    {"a": 1},
+    [{"a": 1}],
+    b"x",
+    [[1, 2]],
+    {"bytes": 5},
+    {"path": ["x"]},
+]
+ODD += [float("nan"), "\ud800", {"label": 1, "text": "x"}, {"": A}, "[", "{", [[]], {"<a>": None}]
+
+
+@pytest.mark.parametrize("name", sorted(READABLE | {"image_1"}))
+def test_odd_values_cost_their_record_alone(name: str) -> None:
+    """Whatever a field holds, the record is a sample or a bad one; no other error ends the reading of all others."""
+    bases: list[dict] = [
+        {"messages": turns(Q, R)},
+        {"question": Q, "answer": R, "image": A},
+        {"texts": [{"user": Q, "assistant": R}]},
+    ]
+    bases += [
+        {"caption": R, "image": A},
+        {"texts": [R, None], "images": [None, A]},
+        {"prompt": Q, "chosen": turns(Q, R)},
+        {},
+    ]
+    outcomes = set()
+    for base in bases:
+        for odd in ODD:
+            try:
+                composed(base | {name: odd}).unread()
+                outcomes.add("read")
+            except BadSample as error:
+                outcomes.add(error.reason)
+    assert outcomes - {"read"}
+
+
+@pytest.mark.parametrize(
+    "name", ["role", "from", "content", "value", "weight", "loss", "images", "image", "index", "type", "text"]
+)
+def test_odd_values_in_turns_and_items(name: str) -> None:
+    outcomes = set()
+    for odd in ODD:
+        places: list[dict] = [{"role": "user", "content": Q, name: odd}]
+        places += [{"role": "user", "content": [{"type": "image", "image": A, name: odd}, {"type": "text", "text": Q}]}]
+        for turn in places:
+            try:
+                composed({"messages": [turn, turns(Q, R)[1]]}).unread()
+                outcomes.add("read")
+            except BadSample as error:
+                outcomes.add(error.reason)
+    assert "read" in outcomes
