@@ -21,6 +21,7 @@ _PICTURE_COLUMNS = (
     "filepath", "file_path", "path", "file",
 )  # fmt: skip
 _LONGEST_HEADER = 1 << 20
+_LONGEST_ROW = 1 << 24  # bytes that a quotation mark may hold open
 
 
 class CsvRecords(RecordFile):
@@ -34,25 +35,25 @@ class CsvRecords(RecordFile):
         self._headers: dict[str, tuple[str, list[str]]] = {}
 
     def records(self, files: FileReader, path: str) -> Iterator[tuple[int, bytes | BadSample]]:
-        delimiter, _ = self._header(files, path)
+        delimiter, names = self._header(files, path)
         with files.open(path) as file:
-            offset, row, header = 0, b"", True
-            for line in file:
-                row += line
-                if _goes_on(row, delimiter.encode()):
-                    continue
+            offset, header = 0, True
+            while line := file.readline():
+                row = line
+                while _goes_on(row, delimiter.encode()) and len(row) < _LONGEST_ROW and (more := file.readline()):
+                    row += more
+                if row != line and not _fits(row, delimiter, len(names)):
+                    row = line  # its quotation mark is none: what follows are rows of their own
+                    file.seek(offset + len(line))
                 if not header and row.strip():
                     yield offset, row.rstrip(b"\r\n")
                 header = header and not row.removeprefix(_BYTE_ORDER_MARK).strip()
-                offset, row = offset + len(row), b""
-            if row.strip():
-                yield (
-                    offset,
-                    BadSample("bad_csv", f"from byte {offset} on a quotation mark is open to the end of the file"),
-                )
+                offset += len(row)
 
     def parse(self, files: FileReader, path: str, raw: bytes) -> dict[str, Any]:
         delimiter, names = self._header(files, path)
+        if _goes_on(raw, delimiter.encode()):
+            raise BadSample("bad_csv", "a field begins with a quotation mark that is not closed")
         values = _fields(raw, delimiter)
         if len(values) != len(names):
             raise BadSample("bad_csv", f"a row of {len(values)} fields, but the header has {len(names)}")
@@ -115,7 +116,16 @@ def _goes_on(row: bytes, delimiter: bytes) -> bool:
         place = following + 1
 
 
-def _fields(raw: bytes, delimiter: str) -> list[str]:
+def _fits(row: bytes, delimiter: str, columns: int) -> bool:
+    """Whether a row of several lines is one: it is whole, and has as many fields as the header."""
+    try:
+        return not _goes_on(row, delimiter.encode()) and len(_fields(row, delimiter, strict=True)) == columns
+    except BadSample:
+        return False
+
+
+def _fields(raw: bytes, delimiter: str, strict: bool = False) -> list[str]:
+    """The fields of a row. `strict`: nothing follows a closing quotation mark. Raises BadSample."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -124,7 +134,7 @@ def _fields(raw: bytes, delimiter: str) -> list[str]:
         raise BadSample("bad_csv", "a row holds a NUL character")
     csv.field_size_limit(1 << 30)
     try:
-        return next(csv.reader([*text.splitlines(keepends=True)] or [""], delimiter=delimiter), [])
+        return next(csv.reader([*text.splitlines(keepends=True)] or [""], delimiter=delimiter, strict=strict), [])
     except csv.Error as error:
         raise BadSample("bad_csv", f"a row cannot be read: {error}") from None
 

@@ -94,11 +94,22 @@ def test_rows_that_cannot_be_read_are_bad_alone(tmp_path: Path) -> None:
     path.write_bytes("\n".join(rows).encode() + b'\n5.png,\xff\xfe\n5.png,"open to\nthe end\n')
     built = opened(path)
     assert bad(built) == {
-        "1": "bad_csv", "2": "bad_csv", "5": "missing_image", "6": "bad_json", "7": "bad_text", "8": "bad_csv",
+        "1": "bad_csv", "2": "bad_csv", "5": "missing_image", "6": "bad_json", "7": "bad_text", "8": "bad_csv", "9": "bad_csv",
     }  # fmt: skip
     assert said(built.read(3)) == [None, '5" screen']
     assert said(built.read(4)) == ["Only text"]
     assert (np.asarray(built.images(3)[0]) == pixels[3]).all()
+
+
+def test_a_quotation_mark_that_is_none_costs_its_row_alone(tmp_path: Path) -> None:
+    rows = ["text\tscore", '"5 inches\t1', "a\t2", '"b\t3', "c\t4", "d\t5", '"two', 'lines"\t6', '"e\t7']
+    path = tmp_path / "a.tsv"
+    path.write_text("\n".join(rows))
+    built = opened(path)
+    assert [bad(built).get(str(n)) for n in range(len(built))] == [
+        "bad_csv", None, "bad_csv", None, None, None, "bad_csv",
+    ]  # fmt: skip
+    assert [said(built.read(n)) for n in (1, 3, 4, 5)] == [["a"], ["c"], ["d"], ["two\nlines"]]
 
 
 def test_tables_of_questions_of_several_pictures_and_of_scores(tmp_path: Path) -> None:
