@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,12 +150,21 @@ def write_shards(folder: Path, samples: Any, prefix: str = "shard", **limits: in
     return writer.paths
 
 
+def undecodable(image: bytes) -> bytes:
+    """A PNG whose chunks are all whole, but hold too few pixels: only decoding finds it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = image[:33]  # the signature, and the chunk IHDR of 25 bytes
+    return header + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
+
+
 def write_with_a_damaged_picture(folder: Path) -> str:
     """Shards of pages and digits where one picture cannot be decoded; the key of its sample."""
     key, sample, images = document(3)
-    damaged = bytearray(images["0.png"])
-    damaged[60:] = bytes(len(damaged) - 60)
-    write_shards(folder / "pages", [(key, sample, images | {"0.png": bytes(damaged)}), *map(document, range(4, 9))])
+    damaged = undecodable(images["0.png"])
+    write_shards(folder / "pages", [(key, sample, images | {"0.png": damaged}), *map(document, range(4, 9))])
     write_shards(folder / "digits", [document(20)])
     return key
 

@@ -13,7 +13,7 @@ from m4train.data.plan.plan import Plan, PlannedPack
 from m4train.data.source import Source, build_sources
 from m4train.data.storage import files as storage
 from m4train.errors import DataError, StaleIndexError
-from tests.helpers.data import FakeProcessor, digit_pictures, documents, make_sources, write_shards
+from tests.helpers.data import FakeProcessor, digit_pictures, documents, make_sources, undecodable, write_shards
 
 PROCESSOR = FakeProcessor()
 
@@ -106,7 +106,7 @@ def build_again(sources: list[Source]) -> list[Source]:
 
 def test_an_image_that_only_decoding_finds_broken_is_left_out(tmp_path: Path) -> None:
     key, content, images = next(documents(1))
-    images["0.png"] = images["0.png"][:-60]
+    images["0.png"] = undecodable(images["0.png"])
     write_shards(tmp_path, [(key, content, images), *list(documents(6))[1:]])
     data = DataConfig(sequence_length=512, epochs=1)
     sources = build_sources({"pages": SourceConfig(path=str(tmp_path / "*.tar"))}, data, PROCESSOR)
