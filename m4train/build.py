@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -169,6 +170,18 @@ def build_model(config: Config, processor: SampleProcessor) -> TrainableModel:
         model = _started_model(kind, start_folder(config.model.pretrained))
     require_members(model, TrainableModel, "The model")
     model.loss_kind = config.model.loss
+    _check_fit(model, processor, config)
+    model.generation_config = generation_config(model, processor)
+    equip(model, config)
+    if config.adapter.start_from is not None:
+        start_adapter(model, Path(config.adapter.start_from), config.adapter)
+    if config.trainer.compile:
+        compile_blocks(model.blocks())
+    return model
+
+
+def _check_fit(model: Any, processor: SampleProcessor, config: Config) -> None:
+    """Raises ConfigError for a tokenizer that is not of the model, and warns of packs longer than it was trained for."""
     rows = model.config.token_rows
     if len(processor.tokenizer) > rows:
         raise ConfigError(
@@ -181,13 +194,14 @@ def build_model(config: Config, processor: SampleProcessor) -> TrainableModel:
             f"The tokenizer gives <image> the id {processor.image_token_id}, but the model's config.json {known}: leave "
             "model.tokenizer out, or name the tokenizer that belongs to the model."
         )
-    model.generation_config = generation_config(model, processor)
-    equip(model, config)
-    if config.adapter.start_from is not None:
-        start_adapter(model, Path(config.adapter.start_from), config.adapter)
-    if config.trainer.compile:
-        compile_blocks(model.blocks())
-    return model
+    trained = model.config.get_text_config().max_position_embeddings
+    if trained < config.data.sequence_length:
+        # No text model here learns its positions: beyond the ones it saw it works, but less well.
+        warnings.warn(
+            f"data.sequence_length is {config.data.sequence_length}, but max_position_embeddings of the model {trained}: documents "
+            "longer than that take positions it was not trained for; lower data.sequence_length, or scale its rope",
+            stacklevel=2,
+        )
 
 
 def _fresh_model(kind: Any, config: Config, processor: SampleProcessor) -> Any:

@@ -86,6 +86,30 @@ def conversations_of(given: Any) -> tuple[list[list[dict]], bool]:
     return conversations, several
 
 
+def refuse_to_continue(continued: bool, tokenize: bool, prompted: bool) -> None:
+    """Raises ValueError for what does not go with continue_final_message."""
+    if continued and tokenize:
+        raise ValueError(
+            "continue_final_message=True does not go with tokenize=True: render the string, then call the processor with it."
+        )
+    if continued and prompted:
+        raise ValueError(
+            "continue_final_message=True does not go with add_generation_prompt=True, which begins a new message: leave one out."
+        )
+
+
+def ended_in_last_message(text: str, messages: list[dict]) -> str:
+    """A rendered conversation up to the end of the last text of its last message. Raises ValueError if it is not in it."""
+    said = [item["text"] for item in content_items(messages[-1]) if item["type"] == "text"] if messages else []
+    last = said[-1] if said else ""
+    for form in (last, last.strip()):
+        if form and (place := text.rfind(form)) >= 0:
+            return text[: place + len(form)]
+    raise ValueError(
+        f"continue_final_message=True, but the chat template shows no text of the last message ({last[:40]!r})."
+    )
+
+
 def images_of(messages: list[dict]) -> list[Any]:
     """The images that the items of a conversation carry, unread."""
     items = [item for message in messages for item in content_items(message) if item["type"] == "image"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ class ProcessorFiles:
     image_processor: dict[str, Any]
     processor: dict[str, Any]
     chat_template: str | None
+    named_templates: dict[str, str] = field(default_factory=dict)  # others, by name
 
 
 def read_json(path: Path) -> Any:
@@ -50,15 +52,29 @@ def read_processor_files(folder: str | Path) -> ProcessorFiles:
     stored = processor.pop("chat_template", None)
     jinja = folder / "chat_template.jinja"
     template = jinja.read_text(encoding="utf-8") if jinja.is_file() else None
-    template = template or (read_json(folder / "chat_template.json") or {}).get("chat_template")
-    return ProcessorFiles(image, processor, default_template(template or stored))
+    older = (read_json(folder / "chat_template.json") or {}).get("chat_template")
+    if template and older and templates_of(older)[0] != template:
+        warnings.warn(
+            f"{folder} holds a chat_template.json that differs from chat_template.jinja, which counts: remove the older file",
+            stacklevel=3,
+        )
+    default, named = templates_of(template or older or stored)
+    return ProcessorFiles(image, processor, default, {**named, **named_in(folder)})
 
 
-def default_template(template: Any) -> str | None:
-    """The template itself, or the one named "default" if there are several."""
-    if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template}
-    return template.get("default") if isinstance(template, dict) else template
+def named_in(folder: Path) -> dict[str, str]:
+    """The templates that a folder holds by name, as files of their own."""
+    files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    return {path.stem: path.read_text(encoding="utf-8") for path in files}
+
+
+def templates_of(given: Any) -> tuple[str | None, dict[str, str]]:
+    """The template called "default", or the only one, and the others by name, of a template, a mapping or a list of them."""
+    if isinstance(given, list):
+        given = {entry.get("name"): entry.get("template") for entry in given}
+    if not isinstance(given, dict):
+        return given, {}
+    return given.get("default"), {name: template for name, template in given.items() if name != "default"}
 
 
 def write_processor_files(folder: str | Path, files: ProcessorFiles) -> None:
@@ -70,3 +86,6 @@ def write_processor_files(folder: str | Path, files: ProcessorFiles) -> None:
     if files.chat_template is not None:
         write_json(folder / "chat_template.json", {"chat_template": files.chat_template})
         (folder / "chat_template.jinja").write_text(files.chat_template, encoding="utf-8")
+    for name, template in files.named_templates.items():
+        (folder / "additional_chat_templates").mkdir(exist_ok=True)
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(template, encoding="utf-8")

@@ -19,6 +19,7 @@ from m4train.processing.inputs import is_image, is_url
 from m4train.processing.pieces import EncodedImage, Piece
 from m4train.processing.processor import END_OF_UTTERANCE, FAKE, IMAGE, Processor
 from m4train.processing.sample_encoding import Framing, encode_document
+from m4train.processing.settings import known_alone
 from m4train.processing.spans import Span, spans_around_images
 from m4train.processing.tokenizer import Tokenizer
 
@@ -125,6 +126,7 @@ class IdeficsProcessor(Processor):
         refuse_other_inputs(type(self).__name__, options)
         row_options = {"padding": padding, "truncation": truncation, "max_length": max_length}
         row_options |= {name: options.pop(name) for name in ROW_OPTIONS if name in options}
+        options = known_alone(type(self).__name__, options, self.image_processor.setting_names())
         image_processor = self.image_processor.replace(**options)
         return self._assemble(rows, samples, image_processor, return_tensors, **row_options, transform=transform)
 

@@ -17,7 +17,7 @@ from m4train.processing.images import normalize_into, pixel_table
 from m4train.processing.inputs import is_fractions, nest_images, read_image
 from m4train.processing.levels import is_deep
 from m4train.processing.pieces import Frames
-from m4train.processing.settings import WrongSize, in_documented_order, no_setting, warn_of_unused
+from m4train.processing.settings import WrongSize, in_documented_order, known_alone, no_setting, warn_of_unused
 
 Self = TypeVar("Self", bound="ImageProcessor")
 _MARKS = ("image_processor_type", "processor_class")  # in files, written again by every save
@@ -197,7 +197,7 @@ class ImageProcessor:
         That they are is what `do_rescale=False` says; they are brought to the 256 levels that files have, and rescaled
         like them. Raises ValueError if only some of the images are fractions.
         """
-        processor = self.replace(**settings)
+        processor = self.replace(**known_alone(type(self).__name__, settings, self.setting_names()))
         if processor.do_rescale:
             return processor
         fractions = [is_fractions(image) for sample in nest_images(images) for image in sample]

@@ -15,21 +15,23 @@ from m4train.hub import PROCESSOR_FILES, model_folder
 from m4train.processing.calls import (
     ROW_OPTIONS,
     conversations_of,
+    ended_in_last_message,
     images_of,
     images_per_text,
     is_text,
     options_in_groups,
     refuse_other_inputs,
+    refuse_to_continue,
 )
 from m4train.processing.chat import ChatTemplate
 from m4train.processing.detail import Detail
 from m4train.processing.features import Features
-from m4train.processing.files import ProcessorFiles, read_processor_files, write_processor_files
+from m4train.processing.files import ProcessorFiles, read_processor_files, templates_of, write_processor_files
 from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.inputs import nest_images, read_image
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
 from m4train.processing.sample_encoding import Framing, encode_document, encode_messages
-from m4train.processing.settings import no_setting, warn_of_unused
+from m4train.processing.settings import known_alone, no_setting, warn_of_unused
 from m4train.processing.spans import Span, truncate
 from m4train.processing.tokenizer import SETTINGS, Place, Tokenizer
 
@@ -50,7 +52,9 @@ class Processor(Detail):
         self._other_settings: dict[str, Any] = {}  # of processor_config.json, kept for whoever knows them
         tokenizer.add_special_tokens([FAKE, IMAGE, END_OF_UTTERANCE])
         tokenizer.reserve(self.structural_tokens())
-        self.chat_template = chat_template or tokenizer.chat_template or self.default_template
+        given, named = templates_of(chat_template)
+        self.named_templates = {**tokenizer.named_templates, **named}
+        self.chat_template = given or tokenizer.chat_template or self.default_template
 
     def structural_tokens(self) -> list[str]:
         """Tokens that only the processor may write: text that spells one stays text."""
@@ -110,6 +114,7 @@ class Processor(Detail):
             chat_template=of_tokenizer.get("chat_template") or files.chat_template,
             **{key: value for key, value in (stated | own).items() if value is not None},
         )
+        processor.named_templates = {**processor.named_templates, **files.named_templates}
         processor._other_settings = {k: v for k, v in files.processor.items() if k not in stated}
         warn_of_unused(cls.__name__, processor._other_settings)
         return processor
@@ -138,10 +143,10 @@ class Processor(Detail):
         settings = {name: value for name in self._own_settings() if (value := getattr(self, name)) not in (None, False)}
         settings = self._other_settings | settings | {"processor_class": type(self).__name__}
         image = self.image_processor.to_dict() | {"processor_class": type(self).__name__}
-        self.tokenizer.chat_template = self.chat_template
+        self.tokenizer.chat_template, self.tokenizer.named_templates = self.chat_template, self.named_templates
         self.tokenizer.config["processor_class"] = type(self).__name__
         self.tokenizer.save_pretrained(folder)
-        write_processor_files(folder, ProcessorFiles(image, settings, self.chat_template))
+        write_processor_files(folder, ProcessorFiles(image, settings, self.chat_template, self.named_templates))
 
     @classmethod
     def settings_for(cls, architecture: Any) -> dict[str, int]:
@@ -205,6 +210,8 @@ class Processor(Detail):
         self,
         images: Any = None,
         text: str | list[str] | None = None,
+        audio: None = None,
+        videos: None = None,
         *,
         add_special_tokens: bool = True,
         return_tensors: str | None = None,
@@ -217,7 +224,8 @@ class Processor(Detail):
         call; they may come in the dictionaries `text_kwargs` and `images_kwargs`. A text that begins with bos gets no
         second one. Raises ValueError if a text holds more or fewer placeholders than it has images.
         """
-        refuse_other_inputs(type(self).__name__, options)
+        refuse_other_inputs(type(self).__name__, options | {"audio": audio, "videos": videos})
+        options.pop("is_split_into_words", None)
         if text is not None and not is_text(text):
             if not is_text(images):
                 raise ValueError(
@@ -289,6 +297,7 @@ class Processor(Detail):
         return_dict: bool = False,
         images: Any = None,
         return_tensors: str | None = None,
+        continue_final_message: bool = False,
         **options: Any,
     ) -> Any:
         """The conversation (or each of several) as a string; with `tokenize`, its ids, or all model inputs if `return_dict`.
@@ -296,13 +305,18 @@ class Processor(Detail):
         Tokens are made of what the messages say as plain text, as in training: special tokens are those that the template
         writes. Images are the "image", "url", "path", "base64" or "image_url" of content items, or
         `images`, a list for each conversation. `options` that the template reads are its variables; the others are
-        those of a call of the processor.
+        those of a call of the processor. With `continue_final_message` the string ends where the last message ends, for
+        the model to go on with; `chat_template` may name one of `named_templates`. Raises ValueError for what does not go
+        together.
         """
+        refuse_to_continue(continue_final_message, tokenize, add_generation_prompt)
         template = self._chat(chat_template)
         variables = {name: options.pop(name) for name in list(options) if name in template.variables}
         conversations, several = conversations_of(conversation)
         if not tokenize:
             texts = [template.render(template.prepare(c), add_generation_prompt, **variables) for c in conversations]
+            if continue_final_message:
+                texts = [ended_in_last_message(text, c) for text, c in zip(texts, conversations)]
             return texts if several else texts[0]
         row_options = {name: options.pop(name) for name in ROW_OPTIONS if name in options}
         processor = self._with(options)
@@ -329,7 +343,7 @@ class Processor(Detail):
     # Inside
 
     def _chat(self, source: str | None = None) -> ChatTemplate:
-        source = source or self.chat_template
+        source = self.named_templates.get(source or "", source) or self.chat_template
         cached = self.__dict__.get("_template")
         if cached is None or cached.source != source:
             cached = self.__dict__["_template"] = ChatTemplate(source, self.tokenizer.special_tokens_map)
@@ -340,11 +354,12 @@ class Processor(Detail):
 
     def _with(self: Self, settings: dict[str, Any]) -> Self:
         """This processor with other settings, for one call."""
+        of_images = self.image_processor.setting_names()
+        settings = known_alone(type(self).__name__, settings, (*self._own_settings(), *of_images))
         settings = {name: value for name, value in settings.items() if value is not None}
         if not settings:
             return self
         changed = copy.copy(self)
-        of_images = self.image_processor.setting_names()
         for name in self._own_settings():
             setattr(changed, name, settings.get(name, getattr(self, name)))
             if name not in of_images:

@@ -32,6 +32,15 @@ def no_setting(owner: str, name: str, known: Iterable[str]) -> UnknownSetting:
     return UnknownSetting(f"{owner} has no setting {name!r}: {hint}")
 
 
+def known_alone(owner: str, settings: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """The settings of a call that `owner` has; of others that are given it warns, as transformers does, and goes on."""
+    names = list(known)
+    for name, value in settings.items():
+        if name not in names and value is not None:
+            warnings.warn(f"{no_setting(owner, name, names)} It is ignored.", stacklevel=4)
+    return {name: value for name, value in settings.items() if name in names}
+
+
 def warn_of_unused(owner: str, settings: Mapping[str, Any]) -> None:
     """Warns of the settings of a file that are kept for whoever knows them, and change nothing here."""
     unused = sorted(name for name, value in settings.items() if value is not None and name not in _SILENT)

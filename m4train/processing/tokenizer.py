@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Backend
 
 from m4train.errors import ConfigError
 from m4train.processing.features import Features
-from m4train.processing.files import default_template, read_json, write_json
+from m4train.processing.files import named_in, read_json, templates_of, write_json
 from m4train.processing.sentencepiece_rules import (
     default_padding_side,
     marks_first_text_only,
@@ -26,6 +26,7 @@ from m4train.processing.sentencepiece_rules import (
     without_first_mark,
 )
 from m4train.processing.settings import no_setting
+from m4train.processing.token_forms import clean_up, content_of, flags_of
 
 Place = Literal["start", "after_token", "inside"]
 
@@ -45,7 +46,7 @@ class Tokenizer:
         self.padding_side: str = self.config.get("padding_side") or default_padding_side(self.config)
         self.truncation_side: str = self.config.get("truncation_side", "right")
         self.model_max_length = int(min(self.config.get("model_max_length") or 1e30, 1e30))
-        self.chat_template = default_template(self.config.get("chat_template"))
+        self.chat_template, self.named_templates = templates_of(self.config.get("chat_template"))
         self.backend.no_padding()
         self.backend.no_truncation()
         self._derived: dict[str, Any] = {}
@@ -78,6 +79,10 @@ class Tokenizer:
             config.setdefault("added_tokens_decoder", {}).setdefault(str(id_), {"content": content})
         if rule not in ("4.46", "5.23"):
             raise ConfigError(f"There is no tokenizer rule {rule!r}: use '4.46' or '5.23'.")
+        jinja = folder / "chat_template.jinja"
+        if jinja.is_file():
+            named = {**templates_of(config.get("chat_template"))[1], **named_in(folder)}
+            config["chat_template"] = {"default": jinja.read_text(encoding="utf-8"), **named}
         config |= {name: value for name, value in settings.items() if value is not None}
         return cls(rebuilt_as_5x(backend, config) if rule == "5.23" else backend, config)
 
@@ -99,11 +104,14 @@ class Tokenizer:
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.setdefault("model_input_names", ["input_ids", "attention_mask"])
         config["padding_side"] = self.padding_side
-        config["added_tokens_decoder"] = {str(i): _flags(t) for i, t in self._added()}
+        config["added_tokens_decoder"] = {str(i): flags_of(t) for i, t in self._added()}
         config["additional_special_tokens"] = extra
         config.pop("chat_template", None)
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
+        if self.named_templates:
+            every = {"default": self.chat_template, **self.named_templates}
+            config["chat_template"] = [{"name": name, "template": text} for name, text in every.items() if text]
         write_json(folder / "tokenizer_config.json", config)
         write_json(folder / "special_tokens_map.json", special | {"additional_special_tokens": extra})
 
@@ -142,12 +150,33 @@ class Tokenizer:
             return self.backend.id_to_token(ids)
         return [self.backend.id_to_token(int(i)) for i in ids]
 
-    def add_special_tokens(self, tokens: Iterable[str]) -> int:
-        """Makes each string a special token, with a new id if it has none. Returns how many ids are new."""
+    def add_special_tokens(self, tokens: Iterable[Any] | Mapping[str, Any]) -> int:
+        """Makes each string a special token, with a new id if it has none. Returns how many ids are new.
+
+        A mapping names them as transformers does: "pad_token" and its like, and a list of "additional_special_tokens".
+        Raises ValueError for another name, or a single string.
+        """
+        if isinstance(tokens, str):
+            raise ValueError(f"add_special_tokens is given the string {tokens!r}: give a list of tokens, or a mapping")
+        tokens = self._named(tokens) if isinstance(tokens, Mapping) else [content_of(token) for token in tokens]
         present = {t.content for _, t in self._added() if t.special}
         missing = [AddedToken(t, normalized=False, special=True) for t in tokens if t not in present]
         self._derived.clear()
         return self.backend.add_special_tokens(missing)
+
+    def _named(self, tokens: Mapping[str, Any]) -> list[str]:
+        """The tokens of a mapping, after those with a name of their own got it."""
+        found: list[str] = []
+        for name, given in tokens.items():
+            if name in NAMED_TOKENS:
+                setattr(self, name, content_of(given))
+                found.append(getattr(self, name))
+            elif name in ("additional_special_tokens", "extra_special_tokens"):
+                found += [content_of(one) for one in (given.values() if isinstance(given, Mapping) else given)]
+            else:
+                known = ", ".join((*NAMED_TOKENS, "additional_special_tokens"))
+                raise ValueError(f"add_special_tokens has no name {name!r}: it takes {known}")
+        return found
 
     def reserve(self, tokens: Iterable[str]) -> None:
         """Added tokens that `encode_plain` must not produce though they are not marked special."""
@@ -281,7 +310,7 @@ class Tokenizer:
         text = self.backend.decode(row, skip_special_tokens=skip_special_tokens)
         clean = self.config.get("clean_up_tokenization_spaces", False)
         clean = clean if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
-        return _clean_up(text) if clean else text
+        return clean_up(text) if clean else text
 
     def batch_decode(self, rows: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
         """The text of each row of ids."""
@@ -310,8 +339,8 @@ class Tokenizer:
         extra = list(extra.values()) if isinstance(extra, dict) else list(extra)
         names = named + extra + list(self.config.get("additional_special_tokens") or [])
         for name in NAMED_TOKENS:
-            setattr(self, name, _content(self.config.get(name)))
-        self.add_special_tokens(dict.fromkeys(content for t in names if (content := _content(t))))
+            setattr(self, name, content_of(self.config.get(name)))
+        self.add_special_tokens(list(dict.fromkeys(content for t in names if (content := content_of(t)))))
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, kept until a token is added."""
@@ -362,22 +391,3 @@ class Tokenizer:
     @property
     def unk_token_id(self) -> int | None:
         return self._id(self.unk_token)
-
-
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _flags(token: AddedToken) -> dict[str, Any]:
-    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-    return {name: getattr(token, name) for name in names}
-
-
-def _clean_up(text: str) -> str:
-    """Drops the space before punctuation and contractions, as tokenizers of the BERT days want it."""
-    for mark in (" .", " ?", " !", " ,"):
-        text = text.replace(mark, mark[1:])
-    text = text.replace(" ' ", "'")
-    for contraction in (" n't", " 'm", " 's", " 've", " 're"):
-        text = text.replace(contraction, contraction[1:])
-    return text

@@ -131,3 +131,16 @@ def test_a_stored_run_of_an_earlier_version_stays_the_same_run(tmp_path: Path) -
     own = ModelConfig(pretrained="x", processor={"resample": 0})
     forget_scratch(own)
     assert own.processor == {"resample": 0}  # what was said next to it, by this version
+
+
+@pytest.mark.parametrize("model", ["tiny_idefics", "tiny_idefics2", "tiny_idefics3"])
+def test_packs_longer_than_the_model_was_trained_for_are_said(model: str, recwarn: pytest.WarningsRecorder) -> None:
+    def built(length: int) -> None:
+        start = ["experiment=digits_pretrain", f"model={model}", f"model.tokenizer={tokenizer_folder()}"]
+        config = load_config([*start, f"data.sequence_length={length}"])
+        build.build_model(config, build.build_processor(config))
+
+    built(2048)
+    assert not [w for w in recwarn if "max_position_embeddings" in str(w.message)]
+    with pytest.warns(UserWarning, match="data.sequence_length is 4000, but max_position_embeddings of the model 2048"):
+        built(4000)
