@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m4train.config import Config
-from m4train.config.deepspeed_keys import TOP, ZERO
+from m4train.config.deepspeed_keys import FREE_TOP, FREE_ZERO, ON_BY_DEFAULT, TOP, ZERO
 from m4train.config.require import leaves
 from m4train.errors import ConfigError
 
@@ -87,7 +87,22 @@ def deepspeed_config(config: Config, world_size: int, unchecked: Sequence[str] =
         if given != kept and key not in unchecked:
             instead = f"remove it there and set {way_out} here" if way_out else "remove it there"
             raise ConfigError(f"{path} sets {key} to {given}, but this run needs {kept}: {instead}.")
+    _check_free(path, _user_file(path), ours, unchecked)
     return merged
+
+
+def _check_free(path: Path, theirs: dict[str, Any], ours: dict[str, Any], unchecked: Sequence[str]) -> None:
+    """Refuses keys that are not proved to leave a run's numbers alone, unless they say what is so anyway."""
+    zero = theirs.get("zero_optimization", {})
+    given = {key: value for key, value in theirs.items() if key not in FREE_TOP and key != "zero_optimization"}
+    given |= {f"zero_optimization.{key}": value for key, value in zero.items() if key not in FREE_ZERO}
+    for key, value in given.items():
+        owned = any(name == key or name.startswith(f"{key}.") for name in _OWNED)
+        same = (None, key.rpartition(".")[2] in ON_BY_DEFAULT, _value(ours, key, None))
+        if not owned and value not in same and key not in unchecked:
+            raise ConfigError(
+                f"{path} sets {key} to {value}, which is not known to leave a run's numbers and checkpoints as they are: remove it."
+            )
 
 
 def _zero(config: Config) -> dict[str, Any]:

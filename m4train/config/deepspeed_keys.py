@@ -33,3 +33,46 @@ _ZERO = """
 
 TOP = frozenset(_TOP.split())
 ZERO = frozenset(_ZERO.split())
+
+# Keys a user may set, since a test trains with each of them and finds the same weights (tests/distributed/test_deepspeed_keys.py),
+# or since they only report. What else DeepSpeed knows may change numbers, or what a checkpoint holds, without a word.
+FREE_TOP = frozenset(
+    [
+        "comms_logger",
+        "comet",
+        "csv_monitor",
+        "disable_python_gc",
+        "dump_state",
+        "flops_profiler",
+        "log_level",
+        "memory_breakdown",
+        "steps_per_print",
+        "tensorboard",
+        "timers",
+        "wall_clock_breakdown",
+        "wandb",
+    ]
+)
+FREE_ZERO = frozenset(
+    [
+        "allgather_bucket_size",
+        "allgather_partitions",
+        "contiguous_gradients",
+        "ignore_unused_parameters",
+        "offload_optimizer",
+        "offload_param",
+        "overlap_comm",
+        "reduce_bucket_size",
+        "reduce_scatter",
+        "stage3_gather_16bit_weights_on_model_save",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_model_persistence_threshold",
+        "stage3_param_persistence_threshold",
+        "stage3_prefetch_bucket_size",
+        "sub_group_size",
+    ]
+)
+ON_BY_DEFAULT = frozenset(
+    ["compute_grad_norm", "load_from_fp32_weights", "override_module_apply", "use_multi_rank_bucket_allreduce"]
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,11 +29,13 @@ def undecayed_names(model: nn.Module) -> set[str]:
     for prefix, module in model.named_modules():
         whole = isinstance(module, nn.Embedding) or type(module).__name__.endswith("Norm")
         for leaf, parameter in module.named_parameters(recurse=False):
-            vector = parameter.ndim == 0 or parameter.numel() == max(
-                parameter.shape
-            )  # biases, and gates such as (1, 1, H)
+            name = canonical_name(f"{prefix}.{leaf}" if prefix else leaf)
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves an empty tensor
+            vector = math.prod(shape) == max(shape, default=1)  # biases, and gates such as (1, 1, H)
+            if is_adapter(name):
+                vector = len(shape) < 2  # LoRA of rank 1 has matrices of one row
             if whole or vector or leaf == "bias":
-                names.add(canonical_name(f"{prefix}.{leaf}" if prefix else leaf))
+                names.add(name)
     return names
 
 

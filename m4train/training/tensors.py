@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, persistent_buffers
@@ -22,3 +23,8 @@ def weight_tensors(model: TrainableModel) -> dict[str, Tensor]:
     """The live parameters and buffers of a model that a checkpoint holds."""
     parameters = {f"{PARAMETER}{name}": p.detach() for name, p in canonical_parameters(model).items()}
     return {**parameters, **buffer_tensors(model)}
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that ranks may share; all ranks call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -18,6 +18,7 @@ from m4train.run_files import CHECKPOINTS
 from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoints.aside import set_aside
 from m4train.training.checkpoints.changes import config_dict, continuing, starts_fresh_optimizer
+from m4train.training.checkpoints.live import check_live
 from m4train.training.checkpoints.save import load_checkpoint, versions
 from m4train.training.checkpoints.saver import Saver
 from m4train.training.checkpoints.state import VERSION, Checkpoint
@@ -94,6 +95,7 @@ class Trainer:
         self.step = resume.step if resume else 0
         self.saved_step = self.step  # before the first step there is nothing that a fresh start would not make again
         self.metrics: dict[str, Any] = {}
+        self._checked = False  # whether what checkpoints get was compared with what the ranks compute with
         self.ending = False  # whether the data have ended, so that this step is the last
         self._unlogged: tuple[StepSums, Update, float] | None = None  # what is measured of the step made last
         self.continued = continuing(resume.state, config) if resume else None  # what a person is told
@@ -146,6 +148,9 @@ class Trainer:
             "version": VERSION,
             **self._origin,
         }
+        if not self._checked:
+            check_live(self.engine)
+            self._checked = True
         self._saver.save(state)
         self.saved_step = self.step
 

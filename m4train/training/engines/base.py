@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -101,6 +101,10 @@ class Engine(Protocol):
 
         Live tensors as they are, or, if an engine keeps them in a form of its own, copies gathered on rank 0.
         """
+        ...
+
+    def live_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter as this rank computes with it, whole, by canonical name, one at a time; all ranks call it."""
         ...
 
     def staged(self) -> dict[str, Tensor]:

@@ -154,7 +154,15 @@ class DeepSpeedEngine(DistributedEngine):
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
         """See `Engine.forward`: loss (), token losses (L,)."""
-        return super().forward(batch, z_loss) if self._engine is None else self._engine(batch, z_loss=z_loss)
+        if self._engine is None:
+            return super().forward(batch, z_loss)
+        cached = torch.is_autocast_cache_enabled()
+        # Under ZeRO-3 a weight is whole only while its layer runs: a cast that is kept for a second use outlives it.
+        torch.set_autocast_cache_enabled(cached and not self.sharded)
+        try:
+            return self._engine(batch, z_loss=z_loss)
+        finally:
+            torch.set_autocast_cache_enabled(cached)
 
     def accumulation(self, last: bool) -> AbstractContextManager[None]:
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)
@@ -251,6 +259,12 @@ class DeepSpeedEngine(DistributedEngine):
             tensors[key] = self._kept(live)
         own = {key: value.detach().cpu().clone() for key, value in self._partitions().items()} if native else {}
         return {**tensors, **own} if self.rank == 0 else own
+
+    def live_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine.live_parameters`; under ZeRO-3 each is gathered in turn."""
+        for name, parameter in canonical_parameters(self.model).items():
+            with self._whole([parameter]):
+                yield name, parameter
 
     @property
     def native_prefix(self) -> str | None:

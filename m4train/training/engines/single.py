@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,7 +20,7 @@ from m4train.training.guard import StepGuard
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, part_of
 from m4train.training.precision import LossScale, half_of
-from m4train.training.tensors import weight_tensors
+from m4train.training.tensors import full, weight_tensors
 
 
 class SingleEngine:
@@ -141,6 +141,11 @@ class SingleEngine:
             **self.guard.tensors(),
             **self.scale.tensors(),
         }
+
+    def live_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine.live_parameters`."""
+        for name, parameter in canonical_parameters(self.model).items():
+            yield name, full(parameter)
 
     def staged(self) -> dict[str, Tensor]:
         if self._stager is None:

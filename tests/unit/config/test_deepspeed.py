@@ -62,6 +62,14 @@ def test_a_users_file_is_merged(tmp_path):
         ({"zero_optimization": 2}, "must be an object"),
         ([1, 2], "must be an object"),
         ({"train_batch_size": 3}, "train_batch_size"),
+        (
+            {"zero_optimization": {"round_robin_gradients": True}},
+            r"round_robin_gradients to True, which is not known to leave",
+        ),
+        ({"zero_optimization": {"compute_grad_norm": False}}, r"compute_grad_norm to False, which is not known"),
+        ({"zero_optimization": {"zero_quantized_gradients": True}}, "zero_quantized_gradients"),
+        ({"communication_data_type": "bf16"}, "communication_data_type"),
+        ({"weight_quantization": {"enabled": True}}, "weight_quantization"),
         ({"zero_optimization": {"reduce_bucket_size": "auto"}}, "auto"),
         ("{", "JSON"),
     ],
@@ -83,6 +91,7 @@ def test_offload_asked_for_here_is_not_taken_back_there(tmp_path):
     "theirs",
     [
         {"fp16": {"enabled": False}, "bf16": {"enabled": False}},
+        {"zero_optimization": {"round_robin_gradients": False, "compute_grad_norm": True}},
         {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}, "offload_param": None}},
         {"sequence_parallel_size": 1, "prescale_gradients": False, "gradient_clipping": 0.7},
     ],
