@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+import traceback
 
 from m4train.commands.arguments import CORES, EVALUATES, JSON, OF_RUN, OVERRIDES, TRAINS, Command, Folder, Number
 from m4train.errors import ConfigError, M4Error, of_the_system
@@ -130,6 +132,19 @@ def main(arguments: list[str] | None = None) -> int:
             f"m4train {name}: interrupted at once; what was written before is whole, and the same command goes on from it."
         )
         return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("M4TRAIN_DEBUG") == "1":
+            raise
+        say_once(f"m4train {name}: {_unforeseen(error)}")
+        return FAILED
+
+
+def _unforeseen(error: Exception) -> str:
+    """One sentence about an error that nothing here foresaw, whose traceback is kept in a file."""
+    with tempfile.NamedTemporaryFile("w", prefix="m4train-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text} (where: {file.name}, or with M4TRAIN_DEBUG=1)"
 
 
 def _command_of(arguments: list[str]) -> tuple[str, list[str]]:

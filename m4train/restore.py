@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from m4train.config import Config
 from m4train.config.compose import stored_config
 from m4train.errors import CheckpointError
 from m4train.families import FAMILIES
+from m4train.json_files import read_mapping
 from m4train.training.checkpoints.save import TENSORS, read_tensors
 from m4train.training.checkpoints.state import Checkpoint
 from m4train.training.checkpoints.weights import CheckpointWeights
@@ -85,7 +85,7 @@ def _on_meta(config: Config, folder: Path) -> Any:
     with torch.device("meta"):
         model = kind(kind.config_class.from_pretrained(folder))
     path = folder / "generation_config.json"
-    model.generation_config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    model.generation_config = read_mapping(path) if path.is_file() else {}
     return model
 
 

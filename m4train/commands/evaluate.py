@@ -18,6 +18,7 @@ from m4train.evaluation.decoding import Decoding
 from m4train.evaluation.generation import Answer
 from m4train.evaluation.metrics import load_metric, metric_name
 from m4train.families import FAMILIES
+from m4train.json_files import read_mapping
 from m4train.restore import restore_model, restore_processor
 from m4train.run_files import ANSWERS, EVALUATION
 from m4train.training.checkpoints.changes import MODEL_KEYS
@@ -109,7 +110,10 @@ def _subject(config: Config, engine: Engine) -> Subject:
 def _family(folder: Path, default: str) -> str:
     """The family whose model a folder holds; a hub id is taken to hold that of the configuration."""
     path = folder / "config.json"
-    return json.loads(path.read_text(encoding="utf-8"))["model_type"] if path.is_file() else default
+    family = read_mapping(path).get("model_type") if path.is_file() else default
+    if family not in FAMILIES:
+        raise ConfigError(f"{path} has model_type {family!r}, but m4train knows {', '.join(FAMILIES)}.")
+    return family
 
 
 def _result(

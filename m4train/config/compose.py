@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import os
 import re
 import sys
@@ -29,6 +28,7 @@ from m4train.config.renamed import RENAMED, schema_with_old_keys, take_old_keys,
 from m4train.config.start import composed_start, forget_scratch, starts_from
 from m4train.config.texts import as_text, text_of
 from m4train.errors import ConfigError
+from m4train.json_files import read_mapping
 from m4train.run_files import CONFIG, STATE, load_yaml
 
 _BRACES = re.compile(r"\{[^{}:]*(\.\.|,)[^{}:]*\}")  # of a pattern for shards, which Hydra takes for a mapping
@@ -146,7 +146,7 @@ def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
     if (folder / CONFIG).is_file():
         stored = load_yaml(folder / CONFIG)
     elif state.is_file():
-        stored = _typed({**json.loads(state.read_text(encoding="utf-8"))["config"], "run_dir": str(folder)}, Config)
+        stored = _typed({**(read_mapping(state).get("config") or {}), "run_dir": str(folder)}, Config)
     if stored is not None:
         return {key: value for key, value in stored.items() if key != "launch"}
     raise ConfigError(

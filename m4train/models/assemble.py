@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from m4train.errors import CheckpointError, ConfigError
+from m4train.json_files import read_mapping
 from m4train.models.initialisation import fill_normal
 from m4train.models.layers import stretch_positions
 from m4train.models.multimodal import MultimodalLM
@@ -94,7 +94,7 @@ def _config_of(folder: str | Path, part: str) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ConfigError(f"there is no config.json in {folder}: name a folder that holds a saved model")
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_mapping(path)
     return {**values, **values.get(part, {})}
 
 

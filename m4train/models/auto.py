@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from m4train.errors import ConfigError
 from m4train.families import FAMILIES
 from m4train.hub import HUB_OPTIONS, weight_folder
+from m4train.json_files import read_mapping
 
 
 class AutoModelForImageTextToText:
@@ -36,7 +36,7 @@ def model_class_of(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"there is no config.json in {folder}: name a folder that holds a saved model")
-    model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    model_type = read_mapping(path).get("model_type")
     if model_type not in FAMILIES:
         raise ConfigError(f"{path} has model_type {model_type!r}, but m4train knows {', '.join(sorted(FAMILIES))}")
     return FAMILIES[model_type].model_class

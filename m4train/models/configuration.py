@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 from m4train.errors import ConfigError
 from m4train.hub import CONFIG_FILES, model_folder
+from m4train.json_files import read_mapping
 
 # Keys that releases of transformers dump into every config and that change no computation here.
 _GENERIC_KEYS = frozenset(
@@ -119,13 +120,18 @@ class PretrainedConfig(metaclass=_TakesAnyKey):
         path = model_folder(folder, CONFIG_FILES, revision, cache_dir, required=(CONFIG_FILES,)) / "config.json"
         if not path.is_file():
             raise ConfigError(f"there is no config.json in {folder}: name a folder that holds a saved model")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_mapping(path)
         if values.get("model_type", cls.model_type) not in (cls.model_type, *cls.also_reads()):
             raise ConfigError(
                 f"{path} has model_type {values['model_type']!r}, but {cls.__name__} reads {cls.model_type!r}: "
                 "use the class of that model"
             )
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
+            raise ConfigError(
+                f"{path} holds a value of a kind that {cls.__name__} cannot have ({error}): correct it, or copy the file again."
+            ) from error
 
     @classmethod
     def also_reads(cls) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from m4train.errors import CheckpointError, ConfigError
+from m4train.errors import CheckpointError, ConfigError, M4Error
 from m4train.hub import HUB_OPTIONS, weight_folder
+from m4train.json_files import read_mapping
 from m4train.models.attention import check_attention
 from m4train.models.configuration import PretrainedConfig
 from m4train.models.generation_settings import stated_ends
@@ -123,7 +124,7 @@ class PretrainedModel(PublicMethods):
         """What the folder says of generation, with all that ends an answer."""
         path = folder / "generation_config.json"
         if path.is_file():
-            self.generation_config = json.loads(path.read_text(encoding="utf-8"))
+            self.generation_config = read_mapping(path)
         if hasattr(self, "generate"):
             ends = stated_ends(self.config, self.generation_config)
             self.generation_config = with_turn_end(folder, ends, self.generation_config)
@@ -136,12 +137,25 @@ class PretrainedModel(PublicMethods):
             if head_left_out(cls.__name__, folder, allow_pickle):
                 config.tie_word_embeddings = True
         config = changed_config(cls.config_class, given_config(cls.config_class, config), changes)
-        with torch.device("meta"):
-            model = cls(config)
-            if model.tied_names() and _holds_another_head(model, TensorFolder(folder, allow_pickle)):
-                config.tie_word_embeddings = False
-                model = cls(config)
+        model = cls._described(config, folder)
+        if model.tied_names() and _holds_another_head(model, TensorFolder(folder, allow_pickle)):
+            config.tie_word_embeddings = False
+            model = cls._described(config, folder)
         return model
+
+    @classmethod
+    def _described(cls, config: Any, folder: Path) -> Self:
+        """The model of a configuration, on the meta device. Raises ConfigError for values that make none."""
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        except M4Error:
+            raise
+        except Exception as error:  # whatever torch says of sizes that do not fit
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"{folder / 'config.json'} describes no model ({reason}): correct it, or copy the file again."
+            ) from error
 
     def load_folder(
         self,
@@ -268,7 +282,7 @@ def save_folder(
 def head_left_out(kind: str, folder: Path, allow_pickle: bool = False) -> bool:
     """Whether a folder of `kind`, a model with head, holds none and does not say why: transformers 4.46 leaves the word
     tie_word_embeddings out of config.json if it is true, and then itself fills the head with random values."""
-    stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stated = read_mapping(folder / "config.json")
     if "tie_word_embeddings" in stated or (stated.get("architectures") or [None])[0] != kind:
         return False
     return not any(name.startswith("lm_head.") for name in TensorFolder(folder, allow_pickle).files)

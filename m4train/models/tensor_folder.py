@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from m4train.errors import CheckpointError
+from m4train.json_files import read_mapping
 
 INDEX = "model.safetensors.index.json"
 _PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -42,7 +42,9 @@ class TensorFolder:
         raise CheckpointError(self._nothing())
 
     def _indexed(self, index: Path) -> dict[str, str]:
-        files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = read_mapping(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise CheckpointError(f"{index} holds no weight_map of names to files: copy the folder again")
         missing = sorted({file for file in files.values() if not (self.folder / file).is_file()})
         if missing:
             raise CheckpointError(f"{index} names {', '.join(missing)}, which are missing: copy the folder again")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m4train.errors import ConfigError
+from m4train.json_files import read_mapping
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,8 @@ class ProcessorFiles:
 
 
 def read_json(path: Path) -> Any:
-    """The contents of a JSON file, None if it does not exist. Raises ConfigError if it cannot be parsed."""
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}.") from error
+    """The mapping that a JSON file holds, None if it does not exist. Raises ConfigError for a file that holds none."""
+    return read_mapping(path) if path.is_file() else None
 
 
 def write_json(path: Path, value: Any) -> None:
