@@ -27,9 +27,10 @@ COMMANDS = {
         needs=EVALUATES,
     ),
     "generate": Command(
-        "answer one question about images with an exported model",
+        "answer a question about images, a file of questions, or a person at the terminal",
         "generate:generate",
-        "MODEL QUESTION [IMAGE ...]",
+        "MODEL [QUESTION] [IMAGE ...] [--chat] [--questions FILE] [--OPTION ...]",
+        parser="generate:parser",
         reads="",
     ),
     "export": Command(
@@ -191,6 +192,8 @@ def _help() -> str:
 def _command_help(name: str) -> str:
     family = [other for other in COMMANDS if other.split()[0] == name.split()[0]]
     lines: list[str] = []
+    if (own := COMMANDS[name].parser_help()) is not None:
+        return own
     for other in family:
         command = COMMANDS[other]
         lines += [f"m4train {other}: {command.summary}", "", f"usage: m4train {other} {command.usage}", ""]

@@ -89,7 +89,12 @@ class Command(NamedTuple):
     options: tuple[Number | Folder | Flag, ...] = ()
     reads: str = "overrides"
     processes: bool = False
+    parser: str = ""  # "module:name" of what makes the parser of a command that reads its arguments itself
     needs: tuple[str, ...] = READS
+
+    def parser_help(self) -> str | None:
+        """The help of a command that reads its arguments itself; None if it says nothing more than `usage`."""
+        return self._load(self.parser)().format_help() if self.parser else None
 
     def run(self, name: str, arguments: list[str]) -> int:
         """Reads the arguments and does it. Raises ConfigError for what is wrong with them."""
@@ -110,8 +115,8 @@ class Command(NamedTuple):
                 return code
         return self._load()(config, *values)
 
-    def _load(self) -> Callable[..., int]:
-        module, _, function = self.function.partition(":")
+    def _load(self, place: str | None = None) -> Callable[..., Any]:
+        module, _, function = (place or self.function).partition(":")
         return getattr(importlib.import_module(f"m4train.commands.{module}"), function)
 
 

@@ -1,35 +1,234 @@
-"""`m4train generate MODEL QUESTION [IMAGE ...]`: one answer of an exported model."""
+"""`m4train generate MODEL [QUESTION] [IMAGE ...]`: answers of a model, to one question, to a file of them, or in a chat."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from m4train.errors import ConfigError
+from m4train.errors import BadSample, ConfigError, DataError
+
+_DTYPES = ("auto", "fp32", "bf16", "fp16")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"generate: {message}; `m4train generate --help` says what there is.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    options = _Parser(prog="m4train generate", description=__doc__, allow_abbrev=False)
+    add = options.add_argument
+    add("model", metavar="MODEL", help="model folder, hub id, run directory, checkpoint, or folder of an adapter")
+    add("question", metavar="QUESTION", nargs="?", help="what is asked; leave it out with --questions or --chat")
+    add("images", metavar="IMAGE", nargs="*", help="files or addresses of pictures that the question is about")
+    add("--system", help="what is said before the conversation")
+    add(
+        "--questions",
+        metavar="FILE",
+        help="JSON lines with `question` and `images`, or with `messages`, answered in batches",
+    )
+    add("--answers", metavar="FILE", help="where the lines of --questions go, each with its `answer`; default: printed")
+    add("--chat", action="store_true", help="ask at the terminal, turn by turn; /image PATH adds a picture, /quit ends")
+    add(
+        "--batch-size",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="questions of a file that are answered together (8)",
+    )
+    add("--max-new-tokens", type=_positive, default=256, metavar="N", help="tokens of an answer at most (256)")
+    add(
+        "--sample", action="store_true", help="draw each token by its probability instead of taking the most likely one"
+    )
+    add("--temperature", type=float, help="with --sample: logits are divided by it")
+    add("--top-p", type=float, help="with --sample: among the fewest tokens that hold this share of the probability")
+    add("--top-k", type=int, help="with --sample: among this many most likely tokens")
+    add("--beams", type=_positive, default=1, metavar="N", help="width of a beam search")
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1: tokens that were there become less likely",
+    )
+    add("--seed", type=int, default=0, help="of what --sample draws")
+    add("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda, cuda:1, ...")
+    add("--dtype", default="auto", choices=_DTYPES, help="of the weights; auto: half precision on a GPU, fp32 on a CPU")
+    add("--4bit", dest="four_bits", action="store_true", help="store the linear layers in 4 bits (needs bitsandbytes)")
+    add("--no-stream", action="store_true", help="print an answer when it is whole")
+    return options
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+@dataclass
+class Question:
+    """What is asked: messages whose images are `images`, in order; variables of the chat template; and its record."""
+
+    messages: list[dict[str, Any]]
+    images: list[Any] = field(default_factory=list)
+    variables: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def generate(arguments: list[str]) -> int:
-    """Prints the model's greedy answer. Raises ConfigError if an argument is missing or names nothing."""
-    if len(arguments) < 2:
-        raise ConfigError("generate needs a model folder and a question: m4train generate MODEL QUESTION [IMAGE ...].")
-    folder, question, *paths = arguments
-    for path in [folder, *paths]:
-        if not Path(path).exists():
-            raise ConfigError(f"{path} does not exist.")
-    import torch
-    from PIL import Image
+    """Prints or writes the answers. Raises ConfigError for an argument that is missing, wrong, or names nothing."""
+    given = parser().parse_intermixed_args(arguments)
+    if sum((given.question is not None, given.questions is not None, given.chat)) != 1:
+        raise ConfigError(
+            "generate needs one of QUESTION, --questions FILE and --chat: m4train generate MODEL QUESTION [IMAGE ...]."
+        )
+    if given.answers is not None and given.questions is None:
+        raise ConfigError("--answers is where the lines of --questions go: give --questions too.")
+    if not given.sample and (given.temperature, given.top_p, given.top_k) != (None, None, None):
+        raise ConfigError("--temperature, --top-p and --top-k say how to draw: give --sample too.")
+    questions = _of_file(Path(given.questions), given.system) if given.questions else []
+    if given.question is not None:
+        questions = [_asked(given.question, given.images, given.system)]
+    from m4train.commands.answerer import Answerer
 
-    from m4train import AutoModelForImageTextToText, AutoProcessor
-    from m4train.config import DecodingConfig
-    from m4train.evaluation.decoding import Decoding
-
-    processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    content = [{"type": "image"} for _ in paths] + [{"type": "text", "text": question}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    images = [Image.open(path) for path in paths]
-    inputs = processor(text=[prompt], images=[images] if images else None, return_tensors="pt")
-    decoding = Decoding.of(model, processor, DecodingConfig(), 256)
-    with torch.inference_mode():
-        ids = model.generate(**inputs, generation_config=decoding.settings())
-    print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip())
+    answerer = Answerer.of(given)
+    if given.chat:
+        return _chat(answerer, given)
+    if given.questions is None:
+        _one(answerer, questions[0], given)
+        return 0
+    lines = _answered(answerer, questions, given.batch_size)
+    if given.answers is None:
+        for line in lines:
+            print(line, flush=True)
+        return 0
+    target = Path(given.answers)
+    try:
+        with target.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(line + "\n")
+    except OSError as error:
+        raise ConfigError(f"--answers {target} cannot be written ({error.strerror}).") from error
+    print(f"{len(questions)} answers in {target}")
     return 0
+
+
+def _asked(text: str, images: list[str], system: str | None) -> Question:
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+    return Question([*_said_first(system), {"role": "user", "content": content}], [_image(path) for path in images])
+
+
+def _said_first(system: str | None) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+
+
+def _image(path: Any, folder: Path | None = None) -> Any:
+    """A picture, read. Raises ConfigError for what is none."""
+    from m4train.processing.inputs import read_image
+
+    place = str(folder / path) if folder is not None and isinstance(path, str) and "://" not in path else path
+    try:
+        return read_image(place)
+    except Exception as error:  # of Pillow, of the network, of the file system
+        raise ConfigError(
+            f"{str(path)[:200]} is not a picture that can be read ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _of_file(path: Path, system: str | None) -> list[Question]:
+    """The questions of a file of JSON lines. Raises ConfigError naming the line that holds none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--questions {path} cannot be read as text ({error}).") from error
+    return [
+        _of_line(line, f"{path}, line {number}", path.parent, system)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+
+
+def _of_line(line: str, place: str, folder: Path, system: str | None) -> Question:
+    from m4train.processing.calls import images_of
+
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{place} is not JSON ({error}).") from error
+    if not isinstance(record, dict) or not isinstance(record.get("question", record.get("messages")), (str, list)):
+        raise ConfigError(f"{place} holds no `question` (a text) and no `messages` (a list).")
+    images = record.get("images", record.get("image", []))
+    images = images if isinstance(images, list) else [images]
+    variables = {name: record[name] for name in ("tools", "documents") if name in record}
+    if isinstance(record.get("question"), str):
+        asked = _asked(record["question"], [], record.get("system", system))
+        asked.messages[-1]["content"] = [*({"type": "image"} for _ in images), *asked.messages[-1]["content"]]
+    else:
+        asked = Question([*_said_first(system), *record["messages"]])
+        try:
+            images = images or images_of(asked.messages)
+        except (BadSample, AttributeError) as error:
+            raise ConfigError(f"{place}: {error}") from error
+    return Question(asked.messages, [_image(image, folder) for image in images], variables, record)
+
+
+def _answered(answerer: Any, questions: list[Question], size: int) -> Iterator[str]:
+    for start in range(0, len(questions), size):
+        batch = questions[start : start + size]
+        for question, answer in zip(batch, answerer.answers(batch, start), strict=True):
+            yield json.dumps({**question.record, "answer": answer}, ensure_ascii=False)
+
+
+def _one(answerer: Any, question: Question, given: argparse.Namespace, number: int = 0) -> str:
+    """The answer to one question, printed piece by piece while it is made, unless that is not wanted."""
+    stream = not given.no_stream and given.beams == 1
+    pieces = (lambda text: print(text, end="", flush=True)) if stream else None
+    answer = answerer.answers([question], number, pieces)[0]
+    print("" if stream else answer)
+    return answer
+
+
+def _chat(answerer: Any, given: argparse.Namespace) -> int:
+    """Turns at the terminal, until /quit or the end of the input."""
+    question, waiting = Question(_said_first(given.system)), []
+    for number in range(sys.maxsize):
+        try:
+            text = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            break
+        if text == "/quit":
+            break
+        if text.startswith("/image "):
+            try:
+                waiting.append(_image(text.removeprefix("/image ").strip()))
+            except ConfigError as error:
+                print(error)
+            continue
+        if not text:
+            continue
+        content = [*({"type": "image"} for _ in waiting), {"type": "text", "text": text}]
+        question.messages.append({"role": "user", "content": content})
+        question.images, waiting = [*question.images, *waiting], []
+        try:
+            answer = _one(answerer, question, given, number)
+        except (BadSample, DataError) as error:
+            print(error)
+            question.messages.pop()
+            continue
+        question.messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return 0
+
+
+def decoding_of(given: argparse.Namespace) -> dict[str, Any]:
+    """The keys of evaluation.decoding that the arguments set."""
+    from m4train.config import DecodingConfig
+
+    own = {"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k, "do_sample": given.sample}
+    own |= {"num_beams": given.beams, "repetition_penalty": given.repetition_penalty}
+    return asdict(DecodingConfig()) | {name: value for name, value in own.items() if value is not None}

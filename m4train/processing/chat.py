@@ -116,6 +116,9 @@ class ChatTemplate:
         prepared = []
         for message in messages:
             items = content_items(message)
+            if message.get("content") is None:  # the calls of tools, which say nothing
+                prepared.append(message)
+                continue
             content: Any = items
             if not self.takes_items:
                 content = "".join(item["text"] if item["type"] == "text" else "<image>" for item in items)
@@ -135,7 +138,10 @@ class ChatTemplate:
         for which it does not matter where its earlier answers begin. Raises BadSample if the template changes what the
         messages say, and ConfigError if prompts are not beginnings of the conversations they belong to.
         """
-        messages = [message | {"content": content_items(message)} for message in messages]
+        messages = [
+            message if message.get("content") is None else message | {"content": content_items(message)}
+            for message in messages
+        ]
         marked, texts = _mark(messages)
         rendered = self.render(self.prepare(marked), prompt, **variables)
         original = self.render(self.prepare(messages), prompt, **variables)
@@ -159,6 +165,8 @@ def content_items(message: dict) -> list[dict]:
     Strings and items without a type are understood. Raises BadSample for anything else.
     """
     content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return []
     if not isinstance(message.get("role"), str) or not isinstance(content, (str, list)):
         raise BadSample("bad_message", "A message needs a role and a content that is a string or a list of items.")
     if isinstance(content, str):
@@ -182,12 +190,12 @@ def _mark(messages: list[dict]) -> tuple[list[dict], list[tuple[str, int]]]:
     marked = []
     for turn, message in enumerate(messages):
         items = []
-        for item in message["content"]:
+        for item in message.get("content") or []:
             if item["type"] == "text":
                 texts.append((item["text"], turn))
                 item = {"type": "text", "text": f"\ue000{len(texts) - 1}\ue001"}
             items.append(item)
-        marked.append(message | {"content": items})
+        marked.append(message if message.get("content") is None else message | {"content": items})
     return marked, texts
 
 
@@ -195,7 +203,7 @@ def _strip_messages(texts: list[tuple[str, int]], marked: list[dict]) -> list[tu
     """The texts as they are if each message is stripped as a whole."""
     stripped, number = [], 0
     for message in marked:
-        for place, item in enumerate(message["content"]):
+        for place, item in enumerate(message.get("content") or []):
             if item["type"] == "text":
                 text, turn = texts[number]
                 text = text.lstrip() if place == 0 else text
