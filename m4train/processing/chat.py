@@ -18,10 +18,10 @@ from typing import Any
 
 from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from m4train.errors import BadSample, ConfigError
 from m4train.processing.chat_answers import MARKER, Answers
+from m4train.processing.template_sandbox import BoundedEnvironment, TemplateLimit, compiled
 
 # Idefics3 and, with bos instead of <|im_start|>, SmolVLM.
 IDEFICS3_TEMPLATE = (
@@ -76,14 +76,12 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> Any:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
+        environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
         try:
-            return environment.from_string(self.source)
-        except TemplateError as error:
+            return compiled(environment, self.source)
+        except (TemplateError, RecursionError, SyntaxError, MemoryError, ValueError) as error:
             raise ConfigError(f"The chat template cannot be parsed: {error}.") from error
 
     def render(self, messages: list[dict], add_generation_prompt: bool = False, **variables: Any) -> str:
@@ -93,8 +91,13 @@ class ChatTemplate:
         """
         values = {"tools": None, "documents": None} | self.special_tokens | variables
         try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **values)
-        except (TemplateError, TypeError) as error:
+            values |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
+            return self._template.environment.rendered(self._template, values)
+        except ConfigError:
+            raise  # the template does not parse
+        except TemplateLimit as error:
+            raise ConfigError(f"The chat template was stopped: {error}; use another one.") from error
+        except Exception as error:  # whatever the code of a template raises
             raise BadSample("chat_template", f"The chat template refuses the conversation: {error}.") from error
 
     @cached_property
