@@ -167,7 +167,7 @@ def test_a_run_with_a_chat_template_of_its_own_stops_everywhere(tmp_path: Path, 
     from m4train.config import SourceConfig
     from tests.helpers.checkpoints import saved_run
     from tests.helpers.data import conversations, write_shards
-    from tests.unit.processing.test_stops import CHATML, turn_end
+    from tests.unit.test_stops import CHATML, turn_end
 
     config, _ = saved_run(tmp_path / "first")
     processor = build.build_processor(config)
