@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -127,11 +128,27 @@ class PretrainedConfig(metaclass=_TakesAnyKey):
                 "use the class of that model"
             )
         try:
-            return cls.from_dict(values)
+            config = cls.from_dict(values)
         except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
             raise ConfigError(
                 f"{path} holds a value of a kind that {cls.__name__} cannot have ({error}): correct it, or copy the file again."
             ) from error
+        for name, value in config._not_whole():
+            raise ConfigError(
+                f"{path} has {name} {value!r}, but it must be a whole number: correct it, or copy the file again."
+            )
+        return config
+
+    def _not_whole(self) -> Iterator[tuple[str, Any]]:
+        """The fields for whole numbers, of this configuration and those inside it, that hold something else."""
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if isinstance(value, PretrainedConfig):
+                yield from value._not_whole()
+            elif field_.type == "int" and not (
+                isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+            ):
+                yield field_.name, value
 
     @classmethod
     def also_reads(cls) -> tuple[str, ...]:

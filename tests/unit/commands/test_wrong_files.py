@@ -1,0 +1,105 @@
+"""Every command that is given a missing, empty, truncated or foreign file says so in one sentence, without a traceback."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from m4train import cli
+from m4train.commands.export import export_checkpoint
+from tests.helpers.checkpoints import saved_run
+
+DAMAGE = {"empty": b"", "list": b"[1]", "binary": b"\x00\xff\xfe", "null": b"null", "text": b"hello"}
+FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+VALUES = {
+    "model_type": "llava",
+    "text_config": [1],
+    "vision_config": "x",
+    "scale_factor": "x",
+    "image_token_id": {"a": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("wrong")
+    config, _ = saved_run(root / "run")
+    config.export.folder, config.export.verify = str(root / "good"), False
+    export_checkpoint(config)
+    (root / "empty").mkdir()
+    (root / "text.txt").write_text("hello")
+    (root / "picture.png").write_bytes(b"\x89PNG\r\n")
+    (root / "no_checkpoint").mkdir()
+    shutil.copy(root / "run" / "config.yaml", root / "no_checkpoint")
+    return root
+
+
+def _with(root, name, content):
+    """The good model folder with one other file."""
+    folder = root / f"{name}-{abs(hash(content))}"
+    folder.mkdir(exist_ok=True)
+    for path in (root / "good").iterdir():
+        if path.name != name and not (folder / path.name).exists():
+            os.symlink(path, folder / path.name)
+    (folder / name).write_bytes(content)
+    return folder
+
+
+def _refused(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    said = capsys.readouterr().err.strip()
+    assert code in (1, 2)
+    assert "Traceback" not in said
+    assert "M4TRAIN_DEBUG" not in said, said  # which is said of what nothing here foresaw
+    assert len(said.splitlines()) == 1, said
+    return said
+
+
+GIVEN = ("nowhere", "empty", "text.txt", "picture.png", "no_checkpoint")
+COMMANDS = ("evaluate", "export", "report", "replay", "generate")
+WITHOUT_CHECKPOINT = ("report", "replay")  # which need none
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [(c, g) for c in COMMANDS for g in GIVEN if g != "no_checkpoint" or c not in WITHOUT_CHECKPOINT],
+)
+def test_what_is_no_run_or_model(command, given, folders, capsys):
+    own = {"generate": [folders / given, "What?"], "replay": ["step=1", f"run_dir={folders / given}"]}
+    assert str(folders / given) in _refused(capsys, command, *own.get(command, [f"run_dir={folders / given}"]))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_of_a_model(name, damage, folders, capsys):
+    assert name in _refused(capsys, "generate", _with(folders, name, DAMAGE[damage]), "What?")
+
+
+@pytest.mark.parametrize("key", VALUES)
+def test_a_foreign_value_in_config_json(key, folders, capsys):
+    values = json.loads((folders / "good" / "config.json").read_text()) | {key: VALUES[key]}
+    assert "config.json" in _refused(
+        capsys, "generate", _with(folders, "config.json", json.dumps(values).encode()), "What?"
+    )
+
+
+@pytest.mark.parametrize("size", [0, 7, 5000])
+def test_truncated_weights(size, folders, capsys):
+    whole = (folders / "good" / "model.safetensors").read_bytes()
+    folder = _with(folders, "model.safetensors", whole[:size])
+    assert "model.safetensors" in _refused(capsys, "generate", folder, "What?")
+
+
+def test_what_nothing_foresaw_is_one_sentence_and_its_traceback_a_file(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cli, "_command_of", lambda arguments: 1 / 0)
+    assert cli.main(["generate"]) == 1
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError" in said
+    assert "Traceback" not in said
+    (kept,) = tmp_path.iterdir()
+    assert "Traceback" in kept.read_text()
+    monkeypatch.setenv("M4TRAIN_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["generate"])
