@@ -65,8 +65,17 @@ def planned_step(plan: Plan, step: int, run_dir: Path) -> StepPlan:
 def nearest_state(run_dir: Path, step: int) -> dict[str, Any] | None:
     """The latest state of the plan before `step` that cursors.jsonl or a checkpoint holds; None if there is none."""
     checkpoints = (run_dir / CHECKPOINTS).glob(f"step-*/{STATE}")
-    states = [json.loads(path.read_text())["plan"] for path in checkpoints] + read_lines(run_dir / CURSORS, OF_A_STEP)
+    states = [_plan_of(path) for path in checkpoints] + read_lines(run_dir / CURSORS, OF_A_STEP)
     return max((s for s in states if s and s["step"] < step), key=lambda s: s["step"], default=None)
+
+
+def _plan_of(path: Path) -> dict[str, Any] | None:
+    """The state of the plan in a checkpoint's state.json; None if that is damaged."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))["plan"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return plan if isinstance(plan, dict) and type(plan.get("step")) is int else None
 
 
 def step_hash(collator: Collator, packs: Sequence[PackView]) -> str:

@@ -88,3 +88,14 @@ def test_the_stored_configuration_is_read_back(tmp_path: Path) -> None:
     config = load_config(["experiment=digits_pretrain", "seed=7", f"run_dir={tmp_path}"])
     save_config(config, tmp_path / "config.yaml")
     assert stored_config(tmp_path, 1) == config
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"plan": null}', '{"plan": {}}', '{"plan": {"step": null}}', "\0" * 9]
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_nearest_state(content: str, tmp_path: Path) -> None:
+    for step, text in ((4, '{"plan": {"step": 4}}'), (8, content)):
+        folder = tmp_path / "checkpoints" / f"step-{step:06d}"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(text)
+    assert nearest_state(tmp_path, 9) == {"step": 4}
