@@ -163,6 +163,8 @@ class PretrainedConfig(metaclass=_TakesAnyKey):
             values[name] = value.to_dict() if isinstance(value, PretrainedConfig) else value
         if self.dtype is not None:
             values["torch_dtype"] = self.dtype
+        if "text_config" in values and "tie_word_embeddings" in values:  # transformers 4.57 looks for it there
+            values["text_config"] = {**values["text_config"], "tie_word_embeddings": values["tie_word_embeddings"]}
         return {**self.extra, **values}
 
     def save_pretrained(self, folder: str | Path) -> None:
