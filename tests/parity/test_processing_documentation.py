@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import m4train
+from m4train.downloads import ALLOW_PRIVATE
 from m4train.image_utils import load_image
 from tests.helpers.processing import picture, tiny_idefics3_processor
 from tests.parity.fixtures import make_processing_446 as made
@@ -35,7 +36,9 @@ def urls(tmp_path_factory):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield [f"http://127.0.0.1:{server.server_port}/{number}.png" for number in range(3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ALLOW_PRIVATE, "1")  # the server is on this machine
+        yield [f"http://127.0.0.1:{server.server_port}/{number}.png" for number in range(3)]
     server.shutdown()
 
 

@@ -5,11 +5,15 @@ import re
 import string
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from m4train import Idefics3Config, Idefics3ForConditionalGeneration
 from m4train.config import AdapterConfig
+from m4train.data.documents.labels import trained_kinds
+from m4train.data.documents.pieces import PIECE_KINDS
 from m4train.data.loading.loader import Loader
 from m4train.data.plan.plan import Plan
 from m4train.errors import M4Error
@@ -99,24 +103,26 @@ def test_B2_training_keeps_no_cache():
 
 
 def test_B4_ignored_labels_are_minus_100_in_every_door():
-    """Image tokens are never targets, whatever label they carry; only -100 leaves out other positions."""
+    """Through the padded door only -100 leaves out positions, as in transformers; packs never have an image token as target."""
     model, ids = _model(), _ids()
     image = ids == model.config.image_token_id
-    plain = model(input_ids=ids, pixel_values=PIXELS, labels=ids).loss
-    torch.testing.assert_close(
-        plain, model(input_ids=ids, pixel_values=PIXELS, labels=ids.masked_fill(image, -100)).loss
-    )
-    fewer = ids.masked_fill(image, -100)
-    fewer[:, -3:] = -100
-    assert model(input_ids=ids, pixel_values=PIXELS, labels=fewer).loss != plain
     padded = torch.cat([torch.full((1, 4), model.config.pad_token_id), ids], 1)
     mask = torch.cat([torch.zeros(1, 4, dtype=torch.int64), torch.ones_like(ids)], 1)
-    torch.testing.assert_close(
-        model(input_ids=padded, attention_mask=mask, pixel_values=PIXELS, labels=padded).loss,
-        plain,
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    fewer = ids.masked_fill(image, -100)
+    fewer[:, -3:] = -100
+    front = torch.full((1, 4), -100)
+    cases = [(ids, None, ids), (ids, None, ids.masked_fill(image, -100)), (ids, None, fewer)]
+    cases += [(padded, mask, torch.cat([front, fewer], 1)), (padded, mask, padded)]
+    losses = []
+    for given, attended, labels in cases:
+        output = model(input_ids=given, attention_mask=attended, pixel_values=PIXELS, labels=labels)
+        expected = F.cross_entropy(output.logits[0, :-1].float(), labels[0, 1:], ignore_index=-100)
+        torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=1e-6)
+        losses.append(float(output.loss))
+    assert len(set(losses[:3])) == 3
+    said = np.array([False, True])
+    kinds = np.array([PIECE_KINDS.index("image"), PIECE_KINDS.index("document")], np.uint8)
+    assert np.array_equal(trained_kinds(kinds.repeat(2), np.zeros(4, int), "all"), said.repeat(2))
 
 
 @pytest.mark.parametrize(("tiles", "frames"), [(4, 17), (1, 1)])
