@@ -64,18 +64,18 @@ def test_image_counts_are_checked_per_sample() -> None:
         model(ids, pixel_values=pixels)
 
 
-def test_image_tokens_and_padding_never_count_as_labels() -> None:
+def test_the_padded_loss_leaves_out_minus_100_and_nothing_else() -> None:
+    """As in transformers: labels of image tokens and padding count too, and without any label the loss is not a number."""
     model = model_of(torch.float32)
     ids = torch.tensor([[5, 90, 90, 90, 90, 6, 7, 8, 0, 0]])
     mask = (ids != 0).long()
     pixels = torch.randn(1, 1, 3, 16, 16)
-    everything = model(ids, mask, pixel_values=pixels, labels=ids).loss
-    counted = ids.masked_fill((ids == 90) | (mask == 0), -100)
-    assert torch.equal(everything, model(ids, mask, pixel_values=pixels, labels=counted).loss)
-    assert everything > 0
+    for labels in (ids, ids.masked_fill((ids == 90) | (mask == 0), -100)):
+        output = model(ids, mask, pixel_values=pixels, labels=labels)
+        expected = torch.nn.functional.cross_entropy(output.logits[0, :-1], labels[0, 1:], ignore_index=-100)
+        torch.testing.assert_close(output.loss, expected)
     nothing = model(ids, mask, pixel_values=pixels, labels=torch.full_like(ids, -100)).loss
-    assert nothing == 0
-    nothing.backward()
+    assert nothing.isnan()
 
 
 def test_pixel_shuffle_order() -> None:
