@@ -33,6 +33,7 @@ def keep(count: int, end: Callable[[Callable[[], None]], NoReturn]) -> None:
     for _, link in _SPARES:  # those of the process that this one was forked from
         link.close()
     _SPARES.clear()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # a spare is deaf from its first moment on
     for _ in range(count):
         ours, theirs = socket.socketpair()
         pid = os.fork()
@@ -43,6 +44,7 @@ def keep(count: int, end: Callable[[Callable[[], None]], NoReturn]) -> None:
             _stand_by(theirs, end)
         theirs.close()
         _SPARES.append((pid, ours))
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     subprocess._fork_exec = _posixsubprocess.fork_exec = _start  # type: ignore[attr-defined]
 
 
@@ -67,7 +69,6 @@ def _start(*request: Any) -> int:
 
 def _stand_by(link: socket.socket, end: Callable[[Callable[[], None]], NoReturn]) -> NoReturn:
     """Waits, deaf to what asks the parent to stop, until it is started; ends where the parent has ended."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     called, fds, _, _ = socket.recv_fds(link, 1, 64)
     if not called:
         os._exit(0)

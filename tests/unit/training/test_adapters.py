@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from m4train.config import AdapterConfig, Config, FreezeConfig, FreezeRule
+from m4train.config import AdapterConfig, Config, FreezeConfig, FreezeRule, TrainerConfig
 from m4train.errors import CheckpointError, ConfigError
 from m4train.training.adapters import apply_adapters, merge_adapters
 from m4train.training.checkpoints.adapter_files import load_adapter, save_adapter, start_adapter, trained_whole
@@ -153,7 +153,8 @@ def test_qlora_quantises_the_named_parts_only():
     plain = {name: p.detach().clone() for name, p in model.named_parameters()}
     apply_adapters(model, AdapterConfig(kind="qlora", rank=2, targets={"text": ["q_proj"]}))
     apply_freezing(model, FreezeConfig([FreezeRule(part="connector", trainable=True)]))
-    rows = {row.part: row for row in parameter_table(model, Config(), torch.device("cpu"))}
+    config = Config(trainer=TrainerConfig(precision="bf16"))
+    rows = {row.part: row for row in parameter_table(model, config, torch.device("cpu"))}
     assert rows["text"].quantized > 0.9 * (rows["text"].parameters - rows["text"].adapted)
     assert all(rows[part].quantized == 0 for part in ("vision", "connector", "embeddings", "lm_head"))
     assert rows["connector"].trainable == rows["connector"].parameters
