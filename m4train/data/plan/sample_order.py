@@ -82,7 +82,7 @@ class SampleOrder:
             if units:
                 return NextSample(units, images, dropped, (epoch, position))
             tried += 1
-            if tried > len(self._source):
+            if tried > 2 * len(self._source):  # the end of one epoch and the beginning of the next hold fewer in a row
                 raise DataError(
                     f"None of the {len(self._source)} samples of source {self._source.name!r} can be packed, "
                     f"last: {dropped[-1].detail}."

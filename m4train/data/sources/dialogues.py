@@ -161,6 +161,10 @@ def _parts(turn: Record, item: Any, number: int, gallery: Gallery) -> list[Item]
     if kind in _IMAGE_ITEMS:
         part.leave("detail", "width", "height", "alt", "crc32", "min_pixels", "max_pixels")
         index = part.get("index")
+        if isinstance(said := part.get("text"), str) and said.strip():
+            raise BadSample(
+                "bad_json", f"turn {number} has an item with both a picture and a text: give each its own item"
+            )
         value = part.first("image", "image_url", "url", "path", "source", "value", "bytes", "base64", "data")
         if is_empty(value):
             if index is not None and (type(index) is not int or index < 0):

@@ -138,7 +138,7 @@ class Record:
     def _unread(self) -> Iterator[tuple[str, str, Any]]:
         """Path, name and value of what holds something and was neither read nor left."""
         for name, value in self.content.items():
-            if name not in self.read and name not in self._left and not is_empty(value):
+            if name not in self.read and name not in self._left and (value is False or not is_empty(value)):
                 yield (f"{self.path}.{name}" if self.path else str(name)), str(name), value
         for part in self._parts:
             yield from part._unread()
@@ -150,7 +150,8 @@ class Record:
             if self.reading.ignores(path, name):
                 continue
             known = name in KNOWN
-            medium = None if known and not blind else medium_in(name, value, blind, by_name=not known)
+            nothing = value is False or (known and not blind)  # a flag may be named after what a record lacks
+            medium = None if nothing else medium_in(name, value, blind, by_name=not known)
             if medium is not None:
                 where = "" if path == name else f"{path.removesuffix('.' + name)}: "
                 raise BadSample("unread_media", f"field {where}{medium}, which is not read: {_way_out(name)}")

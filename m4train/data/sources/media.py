@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -46,11 +47,13 @@ _LONG_CODE = 256  # characters of unbroken letters and digits that are not text
 
 
 def is_empty(value: Any) -> bool:
-    """Whether there is nothing in a value, however deep."""
+    """Whether there is nothing in a value, however deep. NaN and infinity are what pandas writes for nothing."""
     if isinstance(value, dict):
         return all(is_empty(part) for part in value.values())
     if isinstance(value, (list, tuple)):
         return all(is_empty(part) for part in value)
+    if isinstance(value, float):
+        return not math.isfinite(value)
     return value is None or value is False or (isinstance(value, (str, bytes)) and not value.strip())
 
 

@@ -19,6 +19,7 @@ from m4train.data.sources.placeholders import stray
 from m4train.errors import BadSample
 from m4train.processing.images import read_image_info
 
+_BAD_LABELS = ("false", "rejected", "undesirable", "dispreferred", "no", "0")  # the last two only next to a completion
 MISSING = ("missing_image", "remote_image")  # reasons why an image is not there
 _ABOUT = ("source", "url", "general_metadata", "label")  # what is read of a record that is neither text nor picture
 
@@ -66,8 +67,8 @@ def _composed(content: Any, reading: Reading, stored: Sequence[str] | None, kept
     record = Record(content, reading)
     record.leave(*reading.where_fields)
     reading.check_where(content)
-    if "label" not in reading.fields.values() and content.get("label") is False:
-        raise BadSample("not_preferred", "its `label` is false: an answer that should not be learned")
+    if "label" not in reading.fields.values() and _not_preferred(content):
+        raise BadSample("not_preferred", f"its `label` is {content['label']!r}: an answer that should not be learned")
     form = _form(record)
     if form == "documents":
         data, pictures = interleaved(record, kept)
@@ -82,6 +83,16 @@ def _composed(content: Any, reading: Reading, stored: Sequence[str] | None, kept
     text = {name: value for name, value in content.items() if name in record.read and value is not None}
     text = {name: value for name, value in text.items() if name not in _ABOUT and not _is_picture(name, reading)}
     return Composed(checked(sample, reading), pictures, text, record, form == "documents")
+
+
+def _not_preferred(content: dict[str, Any]) -> bool:
+    """Whether a record says that its answer is a bad one. A number may be the number of a class, except next to a completion."""
+    label = content.get("label")
+    if isinstance(label, (int, float)) and not isinstance(label, bool):
+        return "completion" in content and label <= 0
+    return label is False or (
+        isinstance(label, str) and label.strip().lower() in _BAD_LABELS[: None if "completion" in content else -2]
+    )
 
 
 def _is_picture(name: str, reading: Reading) -> bool:

@@ -165,3 +165,16 @@ def test_long_documents_are_cut_between_items_only(values: list[tuple[int, int]]
         end = last
     kept = sum(tokens[first:last][kinds[first:last] == 1].sum() for first, last in ranges)
     assert kept >= tokens[kinds == 1].sum() - len(tokens)  # only ranges of at most one text token may be left out
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_good_sample_among_many_bad_ones_is_found_in_every_epoch(tmp_path: Path, seed: int) -> None:
+    """Those left out at the end of an epoch and at the beginning of the next are more in a row than the source holds."""
+    key, content, images = document(0)
+    broken = [(f"bad{number}", content, {name: data[:-60] for name, data in images.items()}) for number in range(19)]
+    write_shards(tmp_path, [*broken, (key, content, images)])
+    data = data_config(max_bad_fraction=1.0, packing_pool=1)
+    plan = Plan(build_sources({"s": SourceConfig(path=str(tmp_path / "*.tar"))}, data, FakeProcessor()), data, seed, 1)
+    steps = [step for step, _ in zip(plan.steps(), range(8))]
+    assert [len(step.packs) for step in steps] == [1] * 8
+    assert {plan.sources[0].key(unit.sample) for step in steps for pack in step.packs for unit in pack.units} == {key}

@@ -340,6 +340,26 @@ BAD: dict[str, tuple[dict, str]] = {
         "image_count",
     ),
     "a label that is false": ({"prompt": Q, "completion": R, "label": False}, "not_preferred"),
+    "a label in letters": ({"prompt": Q, "completion": R, "label": " False"}, "not_preferred"),
+    "a label of the rejected": ({"question": Q, "answer": R, "label": "rejected"}, "not_preferred"),
+    "a label in digits": ({"prompt": Q, "completion": R, "label": "0"}, "not_preferred"),
+    "a label of zero": ({"prompt": Q, "completion": R, "label": 0}, "not_preferred"),
+    "a label below zero": ({"prompt": Q, "completion": R, "label": -1.0}, "not_preferred"),
+    "an answer that is not a number": ({"question": Q, "answer": float("nan")}, "empty_answer"),
+    "a caption that is not a number": ({"images": [A], "caption": float("nan")}, "bad_json"),
+    "an item of picture and text": (
+        {"messages": [{"role": "user", "content": [{"image": A, "text": Q}]}, {"role": "assistant", "content": R}]},
+        "bad_json",
+    ),
+    "a picture item with text": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": A}, "text": Q}]},
+                {"role": "assistant", "content": R},
+            ]
+        },
+        "bad_json",
+    ),
     "a weight that is none": (
         {"messages": [*turns(Q, R)[:1], {"role": "assistant", "content": R, "weight": "high"}]},
         "bad_weight",

@@ -201,7 +201,7 @@ def test_nothing_disappears(record: dict, turn: dict, item: dict) -> None:
     if reason:
         assert reason == "unread_media"
         return
-    assert unread == {path for path, value in added.items() if _something(value)}
+    assert unread == {path for path, value in added.items() if _something(value) or value is False}
     assert not any(_media(value) for value in added.values())
     assert not any(
         _something(v) and speaks_of_media(path.rpartition(".")[2]) and not isinstance(v, (int, bool))
