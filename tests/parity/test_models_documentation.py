@@ -137,7 +137,9 @@ def test_a_loss_of_processed_inputs(padding_side: str, tmp_path: Path) -> None:
     perturb(model)
     texts = ["<image>In this image, we see a digit", "a longer text and then: <image> 7"]
     inputs = processor(text=texts, images=[[picture(9, 9)], [picture(8, 9)]], padding=True, return_tensors="pt")
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    mask = inputs["attention_mask"]
+    labels = inputs["input_ids"].masked_fill(mask == 0, -100)
+    labels[torch.arange(2), mask.argmax(1)] = -100  # padding on the left would predict the first token
     together = model(**inputs, labels=labels, num_items_in_batch=1).loss
     alone = 0.0
     for text, image in zip(texts, (picture(9, 9), picture(8, 9))):
