@@ -55,9 +55,11 @@ def own_error(compute: Callable[..., Any], *given: Any) -> float:
 def assert_near(actual: Any, expected: Any, error: float, times: float = TIMES) -> None:
     """The two are no further `apart` than `times` an error that the reference makes itself (`own_error`).
 
-    Nothing is known better than the distance of neighbouring numbers, so that an error of zero by chance allows that much.
+    Nothing is known better than the distance of neighbouring numbers, so that an error of zero by chance allows that much;
+    in fp32, where tiny models come near it by luck, four times that much: a result is made of many roundings.
     """
     spacing = max(torch.finfo(t.dtype).eps for t in _tensors(actual))
+    spacing *= 4 if spacing < 1e-6 else 1
     found, own = apart(actual, expected), max(error, spacing)
     assert found <= times * own, f"{found:.3g} of the largest value apart, and the reference's own error is {own:.3g}"
 

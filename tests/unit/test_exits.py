@@ -119,7 +119,7 @@ def test_the_last_line_of_a_launcher_is_right(said, train, checkpoint, expected,
 def test_an_interrupt_while_a_run_is_prepared_is_one_sentence(tmp_path):
     child = warm.start_command("train", "experiment=digits_pretrain", "data.root=data", folder=tmp_path)
     deadline = time.monotonic() + 100
-    while not (tmp_path / "data").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "data.lock").exists() and time.monotonic() < deadline:  # the data is being built
         time.sleep(0.01)
     child.signal_group(signal.SIGINT)
     assert child.wait(60) == 130, child.said()
