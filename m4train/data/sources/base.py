@@ -15,6 +15,7 @@ from PIL import Image
 from m4train.data.documents.sample import Sample
 from m4train.data.sources.fields import Reading
 from m4train.data.storage.files import FileReader, Range
+from m4train.processing.images import decode_image
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,21 @@ class ShardFormat(Protocol):
 
     def blocks(self, files: FileReader, path: str) -> list[int] | None:
         """Samples in each stretch that is read whole, if single samples cannot be read; None if they can."""
+
+
+class StoredFiles:
+    """The part of formats whose images are stored as files: `images` are their `stored_images`, decoded."""
+
+    image_range: Sequence[float] = ()
+
+    def stored_images(
+        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
+    ) -> list[bytes]:
+        raise NotImplementedError
+
+    def images(
+        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
+    ) -> dict[int, Image.Image]:
+        """The images numbered `wanted`, see `ShardFormat.images`."""
+        stored = self.stored_images(files, path, members, wanted)
+        return {number: decode_image(data, image_range=self.image_range) for number, data in zip(wanted, stored)}

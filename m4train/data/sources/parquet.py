@@ -11,11 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from PIL import Image
-
 from m4train.config.packages import need
 from m4train.data.documents.sample import Sample
-from m4train.data.sources.base import Member, ScannedSample
+from m4train.data.sources.base import Member, ScannedSample, StoredFiles
 from m4train.data.sources.fields import CAPTIONS, KNOWN, PICTURES, READABLE, RECORD_OPTIONS, TURNS, Reading, asking
 from m4train.data.sources.gallery import NUMBERED
 from m4train.data.sources.pictures import Pictures
@@ -31,16 +29,14 @@ from m4train.data.sources.records import (
 from m4train.data.storage.files import FileReader, Range, is_remote
 from m4train.data.storage.kept_blocks import KeptBlocks
 from m4train.errors import BadSample, DataError
-from m4train.processing.images import decode_image
 
 
-class ParquetRows:
+class ParquetRows(StoredFiles):
     """One sample a row. A member's `offset` is its row group, `size` its row in it, `part` the number of the image."""
 
     name = "parquet"
     settings: Mapping[str, Any] = {"rules": 2}
     pictures = Pictures()
-    image_range: Sequence[float] = ()
     honours = RECORD_OPTIONS
 
     def __init__(self, reading: Reading = Reading(), window: int = 1, pool: int = 0) -> None:  # noqa: B008 (frozen)
@@ -73,12 +69,6 @@ class ParquetRows:
 
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
         return self._composed(files, path, members).sample
-
-    def images(
-        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
-    ) -> dict[int, Image.Image]:
-        stored = self.stored_images(files, path, members, wanted)
-        return {number: decode_image(data, image_range=self.image_range) for number, data in zip(wanted, stored)}
 
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]

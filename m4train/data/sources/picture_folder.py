@@ -7,26 +7,23 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
 from m4train.data.documents.sample import Sample, sample_from_dict
-from m4train.data.sources.base import Member, ScannedSample, content_hash
+from m4train.data.sources.base import Member, ScannedSample, StoredFiles, content_hash
 from m4train.data.sources.fields import Reading
 from m4train.data.sources.records import image_member, unchanged
 from m4train.data.sources.tarfiles import is_junk
 from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
-from m4train.processing.images import PICTURE_EXTENSIONS, decode_image
+from m4train.processing.images import PICTURE_EXTENSIONS
 
 _TEXTS = (".txt", ".caption")
 
 
-class PictureFolder:
+class PictureFolder(StoredFiles):
     """Each picture and its text are a document. A member's `offset` names its file: it is a hash of the path in the folder."""
 
     name = "picture_folder"
     settings: Mapping[str, Any] = {}
-    image_range: Sequence[float] = ()
     honours: frozenset[str] = frozenset()
 
     def __init__(self, reading: Reading = Reading()) -> None:  # noqa: B008 (frozen)
@@ -50,12 +47,6 @@ class PictureFolder:
 
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
         return _document(self._read(files, path, members[0]))
-
-    def images(
-        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
-    ) -> dict[int, Image.Image]:
-        stored = self.stored_images(files, path, members, wanted)
-        return {number: decode_image(data, image_range=self.image_range) for number, data in zip(wanted, stored)}
 
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]

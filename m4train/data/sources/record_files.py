@@ -10,25 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from PIL import Image
-
 from m4train.data.documents.sample import Sample
-from m4train.data.sources.base import Member, ScannedSample, content_hash
+from m4train.data.sources.base import Member, ScannedSample, StoredFiles, content_hash
 from m4train.data.sources.fields import RECORD_OPTIONS, Reading
 from m4train.data.sources.pictures import Pictures
 from m4train.data.sources.records import Composed, compose, found_images, kept_images, unchanged
 from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
-from m4train.processing.images import decode_image
 
 
-class RecordFile:
+class RecordFile(StoredFiles):
     """Files of records, each a stretch of bytes. A format says which stretches they are, and what each holds."""
 
     name = ""
     settings: Mapping[str, Any] = {"rules": 2}
     pictures = Pictures()
-    image_range: Sequence[float] = ()
     honours = RECORD_OPTIONS
 
     def __init__(self, reading: Reading = Reading()) -> None:  # noqa: B008 (frozen)
@@ -69,12 +65,6 @@ class RecordFile:
         text = members[0]
         raw = unchanged(files.read(path, text.offset, text.size), text, f"the record at byte {text.offset}")
         return compose(self.parse(files, path, raw), self.reading, kept=kept_images(members, self.reading))
-
-    def images(
-        self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
-    ) -> dict[int, Image.Image]:
-        stored = self.stored_images(files, path, members, wanted)
-        return {number: decode_image(data, image_range=self.image_range) for number, data in zip(wanted, stored)}
 
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]

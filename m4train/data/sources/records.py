@@ -19,7 +19,8 @@ from m4train.data.sources.placeholders import stray
 from m4train.errors import BadSample
 from m4train.processing.images import read_image_info
 
-_BAD_LABELS = ("false", "rejected", "undesirable", "dispreferred", "no", "0")  # the last two only next to a completion
+_BAD_LABELS = ("false", "rejected", "undesirable", "dispreferred")
+_BAD_NEXT_TO_A_COMPLETION = (*_BAD_LABELS, "no", "0")  # elsewhere these may be the name of a class
 MISSING = ("missing_image", "remote_image")  # reasons why an image is not there
 _ABOUT = ("source", "url", "general_metadata", "label")  # what is read of a record that is neither text nor picture
 
@@ -87,12 +88,12 @@ def _composed(content: Any, reading: Reading, stored: Sequence[str] | None, kept
 
 def _not_preferred(content: dict[str, Any]) -> bool:
     """Whether a record says that its answer is a bad one. A number may be the number of a class, except next to a completion."""
-    label = content.get("label")
+    label, completed = content.get("label"), "completion" in content
     if isinstance(label, (int, float)) and not isinstance(label, bool):
-        return "completion" in content and label <= 0
-    return label is False or (
-        isinstance(label, str) and label.strip().lower() in _BAD_LABELS[: None if "completion" in content else -2]
-    )
+        return completed and label <= 0
+    if isinstance(label, str):
+        return label.strip().lower() in (_BAD_NEXT_TO_A_COMPLETION if completed else _BAD_LABELS)
+    return label is False
 
 
 def _is_picture(name: str, reading: Reading) -> bool:
