@@ -111,7 +111,7 @@ class CostConfig:
 class DataConfig:
     """What is trained on, in which order, and how it becomes packs."""
 
-    root: str = "datasets"  # folder that `prepare` writes to
+    root: str = "data"  # folder that `prepare` writes to
     # "package.module:function", called as function(root) if its output is missing; null: none
     prepare: str | None = None
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # name -> dataset to train on

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_tutorial_as_written(digits_root, tmp_path):
-    (tmp_path / "datasets").mkdir()
-    (tmp_path / "datasets" / "digits").symlink_to(digits_root)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "digits").symlink_to(digits_root)
     blocks = re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     done, commands = run_script("\n".join(blocks), tmp_path)
     assert done.returncode == 0, done.stderr + commands[-1].said()

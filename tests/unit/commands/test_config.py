@@ -12,7 +12,7 @@ def test_the_composed_configuration_is_yaml_that_composes_to_itself(capsys, tmp_
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["trainer"]["max_steps"] == 70
     assert printed["run_dir"] == "runs/digits_sft"
-    assert printed["data"]["sources"]["single"]["path"] == "datasets/digits/single/train-*.tar"
+    assert printed["data"]["sources"]["single"]["path"] == "data/digits/single/train-*.tar"
     save_config(load_config(["experiment=digits_sft", "trainer.max_steps=70"]), tmp_path / "config.yaml")
     assert printed == yaml.safe_load((tmp_path / "config.yaml").read_text())
 
