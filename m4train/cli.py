@@ -86,6 +86,13 @@ COMMANDS = {
         f"to=FOLDER [workers=N] {OVERRIDES}",
         (Folder("to", "where the shards are written: m4train data convert to=FOLDER ..."), Number("workers", 1)),
     ),
+    "pipeline": Command(
+        "raw web pages and public datasets -> shards, by the steps of data_pipelines",
+        "pipeline:pipeline",
+        "NAME|FILE.yaml [key=value ...]",
+        parser="pipeline:parser",
+        reads="",
+    ),
     "launch slurm": Command(
         "submit the run that train would start to SLURM",
         "slurm:submit",

@@ -47,7 +47,7 @@ def groups() -> dict[str, list[str]]:
     return {
         group.name: sorted(choice.stem for choice in group.glob("*.yaml"))
         for group in sorted(folder.iterdir())
-        if group.is_dir()
+        if group.is_dir() and group.name != "pipeline"  # not of a run, see data_pipelines/frame/config.py
     }
 
 
@@ -63,7 +63,7 @@ def load_config(overrides: list[str]) -> Config:
         name = _checked(override)
         (choices if name in groups() or override.startswith("~") else keys).append(override)
     ConfigStore.instance().store(name="schema", node=schema_with_old_keys())
-    with _explained(), initialize_config_dir(str(resource_folder("conf")), version_base="1.3"):
+    with explained(), initialize_config_dir(str(resource_folder("conf")), version_base="1.3"):
         composed = composed_start(lambda given: hydra_compose("train", given), choices, keys)
         take_old_keys(composed, _hint_once)
         for override in keys:
@@ -89,7 +89,7 @@ def load_run_config(overrides: list[str]) -> Config:
     for override in overrides:
         _checked(override)
     stored = _stored(Path(given["run_dir"]) if "run_dir" in given else None, Path(given.get("resume", "auto")))
-    with _explained():
+    with explained():
         merged = OmegaConf.merge(schema_with_old_keys(), stored)
         take_old_keys(merged)
         forget_scratch(merged.model, starts_from(overrides) is not None)
@@ -129,7 +129,7 @@ def _object(composed: Any) -> Config:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turns what Hydra and OmegaConf refuse into one sentence."""
     try:
         yield
@@ -223,8 +223,8 @@ def save_config(config: Config, path: Path) -> None:
     OmegaConf.save(OmegaConf.structured(config), path)
 
 
-def _checked(override: str) -> str:
-    """The key or group that an override sets. Raises ConfigError if there is no such key or choice."""
+def parsed_override(override: str) -> tuple[str, Any]:
+    """Key or group, and value, of one override. Raises ConfigError if it is not one, or gives several values."""
     if override.startswith("-"):
         raise ConfigError(
             f"{override!r} is not an option of this command: overrides have the form key=value or group=choice."
@@ -237,7 +237,12 @@ def _checked(override: str) -> str:
         raise ConfigError(
             f"{override!r} gives several values: give one, or a list in brackets, or quote what holds commas."
         )
-    key, value = parsed.key_or_group, parsed.value()
+    return parsed.key_or_group, parsed.value()
+
+
+def _checked(override: str) -> str:
+    """The key or group that an override sets. Raises ConfigError if there is no such key or choice."""
+    key, value = parsed_override(override)
     choices = groups().get(key)
     if choices is not None:
         if isinstance(value, str) and value not in choices:

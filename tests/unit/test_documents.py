@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.frame import config as pipelines
 from m4train.cli import COMMANDS, _command_of
 from m4train.commands.arguments import Flag
 from m4train.config import compose
@@ -48,6 +49,10 @@ def commands_of(page: Path) -> list[list[str]]:
 def test_commands_and_keys_exist(page):
     for words in commands_of(page):
         name, rest = _command_of([word for word in words if word != "..."])
+        if name == "pipeline":
+            if rest[0] in pipelines.presets():
+                pipelines.load_pipeline(rest[0], [word for word in rest[1:] if "=" in word])
+            continue
         for option in COMMANDS[name].options:
             given = [] if isinstance(option, Flag) else [f"{option.name}=1"]
             _, rest = option.take(name, [*given, *rest])

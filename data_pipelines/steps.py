@@ -1,0 +1,8 @@
+"""The steps by name, each with the class ("module:class") that a pipeline's YAML sets the arguments of. A step of one's own is
+named by `step: module:class` there, or added here."""
+
+from __future__ import annotations
+
+STEPS = {
+    "documents": "data_pipelines.frame.reading:ReadDocuments",
+}

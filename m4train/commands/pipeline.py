@@ -1,0 +1,51 @@
+"""`m4train pipeline NAME key=value ...`: raw pages and public datasets to shards, by the steps in `data_pipelines/`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from m4train.config.packages import need
+from m4train.errors import ConfigError
+
+
+def pipeline(arguments: list[str]) -> int:
+    """Runs a pipeline, or what is missing of it; returns the exit code."""
+    from data_pipelines.frame.config import load_pipeline, presets
+
+    if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
+        raise ConfigError(f"pipeline needs a NAME: {', '.join(presets())}, or a path to a YAML file.")
+    need("datatrove", "m4train pipeline")
+    config = load_pipeline(arguments[0], arguments[1:])
+    from data_pipelines.frame.runner import run_pipeline
+
+    return run_pipeline(config)
+
+
+class _Help:
+    """The presets with the first line of each."""
+
+    def format_help(self) -> str:
+        from data_pipelines.frame.config import presets
+        from data_pipelines.steps import STEPS
+        from m4train.config.compose import resource_folder
+
+        lines = [
+            "m4train pipeline: raw pages and public datasets -> shards",
+            "",
+            "usage: m4train pipeline NAME|FILE.yaml [key=value ...]",
+            "",
+        ]
+        for name in presets():
+            first = (resource_folder("conf") / "pipeline" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+            lines.append(f"  {name:<16}{first.lstrip('# ')}")
+        lines += [
+            "",
+            f"steps: {', '.join(STEPS)}",
+            "keys: those of the YAML and the arguments of its steps, as STEP.ARGUMENT=value",
+        ]
+        lines += ["      tasks=1  executor=local|slurm|ray  executor.workers=1"]
+        return "\n".join(lines)
+
+
+def parser() -> Any:
+    return _Help()
