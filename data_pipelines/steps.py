@@ -4,5 +4,5 @@ named by `step: module:class` there, or added here."""
 from __future__ import annotations
 
 STEPS = {
-    "documents": "data_pipelines.frame.reading:ReadDocuments",
+    "warc": "data_pipelines.web.warc:ReadWarc",
 }
