@@ -79,8 +79,10 @@ def _of_gzip(window: _Window, offset: int, max_bytes: int) -> Iterator[Cut]:
     limit = max_bytes + _MAX_HEAD
     while window.read(offset, 1):
         data, end, trouble = _inflated(window, offset, limit)
-        if trouble == "damaged":
+        if trouble in ("damaged", "truncated"):
             following = _next_member(window, offset + 1)
+            if following is not None:
+                trouble = "damaged"  # its end was not found, though the file goes on
             yield Cut(offset, (following if following is not None else end) - offset, data, trouble)
             if following is None:
                 return
