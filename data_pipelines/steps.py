@@ -5,4 +5,6 @@ from __future__ import annotations
 
 STEPS = {
     "warc": "data_pipelines.web.warc:ReadWarc",
+    "write": "data_pipelines.corpus.write:WriteShards",
+    "seal": "data_pipelines.corpus.seal:Seal",
 }

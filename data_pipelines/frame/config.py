@@ -124,10 +124,19 @@ def _composed(path: Path, overrides: list[str]) -> dict[str, Any]:
         composed = compose(_ROOT, overrides)
         if "stages" not in composed:
             raise ConfigError(f"{path} has no stages: it is not a pipeline.")
-        missing = sorted(OmegaConf.missing_keys(composed))
+        missing = list(_missing(OmegaConf.to_container(composed), ""))
         values = OmegaConf.to_container(composed, resolve=not missing)
         assert isinstance(values, dict)
         return {str(key): value for key, value in values.items()} | ({"???": missing} if missing else {})
+
+
+def _missing(values: Any, where: str) -> Iterator[str]:
+    """The keys that are `???`. OmegaConf looks for them too, but not if another key refers to one."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _missing(value, f"{where}.{key}" if where else str(key))
+    elif values == "???":
+        yield where
 
 
 def _checked(key: str, value: str, tree: dict[str, Any]) -> str:

@@ -60,7 +60,7 @@ def convert(
 def canonical(source: Source, number: int) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The canonical JSON of a sample and its stored images by member name. Raises BadSample."""
     sample, images = source.read(number), source.stored_images(number)
-    names = [f"{place}.{_extension(data)}" for place, data in enumerate(images)]
+    names = [f"{place}.{image_extension(read_image_info(data).format)}" for place, data in enumerate(images)]
     return _content(sample, names, images), dict(zip(names, images))
 
 
@@ -157,6 +157,6 @@ def _content(sample: Sample, names: list[str], images: list[bytes]) -> dict[str,
     return body | {"source": sample.source} | {name: value for name, value in optional.items() if value}
 
 
-def _extension(data: bytes) -> str:
-    kind = read_image_info(data).format
+def image_extension(kind: str) -> str:
+    """The ending of the name of an image of this format, as Pillow calls it."""
     return _EXTENSIONS.get(kind, kind.lower())

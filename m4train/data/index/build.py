@@ -65,6 +65,14 @@ def build_index(
             raise
 
 
+def build_structure(shard: str, shard_format: ShardFormat, index_dir: str | None = None) -> None:
+    """Writes the part of a shard's index that no processor decides; whoever trains on it counts tokens from its texts alone."""
+    path = index_path(shard, index_dir)
+    with _locked(path):
+        structure, _ = scan_shard(shard, shard_format, None, FileReader(read_ahead=_READ_AHEAD))
+        write_arrays(path, *structure)
+
+
 def open_index(
     shards: Sequence[str], shard_format: ShardFormat, renderer: Renderer, index_dir: str | None, auto_limit: int
 ) -> MappedShards:
@@ -222,6 +230,8 @@ def _build_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, inde
         if structure is not None:
             counts = count_shard(shard, shard_format, renderer, structure)
         else:
-            structure, counts = scan_shard(shard, shard_format, renderer, FileReader(read_ahead=_READ_AHEAD))
+            structure, counted = scan_shard(shard, shard_format, renderer, FileReader(read_ahead=_READ_AHEAD))
+            assert counted is not None
+            counts = counted
             write_arrays(path, *structure)
         write_arrays(tokens_path(shard, index_dir, fingerprint), *counts)

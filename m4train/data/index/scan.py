@@ -28,19 +28,22 @@ _NOTHING = Pieces(*(np.empty(0, np.int32) for _ in range(3)))
 Stored = tuple[dict[str, Any], dict[str, np.ndarray]]  # meta and arrays of one file
 
 
-def scan_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, files: FileReader) -> tuple[Stored, Stored]:
-    """The structure of a shard and its token counts, from one pass. Raises DataError if it changes meanwhile."""
+def scan_shard(
+    shard: str, shard_format: ShardFormat, renderer: Renderer | None, files: FileReader
+) -> tuple[Stored, Stored | None]:
+    """The structure of a shard and, for a renderer, its token counts, from one pass. Raises DataError if it changes meanwhile."""
     found = stamp(shard)
-    structure, counts = _Structure(shard), _Counts(renderer)
+    structure, counts = _Structure(shard), None if renderer is None else _Counts(renderer)
     for sample in shard_format.scan(files, shard):
         structure.add(sample)
-        counts.add(files, shard, shard_format, sample.key, sample.members)
+        if counts is not None:
+            counts.add(files, shard, shard_format, sample.key, sample.members)
     if stamp(shard) != found:
         raise DataError(f"{shard} changed while it was indexed: wait until it is written, then start again.")
     meta, parts = structure.stored()
     meta |= {"format": shard_format.name, "stamp": found, "blocks": shard_format.blocks(files, shard)}
     meta |= {"settings": dict(shard_format.settings)} if shard_format.settings else {}
-    return (meta, parts), counts.stored(meta["digest"])
+    return (meta, parts), None if counts is None else counts.stored(meta["digest"])
 
 
 def count_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, structure: Stored) -> Stored:

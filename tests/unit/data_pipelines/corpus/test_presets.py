@@ -1,0 +1,24 @@
+"""Every preset of the steps between extraction and shards is a whole pipeline once its inputs are named."""
+
+import pytest
+
+from data_pipelines.frame.config import load_pipeline
+from data_pipelines.frame.options import build_step
+from m4train.errors import ConfigError
+
+NEEDS = {
+    "write": ["documents=."],
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_preset_needs_its_inputs_and_nothing_else(name, tmp_path):
+    config = load_pipeline(name, [f"folder={tmp_path}", *NEEDS[name]])
+    for stage in config.stages.values():
+        for step, options in stage.steps.items():
+            build_step(step, options)
+
+
+def test_an_input_that_is_not_named_is_asked_for(tmp_path):
+    with pytest.raises(ConfigError, match="documents of the pipeline write is not set: add documents="):
+        load_pipeline("write", [f"folder={tmp_path}"])
