@@ -5,6 +5,7 @@ from __future__ import annotations
 
 STEPS = {
     "warc": "data_pipelines.web.warc:ReadWarc",
+    "filter": "data_pipelines.corpus.filter:Filter",
     "write": "data_pipelines.corpus.write:WriteShards",
     "seal": "data_pipelines.corpus.seal:Seal",
 }

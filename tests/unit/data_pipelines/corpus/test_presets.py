@@ -7,6 +7,12 @@ from data_pipelines.frame.options import build_step
 from m4train.errors import ConfigError
 
 NEEDS = {
+    "filter": [
+        "documents=.",
+        "filters.document.perplexity=off",
+        "filters.document.common_words=off",
+        "filters.paragraph.common_words=off",
+    ],
     "write": ["documents=."],
 }
 
@@ -22,3 +28,11 @@ def test_a_preset_needs_its_inputs_and_nothing_else(name, tmp_path):
 def test_an_input_that_is_not_named_is_asked_for(tmp_path):
     with pytest.raises(ConfigError, match="documents of the pipeline write is not set: add documents="):
         load_pipeline("write", [f"folder={tmp_path}"])
+
+
+@pytest.mark.parametrize("choice", ["mint1t", "mmc4_like", "none"])
+def test_other_filters_can_be_chosen(choice, tmp_path):
+    config = load_pipeline("filter", [f"folder={tmp_path}", "documents=.", f"filters={choice}"])
+    (stage,) = config.stages.values()
+    rules = build_step("filter", stage.steps["filter"]).rules
+    assert bool(rules.image) == (choice != "none")
