@@ -44,32 +44,32 @@ COMMANDS = {
     "plan": Command(
         "show what a run would see, from the indexes alone: epochs, mixture, padding, balance",
         "inspect:plan",
-        f"[ranks=N] [--json] {OVERRIDES}",
+        f"[--ranks N] [--json] {OVERRIDES}",
         (Number("ranks", 1), JSON),
     ),
     "preview": Command(
         "write run_dir/preview.html, the first packs as the model sees them",
         "inspect:preview",
-        f"[packs=N] {OVERRIDES}",
+        f"[--packs N] {OVERRIDES}",
         (Number("packs", 4),),
     ),
     "validate": Command(
         "read every sample of all sources and report what is wrong; fails above data.max_bad_fraction",
         "inspect:validate",
-        f"[workers=N] [--json] {OVERRIDES}",
+        f"[--workers N] [--json] {OVERRIDES}",
         (Number("workers", CORES), JSON),
     ),
     "bench": Command(
         "measure the data side, stage by stage on one core and as a whole",
         "inspect:bench",
-        f"[packs=N] [--json] {OVERRIDES}",
+        f"[--packs N] [--json] {OVERRIDES}",
         (Number("packs", 32), JSON),
     ),
     "replay": Command(
         "show every sample of one step of a run, with the configuration it was started with",
         "inspect:replay",
-        f"step=N [--json] run_dir=RUN | {OVERRIDES}",
-        (Number("step", None, "the optimizer step to show: m4train replay step=N run_dir=RUN"), JSON),
+        f"--step N [--json] run_dir=RUN | {OVERRIDES}",
+        (Number("step", None, "the optimizer step to show: m4train replay --step N run_dir=RUN"), JSON),
         reads="run",
     ),
     "config": Command(
@@ -83,8 +83,11 @@ COMMANDS = {
     "data convert": Command(
         "write all sources as canonical shards, stored image bytes kept",
         "data:convert",
-        f"to=FOLDER [workers=N] {OVERRIDES}",
-        (Folder("to", "where the shards are written: m4train data convert to=FOLDER ..."), Number("workers", 1)),
+        f"--out FOLDER [--workers N] {OVERRIDES}",
+        (
+            Folder("out", "where the shards are written: m4train data convert --out FOLDER ...", "to"),
+            Number("workers", 1),
+        ),
     ),
     "pipeline": Command(
         "raw web pages and public datasets -> shards, by the steps of data_pipelines",
@@ -96,7 +99,7 @@ COMMANDS = {
     "launch slurm": Command(
         "submit the run that train would start to SLURM",
         "slurm:submit",
-        f"nodes=N [--SBATCH_OPTION ...] {OVERRIDES}",
+        f"--nodes N [--SBATCH_OPTION ...] {OVERRIDES}",
         reads="",
     ),
     "launch check": Command(

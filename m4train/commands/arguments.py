@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from m4train.errors import ConfigError
+from m4train.exits import say_once
 
 if TYPE_CHECKING:
     from m4train.config import Config
@@ -17,34 +18,64 @@ OVERRIDES = "[group=choice ...] [key=value ...]"
 OF_RUN = f"run_dir=RUN | resume=CHECKPOINT | {OVERRIDES}"
 
 
+def taken(names: Sequence[str], arguments: list[str], plain: str = "") -> tuple[str | None, list[str]]:
+    """The last value of an option, as `--name VALUE` or `--name=VALUE`, and the arguments without it.
+
+    With `plain`, `plain=VALUE` is taken as well, with a hint. Raises ConfigError for an option without a value.
+    """
+    value, rest, left = None, [], iter(arguments)
+    for argument in left:
+        name, equals, given = argument.partition("=")
+        if name in names:
+            value = given if equals else next(left, None)
+            if value is None:
+                raise ConfigError(f"{name} needs a value: {name} VALUE.")
+        elif plain and equals and name == plain:
+            say_once(f"m4train: {argument} still works, but write {names[0]} {given}.")
+            value = given
+        else:
+            rest.append(argument)
+    return value, rest
+
+
 class Number(NamedTuple):
-    """`NAME=N`, a whole number of at least 1 that belongs to the command and not to the configuration."""
+    """`--NAME N`, a whole number of at least 1 that belongs to the command and not to the configuration."""
 
     name: str
     default: int | None = None  # None: it must be given
     meaning: str = ""
 
+    def shown(self) -> str:
+        return f"--{self.name} N" if self.default is None else f"[--{self.name} N]"
+
     def take(self, command: str, arguments: list[str]) -> tuple[Any, list[str]]:
-        given, rest = _given(self.name, arguments)
+        given, rest = taken([f"--{self.name}"], arguments, self.name)
         if given is None:
             if self.default is None:
-                raise ConfigError(f"{command} needs {self.name}=N, {self.meaning}.")
+                raise ConfigError(f"{command} needs --{self.name} N, {self.meaning}.")
             return self.default, rest
         if not given.isdigit() or not int(given):
-            raise ConfigError(f"{self.name}={given} is not a number of at least 1.")
+            raise ConfigError(f"--{self.name} {given} is not a number of at least 1.")
         return int(given), rest
 
 
 class Folder(NamedTuple):
-    """`NAME=FOLDER`, which must be given."""
+    """`--NAME FOLDER`; `plain` is another word that it may be given by, as `plain=FOLDER`."""
 
     name: str
     meaning: str
+    plain: str = ""
+    needed: bool = True
+
+    def shown(self) -> str:
+        return f"--{self.name} FOLDER" if self.needed else f"[--{self.name} FOLDER]"
 
     def take(self, command: str, arguments: list[str]) -> tuple[Any, list[str]]:
-        given, rest = _given(self.name, arguments)
+        given, rest = taken([f"--{self.name}"], arguments, self.plain or self.name)
         if not given:
-            raise ConfigError(f"{command} needs {self.name}=FOLDER, {self.meaning}.")
+            if self.needed:
+                raise ConfigError(f"{command} needs --{self.name} FOLDER, {self.meaning}.")
+            return None, rest
         from pathlib import Path
 
         return Path(given), rest
@@ -55,15 +86,56 @@ class Flag(NamedTuple):
 
     name: str
 
+    def shown(self) -> str:
+        return f"[--{self.name}]"
+
     def take(self, command: str, arguments: list[str]) -> tuple[Any, list[str]]:
         option = f"--{self.name}"
         return option in arguments, [argument for argument in arguments if argument != option]
 
 
-def _given(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The last value of `name=VALUE`, and the arguments without it."""
-    given = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{name}=")]
-    return (given[-1] if given else None), [argument for argument in arguments if not argument.startswith(f"{name}=")]
+class Composed(NamedTuple):
+    """What Hydra's own options ask for: where configurations are searched for, and what is shown instead of being done."""
+
+    folders: list[str]  # --config-dir, -cd
+    name: str | None  # --config-name, -cn
+    cfg: str | None  # --cfg job|hydra|all, -c
+    package: str | None  # --package, -p
+    resolve: bool  # --resolve
+    info: str | None  # --info defaults|searchpath|..., -i
+    multirun: bool  # --multirun, -m
+
+    def where(self) -> Any:
+        from m4train.config.loading import Where
+
+        return Where(tuple(self.folders), self.name or "train")
+
+    def again(self) -> list[str]:
+        """The options that another process needs to find the same configurations."""
+        named = [word for folder in self.folders for word in ("--config-dir", folder)]
+        return [*named, *(["--config-name", self.name] if self.name else [])]
+
+
+HYDRA = "[--config-dir DIR] [--config-name NAME] [--cfg job|all] [--info defaults|searchpath] [--multirun]"
+
+
+def hydra_options(arguments: list[str]) -> tuple[Composed, list[str]]:
+    """Hydra's options, and the arguments without them."""
+    folders: list[str] = []
+    while (found := taken(["--config-dir", "-cd"], arguments))[0] is not None:
+        folders, arguments = [*folders, found[0]], found[1]  # type: ignore[list-item]
+    name, arguments = taken(["--config-name", "-cn"], arguments)
+    cfg, arguments = taken(["--cfg", "-c"], arguments)
+    package, arguments = taken(["--package", "-p"], arguments)
+    info, arguments = taken(["--info", "-i"], arguments)
+    resolve, multirun = "--resolve" in arguments, bool({"--multirun", "-m"} & set(arguments))
+    if (package is not None or resolve) and cfg is None:
+        raise ConfigError("--package and --resolve go with --cfg: --cfg job --package trainer.")
+    if sum(asked is not None for asked in (cfg, info)) + multirun > 1:
+        raise ConfigError("--cfg, --info and --multirun do different things: give one of them.")
+    flags = ("--resolve", "--multirun", "-m")
+    rest = [argument for argument in arguments if argument not in flags]
+    return Composed(folders, name, cfg, package, resolve, info, multirun), rest
 
 
 CORES = os.cpu_count() or 1
@@ -100,14 +172,22 @@ class Command(NamedTuple):
         """Reads the arguments and does it. Raises ConfigError for what is wrong with them."""
         if not self.reads:
             return self._load()(arguments)
-        values, rest = [], arguments
+        asked, rest = hydra_options(arguments)
+        values = []
         for option in self.options:
             value, rest = option.take(name, rest)
             values.append(value)
+        if asked.cfg is not None or asked.info is not None:
+            from m4train.config.showing import show
+
+            return show(asked, rest)
+        if asked.multirun:
+            raise ConfigError(f"{name} takes no sweep: -m is for `m4train train`.")
         from m4train.config.compose import load_known_config, load_run_config
         from m4train.config.packages import check_packages
 
-        config = load_known_config(rest) if self.reads == "overrides" else load_run_config(rest)
+        load = load_known_config if self.reads == "overrides" else load_run_config
+        config = load(rest, asked.where())
         check_packages(config, self.needs)
         if self.processes:
             code = _handed_over(config, [*name.split(), *arguments])

@@ -5,14 +5,19 @@ from __future__ import annotations
 import difflib
 import textwrap
 
+from m4train.commands.arguments import hydra_options
 from m4train.config.describe import Key, all_keys, find
+from m4train.config.showing import show
 from m4train.errors import ConfigError
 
 
 def config(arguments: list[str]) -> int:
     """Explains the keys among the arguments, words without `=`; if there are none, prints the configuration that the
     overrides compose. With keys and overrides, says also what the overrides make of the key."""
-    asked = [argument for argument in arguments if "=" not in argument and argument[:1] not in ("-", "~")]
+    composed_as, arguments = hydra_options(arguments)
+    if composed_as.cfg is not None or composed_as.info is not None:
+        return show(composed_as, arguments)
+    asked = [argument for argument in arguments if "=" not in argument and argument[:1] not in ("-", "~", "+")]
     overrides = [argument for argument in arguments if argument not in asked]
     found = [(name, find(name)) for name in asked]
     for name, keys in found:
@@ -23,7 +28,7 @@ def config(arguments: list[str]) -> int:
 
         from m4train.config.compose import load_run_config
 
-        composed = OmegaConf.structured(load_run_config(overrides))
+        composed = OmegaConf.structured(load_run_config(overrides, composed_as.where()))
         if not asked:
             print(OmegaConf.to_yaml(composed, resolve=True), end="")
             return 0

@@ -8,32 +8,36 @@ import subprocess
 import sys
 from pathlib import Path
 
-from m4train.commands.arguments import TRAINS, Number
+from m4train.commands.arguments import TRAINS, Number, hydra_options
 from m4train.config.compose import load_config, resource_folder
 from m4train.config.packages import check_packages
+from m4train.config.showing import show
 from m4train.errors import ConfigError
 
 
 def submit(arguments: list[str]) -> int:
     """Checks the configuration here, submits it, and prints what sbatch answers; returns 0.
 
-    `arguments` are nodes=N, overrides, and options of sbatch, which begin with `--` and go before the script: they win over its own
+    `arguments` are `--nodes N`, Hydra's options, overrides, and options of sbatch, which begin with `--` and go before the script: they win over its own
     lines. launch.processes is the number of processes, and of GPUs, of each node. Raises ConfigError for a configuration
     that cannot work, if a package that it needs or sbatch is missing, or if it refuses.
     """
     nodes, arguments = Number("nodes", 1).take("launch slurm", arguments)
+    asked, arguments = hydra_options(arguments)
+    if asked.cfg is not None or asked.info is not None:
+        return show(asked, [argument for argument in arguments if not argument.startswith("--")])
     options = [argument for argument in arguments if argument.startswith("--")]
     overrides = [argument for argument in arguments if not argument.startswith("--")]
-    config = load_config(overrides)
+    config = load_config(overrides, asked.where())
     check_packages(config, TRAINS)
     if config.engine.name == "single" and (nodes, config.launch.processes) != (1, 1):
         raise ConfigError(
             "engine.name is single, but the job starts several processes: choose engine=ddp, fsdp2 or zero1 to zero3, or "
-            "nodes=1 launch.processes=1."
+            "--nodes 1 launch.processes=1."
         )
     if shutil.which("sbatch") is None:
         raise ConfigError("sbatch is not on the PATH: `m4train launch slurm` works where jobs are submitted.")
-    command = ["sbatch", *_sizes(nodes, config.launch.processes), *options, str(_script()), *overrides]
+    command = ["sbatch", *_sizes(nodes, config.launch.processes), *options, str(_script()), *asked.again(), *overrides]
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

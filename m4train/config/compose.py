@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import os
-import re
 import sys
-import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import version
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from m4train.config import Config
 from m4train.config.adapter_start import take_adapter
 from m4train.config.checks import check
-from m4train.config.renamed import RENAMED, schema_with_old_keys, take_old_keys, with_old_keys
+from m4train.config.loading import (
+    EXPERIMENT,
+    Loader,
+    Repository,
+    Where,
+    choices_of,
+    groups_of,
+    kept,
+    parse,
+    search_path,
+)
 from m4train.config.start import composed_start, forget_scratch, starts_from
-from m4train.config.texts import as_text, text_of
+from m4train.config.texts import text_of
+from m4train.config.values import Reader, fields_of
 from m4train.errors import ConfigError
 from m4train.json_files import read_mapping
 from m4train.run_files import CONFIG, STATE, load_yaml
 
-_BRACES = re.compile(r"\{[^{}:]*(\.\.|,)[^{}:]*\}")  # of a pattern for shards, which Hydra takes for a mapping
+_RUN = "configuration_of_a_run"  # the root that stands for what a run was trained with
+HERE = Where()
 
 
 def resource_folder(name: str) -> Path:
@@ -41,40 +51,59 @@ def resource_folder(name: str) -> Path:
     return packaged if packaged.is_dir() else package.parent / name
 
 
-def groups() -> dict[str, list[str]]:
-    """Every config group with its choices, as they are in `conf/`."""
-    folder = resource_folder("conf")
-    return {
-        group.name: sorted(choice.stem for choice in group.glob("*.yaml"))
-        for group in sorted(folder.iterdir())
-        if group.is_dir() and group.name != "pipeline"  # not of a run, see data_pipelines/frame/config.py
-    }
+def groups(where: Where | None = None) -> dict[str, list[str]]:
+    """Every config group with its choices: those in the packaged `conf/`, or all that `where` finds."""
+    if where is None:
+        folder = resource_folder("conf")
+        return {
+            group.name: sorted(path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml"))
+            for group in sorted(folder.iterdir())
+            if group.is_dir() and _of_a_run(group.name)
+        }
+    repository = Repository(hydra_at(where).config_loader.repository, Config, hint_once)  # type: ignore[attr-defined]
+    return {group: choices_of(repository, group) for group in groups_of(repository) if _of_a_run(group)}
 
 
-def load_config(overrides: list[str]) -> Config:
+def _of_a_run(group: str) -> bool:
+    """Pipelines and the like, which are in `conf/` too, are composed by themselves."""
+    return group == EXPERIMENT or group in fields_of(Config)
+
+
+def hydra_at(where: Where, schema: Any = Config) -> Hydra:
+    """Hydra with the search path of `where` and the types of `schema`, a dataclass that the root names as `schema` in its
+    defaults list."""
+    version.setbase("1.3")
+    ConfigStore.instance().store(name="schema", node=schema)
+    path = search_path(resource_folder("conf"), where)
+    return Hydra("m4train", Loader(path, schema, hint_once))
+
+
+def compose(overrides: list[str], where: Where = HERE, schema: Any = Config) -> Any:
+    """The composition of the root of `where` with overrides, as an OmegaConf node. Raises ConfigError for what cannot be composed."""
+    with explained(where):
+        hydra = hydra_at(where, schema)
+        composed = hydra.compose_config(where.name, overrides, RunMode.RUN, from_shell=False)
+        HydraConfig.instance().set_config(composed)  # for ${hydra:...}
+        with open_dict(composed):
+            del composed["hydra"]
+        return composed
+
+
+def load_config(overrides: list[str], where: Where = HERE) -> Config:
     """Composes `conf/train.yaml` with Hydra overrides and checks the result.
 
     Raises ConfigError, in one sentence, for an unknown key or choice, a wrong type, or a combination that cannot work.
     """
-    choices: list[str] = []
-    keys: list[str] = []
-    overrides = [as_text(override) for override in overrides]
-    for override in overrides:
-        name = _checked(override)
-        (choices if name in groups() or override.startswith("~") else keys).append(override)
-    ConfigStore.instance().store(name="schema", node=schema_with_old_keys())
-    with explained(), initialize_config_dir(str(resource_folder("conf")), version_base="1.3"):
-        composed = composed_start(lambda given: hydra_compose("train", given), choices, keys)
-        take_old_keys(composed, _hint_once)
-        for override in keys:
-            _apply(composed, override, merge=True)
-        config = _object(composed)
-    take_adapter(config.adapter, keys)
+    _SAID.clear()
+    composed = composed_start(lambda given: compose(given, where), overrides)
+    _say_what_is_kept(composed, overrides, where)
+    config = _object(composed, where)
+    take_adapter(config.adapter, overrides)
     check(config)
     return config
 
 
-def load_run_config(overrides: list[str]) -> Config:
+def load_run_config(overrides: list[str], where: Where = HERE) -> Config:
     """The configuration for a command about a run that was trained: `overrides` on top of what the run was trained with,
     except for how its processes were started.
 
@@ -82,30 +111,29 @@ def load_run_config(overrides: list[str]) -> Config:
     brings its configuration itself. Overrides that choose an experiment or data are composed from the start, as for training. Raises
     ConfigError as `load_config` does, and if no run is named.
     """
-    overrides = [as_text(override) for override in overrides]
+    _SAID.clear()
     given = {override.partition("=")[0]: text_of(override) for override in overrides}
     if "experiment" in given or "data" in given or not given.keys() & {"run_dir", "resume"}:
-        return load_config(overrides)
-    for override in overrides:
-        _checked(override)
+        return load_config(overrides, where)
     stored = _stored(Path(given["run_dir"]) if "run_dir" in given else None, Path(given.get("resume", "auto")))
-    with explained():
-        merged = OmegaConf.merge(schema_with_old_keys(), stored)
-        take_old_keys(merged)
+    merged = OmegaConf.create(_read_stored(stored))
+    if "model" in merged:
         forget_scratch(merged.model, starts_from(overrides) is not None)
-        for override in overrides:
-            _apply(merged, override, merge=False)
-        config = _object(merged)
+    chosen = groups(where).keys() & given.keys()  # a choice stands for the whole group
+    values = {key: value for key, value in OmegaConf.to_container(merged).items() if key not in chosen}  # type: ignore[union-attr]
+    ConfigStore.instance().store(name=_RUN, node={"defaults": ["schema", "_self_"], **values})
+    added = [f"+{override}" if override.partition("=")[0] in chosen else override for override in overrides]
+    config = _object(compose(added, Where(where.folders, _RUN)), where)
     check(config)
     return config
 
 
-def load_known_config(overrides: list[str]) -> Config:
+def load_known_config(overrides: list[str], where: Where = HERE) -> Config:
     """The configuration for a command that looks at a run, or goes on with it, by `run_dir` alone once that holds one; of a run
     that has not begun as for training."""
     run_dirs = [text_of(override) for override in overrides if override.startswith("run_dir=")]
     begun = bool(run_dirs) and (Path(run_dirs[-1]) / CONFIG).is_file()
-    return load_run_config(overrides) if begun else load_config(overrides)
+    return load_run_config(overrides, where) if begun else load_config(overrides, where)
 
 
 def stored_config(values: Any, where: Path) -> Config:
@@ -114,27 +142,60 @@ def stored_config(values: Any, where: Path) -> Config:
     Raises ConfigError, naming `where`, for values that this version does not know.
     """
     try:
-        merged = OmegaConf.merge(schema_with_old_keys(), _typed(values, Config))
-        take_old_keys(merged)
+        return _object(completed(values))
+    except ConfigError as error:
+        raise ConfigError(f"{where} was written by another version of m4train ({error}).") from error
+
+
+def completed(values: Any) -> Any:
+    """A stored configuration as an OmegaConf node, with the default of every key it lacks. Raises ConfigError as `stored_config`."""
+    with explained():
+        merged = OmegaConf.merge(OmegaConf.structured(Config), _read_stored(values))
         forget_scratch(merged.model)
-        return _object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{where} was written by another version of m4train ({_explain(error)}).") from error
+        return merged
 
 
-def _object(composed: Any) -> Config:
-    config = OmegaConf.to_object(composed)
+def _read_stored(values: Any) -> Any:
+    values = OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
+    return Reader(Config).read(values, values, [])
+
+
+def _say_what_is_kept(composed: Any, overrides: list[str], where: Where) -> None:
+    if any("={" in override for override in overrides):
+        for sentence in kept(composed, parsed(overrides, where), Config):
+            hint_once(sentence)
+
+
+def parsed(overrides: list[str], where: Where = HERE, schema: Any = Config) -> list[Override]:
+    """The overrides as Hydra parses them, their values read by the schema. Raises ConfigError for a wrong key, choice or form."""
+    loader: Any = hydra_at(where, schema).config_loader
+    return loader._parse_overrides_and_create_caching_repo(where.name, overrides)[0]
+
+
+def _object(composed: Any, where: Where = HERE) -> Config:
+    with explained(where):
+        config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
 
 
+def parsed_override(override: str) -> tuple[str, Any]:
+    """Key or group, and value, of one override. Raises ConfigError if it is not one, or gives several values."""
+    parsed = parse(override)
+    if parsed.is_sweep_override():
+        raise ConfigError(
+            f"{override!r} gives several values: give one, or a list in brackets, or quote what holds commas."
+        )
+    return parsed.key_or_group, parsed.value()
+
+
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(where: Where = HERE) -> Iterator[None]:
     """Turns what Hydra and OmegaConf refuse into one sentence."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(_explain(error, where)) from error
 
 
 def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
@@ -144,9 +205,9 @@ def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
     folder = run_dir or checkpoint.resolve().parent.parent
     stored: Any = None
     if (folder / CONFIG).is_file():
-        stored = load_yaml(folder / CONFIG)
+        stored = OmegaConf.to_container(load_yaml(folder / CONFIG))
     elif state.is_file():
-        stored = _typed({**(read_mapping(state).get("config") or {}), "run_dir": str(folder)}, Config)
+        stored = {**(read_mapping(state).get("config") or {}), "run_dir": str(folder)}
     if stored is not None:
         return {key: value for key, value in stored.items() if key != "launch"}
     raise ConfigError(
@@ -154,68 +215,14 @@ def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
     )
 
 
-def _apply(config: Any, override: str, merge: bool) -> None:
-    """Sets one key, or all keys of a group from the file of its choice; `merge` keeps what a mapping held before."""
-    parsed = OverridesParser.create().parse_override(override)
-    key = parsed.key_or_group
-    value: Any = parsed.value()
-    if key in groups():
-        choice = OmegaConf.load(resource_folder("conf") / key / f"{value}.yaml")
-        value = OmegaConf.merge(schema_with_old_keys()[key], choice)
-    else:
-        path, inside = _split(key)
-        # OmegaConf makes no new entry of a mapping from a key that leads into it: it is given as a mapping to merge
-        for name in reversed(inside):
-            value = {name: value}
-        key, merge = ".".join(path), merge or bool(inside)
-        value = _typed(value, _hint(path), key)
-    OmegaConf.update(with_old_keys(config), key, value, merge=merge, force_add=True)
-    take_old_keys(config, _hint_once)
-
-
-def _hint_once(sentence: str) -> None:
-    """Prints a hint, on the first of several processes alone."""
-    if os.environ.get("RANK", "0") == "0":
+def hint_once(sentence: str) -> None:
+    """Prints a hint, on the first of several processes alone, and once in a command."""
+    if os.environ.get("RANK", "0") == "0" and sentence not in _SAID:
+        _SAID.add(sentence)
         print(f"m4train: {sentence}", file=sys.stderr)
 
 
-def _split(key: str) -> tuple[list[str], list[str]]:
-    """The part of a key that leads to the first mapping with open names, and the names inside it."""
-    path = key.split(".")
-    for end in range(1, len(path)):
-        if typing.get_origin(_hint(path[:end])) is dict:
-            return path[:end], path[end:]
-    return path, []
-
-
-def _hint(path: list[str]) -> Any:
-    """The type that the schema gives a key; Any if it leads into something that is not a group."""
-    hint: Any = Config
-    for name in path:
-        hint = _fields(hint).get(name, Any)
-    return hint
-
-
-def _typed(value: Any, hint: Any, key: str = "") -> Any:
-    """The value with what OmegaConf does not convert within mappings: whole numbers to float, and keys to numbers, of which
-    JSON makes strings."""
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, dict):
-        return value
-    inside = f"{key}." if key else ""
-    if dataclasses.is_dataclass(hint):
-        hints = _fields(hint)
-        return {name: _typed(inner, hints.get(name, Any), f"{inside}{name}") for name, inner in value.items()}
-    if typing.get_origin(hint) is not dict:
-        return value
-    names, of = typing.get_args(hint)
-    if names is int:
-        for name in value:
-            if not str(name).isdigit():
-                raise ConfigError(f"{inside}{name} is not a configuration key: {key} takes whole numbers for keys.")
-        value = {int(name): inner for name, inner in value.items()}
-    return {name: _typed(inner, of, f"{inside}{name}") for name, inner in value.items()}
+_SAID: set[str] = set()  # a configuration is composed more than once in a command
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -223,98 +230,7 @@ def save_config(config: Config, path: Path) -> None:
     OmegaConf.save(OmegaConf.structured(config), path)
 
 
-def parsed_override(override: str) -> tuple[str, Any]:
-    """Key or group, and value, of one override. Raises ConfigError if it is not one, or gives several values."""
-    if override.startswith("-"):
-        raise ConfigError(
-            f"{override!r} is not an option of this command: overrides have the form key=value or group=choice."
-        )
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        raise ConfigError(f"{override!r} is not an override: {_why_not(override)}.") from error
-    if parsed.is_sweep_override():
-        raise ConfigError(
-            f"{override!r} gives several values: give one, or a list in brackets, or quote what holds commas."
-        )
-    return parsed.key_or_group, parsed.value()
-
-
-def _checked(override: str) -> str:
-    """The key or group that an override sets. Raises ConfigError if there is no such key or choice."""
-    key, value = parsed_override(override)
-    choices = groups().get(key)
-    if choices is not None:
-        if isinstance(value, str) and value not in choices:
-            raise ConfigError(
-                f"{key}={value} is not a choice{_suggest(value, choices)}; {key} can be {', '.join(choices)}."
-            )
-        return key
-    for path in ([*key.split("."), *inner] for inner in _paths(value)):
-        name = ".".join(path)
-        if not _known(Config, path) and name not in RENAMED:
-            raise ConfigError(f"{name} is not a configuration key{_suggest(name, _all_keys(Config, path))}.")
-    return key
-
-
-def _why_not(override: str) -> str:
-    pattern = _BRACES.search(override.partition("=")[2])
-    if pattern is None:
-        return "write key=value or group=choice"
-    return f'put quotes around the whole path that holds {pattern[0]}, within those of the shell: path="a-{pattern[0]}.tar"'
-
-
-def _paths(value: Any) -> Iterator[list[str]]:
-    """The names that lead to every value within nested mappings."""
-    if not isinstance(value, dict) or not value:
-        yield []
-        return
-    for name, inner in value.items():
-        yield from ([str(name), *rest] for rest in _paths(inner))
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:
-        leaf = word.rsplit(".", 1)[-1]
-        close = [key for key in known if key.rsplit(".", 1)[-1] == leaf][:1]
-    return (
-        f" (did you mean {close[0]}?)"
-        if close
-        else " (docs/configuration.md lists all keys, `m4train train --help` the choices)"
-    )
-
-
-def _fields(node: Any) -> dict[str, Any]:
-    return typing.get_type_hints(node) if dataclasses.is_dataclass(node) else {}
-
-
-def _known(node: Any, path: list[str]) -> bool:
-    """Whether `path` leads somewhere from the type `node`; below a mapping or a list any name is allowed."""
-    if not path:
-        return True
-    if dataclasses.is_dataclass(node):
-        hints = _fields(node)
-        return path[0] in hints and _known(hints[path[0]], path[1:])
-    origin = typing.get_origin(node)
-    if origin in (dict, list):
-        return _known(typing.get_args(node)[-1], path[1:])
-    return node is Any
-
-
-def _all_keys(node: Any, meant: list[str], prefix: str = "") -> list[str]:
-    """The keys of the schema and the groups; within mappings with open names, those under the names that `meant` has."""
-    keys = [] if prefix else list(groups())
-    for name, hint in _fields(node).items():
-        keys.append(prefix + name)
-        inner, rest = f"{prefix}{name}.", meant[1:] if meant[:1] == [name] else []
-        if typing.get_origin(hint) is dict and rest:
-            hint, inner, rest = typing.get_args(hint)[1], f"{inner}{rest[0]}.", rest[1:]
-        keys.extend(_all_keys(hint, rest, inner))
-    return keys
-
-
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, where: Where) -> str:
     """One sentence from the several lines of a Hydra or OmegaConf error."""
     cause: BaseException = error
     while cause.__cause__ is not None:
@@ -326,5 +242,14 @@ def _explain(error: Exception) -> str:
     first = lines[0] if lines else type(cause).__name__
     if "must specify" in first:
         group = first.split("'")[1]
-        return f"{group} is not chosen: add {group}=... ({', '.join(groups().get(group, []))}), or an experiment=... that chooses it."
+        return (
+            f"{group} is not chosen: add {group}=... ({', '.join(groups(where).get(group, []))}), or an experiment=... that "
+            "chooses it."
+        )
+    if first.startswith("Ambiguous value") or "requires --multirun" in first:
+        given = first.split("'")[1]
+        return (
+            f"{given!r} gives several values: give one, or a list in brackets, or quote what holds commas, or start a run for each "
+            "value with -m."
+        )
     return f"{key}: {first}" if key else first

@@ -13,18 +13,15 @@ from typing import Any
 NEUTRAL = "backbones"  # the choice of conf/model that says nothing of an architecture
 
 
-def composed_start(compose: Callable[[list[str]], Any], choices: Sequence[str], keys: Sequence[str]) -> Any:
-    """The composition of `choices`, without the architecture of a choice of `model` if they or `keys` start from a folder."""
-    composed = compose(list(choices))
-    given = starts_from(keys)
-    if (given is None and composed.model.pretrained is None) or not composed.model.architecture:
+def composed_start(compose: Callable[[list[str]], Any], overrides: Sequence[str]) -> Any:
+    """The composition of `overrides`, without the architecture of a choice of `model` if the result starts from a folder."""
+    composed = compose(list(overrides))
+    if composed.model.pretrained is None or not composed.model.architecture:
         return composed
-    family = composed.model.family
-    composed = compose([*(choice for choice in choices if not choice.startswith("model=")), f"model={NEUTRAL}"])
-    composed.model.family = family
-    if given is not None:
-        composed.model.tokenizer = None  # that of an experiment which makes a model from scratch
-    return composed
+    again = [f"model={NEUTRAL}", f"model.family={composed.model.family}"]
+    if starts_from(overrides) is not None:
+        again.append("model.tokenizer=null")  # that of an experiment which makes a model from scratch
+    return compose([*again, *(override for override in overrides if not override.startswith("model="))])
 
 
 def starts_from(overrides: Sequence[str]) -> str | None:

@@ -198,7 +198,7 @@ def _parts(checker: _Checker, workers: int) -> Iterator[SourceValidation]:
             yield from pool.map(_check_stretch, begins)
         except BrokenProcessPool as error:
             raise DataError(
-                f"A process that validated source {checker.source.name!r} died: run `m4train validate workers=1` to see "
+                f"A process that validated source {checker.source.name!r} died: run `m4train validate --workers 1` to see "
                 "at which sample."
             ) from error
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_converted_shards_hold_every_sample(m4train, digits_root, tmp_path):
-    counts = json.loads(m4train(f"data convert to={tmp_path / 'out'} workers=2").stdout)
+    counts = json.loads(m4train(f"data convert --out {tmp_path / 'out'} --workers 2").stdout)
     for name, folder in {"documents": "train", "validation/documents": "heldout"}.items():
         before = expand_shards(str(digits_root / "documents" / f"{folder}-*.tar"))
         after = expand_shards(str(tmp_path / "out" / f"{name.replace('/', '-')}-*.tar"))

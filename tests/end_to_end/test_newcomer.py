@@ -27,7 +27,7 @@ def table(tmp_path):
 
 def test_three_commands_from_photos_and_a_table_to_a_model(m4train, table, tmp_path):
     mine = ("data=own", f"data.sources={{photos: {{path: {table}, format: auto}}}}")
-    checked = m4train("validate workers=1 --json", *mine)
+    checked = m4train("validate --workers 1 --json", *mine)
     report = json.loads(checked.stdout)
     assert report["failed"] == []
     assert (report["sources"]["photos"]["samples"], report["sources"]["photos"]["bad"]) == (300, 0)

@@ -19,7 +19,7 @@ def test_training_on_pipes(m4train, digits_root, tmp_path):
     m4train("train", *piped)
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps if "loss" in step] == [1, 2, 3, 4]
-    refused = m4train("replay step=2", *piped, check=False)
+    refused = m4train("replay --step 2", *piped, check=False)
     assert refused.returncode == 2
     assert "no index, no plan and nothing to replay" in refused.stderr
     mixed = m4train("train", *piped[:2], check=False)

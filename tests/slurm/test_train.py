@@ -36,7 +36,17 @@ def finished(cluster, digits_root, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("whole")
     jobs = Jobs(cluster, folder)
-    command = [sys.executable, "-m", "m4train", "launch", "slurm", "nodes=2", "launch.processes=1", "--cpus-per-task=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "m4train",
+        "launch",
+        "slurm",
+        "--nodes",
+        "2",
+        "launch.processes=1",
+        "--cpus-per-task=1",
+    ]
     answer = jobs.run(*command, *_overrides(digits_root, folder)).stdout
     job = re.search(r"Submitted batch job (\d+)", answer)[1]
     jobs.wait(job)

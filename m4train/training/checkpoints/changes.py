@@ -10,9 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from m4train.config import Config
-from m4train.config.renamed import schema_with_old_keys, take_old_keys
-from m4train.config.start import forget_scratch
+from m4train.config import Config, compose
 from m4train.errors import CheckpointError
 from m4train.training.schedule import rate_factor
 
@@ -119,19 +117,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration with the default of every key it lacks, also inside its sources and parts."""
-    schema = schema_with_old_keys()
-    OmegaConf.set_struct(schema, False)
-    merged = OmegaConf.merge(schema, _numbered(config))
-    take_old_keys(merged)
-    forget_scratch(merged.model)
-    return config_dict(OmegaConf.to_container(merged))  # type: ignore[arg-type]
-
-
-def _numbered(value: Any) -> Any:
-    """The value with the keys that JSON made strings of, such as the steps of a schedule, as numbers again."""
-    if not isinstance(value, dict):
-        return value
-    return {int(key) if key.isdigit() else key: _numbered(inner) for key, inner in value.items()}
+    return config_dict(OmegaConf.to_container(compose.completed(config)))  # type: ignore[arg-type]
 
 
 def matches(key: str, patterns: Sequence[str]) -> bool:

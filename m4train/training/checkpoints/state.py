@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf.errors import OmegaConfBaseException
-
-from m4train.errors import CheckpointError
+from m4train.errors import CheckpointError, ConfigError
 from m4train.run_files import STATE
 from m4train.training.checkpoints.changes import completed
 from m4train.training.checkpoints.files import MANIFEST, check_manifest
@@ -115,7 +113,7 @@ def _wrong(state: Any) -> str | None:
         return f"plan belongs to step {plan.get('step')}, but the state to step {state['step']}"
     try:
         completed(state["config"])
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
+    except (ConfigError, ValueError, TypeError) as error:
         return f"its config is not one ({str(error).splitlines()[0]})"
     return None
 

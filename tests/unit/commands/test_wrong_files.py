@@ -66,7 +66,7 @@ WITHOUT_CHECKPOINT = ("report", "replay")  # which need none
     [(c, g) for c in COMMANDS for g in GIVEN if g != "no_checkpoint" or c not in WITHOUT_CHECKPOINT],
 )
 def test_what_is_no_run_or_model(command, given, folders, capsys):
-    own = {"generate": [folders / given, "What?"], "replay": ["step=1", f"run_dir={folders / given}"]}
+    own = {"generate": [folders / given, "What?"], "replay": ["--step", "1", f"run_dir={folders / given}"]}
     assert str(folders / given) in _refused(capsys, command, *own.get(command, [f"run_dir={folders / given}"]))
 
 

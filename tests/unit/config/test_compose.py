@@ -23,7 +23,7 @@ from m4train.errors import ConfigError
         (["experiment=digits_pretrain", "max_steps=5"], "trainer.max_steps"),
         (["experiment=digit_sft"], "digits_sft"),
         (["experiment=digits_sft", "trainer.max_steps=abc"], "trainer.max_steps: Value 'abc'"),
-        (["experiment=digits_sft", "freeze.rules=[{parts: vision}]"], "'parts' not in 'FreezeRule'"),
+        (["experiment=digits_sft", "freeze.rules=[{parts: vision}]"], "did you mean freeze.rules.0.part?"),
         (["experiment=digits_sft", "trainer.precision=fp8"], "trainer.precision is 'fp8'"),
         (["experiment=digits_sft", "schedule.warmup_steps=900"], "schedule.warmup_steps is 900"),
         (["experiment=digits_sft", "adapter.targets=null"], "adapter.targets"),
