@@ -123,7 +123,7 @@ def hydra_options(arguments: list[str]) -> tuple[Composed, list[str]]:
     """Hydra's options, and the arguments without them."""
     folders: list[str] = []
     while (found := taken(["--config-dir", "-cd"], arguments))[0] is not None:
-        folders, arguments = [*folders, found[0]], found[1]  # type: ignore[list-item]
+        folders, arguments = [*folders, found[0]], found[1]
     name, arguments = taken(["--config-name", "-cn"], arguments)
     cfg, arguments = taken(["--cfg", "-c"], arguments)
     package, arguments = taken(["--package", "-p"], arguments)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -101,7 +101,7 @@ class Loader(ConfigLoaderImpl):
             _check_choice(override, repository)
             return override
         reader = Reader(self.schema, say=self.say, others=groups_of(repository))
-        path, value = key.split("."), override.value()
+        path, value = key.split("."), cast(Any, override.value())
         if isinstance(value, ChoiceSweep):  # every value of a sweep is read when its job is composed
             value = value.list[0] if value.list else None
         elif override.is_sweep_override():
