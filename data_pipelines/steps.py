@@ -5,6 +5,9 @@ from __future__ import annotations
 
 STEPS = {
     "warc": "data_pipelines.web.warc:ReadWarc",
+    "keys": "data_pipelines.corpus.dedup:DedupKeys",
+    "buckets": "data_pipelines.corpus.dedup:DedupBuckets",
+    "dedup": "data_pipelines.corpus.dedup:Dedup",
     "filter": "data_pipelines.corpus.filter:Filter",
     "write": "data_pipelines.corpus.write:WriteShards",
     "seal": "data_pipelines.corpus.seal:Seal",

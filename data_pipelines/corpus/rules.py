@@ -14,7 +14,6 @@ from data_pipelines.corpus.measures import Text, common_words, share_in, word_li
 from data_pipelines.corpus.perplexity import perplexity_measure, reference_files, reference_texts
 from m4train.errors import ConfigError
 
-OFF = ("off", False, None)
 IMAGE_RANGES = ("width", "height", "rendered_width", "rendered_height", "aspect")
 IMAGE_RULES = ("formats", "url_words", "once", *IMAGE_RANGES)
 TEXT_MEASURES: dict[str, Callable[[Text], float]] = {
@@ -46,6 +45,11 @@ _EDGES: dict[str, list[float]] = {
     "aspect": [0.25, 0.33, 0.5, 0.67, 1, 1.5, 2, 3, 4],
 }
 _EDGES |= {"height": _EDGES["width"], "rendered_width": _EDGES["width"], "rendered_height": _EDGES["width"]}
+
+
+def is_off(value: Any) -> bool:
+    """Whether a rule is switched off: YAML reads off as false."""
+    return value is None or value is False or value == "off"
 
 
 @dataclass(frozen=True)
@@ -90,19 +94,21 @@ class Rules:
         self.formats = tuple(map(str.lower, image.get("formats") or ()))
         self.url_words = tuple(map(str.lower, image.get("url_words") or ()))
         self.once = bool(image.get("once"))
-        sizes = [_rule(name, image[name], "filters.image") for name in IMAGE_RANGES if image.get(name) not in OFF]
+        sizes = [_rule(name, image[name], "filters.image") for name in IMAGE_RANGES if not is_off(image.get(name))]
         self.image = sizes + self._plugged("image", image, plugged)
         self.paragraph = self._texts("paragraph", paragraph) + self._plugged("paragraph", paragraph, plugged)
-        self.images = None if document.get("images") in OFF else _rule("images", document["images"], "filters.document")
+        self.images = (
+            None if is_off(document.get("images")) else _rule("images", document["images"], "filters.document")
+        )
         self.document = self._texts("document", document)
-        self.nsfw = None if document.get("nsfw") in OFF else _rule("nsfw", document["nsfw"], "filters.document")
+        self.nsfw = None if is_off(document.get("nsfw")) else _rule("nsfw", document["nsfw"], "filters.document")
         self.score_nsfw = self._nsfw() if self.nsfw else None
         self.plugged = self._plugged("document", document, plugged)
 
     def _texts(self, part: str, given: Mapping[str, Any]) -> list[Rule]:
         found = []
         for name in TEXT_RULES:
-            if given.get(name) not in OFF:
+            if not is_off(given.get(name)):
                 rule = _rule(name, given[name], f"filters.{part}")
                 found.append(Rule(name, rule.least, rule.most, self._measure(part, name)))
         return found
@@ -150,7 +156,7 @@ class Rules:
     def _plugged(self, part: str, given: Mapping[str, Any], names: tuple[str, ...]) -> list[Rule]:
         found = []
         for name in names:
-            if given.get(name) not in OFF:
+            if not is_off(given.get(name)):
                 rule = _rule(name, given[name], f"filters.{part}")
                 place = self.models["scores"][name]
                 found.append(Rule(name, rule.least, rule.most, scores.plug_in(place, f"filters.models.scores.{name}")))

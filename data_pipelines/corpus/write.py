@@ -118,7 +118,8 @@ class WriteShards(Step):
         body = self._body(document, items)
         metadata = document.metadata
         source = {"dataset": self.dataset, "license": self.license, "url": metadata.get("url", "")}
-        source |= {name: value for name, value in metadata.get("source", {}).items() if value is not None}
+        named = {"licence": "license"}  # as `warc` calls it
+        source |= {named.get(k, k): value for k, value in metadata.get("source", {}).items() if value is not None}
         scores = metadata.get("scores")
         return body | {"source": source} | ({"scores": scores} if scores else {}), images
 

@@ -7,6 +7,7 @@ from data_pipelines.frame.options import build_step
 from m4train.errors import ConfigError
 
 NEEDS = {
+    "dedup": ["documents=."],
     "filter": [
         "documents=.",
         "filters.document.perplexity=off",
