@@ -11,4 +11,5 @@ STEPS = {
     "filter": "data_pipelines.corpus.filter:Filter",
     "write": "data_pipelines.corpus.write:WriteShards",
     "seal": "data_pipelines.corpus.seal:Seal",
+    "extract": "data_pipelines.web.extract:Extract",
 }
