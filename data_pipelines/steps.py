@@ -4,12 +4,13 @@ named by `step: module:class` there, or added here."""
 from __future__ import annotations
 
 STEPS = {
-    "warc": "data_pipelines.web.warc:ReadWarc",
     "keys": "data_pipelines.corpus.dedup:DedupKeys",
     "buckets": "data_pipelines.corpus.dedup:DedupBuckets",
     "dedup": "data_pipelines.corpus.dedup:Dedup",
     "filter": "data_pipelines.corpus.filter:Filter",
     "write": "data_pipelines.corpus.write:WriteShards",
     "seal": "data_pipelines.corpus.seal:Seal",
+    "takedown": "data_pipelines.corpus.takedown:Takedown",
+    "warc": "data_pipelines.web.warc:ReadWarc",
     "extract": "data_pipelines.web.extract:Extract",
 }

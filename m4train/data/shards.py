@@ -19,7 +19,7 @@ from m4train.data.storage.files import find_files
 from m4train.errors import BadSample, DataError
 
 _BLOCK = 512
-_SIDECARS = (".index", ".tokens", ".catalogue")  # an index next to its shard is not a shard
+_SIDECARS = (".index", ".tokens", ".catalogue", ".tombstones", ".lock")  # an index next to its shard is not a shard
 
 
 def expand_shards(pattern: str) -> list[str]:

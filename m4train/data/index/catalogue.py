@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from m4train.data.index.shard_index import VERSION, ShardIndex, sidecars
+from m4train.data.index.tombstones import tombstones_stamp
 from m4train.data.storage.arrays import read_arrays, smallest, write_arrays
 from m4train.errors import StaleIndexError
 
@@ -73,7 +74,7 @@ class MappedShards(Sequence[ShardIndex]):
 
 def gathered(shards: Sequence[ShardIndex]) -> Stored:
     """The catalogue of these shards: their `meta` together, and (N, variants) tokens and frames, (N,) images of samples."""
-    digest, unread = hashlib.blake2b(digest_size=8), Counter[str]()
+    digest, taken, unread = hashlib.blake2b(digest_size=8), b"", Counter[str]()
     columns: dict[str, list[np.ndarray]] = {"lengths": [], "frames": [], "images": []}
     sizes: list[int] = []
     bad: list[int] = []
@@ -84,6 +85,7 @@ def gathered(shards: Sequence[ShardIndex]) -> Stored:
     read_whole = False
     for number, shard in enumerate(shards):
         digest.update(shard.digest_line())
+        taken += shard.taken_line()
         unread.update(shard.meta.get("unread", {}))
         sizes.append(len(shard))
         bad.append(len(shard.bad))
@@ -102,8 +104,13 @@ def gathered(shards: Sequence[ShardIndex]) -> Stored:
     meta = {"version": VERSION, "digest": digest.hexdigest(), "unread": dict(unread.most_common())}
     if any(unsaid):
         said.append(f"and {sum(map(bool, unsaid))} more shards with {sum(unsaid)} samples that cannot be used")
-    meta |= {"said": said, "read_whole": read_whole, "outside": outside}
+    meta |= {"taken": taken_digest(taken), "said": said, "read_whole": read_whole, "outside": outside}
     return meta, arrays | {name: array.astype(np.int64) for name, array in counted.items()}
+
+
+def taken_digest(lines: bytes) -> str:
+    """Names what is taken down; empty if nothing is."""
+    return hashlib.blake2b(lines, digest_size=8).hexdigest() if lines else ""
 
 
 def _least(array: np.ndarray) -> np.ndarray:
@@ -118,7 +125,7 @@ def catalogue_path(shards: Sequence[str], index_dir: str | None, fingerprint: st
 
 
 def fresh(path: Path, now: np.ndarray) -> Stored | None:
-    """The catalogue at `path`, if it was made when files were as they are `now` (S, 6), see `stamps_of`."""
+    """The catalogue at `path`, if it was made when files were as they are `now` (S, 8), see `stamps_of`."""
     try:
         meta, arrays = read_arrays(path)
     except (OSError, StaleIndexError):
@@ -128,7 +135,8 @@ def fresh(path: Path, now: np.ndarray) -> Stored | None:
 
 
 def stamps_of(found: Mapping[str, list[Any]], index_dir: str | None, fingerprint: str) -> np.ndarray:
-    """(S, 6) size and time of every shard, whose stamps are `found`, and of its two indexes; zeros for one there is not."""
+    """(S, 8) size and time of every shard, whose stamps are `found`, of its two indexes, and of the tombstones next to it; zeros
+    for one there is not."""
     rows = []
     for shard, (size, time) in found.items():
         row = [size, time if isinstance(time, int) else _number(str(time))]
@@ -139,7 +147,7 @@ def stamps_of(found: Mapping[str, list[Any]], index_dir: str | None, fingerprint
                 row += [0, 0]
             else:
                 row += [status.st_size, status.st_mtime_ns]
-        rows.append(row)
+        rows.append([*row, *tombstones_stamp(shard)])
     return np.array(rows, np.int64)
 
 
@@ -148,7 +156,7 @@ def _number(text: str) -> int:
 
 
 def kept(path: Path, catalogue: Stored, stamps: np.ndarray) -> Path | None:
-    """Writes a catalogue with the `stamps` (S, 6) of its files; None if it cannot be written, so that every process makes its own."""
+    """Writes a catalogue with the `stamps` (S, 8) of its files; None if it cannot be written, so that every process makes its own."""
     meta, arrays = catalogue
     try:
         write_arrays(path, meta, arrays | {"stamps": stamps})

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from m4train.data.documents.pieces import IMAGE_KIND, Pieces
+from m4train.data.index.tombstones import TAKEN_DOWN, taken_down
 from m4train.data.sources.base import Member
 from m4train.data.storage.arrays import read_arrays
 from m4train.data.storage.files import is_remote
 from m4train.errors import ConfigError, StaleIndexError
 
 VERSION = 5
+_NAMED = 5  # keys that are taken down
 
 
 def index_path(shard: str, index_dir: str | None) -> Path:
@@ -69,7 +71,18 @@ class ShardIndex:
         lengths, frames = self._tokens["lengths"], self._tokens["frames"]
         self.variant_lengths = lengths if lengths.ndim == 2 else lengths[:, None]  # (N, variants), 0 for a bad sample
         self.variant_frames = frames if frames.ndim == 2 else frames[:, None]  # (N, variants)
+        self.taken_down = self._take_down()
         self.lengths, self.frames = self.variant_lengths[:, 0], self.variant_frames[:, 0]  # of the first variant
+
+    def _take_down(self) -> list[int]:
+        """The samples that are taken down, which it makes bad ones without tokens."""
+        why = taken_down(self.shard)
+        found = [number for number in range(len(self.variant_lengths)) if self.key(number) in why] if why else []
+        if found:
+            self.variant_lengths, self.variant_frames = self.variant_lengths.copy(), self.variant_frames.copy()
+            self.variant_lengths[found], self.variant_frames[found] = 0, 0
+            self.bad |= {number: (TAKEN_DOWN, why[self.key(number)]) for number in found}
+        return found
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -90,7 +103,9 @@ class ShardIndex:
 
     def image_count(self, sample: int) -> int:
         """Images of one sample that are used."""
-        return int((self.pieces(sample).kinds == IMAGE_KIND).sum())
+        return (
+            0 if self.bad.get(sample, ("",))[0] == TAKEN_DOWN else int((self.pieces(sample).kinds == IMAGE_KIND).sum())
+        )
 
     def image_counts(self) -> np.ndarray:
         """(N,) images of every sample that are used, in its first variant."""
@@ -98,7 +113,9 @@ class ShardIndex:
         images = np.concatenate([[0], np.cumsum(self._tokens["piece_kinds"] == IMAGE_KIND)])
         first = np.arange(len(self)) * self.variants
         starts = np.concatenate([[0], ends])[first]
-        return images[ends[first]] - images[starts]
+        counts = images[ends[first]] - images[starts]
+        counts[self.taken_down] = 0
+        return counts
 
     @property
     def names_files(self) -> bool:
@@ -115,14 +132,24 @@ class ShardIndex:
         """What is said about this shard whenever it is opened."""
         if not len(self):
             return [f"{self.shard} holds no sample and is passed over"]
-        if not self.bad:
-            return []
-        first = next(iter(self.bad.values()))
-        return [f"{self.shard}: {len(self.bad)} of {len(self)} samples cannot be used, first: {first[1]}"]
+        lines = []
+        bad = [why for reason, why in self.bad.values() if reason != TAKEN_DOWN]
+        if bad:
+            lines.append(f"{self.shard}: {len(bad)} of {len(self)} samples cannot be used, first: {bad[0]}")
+        if self.taken_down:
+            keys = ", ".join(self.key(number) for number in self.taken_down[:_NAMED])
+            lines.append(f"{self.shard}: {len(self.taken_down)} of {len(self)} samples are taken down ({keys} ...)")
+        return lines
+
+    def taken_line(self) -> bytes:
+        """What of this shard is taken down; empty if nothing is."""
+        return f"{self.shard} {self.taken_down}\n".encode() if self.taken_down else b""
 
     @property
     def images_total(self) -> int:
         """Images of all samples that are used."""
+        if self.taken_down:
+            return int(self.image_counts().sum())
         return int((self._tokens["piece_kinds"] == IMAGE_KIND).sum()) // self.variants
 
     @property

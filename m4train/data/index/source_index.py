@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from m4train.data.index.catalogue import MappedShards, Stored
+from m4train.data.index.catalogue import MappedShards, Stored, taken_digest
 from m4train.data.index.shard_index import ShardIndex
 
 
@@ -97,6 +97,12 @@ class SourceIndex:
         for shard in self.shards:
             digest.update(shard.digest_line())
         return digest.hexdigest()
+
+    def taken_down(self) -> str:
+        """Names what of the samples is taken down; empty if nothing is. No part of `digest`: states of plans stay valid."""
+        if self._catalogue is not None:
+            return self._catalogue[0]["taken"]
+        return taken_digest(b"".join(shard.taken_line() for shard in self.shards))
 
     def block_ends(self) -> np.ndarray | None:
         """(blocks,) the sample number at which each stretch that is read whole ends; None if samples are read one by one."""

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from m4train.data.documents.build import Size, StoredSample, decode_wanted
+from m4train.data.index.tombstones import TAKEN_DOWN, taken_down
 from m4train.data.loading.quarantine import QuarantineEntry
 from m4train.data.sources.tar import TarFormat, suffix_of
 from m4train.data.sources.tarfiles import TarMember, is_junk
@@ -88,6 +89,10 @@ class ShardStream:
             stages.append(webdataset.shuffle(_SHUFFLE_BUFFER, rng=rng))
         for cycle, stored in webdataset.DataPipeline(*stages):
             key, url = stored["__key__"], stored["__url__"]
+            why = taken_down(url.removeprefix("file:")).get(key) if not url.startswith("pipe:") else None
+            if why is not None:
+                self.leave_out(key, url, TAKEN_DOWN, why)
+                continue
             try:
                 yield Streamed(key, url, cycle, streamed_sample(self._format, stored, self._told))
             except BadSample as error:

@@ -100,6 +100,7 @@ class Plan:
             + [source.index.digest()]
             for source in self.sources
         ]
+        sources += [[s.name, "taken down", s.index.taken_down()] for s in self.sources if s.index.taken_down()]
         sources += [[source.name, "by shard"] for source in self.sources if source.ordered_by_shard]
         sources += [[s.name, "image range", *s.config.image_range] for s in self.sources if s.config.image_range]
         return _named([self.seed, self.global_batch_size, settings, sources])

@@ -4,9 +4,12 @@ import pytest
 
 from data_pipelines.frame.config import load_pipeline
 from data_pipelines.frame.options import build_step
+from m4train.data.shards import ShardWriter
 from m4train.errors import ConfigError
+from tests.helpers.data import document
 
 NEEDS = {
+    "takedown": ["shards=shards", "urls=[http://a.org]"],
     "dedup": ["documents=."],
     "filter": [
         "documents=.",
@@ -19,7 +22,10 @@ NEEDS = {
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_a_preset_needs_its_inputs_and_nothing_else(name, tmp_path):
+def test_a_preset_needs_its_inputs_and_nothing_else(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ShardWriter("shards") as writer:
+        writer.write(*document(1))
     config = load_pipeline(name, [f"folder={tmp_path}", *NEEDS[name]])
     for stage in config.stages.values():
         for step, options in stage.steps.items():
