@@ -48,7 +48,7 @@ def _lines(path: Path, needs: Sequence[str]) -> Iterator[tuple[bytes, dict[str, 
     for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
         try:
             found = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         yield line, found if isinstance(found, dict) and _has(found, needs) else None
 

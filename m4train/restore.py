@@ -14,8 +14,9 @@ from m4train.config.compose import stored_config
 from m4train.errors import CheckpointError
 from m4train.families import FAMILIES
 from m4train.json_files import read_mapping
-from m4train.training.checkpoints.save import TENSORS, read_tensors
+from m4train.training.checkpoints.save import TENSORS
 from m4train.training.checkpoints.state import Checkpoint
+from m4train.training.checkpoints.tensor_files import read_tensors
 from m4train.training.checkpoints.weights import CheckpointWeights
 from m4train.training.equip import equip
 from m4train.training.tensors import weight_tensors

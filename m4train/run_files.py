@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf._utils import get_yaml_loader
 
 from m4train.errors import DataError
 from m4train.json_lines import OF_A_STEP, read_lines
@@ -67,7 +69,7 @@ def read_run(folder: Path) -> RunFiles:
         raise DataError(f"{folder} holds no config.yaml: train first, or set run_dir to the directory of a run.")
     return RunFiles(
         folder=folder,
-        config=load_yaml(folder / CONFIG),
+        config=OmegaConf.create(inert(load_yaml(folder / CONFIG))),
         metrics=read_lines(folder / METRICS, OF_A_STEP),
         parameters=_json(folder / PARAMETERS, []),
         evaluation=_json(folder / EVALUATION, {}),
@@ -106,7 +108,7 @@ def _json(path: Path, default: Any) -> Any:
         return default
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if isinstance(found, type(default)):
         return found
@@ -114,15 +116,32 @@ def _json(path: Path, default: Any) -> Any:
     return default
 
 
-def load_yaml(path: Path) -> Any:
-    """The keys of a config.yaml. Raises DataError if it is damaged."""
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a config.yaml, as plain values. Raises DataError if it is damaged, or holds what no run writes: tags of
+    Python, and aliases, of which a few lines can stand for more than memory holds."""
     try:
-        found = OmegaConf.load(path)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it holds an alias")
+        found = yaml.load(text, Loader=get_yaml_loader())  # a safe loader, and that of who wrote it
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(_DAMAGED.format(path=path, why=str(error).splitlines()[0])) from error
-    if not OmegaConf.is_dict(found) or not found:
+    if not isinstance(found, dict) or not found:
         raise DataError(_DAMAGED.format(path=path, why="it holds no keys"))
     return found
 
 
 _DAMAGED = "{path} is damaged ({why}): starting the run again with its overrides writes it again."
+
+
+def inert(stored: Any) -> Any:
+    """Stored values as OmegaConf takes them for themselves. `${` in a text stands for these two letters: interpolations were
+    resolved when the run was composed, and resolving those of a file would show what the environment of its reader holds."""
+    if isinstance(stored, str):
+        return _INTERPOLATION.sub(r"\1\1\\${", stored)
+    if isinstance(stored, Mapping):
+        return {key: inert(value) for key, value in stored.items()}
+    return [inert(value) for value in stored] if isinstance(stored, (list, tuple)) else stored
+
+
+_INTERPOLATION = re.compile(r"(\\*)\$\{")

@@ -10,6 +10,7 @@ from typing import Any
 
 from m4train import build
 from m4train.config import Config
+from m4train.config.trust import code_named
 from m4train.data.loading.collate import Collator
 from m4train.data.source import open_sources
 from m4train.inspection.bench import bench as measure
@@ -91,7 +92,7 @@ def replay(config: Config, step: int, as_json: bool) -> int:
     Returns 1 if the step was logged with another data_hash, which means that the data is no longer what it was.
     """
     run_dir = Path(config.run_dir)
-    config = stored_config(run_dir, step)
+    config = stored_config(run_dir, step, code_named(config))
     processor = build.prepared_processor(config)
     plan = build.build_plan(config, processor)
     collator = Collator(plan.sources, processor, config.data, config.seed)

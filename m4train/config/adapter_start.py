@@ -102,7 +102,7 @@ def _of_peft(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): copy the folder again.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping: copy the folder again.")

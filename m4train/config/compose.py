@@ -35,10 +35,11 @@ from m4train.config.loading import (
 )
 from m4train.config.start import composed_start, forget_scratch, starts_from
 from m4train.config.texts import text_of
+from m4train.config.trust import check_code
 from m4train.config.values import Reader, fields_of
 from m4train.errors import ConfigError
 from m4train.json_files import read_mapping
-from m4train.run_files import CONFIG, STATE, load_yaml
+from m4train.run_files import CONFIG, STATE, inert, load_yaml
 
 _RUN = "configuration_of_a_run"  # the root that stands for what a run was trained with
 HERE = Where()
@@ -115,8 +116,8 @@ def load_run_config(overrides: list[str], where: Where = HERE) -> Config:
     given = {override.partition("=")[0]: text_of(override) for override in overrides}
     if "experiment" in given or "data" in given or not given.keys() & {"run_dir", "resume"}:
         return load_config(overrides, where)
-    stored = _stored(Path(given["run_dir"]) if "run_dir" in given else None, Path(given.get("resume", "auto")))
-    merged = OmegaConf.create(_read_stored(stored))
+    stored, file = _stored(Path(given["run_dir"]) if "run_dir" in given else None, Path(given.get("resume", "auto")))
+    merged = OmegaConf.create(inert(_read_stored(stored)))
     if "model" in merged:
         forget_scratch(merged.model, starts_from(overrides) is not None)
     chosen = groups(where).keys() & given.keys()  # a choice stands for the whole group
@@ -124,6 +125,7 @@ def load_run_config(overrides: list[str], where: Where = HERE) -> Config:
     ConfigStore.instance().store(name=_RUN, node={"defaults": ["schema", "_self_"], **values})
     added = [f"+{override}" if override.partition("=")[0] in chosen else override for override in overrides]
     config = _object(compose(added, Where(where.folders, _RUN)), where)
+    check_code(config, file, given, resource_folder("conf"))
     check(config)
     return config
 
@@ -150,7 +152,7 @@ def stored_config(values: Any, where: Path) -> Config:
 def completed(values: Any) -> Any:
     """A stored configuration as an OmegaConf node, with the default of every key it lacks. Raises ConfigError as `stored_config`."""
     with explained():
-        merged = OmegaConf.merge(OmegaConf.structured(Config), _read_stored(values))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), inert(_read_stored(values)))
         forget_scratch(merged.model)
         return merged
 
@@ -198,18 +200,19 @@ def explained(where: Where = HERE) -> Iterator[None]:
         raise ConfigError(_explain(error, where)) from error
 
 
-def _stored(run_dir: Path | None, checkpoint: Path) -> Any:
+def _stored(run_dir: Path | None, checkpoint: Path) -> tuple[dict[str, Any], Path]:
     """What config.yaml of a run holds, or the state of a checkpoint, without `launch`: how many processes trained it says
-    nothing about those of another command."""
-    state = checkpoint / STATE
-    folder = run_dir or checkpoint.resolve().parent.parent
-    stored: Any = None
-    if (folder / CONFIG).is_file():
-        stored = OmegaConf.to_container(load_yaml(folder / CONFIG))
+    nothing about those of another command; and the file it is in."""
+    where, state = (run_dir or checkpoint.resolve().parent.parent) / CONFIG, checkpoint / STATE
+    folder = where.parent
+    stored: dict[str, Any] | None = None
+    if where.is_file():
+        stored = load_yaml(where)
     elif state.is_file():
-        stored = {**(read_mapping(state).get("config") or {}), "run_dir": str(folder)}
+        where, found = state, read_mapping(state).get("config")
+        stored = {**(found if isinstance(found, dict) else {}), "run_dir": str(folder)}
     if stored is not None:
-        return {key: value for key, value in stored.items() if key != "launch"}
+        return {key: value for key, value in stored.items() if key != "launch"}, where
     raise ConfigError(
         f"{folder} holds no config.yaml: train first, or set run_dir to a trained run, or resume to a checkpoint."
     )

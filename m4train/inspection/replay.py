@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from m4train.config import Config, compose
+from m4train.config.trust import check_code
 from m4train.data.loading.collate import Collator
 from m4train.data.plan.plan import Plan, StepPlan
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.inspection.preview import PackView, SegmentView
 from m4train.json_lines import OF_A_STEP, read_lines
-from m4train.run_files import CHECKPOINTS, CONFIG, CURSORS, STATE, load_yaml
+from m4train.run_files import CHECKPOINTS, CONFIG, CURSORS, STARTS, STATE, load_yaml
 from m4train.training.starts import config_at
 
 _MODULUS = 1 << 64
@@ -41,14 +42,16 @@ class ReplayedSample:
     dropped: str
 
 
-def stored_config(run_dir: Path, step: int) -> Config:
-    """The configuration that step `step` of a run was made with. Raises DataError if the directory holds none, or one
-    that cannot be read."""
+def stored_config(run_dir: Path, step: int, known: Mapping[str, str] | None = None) -> Config:
+    """The configuration that step `step` of a run was made with; code that it names has to be `known`, see `check_code`.
+    Raises DataError if the directory holds none, or one that cannot be read."""
     path = run_dir / CONFIG
     if not path.is_file():
         raise DataError(f"{run_dir} holds no config.yaml: set run_dir to the directory of a run.")
     try:
-        return compose.stored_config(config_at(run_dir, step) or load_yaml(path), path)
+        config = compose.stored_config(config_at(run_dir, step) or load_yaml(path), path)
+        check_code(config, run_dir / STARTS, (), compose.resource_folder("conf"), known or {})
+        return config
     except ConfigError as error:
         raise DataError(str(error)) from error
 
@@ -73,7 +76,7 @@ def _plan_of(path: Path) -> dict[str, Any] | None:
     """The state of the plan in a checkpoint's state.json; None if that is damaged."""
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))["plan"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
     return plan if isinstance(plan, dict) and type(plan.get("step")) is int else None
 

@@ -66,7 +66,7 @@ def _started_with(config: Config) -> str | None:
     for folder in reversed(found or ([Path(config.resume)] if config.resume != "auto" else [])):
         try:
             stored = json.loads((folder / STATE).read_text(encoding="utf-8"))["config"]["trainer"]["precision"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
             continue  # who continues from it says what is wrong
         if stored != "auto":
             return stored

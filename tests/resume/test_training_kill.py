@@ -47,8 +47,8 @@ def _train(run_dir, point="none", when="before", count=1, in_background=True):
 POINTS = ("_make_folder", "_write_tensors", "_write_rest", "write_json", "_verify", "_seal", "write_manifest")
 POINTS += ("fsync_tree", "_publish", "rename", "fsync_folder", "_prune")
 # Functions of a save that leave nothing behind, or only pass on to one of the points.
-PASSIVE = {"write_checkpoint", "read_tensors", "_attempt", "_on_main", "_on_any_rank", "_chunks", "_bits"}
-PASSIVE |= {"_one_process_is_fine", "_revision", "checkpoints_in", "file_hashes"}
+PASSIVE = {"write_checkpoint", "_attempt", "_on_main", "_on_any_rank", "_chunks", "_bits"}
+PASSIVE |= {"_revision", "checkpoints_in", "file_hashes"}
 
 
 def _start(run_dir, *kill):

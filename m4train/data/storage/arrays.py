@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import mmap
 import os
 from collections.abc import Mapping
@@ -63,16 +64,19 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             raise StaleIndexError(f"{path} is not an index of this version: delete it or run `m4train data index`.")
         base = 16 + int.from_bytes(start[8:], "little")
         try:
-            header = json.loads(file.read(base - 16))
-        except ValueError:
-            header = {"bytes": -1}
-        if base + header["bytes"] != size:
-            raise StaleIndexError(f"{path} is damaged ({size} bytes): delete it or run `m4train data index`.")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    arrays = {
-        name: np.frombuffer(mapped, np.dtype(a["dtype"]), int(np.prod(a["shape"])), base + a["offset"]).reshape(
-            a["shape"]
-        )
-        for name, a in header["arrays"].items()
-    }
+            header = json.loads(file.read(base - 16)) if base <= size else None
+            if not isinstance(header, dict) or base + header["bytes"] != size or not isinstance(header["meta"], dict):
+                raise ValueError(f"{size} bytes")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            arrays = {name: _mapped(mapped, base, entry) for name, entry in header["arrays"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise StaleIndexError(f"{path} is damaged ({error}): delete it or run `m4train data index`.") from error
     return header["meta"], arrays
+
+
+def _mapped(mapped: mmap.mmap, base: int, entry: dict[str, Any]) -> np.ndarray:
+    """One array, where its line of the header says; numbers alone, so that nothing in it stands for an object."""
+    shape, dtype = [int(size) for size in entry["shape"]], np.dtype(entry["dtype"])
+    if min(shape, default=0) < 0 or int(entry["offset"]) < 0 or dtype.hasobject:
+        raise ValueError(f"{entry}")
+    return np.frombuffer(mapped, dtype, math.prod(shape), base + int(entry["offset"])).reshape(shape)

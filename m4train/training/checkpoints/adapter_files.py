@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -17,7 +18,8 @@ from m4train.errors import CheckpointError, ConfigError
 from m4train.models.weight_files import save_tensors
 from m4train.training.adapters import peft_config
 from m4train.training.checkpoints.adapter_settings import check_settings
-from m4train.training.checkpoints.save import TENSORS, read_tensors
+from m4train.training.checkpoints.save import TENSORS
+from m4train.training.checkpoints.tensor_files import read_tensors
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_name, canonical_parameters, is_adapter
 from m4train.training.tensors import PARAMETER
@@ -126,7 +128,7 @@ def load_adapter(model: TrainableModel, folder: Path) -> None:
     """
     if not (folder / _FILE).is_file() or not (folder / _CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder} holds no adapter: {_FILE} and {_CONFIG_FILE} are needed.")
-    stored = {_canonical_stored(name): t for name, t in load_file(folder / _FILE).items()}
+    stored = _stored(folder)
     live: dict[str, Tensor] = dict(canonical_parameters(model))
     _drop_tied(model, stored, live)
     wanted = {name for name in live if is_adapter(name)} | {name for name in stored if not is_adapter(name)}
@@ -152,10 +154,18 @@ def _drop_tied(model: TrainableModel, stored: dict[str, Tensor], live: Mapping[s
         del stored[other]
 
 
+def _stored(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter by canonical name."""
+    try:
+        return {_canonical_stored(name): tensor for name, tensor in load_file(folder / _FILE).items()}
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / _FILE} cannot be read ({error}): copy the folder again.") from error
+
+
 def _check_in_full(model: TrainableModel, folder: Path) -> None:
     """Raises CheckpointError if the file holds a module in full that does not train here, and differs: a run that starts from
     it would go on with values that none of its exports knows."""
-    stored = {_canonical_stored(name): t for name, t in load_file(folder / _FILE).items()}
+    stored = _stored(folder)
     frozen = {name: p for name, p in canonical_parameters(model).items() if not p.requires_grad and name in stored}
     for name, parameter in frozen.items():
         if parameter.shape != stored[name].shape or not torch.equal(parameter.cpu(), stored[name].to(parameter.dtype)):

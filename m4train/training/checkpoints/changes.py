@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from m4train.config import Config, compose
 from m4train.errors import CheckpointError
+from m4train.run_files import inert
 from m4train.training.schedule import rate_factor
 
 EVERYTHING = ("*",)
@@ -117,7 +118,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration with the default of every key it lacks, also inside its sources and parts."""
-    return config_dict(OmegaConf.to_container(compose.completed(config)))  # type: ignore[arg-type]
+    return config_dict(OmegaConf.to_container(compose.completed(config), resolve=True))  # type: ignore[arg-type]
 
 
 def matches(key: str, patterns: Sequence[str]) -> bool:
@@ -206,7 +207,7 @@ def _rate(config: Config, step: int) -> float:
 def _rated(config: dict[str, Any]) -> Config:
     """A configuration with those groups of a stored one that the learning rate depends on."""
     groups = {name: completed(config)[name] for name in ("optimizer", "schedule", "trainer")}
-    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), groups))
+    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), inert(groups)))
     assert isinstance(made, Config)
     return made
 

@@ -93,7 +93,7 @@ def _entries(folder: Path) -> dict[str, dict[str, Any]]:
     """What the manifest lists."""
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"Checkpoint {folder} has no readable {MANIFEST} ({error}).") from error
     if not isinstance(entries, dict) or STATE not in entries:
         raise CheckpointError(f"File {MANIFEST} of checkpoint {folder} is damaged: it does not list {STATE}.")

@@ -12,9 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from m4train.training.checkpoints.files import (
     write_manifest,
 )
 from m4train.training.checkpoints.state import Checkpoint, sealed
+from m4train.training.checkpoints.tensor_files import one_process_is_fine, read_tensors, stored_tensors
 from m4train.training.engines.base import Engine
 from m4train.training.tensors import BUFFER, PARAMETER, SCALE
 
@@ -109,7 +108,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine, optimizer: bool = Tr
         if any(
             name.startswith(SCALE) for name in wanted
         ):  # a run may go on in fp16, from a checkpoint that has no scale
-            held = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+            held = stored_tensors(folder)
             wanted = {name: t for name, t in wanted.items() if not name.startswith(SCALE) or name in held}
         read_tensors(folder, wanted)
 
@@ -126,7 +125,7 @@ def _is_native(checkpoint: Checkpoint, engine: Engine) -> bool:
 
     Raises CheckpointError if it does so for another engine or number of ranks.
     """
-    names = dcp.FileSystemReader(checkpoint.folder / TENSORS).read_metadata().state_dict_metadata
+    names = stored_tensors(checkpoint.folder / TENSORS)
     native = next((name for name in names if name.startswith("native/")), None)
     if native is not None and (engine.native_prefix is None or not native.startswith(engine.native_prefix)):
         _, name, ranks, *_ = native.split("/")
@@ -204,24 +203,10 @@ def _make_folder(aside: Path) -> None:
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor], engine: Engine) -> None:
     writer = dcp.FileSystemWriter(folder)
-    with _one_process_is_fine():
+    with one_process_is_fine():
         dcp.save(
             dict(tensors), storage_writer=writer, process_group=engine.checkpoint_group, no_dist=engine.world_size == 1
         )
-
-
-def read_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fills the tensors from a checkpoint's folder of tensors, by name; each rank reads its own share, alone."""
-    reader = dcp.FileSystemReader(folder)
-    with _one_process_is_fine():
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
-
-
-@contextmanager
-def _one_process_is_fine() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
 
 
 def _write_rest(

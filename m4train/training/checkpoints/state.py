@@ -84,7 +84,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     path = folder / STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"File {STATE} of checkpoint {folder} cannot be read ({error}).") from error
     wrong = _wrong(state) or _misnamed(folder, state) or _unsealed(state, hashes)
     if wrong:

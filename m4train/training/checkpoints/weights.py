@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from m4train.config import AdapterConfig
 from m4train.errors import CheckpointError
 from m4train.training.adapters import apply_adapters, merge_adapters, settings_of_module
-from m4train.training.checkpoints.save import TENSORS, read_tensors
+from m4train.training.checkpoints.save import TENSORS
+from m4train.training.checkpoints.tensor_files import read_tensors, stored_tensors
 from m4train.training.naming import canonical_parameters, is_adapter
 from m4train.training.quantization import quantize_parts
 from m4train.training.tensors import BUFFER, PARAMETER, weight_tensors
@@ -30,10 +29,9 @@ class CheckpointWeights:
     def __init__(self, folder: Path, adapter: AdapterConfig, adapted: bool = True) -> None:
         self.folder, self.adapter = folder / TENSORS, adapter
         try:
-            stored = dcp.FileSystemReader(self.folder).read_metadata().state_dict_metadata
+            self._stored = stored_tensors(self.folder)
         except OSError as error:
             raise CheckpointError(f"{folder} holds no portable checkpoint: {error.strerror}.") from error
-        self._stored = {name: entry for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
         own = [name.removeprefix(PARAMETER) for name in self._stored if name.startswith(PARAMETER)]
         self.names = [name for name in own if not is_adapter(name)]
         self.adapter_names = [name for name in own if adapted and is_adapter(name)]
