@@ -7,7 +7,7 @@ import sys
 import tempfile
 import traceback
 
-from m4train.commands.arguments import CORES, EVALUATES, JSON, OF_RUN, OVERRIDES, TRAINS, Command, Folder, Number
+from m4train.commands.arguments import CORES, EVALUATES, JSON, OF_RUN, OVERRIDES, TRAINS, Command, Folder, Number, Word
 from m4train.errors import ConfigError, M4Error, of_the_system
 from m4train.exits import FAILED, INTERRUPTED, REFUSED, say_once
 
@@ -46,6 +46,12 @@ COMMANDS = {
         "inspect:plan",
         f"[--ranks N] [--json] {OVERRIDES}",
         (Number("ranks", 1), JSON),
+    ),
+    "estimate": Command(
+        "say whether a configuration fits a GPU, and how long it takes, before it runs",
+        "estimate:run",
+        f"[gpu=NAME] [ranks=N] [mfu=SHARE] [--json] {OVERRIDES}",
+        (Word("gpu"), Number("ranks", 0), Word("mfu"), JSON),
     ),
     "preview": Command(
         "write run_dir/preview.html, the first packs as the model sees them",

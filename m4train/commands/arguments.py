@@ -81,6 +81,16 @@ class Folder(NamedTuple):
         return Path(given), rest
 
 
+class Word(NamedTuple):
+    """`NAME=VALUE`, any text, which may be left out."""
+
+    name: str
+
+    def take(self, command: str, arguments: list[str]) -> tuple[Any, list[str]]:
+        given, rest = _given(self.name, arguments)
+        return given or None, rest
+
+
 class Flag(NamedTuple):
     """`--NAME`."""
 
@@ -158,7 +168,7 @@ class Command(NamedTuple):
     summary: str
     function: str
     usage: str = OVERRIDES
-    options: tuple[Number | Folder | Flag, ...] = ()
+    options: tuple[Number | Folder | Word | Flag, ...] = ()
     reads: str = "overrides"
     processes: bool = False
     parser: str = ""  # "module:name" of what makes the parser of a command that reads its arguments itself

@@ -37,7 +37,7 @@ def plan(config: Config, ranks: int, as_json: bool) -> int:
     report = plan_report(
         build.build_plan(config, build.prepared_processor(config)), trainer.max_steps, ranks, trainer.micro_batch_size
     )
-    _show(dataclasses.asdict(report), plan_tables(report), as_json)
+    show(dataclasses.asdict(report), plan_tables(report), as_json)
     return 0
 
 
@@ -60,7 +60,7 @@ def validate(config: Config, workers: int, as_json: bool) -> int:
     report["sources"] = {source.name: source.report() for source in found}
     limit = f"data.max_bad_fraction={data.max_bad_fraction}"
     verdict = f"more bad samples than {limit}: {', '.join(failed)}" if failed else f"no source exceeds {limit}"
-    _show(report, [*validation_tables(found), verdict], as_json)
+    show(report, [*validation_tables(found), verdict], as_json)
     return 1 if failed else 0
 
 
@@ -69,7 +69,7 @@ def bench(config: Config, packs: int, as_json: bool) -> int:
     processor = build.prepared_processor(config)
     layout, micro = build.build_layout(config, processor), config.trainer.micro_batch_size
     report = measure(build.build_plan(config, processor), processor, config.data, config.seed, micro, layout, packs)
-    _show(dataclasses.asdict(report), bench_tables(report), as_json)
+    show(dataclasses.asdict(report), bench_tables(report), as_json)
     return 0
 
 
@@ -104,7 +104,7 @@ def replay(config: Config, step: int, as_json: bool) -> int:
     write_page(path, f"{config.name}: step {step}", f"{len(samples)} documents, data_hash {found} ({verdict})", packs)
     report = {"step": step, "data_hash": found, "logged_data_hash": logged, "page": str(path)}
     report["samples"] = [dataclasses.asdict(sample) for sample in samples]
-    _show(report, [replay_table(step, samples), f"data_hash {found}: {verdict}", f"page: {path}"], as_json)
+    show(report, [replay_table(step, samples), f"data_hash {found}: {verdict}", f"page: {path}"], as_json)
     return 0 if logged in (None, found) else 1
 
 
@@ -114,7 +114,7 @@ def report(config: Config) -> int:
     return 0
 
 
-def _show(report: dict[str, Any], tables: list[Any], as_json: bool) -> None:
+def show(report: dict[str, Any], tables: list[Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(report, indent=1))
         return

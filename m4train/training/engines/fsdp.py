@@ -67,7 +67,7 @@ class FSDPEngine(DistributedEngine):
         # Packed 4-bit weights would lose their scales in shards: they stay whole on every rank, at half a byte a value.
         packed = [module.to(self.device) for module in model.modules() if is_quantized(module)]
         whole = {cast(nn.Parameter, module.weight) for module in packed}
-        for module in _units(model, model.blocks()):
+        for module in sharded_units(model, model.blocks()):
             self._shard(module, whole)
         self.model = model
 
@@ -107,7 +107,7 @@ class FSDPEngine(DistributedEngine):
         return tensors
 
 
-def _units(model: TrainableModel, blocks: dict[str, list[nn.Module]]) -> list[nn.Module]:
+def sharded_units(model: TrainableModel, blocks: dict[str, list[nn.Module]]) -> list[nn.Module]:
     """What is sharded as one unit, inner ones first: blocks, towers (a part whose prefix is a module with blocks), the root."""
     inner = [block for members in blocks.values() for block in members]
     known, towers = {id(block) for block in inner}, []

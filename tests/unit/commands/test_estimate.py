@@ -1,0 +1,35 @@
+"""`m4train estimate` at the command line, without a network or a file of a model."""
+
+import json
+
+import pytest
+
+from m4train.cli import main
+
+OWN = ["data=own", "data.sources={mine: {path: /no/such/shards}}", "model=smolvlm_256m", "trainer.micro_batch_size=1"]
+
+
+def test_a_published_model_is_estimated_without_a_download(capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["estimate", "gpu=h100", "ranks=2", "engine=fsdp2", *OWN]) == 0
+    printed = capsys.readouterr().out
+    assert "0.256 B parameters" in printed
+    assert "2 x h100: fits" in printed
+    assert max(len(line) for line in printed.splitlines()) <= 80
+
+
+def test_what_does_not_fit_is_an_exit_code_and_a_way_out(capsys):
+    large = ["data.sequence_length=65536", "data.images_per_pack=600", "optimizer=adamw"]
+    assert main(["estimate", "--json", "gpu=t4", *OWN, *large]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["fits"]
+    assert found["memory"]["low"] < found["memory"]["expected"] < found["memory"]["high"]
+    assert found["changes"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("gpu=h10", "gpu=h10 is not known: choose a10,"), ("mfu=40", "mfu=40 is not a share of the peak")]
+)
+def test_a_wrong_argument_is_one_sentence(given, said, capsys):
+    assert main(["estimate", given, *OWN]) == 2
+    assert said in capsys.readouterr().err
