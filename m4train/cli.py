@@ -50,8 +50,8 @@ COMMANDS = {
     "estimate": Command(
         "say whether a configuration fits a GPU, and how long it takes, before it runs",
         "estimate:run",
-        f"[gpu=NAME] [ranks=N] [mfu=SHARE] [--json] {OVERRIDES}",
-        (Word("gpu"), Number("ranks", 0), Word("mfu"), JSON),
+        f"[--gpu NAME] [--ranks N] [--mfu SHARE] [--json] {OVERRIDES}",
+        (Word("gpu"), Number("ranks", 1), Word("mfu"), JSON),
     ),
     "preview": Command(
         "write run_dir/preview.html, the first packs as the model sees them",

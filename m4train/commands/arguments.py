@@ -82,12 +82,15 @@ class Folder(NamedTuple):
 
 
 class Word(NamedTuple):
-    """`NAME=VALUE`, any text, which may be left out."""
+    """`--NAME VALUE`, any text, which may be left out; also as `NAME=VALUE`."""
 
     name: str
 
+    def shown(self) -> str:
+        return f"[--{self.name} {self.name.upper()}]"
+
     def take(self, command: str, arguments: list[str]) -> tuple[Any, list[str]]:
-        given, rest = _given(self.name, arguments)
+        given, rest = taken([f"--{self.name}"], arguments, self.name)
         return given or None, rest
 
 

@@ -23,7 +23,7 @@ from m4train.json_files import read_mapping
 def run(config: Config, gpu: str | None, ranks: int | None, mfu: str | None, as_json: bool) -> int:
     """Prints the estimate of a configuration; returns 0 if it fits, 1 if it does not."""
     if gpu is not None and gpu not in GPUS:
-        raise ConfigError(f"gpu={gpu} is not known: choose {', '.join(GPUS)}.")
+        raise ConfigError(f"--gpu {gpu} is not known: choose {', '.join(GPUS)}.")
     if config.trainer.precision == "auto":
         config.trainer.precision = "fp32" if gpu is None else "fp16" if gpu in ("t4", "v100") else "bf16"
     architecture, stored = architecture_of(config)
@@ -41,7 +41,7 @@ def _share(given: str | None) -> float | None:
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise ConfigError(f"mfu={given} is not a share of the peak between 0 and 1, such as mfu=0.4.")
+        raise ConfigError(f"--mfu {given} is not a share of the peak between 0 and 1, such as --mfu 0.4.")
     return share
 
 

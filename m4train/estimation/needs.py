@@ -101,7 +101,7 @@ def estimate(subject: Subject, mfu: float | None = None) -> Estimate:
     trainer = subject.config.trainer
     if trainer.global_batch_size < subject.ranks:
         raise ConfigError(
-            f"trainer.global_batch_size={trainer.global_batch_size} cannot be shared among ranks={subject.ranks}: raise it, or estimate fewer ranks."
+            f"trainer.global_batch_size={trainer.global_batch_size} cannot be shared among --ranks {subject.ranks}: raise it, or estimate fewer ranks."
         )
     size, memory = subject.sizes(), subject.memory()
     gpu = None if subject.gpu is None else GPUS[subject.gpu]

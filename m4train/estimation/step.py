@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -121,6 +121,7 @@ def step_memory(
     `device` cpu or cuda says whose chunk sizes are used; the tensors are fake ones of the CPU. `stored` is the dtype of the
     weights in their file (None: fp32, as new ones are); `half`: all weights are in the run's precision when they are used.
     """
+    config = replace(config, trainer=replace(config.trainer, precision=_counted_as(config.trainer.precision)))
     with FakeTensorMode(allow_non_fake_inputs=True), _chunks_of(device):
         model = fake_model(config, architecture, stored)
         engine = _Engine(config, "cpu")
@@ -147,6 +148,11 @@ def step_memory(
             engine.update(1.0, config.trainer.max_grad_norm)
     peak = {name: float(tracker.peak.get(name, 0)) for name in HELD}
     return StepMemory(**peak, working=float(tracker.working))
+
+
+def _counted_as(precision: str) -> str:
+    """bf16 for fp16, which is as wide: autocast of the CPU takes no weights in bf16 next to it."""
+    return "bf16" if precision == "fp16" else precision
 
 
 def fake_model(config: Config, architecture: Any, stored: torch.dtype | None = None) -> Any:

@@ -82,7 +82,7 @@ def _verdict(found: Estimate) -> str:
     expected, subject = found.memory.expected / _GIB, found.subject
     where = f"{subject.ranks} x {subject.gpu or 'CPU'}"
     if found.capacity is None:
-        return f"{where}: {expected:.1f} GiB per rank; name a GPU (gpu=h100) to learn whether it fits, and how long it takes"
+        return f"{where}: {expected:.1f} GiB per rank; name a GPU (--gpu h100) to learn whether it fits, and how long it takes"
     capacity = found.capacity / _GIB
     if not found.fits:
         return f"{where}: does NOT fit: {expected:.1f} GiB are expected of {capacity:.1f} GiB"
@@ -108,7 +108,7 @@ def _speeds(speeds: list[Speed]) -> Table:
 
 def _ways_out(found: Estimate) -> list[str]:
     if not found.changes:
-        return [] if found.fits else ["No change of a key makes it fit: use more GPUs (ranks=N) or larger ones."]
+        return [] if found.fits else ["No change of a key makes it fit: use more GPUs (--ranks N) or larger ones."]
     first = "It would fit with any one of" if len(found.changes) > 1 else "It would fit with"
     if not found.changes[0].fits:
         first = "It would not fit even with"

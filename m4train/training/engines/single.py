@@ -55,7 +55,7 @@ class SingleEngine:
 
     def store(self, model: TrainableModel) -> None:
         """Sets the dtype parameters are stored in: fp32 for what trains; for the rest what freeze.frozen_dtype asks, or fp32
-        if all is computed in it; otherwise that of the file they were loaded from."""
+        if all is computed in it; otherwise that of the file they were loaded from, or fp16 for bf16 if fp16 is computed in."""
         frozen = torch.bfloat16 if self.config.freeze.frozen_dtype == "bf16" else None
         if self.config.trainer.precision == "fp32":
             frozen = torch.float32
@@ -64,6 +64,8 @@ class SingleEngine:
                 parameter.data = parameter.data.float()
             elif frozen is not None and parameter.is_floating_point():
                 parameter.data = parameter.data.to(frozen)
+            elif self.config.trainer.precision == "fp16" and parameter.dtype == torch.bfloat16:
+                parameter.data = parameter.data.half()  # autocast to fp16 takes no operands in bf16
 
     def optimise(self, trainable: dict[str, nn.Parameter], updated: dict[str, nn.Parameter] | None = None) -> None:
         """Builds the optimizer over what trains, given by canonical name; `updated` is what it works on, if not that."""

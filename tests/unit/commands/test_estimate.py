@@ -11,7 +11,7 @@ OWN = ["data=own", "data.sources={mine: {path: /no/such/shards}}", "model=smolvl
 
 def test_a_published_model_is_estimated_without_a_download(capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert main(["estimate", "gpu=h100", "ranks=2", "engine=fsdp2", *OWN]) == 0
+    assert main(["estimate", "--gpu", "h100", "--ranks", "2", "engine=fsdp2", *OWN]) == 0
     printed = capsys.readouterr().out
     assert "0.256 B parameters" in printed
     assert "2 x h100: fits" in printed
@@ -20,7 +20,7 @@ def test_a_published_model_is_estimated_without_a_download(capsys, monkeypatch):
 
 def test_what_does_not_fit_is_an_exit_code_and_a_way_out(capsys):
     large = ["data.sequence_length=65536", "data.images_per_pack=600", "optimizer=adamw"]
-    assert main(["estimate", "--json", "gpu=t4", *OWN, *large]) == 1
+    assert main(["estimate", "--json", "--gpu", "t4", *OWN, *large]) == 1
     found = json.loads(capsys.readouterr().out)
     assert not found["fits"]
     assert found["memory"]["low"] < found["memory"]["expected"] < found["memory"]["high"]
@@ -28,7 +28,8 @@ def test_what_does_not_fit_is_an_exit_code_and_a_way_out(capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [("gpu=h10", "gpu=h10 is not known: choose a10,"), ("mfu=40", "mfu=40 is not a share of the peak")]
+    ("given", "said"),
+    [("--gpu=h10", "--gpu h10 is not known: choose a10,"), ("--mfu=40", "--mfu 40 is not a share of the peak")],
 )
 def test_a_wrong_argument_is_one_sentence(given, said, capsys):
     assert main(["estimate", given, *OWN]) == 2

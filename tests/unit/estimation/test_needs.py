@@ -81,7 +81,8 @@ def test_time_follows_from_operations_and_peak():
 
 def test_recomputation_costs_time_and_not_more_than_a_forward_pass():
     plain, again = (
-        estimate(_subject(gpu="h100", gradient_checkpointing=on), mfu=0.5).speeds[0].step_seconds for on in (False, True)
+        estimate(_subject(gpu="h100", gradient_checkpointing=on), mfu=0.5).speeds[0].step_seconds
+        for on in (False, True)
     )
     assert 1.2 < again / plain < 1.34
 
@@ -117,5 +118,5 @@ def test_frozen_weights_in_four_bits_take_half_a_byte():
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(ConfigError, match=r"trainer\.global_batch_size=8 cannot be shared among ranks=16"):
+    with pytest.raises(ConfigError, match=r"trainer\.global_batch_size=8 cannot be shared among --ranks 16"):
         estimate(_subject(ranks=16, engine="fsdp2"))

@@ -3,11 +3,15 @@
 import pytest
 import torch
 
-from m4train.config import Config, FreezeConfig
+from m4train.config import Config, FreezeConfig, FreezeRule
 from m4train.errors import ConfigError
+from m4train.families import FAMILIES
 from m4train.training import precision
 from m4train.training.engines import make_engine
+from m4train.training.engines.single import SingleEngine
+from m4train.training.equip import equip
 from m4train.training.precision import FIRST_SCALE, GROWTH_STEPS, LossScale, machine_precision, resolve_precision
+from tests.helpers.models import packed_batch, tiny_idefics3
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
 CPU = torch.device("cpu")
@@ -111,3 +115,19 @@ def test_a_run_may_go_on_in_fp16(tmp_path):
     make_trainer(make_config(tmp_path, max_steps=6, precision="fp32"), TinyModel()).train()
     rows = read_metrics(tmp_path)
     assert [row.get("loss_scale") for row in rows] == [None, None, FIRST_SCALE, FIRST_SCALE, None, None]
+
+
+def test_fp16_computes_with_frozen_weights_that_were_stored_in_bf16():
+    config = Config()
+    config.trainer.precision = "fp16"
+    config.freeze.rules = [FreezeRule(trainable=False), FreezeRule(part="text", trainable=True)]
+    family = FAMILIES["idefics3"]
+    model = family.model_class(family.load("Config").from_dict(tiny_idefics3())).to(torch.bfloat16)
+    model.init_weights(torch.Generator().manual_seed(0))
+    equip(model, config)
+    engine = SingleEngine(config, "cpu")
+    engine.prepare(model)
+    assert {p.dtype for p in model.parameters()} == {torch.float16, torch.float32}
+    output = engine.forward(packed_batch([torch.arange(3, 12), torch.arange(20, 25)]))
+    engine.backward(output.loss / 10, True)
+    assert engine.update(1.0, 1.0).total > 0
