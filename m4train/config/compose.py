@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from m4train.config import Config
 from m4train.config.adapter_start import take_adapter
 from m4train.config.checks import check
+from m4train.config.holdout import hold_out
 from m4train.config.loading import (
     EXPERIMENT,
     Loader,
@@ -100,6 +101,7 @@ def load_config(overrides: list[str], where: Where = HERE) -> Config:
     _say_what_is_kept(composed, overrides, where)
     config = _object(composed, where)
     take_adapter(config.adapter, overrides)
+    hold_out(config.data)
     check(config)
     return config
 

@@ -39,6 +39,7 @@ def check_data(config: Config) -> None:
     require(
         0 <= data.max_bad_fraction <= 1, f"data.max_bad_fraction is {data.max_bad_fraction}: give a share from 0 to 1."
     )
+    _check_holdout(data)
     require(bool(data.sources), "data.sources is empty: choose a data=... or add data.sources.NAME.path=SHARDS.")
     for group, sources in (("sources", data.sources), ("validation", data.validation)):
         for name, source in sources.items():
@@ -65,6 +66,23 @@ def check_data(config: Config) -> None:
                 f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
             )
             _check_options(key, source)
+
+
+def _check_holdout(data: DataConfig) -> None:
+    require(0 <= data.holdout < 1, f"data.holdout is {data.holdout}: give a share from 0 to below 1, such as 0.02.")
+    for name, source in data.sources.items():
+        require(
+            not source.held_out, f"data.sources.{name}.held_out is true, but sources train: set it in data.validation."
+        )
+        require(
+            not (data.holdout and source.stream),
+            f"data.holdout={data.holdout} needs an index, but data.sources.{name}.stream is true: turn one of them off.",
+        )
+    for name, source in data.validation.items():
+        require(
+            not source.held_out or data.holdout > 0,
+            f"data.validation.{name}.held_out is true, but data.holdout is 0: set data.holdout, or remove it.",
+        )
 
 
 def _check_augment(data: DataConfig) -> None:

@@ -60,6 +60,8 @@ class SourceConfig:
     missing_images: str = "bad"
     # read by webdataset without an index, as for `pipe:` commands; order and resume only approximate
     stream: bool = False
+    # of data.validation: use what data.holdout takes out of the source of this path, instead of all of it
+    held_out: bool = False
     weight: float = 1.0  # relative share of this source in the mixture, in the unit of data.mixture.by
     loss_weight: float = 1.0  # factor of the loss of each token of this source, relative to the other sources
     # tokens with a loss: all (every text token), assistant answers, or last_turn (the last answer); auto: all for
@@ -117,6 +119,9 @@ class DataConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # name -> dataset to train on
     # name -> held-out dataset, for trainer.eval_every and `m4train evaluate`
     validation: dict[str, SourceConfig] = field(default_factory=dict)
+    # share, from 0 to below 1, of the samples of each source that is held out as data.validation.NAME, by a hash of the key:
+    # samples that join later move none of the others; 0: none
+    holdout: float = 0.0
     index_dir: str | None = None  # folder for indexes; null: next to each shard; needed for shards in an object store
     cache_dir: str | None = None  # folder for blocks read from object stores; null: they are read again each time
     cache_size: float = 64.0  # GiB that cache_dir holds at most; the blocks used longest ago are removed

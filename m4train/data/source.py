@@ -18,6 +18,7 @@ from m4train.data.documents.sample import Sample
 from m4train.data.documents.splitting import Division, divide
 from m4train.data.documents.variants import variant_drawn
 from m4train.data.index.build import build_index, open_index
+from m4train.data.index.part import PartIndex, held_out
 from m4train.data.index.shard_index import ShardIndex
 from m4train.data.index.source_index import SourceIndex
 from m4train.data.shards import expand_shards
@@ -175,7 +176,7 @@ def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processo
         config, form, shards = _found(name, config)
         opened = open_index(shards, form, Renderer(processor, config, name), data.index_dir, data.auto_index_limit)
         form.keep(data.shuffle_window, data.packing_pool)
-        source = Source(name, config, SourceIndex(opened), form, FileReader(cache))
+        source = Source(name, config, _part(name, config, data, SourceIndex(opened)), form, FileReader(cache))
         _check_named(source)
         if source.index.unread:
             _LOG.warning("data source %r: fields not read: %s", name, unread_line(source))
@@ -196,6 +197,21 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
                 "look at `m4train data stats`."
             )
     return built
+
+
+def _part(name: str, config: SourceConfig, data: DataConfig, whole: SourceIndex) -> SourceIndex:
+    """What of a source is used: what data.holdout holds out, all but that for one that is trained on, or everything."""
+    trains = data.sources.get(name) is config
+    if not data.holdout or not (config.held_out or trains):
+        return whole
+    out = held_out(whole, data.holdout)
+    if len(out) and out.all() == out.any():
+        what = "all" if out.all() else "none"
+        raise ConfigError(
+            f"data.holdout={data.holdout} holds out {what} of the {len(out)} samples of data source {name.rpartition('/')[2]!r}: "
+            "choose another share, or name a held-out source in data.validation."
+        )
+    return PartIndex(whole, np.flatnonzero(out if config.held_out else ~out))
 
 
 def unread_line(source: Source) -> str:

@@ -236,6 +236,8 @@ SHOWN: dict[str, str] = {
     "data.auto_index_limit": "unit/data/index/test_catalogue.py",
     "data.packing_pool": "unit/data/loading/test_stream_loader.py",
     "data.long_conversations": "unit/data/plan/test_left_out.py",
+    "data.holdout": "unit/data/index/test_part.py",
+    "data.sources.NAME.held_out": "unit/data/index/test_part.py",
     "data.max_dropped_fraction": "unit/data/plan/test_left_out.py",
     "data.shuffle_window": "unit/data/plan/test_amplification.py",
     "data.epochs": "unit/data/plan/test_plan.py",
