@@ -4,6 +4,9 @@ named by `step: module:class` there, or added here."""
 from __future__ import annotations
 
 STEPS = {
+    "samples": "data_pipelines.corpus.samples:ReadSamples",
+    "export": "data_pipelines.corpus.export:Export",
+    "decontaminate": "data_pipelines.corpus.decontaminate:Decontaminate",
     "keys": "data_pipelines.corpus.dedup:DedupKeys",
     "buckets": "data_pipelines.corpus.dedup:DedupBuckets",
     "dedup": "data_pipelines.corpus.dedup:Dedup",

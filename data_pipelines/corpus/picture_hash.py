@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 _SIDE, _KEPT = 32, 8
+_FLAT = 3.0  # of 255: deviation of the grey values
 
 
 @lru_cache(1)
@@ -28,3 +29,8 @@ def distance(first: np.ndarray | int, second: np.ndarray | int) -> np.ndarray:
     """(...,) in how many of their 64 bits hashes differ."""
     differing = np.bitwise_xor(np.asarray(first, np.uint64), np.asarray(second, np.uint64))
     return np.bitwise_count(differing)
+
+
+def is_flat(image: Image.Image) -> bool:
+    """Whether a picture is of nearly one grey: its hash is then that of its noise, and says nothing."""
+    return float(np.asarray(image.convert("L"), np.float32).std()) < _FLAT

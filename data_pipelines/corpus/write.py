@@ -117,11 +117,12 @@ class WriteShards(Step):
                 items.append(item)
         body = self._body(document, items)
         metadata = document.metadata
-        source = {"dataset": self.dataset, "license": self.license, "url": metadata.get("url", "")}
+        source = {"dataset": self.dataset, "license": self.license}
+        source |= {"url": metadata["url"]} if metadata.get("url") else {}
         named = {"licence": "license"}  # as `warc` calls it
         source |= {named.get(k, k): value for k, value in metadata.get("source", {}).items() if value is not None}
-        scores = metadata.get("scores")
-        return body | {"source": source} | ({"scores": scores} if scores else {}), images
+        kept = {name: metadata[name] for name in ("scores", "references") if metadata.get(name)}
+        return body | {"source": source} | kept, images
 
     @staticmethod
     def _body(document: Document, items: list[dict[str, Any]]) -> dict[str, Any]:

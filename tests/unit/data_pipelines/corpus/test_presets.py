@@ -9,6 +9,9 @@ from m4train.errors import ConfigError
 from tests.helpers.data import document
 
 NEEDS = {
+    "convert": ["path=shards"],
+    "export": ["path=shards"],
+    "decontaminate": ["documents=.", "against=[{path: shards, format: canonical}]"],
     "takedown": ["shards=shards", "urls=[http://a.org]"],
     "dedup": ["documents=."],
     "filter": [
