@@ -153,6 +153,7 @@ def _content(sample: Sample, names: list[str], images: list[bytes]) -> dict[str,
         info = read_image_info(data)
         item |= {"image": name, "width": info.width, "height": info.height}
     body: dict[str, Any] = {"items": sample.items} if sample.items is not None else {"messages": sample.messages}
+    body |= {"weight": sample.weight} if sample.weight != 1 else {}
     optional = {"scores": sample.scores, "references": list(sample.references)}
     return body | {"source": sample.source} | {name: value for name, value in optional.items() if value}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import zlib
 from collections.abc import Mapping
@@ -12,28 +13,35 @@ from types import TracebackType
 from typing import IO, Any
 
 from m4train.data.documents.sample import dump_sample, sample_from_dict
-from m4train.data.sources.detect import extension, is_shard
-from m4train.data.sources.picture_folder import is_picture
-from m4train.data.sources.tarfiles import is_junk
+from m4train.data.sources.detect import extension
+from m4train.data.sources.folders import check_splits, counts_as_shard, look_into, splits_in
+from m4train.data.sources.picture_folder import PictureFolder
 from m4train.data.storage.files import find_files
 from m4train.errors import BadSample, DataError
 
+_LOG = logging.getLogger(__name__)
 _BLOCK = 512
-_SIDECARS = (".index", ".tokens", ".catalogue", ".tombstones", ".lock")  # an index next to its shard is not a shard
 
 
-def expand_shards(pattern: str) -> list[str]:
+def expand_shards(pattern: str, form: str = "auto") -> list[str]:
     """The shards that a path, a glob or a brace pattern (`train-{0000..0042}.tar`) names, sorted within each glob.
 
-    A folder stands for the records or shards in it, whichever there are, or is itself one of pictures with texts.
-    Raises DataError if the pattern, or one of the names it expands to, matches no file.
+    A folder stands for the records or shards of the format `form` in it, or is itself one of pictures with texts.
+    Raises DataError if the pattern, or one of the names it expands to, matches no file, and for a folder that may be read in
+    several ways.
     """
     import braceexpand
 
     shards: list[str] = []
     for name in braceexpand.braceexpand(pattern):
         folder = os.path.expanduser(name)
-        found = _in_folder(folder) if os.path.isdir(folder) else [path for path in find_files(name) if _counts(path)]
+        if os.path.isdir(folder):
+            found = _in_folder(folder, form)
+        else:
+            found = [path for path in find_files(name) if counts_as_shard(path)]
+            splits = splits_in("", found)
+            if len(splits) > 1:
+                _LOG.warning("%r matches files of several splits: %s", name, ", ".join(sorted(splits)))
         if not found:
             raise DataError(
                 f"No shard matches {name!r} (from {pattern!r}): write it first or correct the source's path."
@@ -44,27 +52,23 @@ def expand_shards(pattern: str) -> list[str]:
     return shards
 
 
-def _counts(path: str) -> bool:
-    return not (path.endswith(_SIDECARS) or is_junk(os.path.basename(path)))
-
-
-def _in_folder(folder: str) -> list[str]:
-    """What a folder holds: `metadata` files that describe its pictures, other shards, or pictures, which it is a shard of."""
-    files, pictures = [], False
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not (name.startswith(".") or is_junk(f"{name}/x")))
-        files += [os.path.join(place, name) for name in sorted(names) if not name.startswith(".")]
-        pictures = pictures or any(map(is_picture, names))
-    shards = [path for path in files if is_shard(path) and _counts(path)]
-    described = [path for path in shards if os.path.basename(path).lower().startswith("metadata.")]
-    if not described and pictures and not shards:
-        return [os.path.normpath(folder)]
-    found = described or shards
-    kinds = sorted({extension(path) for path in found})
+def _in_folder(folder: str, form: str) -> list[str]:
+    """What a folder stands for: the shards of that format, or what it holds. Raises DataError."""
+    holds = look_into(folder)
+    if form == PictureFolder.name:
+        found = [os.path.normpath(folder)] if holds.pictures else []
+    else:
+        found = holds.shards() if form == "auto" else holds.of_kind(form)
+    check_splits(holds, found)
+    kinds = sorted({extension(path) for path in found}) if not os.path.isdir(found[0] if found else "") else []
     if len(kinds) > 1:
         raise DataError(
             f"{folder} holds files of several kinds ({', '.join(kinds)}): name those that are meant, as *{kinds[0]}."
         )
+    left = [os.path.relpath(path, folder) for path in holds.passed_over(found)]
+    if found and left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        _LOG.warning("of the files in %s these are not read: %s%s", folder, ", ".join(left[:5]), more)
     return found
 
 

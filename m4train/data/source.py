@@ -244,7 +244,7 @@ def _found(name: str, config: SourceConfig) -> tuple[SourceConfig, ShardFormat, 
     """A source with the name of its format, the format, and its shards."""
     key = f"data.sources.{name}"
     if config.format != "auto":
-        return config, shard_format(config, key), expand_shards(config.path)
+        return config, shard_format(config, key), expand_shards(config.path, config.format)
     shards = expand_shards(config.path)
     config = format_of(config, shards, key)
     return config, shard_format(config, key), shards

@@ -52,7 +52,7 @@ class Rendered:
 @dataclass(frozen=True)
 class Prepared:
     """One variant of a sample: its pieces, whose images have their stored numbers; how each image is encoded; what the pieces
-    take; and the weights of turns that have one other than 1."""
+    take; and the weights of turns that have one other than 1, of a document as that of turn -1."""
 
     pieces: list[Piece]
     views: dict[int, View]
@@ -127,6 +127,7 @@ class Renderer:
             items = [item for message in messages for item in message["content"]]
             pieces = _stored_numbers(self.processor.encode_messages(messages), image_numbers(items))
         else:
+            weights = {-1: sample.weight} if sample.weight != 1 else {}
             for document in documents_in(sample.items, self.documents):
                 pieces += [_BORDER] if pieces else []
                 pieces += _stored_numbers(self.processor.encode_document(document), image_numbers(document))

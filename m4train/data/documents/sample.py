@@ -14,15 +14,14 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from m4train.data.documents.learning import weight_of
 from m4train.errors import BadSample
 
 ROLES = ("system", "user", "assistant", "tool")
-# What a turn may say about how much it is learned, as a number, or as true and false.
-WEIGHTS = ("weight", "loss_weight", "loss_scale", "loss", "train", "training", "trainable", "learn")
 MAX_ITEMS = 50_000  # texts, images or messages of one sample; real ones have some hundred
 _CHECKSUM = re.compile(rb',"checksum":([0-9]{1,10})\}$')
 
@@ -35,6 +34,7 @@ class Sample:
     messages: list[dict[str, Any]] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0  # how much a document is learnt; messages have each their own
     references: tuple[str, ...] = ()  # answers that evaluation counts as right, instead of the last message's text
 
     @property
@@ -51,6 +51,20 @@ class Sample:
             yield from self.items
         for message in self.messages or ():
             yield from message["content"]
+
+
+def json_value(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError, also for a key that an object has twice: one of its values would be lost."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} occurs twice in an object")
+    return found
 
 
 def dump_sample(key: str, data: dict[str, Any]) -> bytes:
@@ -72,7 +86,7 @@ def parse_sample(raw: bytes, key: str | None = None) -> Sample:
     if checksum is not None and int(checksum[1]) != _checksum(str(key), raw[: checksum.start()]):
         raise BadSample("damaged", f"the JSON of {key!r} does not fit its checksum: bytes were changed or moved")
     try:
-        data = json.loads(raw)
+        data = json_value(raw)
     except (ValueError, RecursionError) as error:
         raise BadSample("bad_json", f"not a JSON object in UTF-8: {error}") from None
     return sample_from_dict(data)
@@ -89,16 +103,18 @@ def sample_from_dict(data: Any) -> Sample:
         source = {"dataset": source}
     if not isinstance(source, dict) or not isinstance(scores, dict):
         raise BadSample("bad_json", "`source` and `scores` must be objects")
+    factor, _ = weight_of(data, "a record")
     if "items" in data:
-        return Sample(items=_items(data["items"], "items"), source=source, scores=scores)
+        factor *= _items_weight(data["items"])
+        return Sample(items=_items(data["items"], "items"), source=source, scores=scores, weight=factor)
     references = data.get("references") or []
     if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
         raise BadSample("bad_json", "`references` must be a list of strings, the answers that count as right")
-    messages = _messages(data["messages"])
+    messages = _messages(data["messages"], factor)
     return Sample(messages=messages, source=source, scores=scores, references=tuple(references))
 
 
-def _messages(value: Any) -> list[dict[str, Any]]:
+def _messages(value: Any, factor: float) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
         raise BadSample("bad_json", "`messages` must be a list with at least one message")
     _check_count(value, "messages")
@@ -112,7 +128,7 @@ def _messages(value: Any) -> list[dict[str, Any]]:
         if isinstance(content, str):
             content = [{"text": content}]
         checked = {"role": message["role"], "content": _items(content, f"{where}.content")}
-        weight, _ = answer_weight(message)
+        weight = weight_of(message)[0] * _items_weight(content) * factor
         messages.append(checked if weight == 1 else checked | {"weight": weight})
         count += len(checked["content"])
         if count > MAX_ITEMS:
@@ -120,17 +136,16 @@ def _messages(value: Any) -> list[dict[str, Any]]:
     return messages
 
 
-def answer_weight(turn: Mapping[str, Any]) -> tuple[float, list[str]]:
-    """How much a turn is learned, 1 if it does not say, and the fields that say so. Raises BadSample `bad_weight`."""
-    found = {name: turn[name] for name in WEIGHTS if turn.get(name) is not None}
-    for name, value in found.items():
-        if not isinstance(value, (bool, int, float)) or not 0 <= value < float("inf"):
-            raise BadSample(
-                "bad_weight", f"a turn has {name!r} {value!r}, but must have a number from 0 on, true or false"
-            )
-    if len({float(value) for value in found.values()}) > 1:
-        raise BadSample("bad_weight", f"a turn has different weights: {found}")
-    return next((float(value) for value in found.values()), 1.0), list(found)
+def _items_weight(items: Any) -> float:
+    """How much the texts among some items are learnt. Raises BadSample `bad_weight` if it is not the same for all."""
+    texts = [item for item in items if isinstance(item, dict) and "text" in item] if isinstance(items, list) else []
+    weights = {weight_of(item, "an item")[0] for item in texts}
+    if len(weights) > 1:
+        detail = (
+            "the items of a turn or document have different weights: give each its own turn, or all the same weight"
+        )
+        raise BadSample("bad_weight", detail)
+    return weights.pop() if weights else 1.0
 
 
 def _items(value: Any, where: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from m4train.json_lines import keep_lines
 
 _FEWEST = 50  # bad samples before the share of them means anything
 # left out because the configuration or the sample says so, not because they are bad
-CHOICES = frozenset({"too_long", "skipped", "not_preferred", TAKEN_DOWN})
+CHOICES = frozenset({"too_long", "skipped", "not_preferred", "not_learnt", TAKEN_DOWN})
 
 
 @dataclass(frozen=True)

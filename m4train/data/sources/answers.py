@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from m4train.data.sources.choices import choices_of, chosen, shown, written
 from m4train.data.sources.dialogues import Message, exchange, parsed, turns
-from m4train.data.sources.fields import ANSWERS, PAIRS, Record
+from m4train.data.sources.fields import ANSWER_KEYS, ANSWERS, PAIRS, Record
 from m4train.data.sources.gallery import Gallery
 from m4train.data.sources.media import is_empty
 from m4train.data.sources.placeholders import Place
 from m4train.errors import BadSample
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_BEFORE = ("context", "passage", "hint")  # what belongs to a question, in the order in which it comes before it
 
 
 def answered(record: Record, gallery: Gallery) -> list[Message]:
@@ -22,7 +22,8 @@ def answered(record: Record, gallery: Gallery) -> list[Message]:
     and the chosen answer of preferences: the messages, with open places for images. Raises BadSample."""
     names = next((pair for pair in PAIRS if any(record.holds(name) for name in pair[0])), ((), ("chosen",)))
     asked = next((name for name in names[0] if record.holds(name)), None)
-    said = next((name for name in (*names[1], *ANSWERS) if record.holds(name)), None)
+    keys = [name for name in ANSWER_KEYS if record.offers(name)]
+    said = next((name for name in (*names[1], *ANSWERS, *keys) if record.holds(name)), None)
     if said is None and not any(_given(record, name) for name in ANSWERS):
         raise BadSample("empty_answer", f"it asks under {asked!r}, but has no answer under {' or '.join(ANSWERS)}")
     before = _history(record, gallery) if asked else []
@@ -33,19 +34,51 @@ def answered(record: Record, gallery: Gallery) -> list[Message]:
                 record.get(asked)
             return answer
         return [*before, *_question_turns(record, str(asked), gallery), *answer]
-    choices = _choices(record)
     if asked is None:
         raise BadSample("bad_json", f"{said!r} is an answer without a question")
-    answer_text = _answer(record, said, choices)
+    choices = choices_of(record)
+    answer_text = _answer(record, said, choices, keys)
     if _holds_turns(record, asked):
         said_by_turns = _question_turns(record, asked, gallery)
         return [*before, *said_by_turns, exchange([], gallery.parts(answer_text))[1]]
-    question = _text(record.get(asked), asked)
-    if asked == "instruction" and record.holds("input"):
-        question += "\n" + _text(record.get("input"), "input")
+    question = _question(record, asked)
     if choices:
-        question += "\n" + "\n".join(f"{letter}. {choice}" for letter, choice in choices.items())
+        question += "\n" + shown(list(choices), choices)
     return [*before, *exchange(gallery.parts(question), gallery.parts(answer_text))]
+
+
+def _question(record: Record, asked: str) -> str:
+    """What is asked: an instruction, what belongs to the question, the question, and the input of the instruction, each on a
+    line. Raises BadSample `conflicting_questions` for several that are none of these."""
+    names = dict.fromkeys(name for pair in PAIRS for name in pair[0] if record.offers(name) or name == asked)
+    found = {name: _text(record.content.get(record.named(name)), name).strip() for name in names}
+    kept = {
+        name: text
+        for number, (name, text) in enumerate(found.items())
+        if not any(
+            text in other and (text != other or place < number)
+            for place, other in enumerate(found.values())
+            if place != number
+        )
+    }
+    for name in found:
+        record.get(name)
+    first, last = kept.pop("instruction", None), kept.pop("input", None) if "instruction" in found else None
+    if len(kept) > 1:
+        raise BadSample(
+            "conflicting_questions",
+            f"it asks different things under {' and '.join(map(repr, kept))}: say which is the question with "
+            f"fields={{question: ...}}, or leave the others with ignore_fields=[...]",
+        )
+    before = [_joined(record.get(name), name) for name in _BEFORE if record.offers(name)]
+    parts = [first, *before, *kept.values(), last]
+    return "\n".join(part for part in parts if part)
+
+
+def _joined(value: Any, name: str) -> str:
+    """A text, or several one below the other. Raises BadSample."""
+    value = written(value)
+    return "\n".join(_text(each, name) for each in (value if isinstance(value, list) else [value]))
 
 
 def _given(record: Record, name: str) -> bool:
@@ -83,59 +116,29 @@ def _history(record: Record, gallery: Gallery) -> list[Message]:
     return [message for asked, said in pairs for message in exchange(gallery.parts(asked), gallery.parts(said))]
 
 
-def _choices(record: Record) -> dict[str, str]:
-    """The choices of a question by their letters."""
-    name = next((name for name in ("choices", "options") if record.holds(name)), None)
-    if name is None:
-        return {}
-    choices = record.get(name)
-    choices = _written(choices)
-    if isinstance(choices, dict) and all(isinstance(choices.get(each), list) for each in ("label", "text")):  # ARC
-        choices = dict(zip(choices["label"], choices["text"]))
-    if isinstance(choices, list):
-        choices = dict(zip(_LETTERS, choices)) if len(choices) <= len(_LETTERS) else None
-    if not isinstance(choices, dict) or not all(isinstance(text, (str, int, float)) for text in choices.values()):
-        raise BadSample("bad_json", f"`{name}` must be a list of up to {len(_LETTERS)} texts, or an object of them")
-    return {str(letter): str(text) for letter, text in choices.items()}
-
-
-def _written(value: Any) -> Any:
-    """A list or an object that is written as a text, as JSON or as Python writes it; what is none as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                return read(value.strip())
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-    return value
-
-
-def _answer(record: Record, name: str | None, choices: dict[str, str]) -> str:
-    """The text of the answer; of several that count as right the one that most give, the first of them."""
-    value = record.get(name) if name is not None else None
-    if name is None:  # an answer that looks empty: the number 0, or false
+def _answer(record: Record, name: str | None, choices: dict[str, str], keys: Sequence[str]) -> str:
+    """The text of the answer, with choices those of them that are right; of several `answers` the one that most give, the first
+    of them. `keys` are further fields that say which choice is right. Raises BadSample."""
+    if name is None:  # an answer that looks empty: false
         name = next(each for each in ANSWERS if _given(record, each))
-        value = record.get(name)
-    value = _written(value) if name == "answers" else value
+    value = written(record.get(name)) if name == "answers" or choices else record.get(name)
     if isinstance(value, dict) and isinstance(value.get("text"), (str, list)):  # SQuAD
         value = value["text"]
+    if choices:
+        letters = chosen(value, choices, votes=name == "answers")
+        for key in keys if name not in keys else ():
+            other = chosen(written(record.get(key)), choices)
+            if other != letters:
+                detail = f"{name!r} is {', '.join(letters)}, but {key!r} {', '.join(other)}: leave one with ignore_fields=[...]"
+                raise BadSample("conflicting_answers", detail)
+        return shown(letters, choices)
     if isinstance(value, list):
         texts = [
             _text(each.get("answer", each.get("text")) if isinstance(each, dict) else each, name) for each in value
         ]
         filled = [text for text in texts if text.strip()]
         value = max(filled, key=filled.count, default="")
-    if not choices:
-        return _text(value, name)
-    letters = list(choices)
-    letter = letters[value] if type(value) is int and 0 <= value < len(letters) else str(value).strip().strip("().")
-    if letter not in choices:
-        letter = next((each for each, text in choices.items() if text.strip() == str(value).strip()), "")
-    if not letter and isinstance(value, str) and value.strip().isdigit() and int(value) < len(letters):
-        letter = letters[int(value)]
-    if not letter:
-        raise BadSample("not_a_choice", f"the answer {value!r} is none of the choices {', '.join(letters)}")
-    return f"{letter}. {choices[letter]}"
+    return _text(value, name)
 
 
 def _text(value: Any, name: str) -> str:

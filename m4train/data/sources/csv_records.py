@@ -13,13 +13,17 @@ from m4train.data.sources.record_files import RecordFile
 from m4train.data.storage.files import FileReader
 from m4train.errors import BadSample
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DELIMITERS = ",\t;|"
 # What the column of pictures is called in such files, if it is not called as records call it.
-_PICTURE_COLUMNS = (
+PICTURE_COLUMNS = (
     "file_name", "file_names", "filename", "image_path", "image_file", "image_name", "img_path", "img", "photo", "picture",
     "filepath", "file_path", "path", "file",
 )  # fmt: skip
+# What programs write for a value that is missing; no answer and no picture.
+_NOTHING = frozenset(
+    ["NaN", "nan", "NAN", "-NaN", "-nan", "None", "NA", "N/A", "n/a", "NULL", "null", "<NA>", "#N/A", "#NA", "NaT"]
+)
 _LONGEST_HEADER = 1 << 20
 _LONGEST_ROW = 1 << 24  # bytes that a quotation mark may hold open
 
@@ -47,7 +51,7 @@ class CsvRecords(RecordFile):
                     file.seek(offset + len(line))
                 if not header and row.strip():
                     yield offset, row.rstrip(b"\r\n")
-                header = header and not row.removeprefix(_BYTE_ORDER_MARK).strip()
+                header = header and not row.removeprefix(BYTE_ORDER_MARK).strip()
                 offset += len(row)
 
     def parse(self, files: FileReader, path: str, raw: bytes) -> dict[str, Any]:
@@ -57,7 +61,10 @@ class CsvRecords(RecordFile):
         values = _fields(raw, delimiter)
         if len(values) != len(names):
             raise BadSample("bad_csv", f"a row of {len(values)} fields, but the header has {len(names)}")
-        record: dict[str, Any] = dict(zip(names, values))
+        twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+        if twice is not None:
+            raise BadSample("bad_csv", f"the header names {twice!r} twice, of which only one could be read: rename one")
+        record: dict[str, Any] = {n: "" if v.strip() in _NOTHING else v for n, v in zip(names, values)}
         for name in self.reading.where_fields & set(record):
             record[name] = _number(record[name])
         return with_picture(record, self.reading)
@@ -66,14 +73,15 @@ class CsvRecords(RecordFile):
         """Delimiter and names of the columns."""
         if path not in self._headers:
             try:
-                start = files.read(path, 0, _LONGEST_HEADER).removeprefix(_BYTE_ORDER_MARK)
+                start = files.read(path, 0, _LONGEST_HEADER).removeprefix(BYTE_ORDER_MARK)
             except FileNotFoundError:
                 start = b""
             line = next((line for line in start.splitlines() if line.strip()), b"")
             said = line.decode("utf-8", "replace")
             tabs = ".tsv" in os.path.basename(path).lower()
             delimiter = "\t" if tabs else max(_DELIMITERS, key=said.count)
-            self._headers[path] = delimiter, [name.strip() for name in _fields(line, delimiter)]
+            names = [name.strip() for name in _fields(line, delimiter)]
+            self._headers[path] = delimiter, [name or f"column {n}" for n, name in enumerate(names, start=1)]
         return self._headers[path]
 
 
@@ -81,7 +89,7 @@ def with_picture(record: dict[str, Any], reading: Reading) -> dict[str, Any]:
     """The record with the picture under the name that records have for it, and several pictures, if written as JSON, as a list."""
     if "image" not in reading.fields and "images" not in reading.fields and not {"image", "images"} & set(record):
         lower = {name.lower().replace(" ", "_").replace("-", "_"): name for name in record}
-        found = next((lower[name] for name in _PICTURE_COLUMNS if name in lower), None)
+        found = next((lower[name] for name in PICTURE_COLUMNS if name in lower), None)
         if found is not None:
             record = {("image" if name == found else name): value for name, value in record.items()}
     for name in ("image", "images", reading.fields.get("image"), reading.fields.get("images")):
@@ -98,7 +106,7 @@ def _goes_on(row: bytes, delimiter: bytes) -> bool:
     """Whether a row goes on in the next line: a field that begins with a quotation mark is still open."""
     if b'"' not in row:
         return False
-    place = len(_BYTE_ORDER_MARK) if row.startswith(_BYTE_ORDER_MARK) else 0
+    place = len(BYTE_ORDER_MARK) if row.startswith(BYTE_ORDER_MARK) else 0
     while True:
         if row.startswith(b'"', place):
             place += 1

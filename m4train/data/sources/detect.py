@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from m4train.data.sources.fields import Reading
+from m4train.data.sources.records import has_form
 from m4train.data.sources.tar import key_and_suffix
 from m4train.data.sources.tarfiles import TarMember, walk_tar
 from m4train.data.storage.files import FileReader
 from m4train.errors import ConfigError
 from m4train.processing.images import PICTURE_EXTENSIONS
 
-_BY_EXTENSION = {
+FORMATS_BY_EXTENSION = {
     ".json": "json", ".jsonl": "json", ".ndjson": "json", ".jsonlines": "json",
     ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": None, ".tgz": None,
 }  # fmt: skip
@@ -32,7 +34,7 @@ def extension(path: str) -> str:
 
 def is_shard(path: str) -> bool:
     """Whether a file is of a kind that shards are of."""
-    return extension(path) in _BY_EXTENSION
+    return extension(path) in FORMATS_BY_EXTENSION
 
 
 def detect(files: FileReader, shards: Sequence[str], key: str) -> tuple[str, str]:
@@ -44,10 +46,13 @@ def detect(files: FileReader, shards: Sequence[str], key: str) -> tuple[str, str
         )
     [kind] = kinds
     if os.path.isdir(shards[0]):
-        return "picture_folder", f"{shards[0]} is a folder of pictures with a text next to each"
-    if kind not in _BY_EXTENSION:
+        return (
+            "picture_folder",
+            f"{shards[0]} is a folder of pictures, with a text or record of the same name next to each",
+        )
+    if kind not in FORMATS_BY_EXTENSION:
         raise ConfigError(f"{key}.format is auto, but nothing is known of files like {shards[0]}: name the format.")
-    named = _BY_EXTENSION[kind]
+    named = FORMATS_BY_EXTENSION[kind]
     if named is not None:
         return named, f"its files end in {kind}"
     for shard in shards:
@@ -99,8 +104,7 @@ def _tar_format(files: FileReader, shard: str, sample: Mapping[str, TarMember]) 
         if has("texts"):
             return "llava_onevision", ", with `texts`"
     pictures = [suffix for suffix in sample if os.path.splitext(f"_.{suffix}")[1].lower() in PICTURE_EXTENSIONS]
-    captioned = isinstance(record, dict) and isinstance(record.get("caption"), str)
-    if len(pictures) == 1 and (captioned or any(suffix.endswith("txt") for suffix in sample)):
+    if len(pictures) == 1 and (has_form(record, Reading()) or any(suffix.endswith("txt") for suffix in sample)):
         return "pairs", ""
     return None
 

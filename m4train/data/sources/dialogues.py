@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from m4train.data.documents.sample import answer_weight
+from m4train.data.documents.sample import json_value
 from m4train.data.sources.fields import Record
 from m4train.data.sources.gallery import Gallery, Item, Own, listed_pictures, picture_of
 from m4train.data.sources.media import is_empty
@@ -38,7 +39,7 @@ def parsed(value: Any, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return json_value(value)
     except (ValueError, RecursionError) as error:
         raise BadSample("bad_json", f"`{name}` is a string that is not JSON: {error}") from None
 
@@ -54,6 +55,9 @@ def turns(record: Record, name: str, gallery: Gallery) -> list[Message]:
         if not isinstance(turn, dict):
             raise BadSample("bad_json", f"turn {number} is a {type(turn).__name__}, but must be an object")
         messages.append(_message(record.part(turn, f"{name}[]"), number, gallery))
+    called = [message.pop("called", False) for message in messages]
+    if any(called) and all(each for each, message in zip(called, messages) if message["role"] == "assistant"):
+        raise BadSample("empty_answer", "it calls tools, but no answer follows that would be learned")
     return messages
 
 
@@ -95,8 +99,7 @@ def placed(messages: list[Message], gallery: Gallery) -> list[Message]:
 
 def _weight(part: Record) -> dict[str, float]:
     """The weight of a turn, if it has one that is not 1."""
-    weight, read = answer_weight(part.content)
-    part.read.update(read)
+    weight = part.weight("a turn")
     return {} if weight == 1 else {"weight": weight}
 
 
@@ -105,6 +108,7 @@ def _message(turn: Record, number: int, gallery: Gallery) -> Message:
     role = ROLES.get(str(said_by).strip().lower())
     if role is None:
         raise BadSample("bad_json", f"turn {number} has the role {said_by!r}, which is none of {', '.join(ROLES)}")
+    calls = [_call(call, number) for call in _calls(turn)]
     content = _said(turn, "content", "value")
     if isinstance(content, dict):
         content = [content]
@@ -112,9 +116,31 @@ def _message(turn: Record, number: int, gallery: Gallery) -> Message:
     if not isinstance(items, list):
         raise BadSample("bad_json", f"turn {number} says a {type(content).__name__}, not a text or a list of items")
     parts = [part for item in items for part in _parts(turn, item, number, gallery)] or [{"text": ""}]
+    called = any(part.pop("call", False) for part in parts) or calls or role == "call"
+    parts += [{"text": call} for call in calls]
     message = {"role": "assistant" if role == "call" else role, "content": parts} | _weight(turn)
     _place_own(turn, parts)
-    return message | ({"weight": 0.0} if role in ("call", "tool") else {})
+    return message | ({"weight": 0.0} if called or role == "tool" else {}) | ({"called": True} if called else {})
+
+
+def _calls(turn: Record) -> list[Any]:
+    """The calls of tools that a turn makes, next to what it says."""
+    found: list[Any] = []
+    for name in ("tool_calls", "function_call"):
+        value = parsed(turn.get(name), name) if turn.holds(name) else None
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    return found
+
+
+def _call(call: Any, number: int) -> str:
+    """A call of a tool as text: its name and arguments as JSON. It is context, as what the tool says. Raises BadSample."""
+    inner = call.get("function", call) if isinstance(call, dict) else call
+    if not isinstance(inner, dict):
+        raise BadSample("bad_json", f"turn {number} calls a tool by a {type(inner).__name__}, not an object")
+    said: Any = next((inner[name] for name in ("arguments", "input", "parameters") if name in inner), {})
+    with suppress(ValueError, RecursionError):
+        said = json.loads(said) if isinstance(said, str) else said
+    return json.dumps({"name": inner.get("name"), "arguments": said}, ensure_ascii=False, default=str)
 
 
 def _said(part: Record, *names: str) -> Any:
@@ -155,9 +181,12 @@ def _parts(turn: Record, item: Any, number: int, gallery: Gallery) -> list[Item]
     if kind in _TEXT_ITEMS:
         text = _said(part, "text", "value", "content")
         if isinstance(text, str):
-            return gallery.parts(text) if text else []
+            weight = part.weight("an item")
+            said = gallery.parts(text) if text else []
+            return said if weight == 1 else [each | {"weight": weight} for each in said]
     if kind in _CALL_ITEMS:
-        return []  # what it says is not text; its fields are counted as unread
+        part.leave("type", "id", "name", "input", "arguments", "parameters", "function", "index")
+        return [{"text": _call(item, number), "call": True}]
     if kind in _IMAGE_ITEMS:
         part.leave("detail", "width", "height", "alt", "crc32", "min_pixels", "max_pixels")
         index = part.get("index")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from m4train.config import SourceConfig
+from m4train.data.documents.learning import says_how_much, weight_of
 from m4train.data.sources.conditions import Condition, condition
 from m4train.data.sources.media import is_empty, medium_in, words
 from m4train.data.sources.placeholders import Placeholders
@@ -125,6 +127,29 @@ class Record:
         found = next((name for name in names if self.holds(name)), None)
         return None if found is None else self.get(found)
 
+    def offers(self, name: str) -> bool:
+        """Whether there is something in a field that a record can do without: it may be left with ignore_fields."""
+        named = self.named(name)
+        return self.holds(name) and not self.reading.ignores(f"{self.path}.{named}" if self.path else named, named)
+
+    def weight(self, what: str) -> float:
+        """How much this is learnt, 1 if it does not say; `what` it is. Raises BadSample `bad_weight`."""
+        weight, read = weight_of(self.about_learning(), what)
+        theirs = self.reading.fields
+        self.read.update(theirs.get(name, name) if name in theirs else name for name in read)
+        return weight
+
+    def about_learning(self) -> dict[str, Any]:
+        """The fields that may say how much this is learnt, by our names."""
+        ours = {theirs: ours for ours, theirs in self.reading.fields.items() if ours in ("weight", "masked")}
+        found = {}
+        for name, value in self.content.items():
+            renamed, path = ours.get(name, name), f"{self.path}.{name}" if self.path else name
+            another = renamed == name and self._is_another(name)
+            if says_how_much(renamed) and not another and not self.reading.ignores(path, str(name)):
+                found[renamed] = value
+        return found
+
     def part(self, content: Mapping[str, Any], path: str) -> Record:
         """An object in this one, of which it is noted likewise what is read."""
         made = Record(content, self.reading, f"{self.path}.{path}" if self.path else path)
@@ -166,6 +191,19 @@ class Record:
             yield from part._all()
 
 
+# Fields that say which of the choices of a question is right, next to the answer or instead of it.
+ANSWER_KEYS = (
+    "answer_idx", "answer_index", "answer_label", "answer_letter", "answer_key", "answerKey", "correct_option",
+    "correct_choice", "correct_answer", "correct_answer_index", "correct_index", "correct_idx", "cop",
+)  # fmt: skip
+_CHOICE = re.compile(r"[A-Z]|(?:option|choice|op)[\s_-]?(?:[a-zA-Z]|\d{1,2})", re.IGNORECASE)
+
+
+def is_choice(name: str) -> bool:
+    """Whether a field of this name may hold one of the choices of a question: A, option_b, choice1."""
+    return _CHOICE.fullmatch(name) is not None and (len(name) > 1 or name.isupper())
+
+
 def _way_out(name: str) -> str:
     return f"say what it is with fields={{image: {name}}}, or leave it with ignore_fields=[{name}]"
 
@@ -183,9 +221,16 @@ ANSWERS = tuple(dict.fromkeys(name for _, names in PAIRS for name in names))
 CAPTIONS = ("caption", "captions", "text")
 PICTURES = ("images", "image")
 _OTHERS = words(
-    "system input history choices options label chosen general_metadata url role content user assistant source"
+    "system input history choices options label chosen general_metadata url role content user assistant source "
+    "context passage hint weight masked"
 )
 READABLE = frozenset((*TURNS, *CAPTIONS, *PICTURES)) | _OTHERS | {n for pair in PAIRS for names in pair for n in names}
+
+
+def is_column(name: str, reading: Reading) -> bool:
+    """Whether a field of this name may be read of a record."""
+    read = {reading.fields.get(field, field) for field in READABLE} | KNOWN | reading.where_fields
+    return name in read or says_how_much(name) or is_choice(name) or name in ANSWER_KEYS
 
 
 def absent(name: str) -> str:

@@ -6,11 +6,11 @@ picture by its number.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from m4train.data.documents.sample import json_value
 from m4train.data.sources.fields import PICTURES, Record
 from m4train.data.sources.media import is_empty
 from m4train.data.sources.placeholders import Place, Placeholders
@@ -88,7 +88,7 @@ def _listed(value: Any) -> Any:
     """A list of pictures that is written as JSON; anything else as it is."""
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
         try:
-            return json.loads(value)
+            return json_value(value)
         except (ValueError, RecursionError):
             return value
     return value

@@ -7,12 +7,17 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import Any, BinaryIO
 
+from m4train.data.documents.sample import json_value
+from m4train.data.sources.base import ScannedSample
 from m4train.data.sources.csv_records import with_picture
-from m4train.data.sources.record_files import RecordFile
-from m4train.data.storage.files import FileReader
+from m4train.data.sources.record_files import RecordFile, is_metadata, is_picture
+from m4train.data.storage.files import FileReader, is_remote
 from m4train.errors import BadSample
+from m4train.processing.images import PICTURE_EXTENSIONS
 
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -28,6 +33,28 @@ class JsonRecords(RecordFile):
     """
 
     name = "json"
+
+    def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
+        found = super().scan(files, path)
+        picture = _picture_of_same_name(path)
+        if picture is None:
+            yield from found
+            return
+        samples = list(islice(found, 2))
+        if len(samples) == 1 and samples[0].bad is None and not any(member.is_image for member in samples[0].members):
+            detail = (
+                f"{picture} lies next to {os.path.basename(path)} and is not read: name it in the record, or set the "
+            )
+            bad = ("unread_media", detail + "source's format=picture_folder and its path to the folder")
+            samples = [
+                replace(
+                    samples[0],
+                    members=(),
+                    bad=bad,
+                    files=(*samples[0].files, os.path.join(os.path.dirname(path), picture)),
+                )
+            ]
+        yield from (*samples, *found)
 
     def records(self, files: FileReader, path: str) -> Iterator[tuple[int, bytes | BadSample]]:
         with files.open(path) as file:
@@ -46,11 +73,21 @@ class JsonRecords(RecordFile):
 
     def parse(self, files: FileReader, path: str, raw: bytes) -> Any:
         try:
-            record = json.loads(raw)
+            record = json_value(raw)
         except (ValueError, RecursionError) as error:
             raise BadSample("bad_json", f"not JSON in UTF-8: {error}") from None
-        described = os.path.basename(path).lower().startswith("metadata.") and isinstance(record, dict)
+        described = is_metadata(path) and isinstance(record, dict)
         return with_picture(record, self.reading) if described else record
+
+
+def _picture_of_same_name(path: str) -> str | None:
+    """The picture next to a local file that has its name but for the extension; None if there is none."""
+    folder, name = os.path.split(path)
+    stem, kind = os.path.splitext(name)
+    if kind.lower() != ".json" or is_remote(path) or not os.path.isdir(folder or "."):
+        return None
+    candidates = (stem + each for each in (*PICTURE_EXTENSIONS, *map(str.upper, PICTURE_EXTENSIONS)))
+    return next((each for each in candidates if os.path.exists(os.path.join(folder, each)) and is_picture(each)), None)
 
 
 def _goes_on(file: BinaryIO) -> bool:

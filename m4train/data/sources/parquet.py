@@ -14,7 +14,7 @@ from typing import Any
 from m4train.config.packages import need
 from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample, StoredFiles
-from m4train.data.sources.fields import CAPTIONS, KNOWN, PICTURES, READABLE, RECORD_OPTIONS, TURNS, Reading, asking
+from m4train.data.sources.fields import CAPTIONS, PICTURES, RECORD_OPTIONS, TURNS, Reading, asking, is_column
 from m4train.data.sources.gallery import NUMBERED
 from m4train.data.sources.pictures import Pictures
 from m4train.data.sources.records import (
@@ -35,7 +35,7 @@ class ParquetRows(StoredFiles):
     """One sample a row. A member's `offset` is its row group, `size` its row in it, `part` the number of the image."""
 
     name = "parquet"
-    settings: Mapping[str, Any] = {"rules": 2}
+    settings: Mapping[str, Any] = {"rules": 3}
     pictures = Pictures()
     honours = RECORD_OPTIONS
 
@@ -183,10 +183,9 @@ def _failed_to_read(error: Exception) -> bool:
 
 def _columns(path: str, names: Sequence[str], reading: Reading) -> list[str]:
     """The columns that are read, of all `names`. Raises DataError if they hold no sample."""
-    readable = {reading.fields.get(name, name) for name in READABLE} | set(KNOWN) | reading.where_fields
     texts = [reading.fields.get(name, name) for name in (*reversed(TURNS), *CAPTIONS, *asking())]
     if not set(names) & set(texts):
         raise DataError(f"{path} has columns {list(names)} but none of {', '.join(texts)}: name them with fields=...")
     if "pdf" in names and not set(names) & {reading.fields.get(name, name) for name in PICTURES}:
         raise DataError(f"{path} holds its pages as pdf: render them to images first, or take the set's images.")
-    return [name for name in names if name in readable or NUMBERED.fullmatch(name)]
+    return [name for name in names if is_column(name, reading) or NUMBERED.fullmatch(name)]

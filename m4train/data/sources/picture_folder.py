@@ -1,33 +1,40 @@
-"""A folder of pictures, each with a text of the same name next to it: `a.jpg` and `a.txt`, in any depth of folders."""
+"""A folder of pictures, each with a text or record of the same name next to it: `a.jpg` and `a.txt`, `a.json` or both, as
+img2dataset writes them, in any depth of folders."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from m4train.data.documents.sample import Sample, sample_from_dict
+from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample, StoredFiles, content_hash
+from m4train.data.sources.csv_records import BYTE_ORDER_MARK
 from m4train.data.sources.fields import Reading
-from m4train.data.sources.records import image_member, unchanged
+from m4train.data.sources.record_files import is_picture
+from m4train.data.sources.records import Composed, image_member, unchanged
+from m4train.data.sources.tar_formats import Pairs, check_own_picture, json_of
 from m4train.data.sources.tarfiles import is_junk
 from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
-from m4train.processing.images import PICTURE_EXTENSIONS
 
-_TEXTS = (".txt", ".caption")
+# What tools write about a dataset, next to it.
+ABOUT = re.compile(r"(dataset_infos?|dataset_dict|state|.*_stats|package|.*\.config)\.json", re.IGNORECASE)
+SAID = (".txt", ".caption", ".json")  # what is said of a picture, in a file of its name
 
 
 class PictureFolder(StoredFiles):
     """Each picture and its text are a document. A member's `offset` names its file: it is a hash of the path in the folder."""
 
     name = "picture_folder"
-    settings: Mapping[str, Any] = {}
-    honours: frozenset[str] = frozenset()
+    settings: Mapping[str, Any] = {"rules": 2}
+    honours = Pairs.honours
 
     def __init__(self, reading: Reading = Reading()) -> None:  # noqa: B008 (frozen)
         self.reading = reading
+        self._pairs = Pairs(reading)
         self._names: dict[str, dict[int, str]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -38,7 +45,8 @@ class PictureFolder(StoredFiles):
             named = tuple(os.path.join(path, name) for name in (*pictures, *texts))
             folder = os.path.dirname(os.path.join(path, key))
             try:
-                yield ScannedSample(key, self._members(files, path, pictures, texts), files=(*named, folder))
+                members, unread = self._members(files, path, pictures, texts)
+                yield ScannedSample(key, members, files=(*named, folder), unread=unread)
             except BadSample as error:
                 yield ScannedSample(key, bad=(error.reason, error.detail), files=(*named, folder))
 
@@ -46,12 +54,14 @@ class PictureFolder(StoredFiles):
         return len(_samples(path))
 
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
-        return _document(self._read(files, path, members[0]))
+        texts = [(member.part, self._read(files, path, member)) for member in members if not member.is_image]
+        return self._composed(texts).sample
 
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]
     ) -> list[bytes]:
-        return [self._read(files, path, members[1 + number]) for number in wanted]
+        pictures = [member for member in members if member.is_image]
+        return [self._read(files, path, pictures[number]) for number in wanted]
 
     def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
         return []
@@ -64,19 +74,37 @@ class PictureFolder(StoredFiles):
 
     def _members(
         self, files: FileReader, path: str, pictures: Sequence[str], texts: Sequence[str]
-    ) -> tuple[Member, ...]:
+    ) -> tuple[tuple[Member, ...], tuple[str, ...]]:
+        """The members of a sample, its texts first, and the fields of its record that are not read. Raises BadSample."""
         if len(pictures) != 1:
             found = f"{len(pictures)} pictures: {', '.join(pictures)}" if pictures else "no picture"
             raise BadSample("missing_image", f"there is {found} next to {', '.join(texts)}")
-        if len(texts) != 1:
-            found = f"{len(texts)} texts" if texts else "no text"
+        parts = [(_part(name), name) for name in sorted(texts, key=_part)]
+        if not parts or len(dict(parts)) < len(parts):
+            found = f"{len(parts)} texts" if parts else "no text"
             raise BadSample(
                 "no_text", f"there is {found} next to {pictures[0]}: write one of the same name, ending in .txt"
             )
-        data, text = (files.whole(os.path.join(path, name)) for name in (pictures[0], texts[0]))
-        _document(text)
-        image = image_member(data, 0, _number_of(pictures[0]), len(data))
-        return Member(_number_of(texts[0]), len(text), content_hash(text)), image
+        read = [(part, files.whole(os.path.join(path, name))) for part, name in parts]
+        for part, data in read:
+            if part == Pairs.RECORD:
+                check_own_picture(json_of(data), pictures[0], self.reading)
+        unread = self._composed(read).record.unread(blind=False)
+        members = [
+            Member(_number_of(name), len(data), content_hash(data), part=part)
+            for (_, name), (part, data) in zip(parts, read)
+        ]
+        data = files.whole(os.path.join(path, pictures[0]))
+        return (*members, image_member(data, 0, _number_of(pictures[0]), len(data))), unread
+
+    def _composed(self, texts: Sequence[tuple[int, bytes]]) -> Composed:
+        """The pair of these texts, as `Pairs` reads them, without the blanks around a text. Raises BadSample."""
+        return self._pairs.composed(
+            [
+                (part, data if part == Pairs.RECORD else data.removeprefix(BYTE_ORDER_MARK).strip())
+                for part, data in texts
+            ]
+        )
 
     def _read(self, files: FileReader, path: str, member: Member) -> bytes:
         """The file of a member. Raises BadSample if it is gone or not the one indexed."""
@@ -94,32 +122,34 @@ class PictureFolder(StoredFiles):
         return unchanged(data, member, names[member.offset])
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file is a picture by its extension."""
-    return os.path.splitext(name)[1].lower() in PICTURE_EXTENSIONS
-
-
 def _samples(path: str) -> dict[str, tuple[list[str], list[str]]]:
     """The pictures and the texts of every sample, by their paths in the folder without an extension, in order."""
     found: dict[str, tuple[list[str], list[str]]] = {}
+    alone: list[str] = []  # JSON files: those of no picture may be about something else
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             relative = os.path.relpath(os.path.join(folder, name), path)
-            kind = 0 if is_picture(name) else 1 if os.path.splitext(name)[1].lower() in _TEXTS else None
-            if kind is not None and not is_junk(relative) and not name.startswith("."):
+            kind = 0 if is_picture(name) else 1 if os.path.splitext(name)[1].lower() in SAID else None
+            if kind is None or is_junk(relative) or name.startswith("."):
+                continue
+            if name.lower().endswith(".json"):
+                alone.append(relative)
+            else:
                 found.setdefault(os.path.splitext(relative)[0], ([], []))[kind].append(relative)
+    with_records = {os.path.dirname(name) for name in alone if os.path.splitext(name)[0] in found}
+    for relative in alone:
+        stem = os.path.splitext(relative)[0]
+        if stem in found or (
+            os.path.dirname(relative) in with_records and not ABOUT.fullmatch(os.path.basename(relative))
+        ):
+            found.setdefault(stem, ([], []))[1].append(relative)
     return dict(sorted(found.items()))
 
 
-def _document(text: bytes) -> Sample:
-    try:
-        said = text.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise BadSample("bad_text", f"the text is not UTF-8: {error}") from None
-    if not said:
-        raise BadSample("no_text", "the text is empty")
-    return sample_from_dict({"items": [{"image": "0"}, {"text": said}]})
+def _part(name: str) -> int:
+    """Which part of a pair a file is that says something of a picture."""
+    return Pairs.RECORD if name.lower().endswith(".json") else Pairs.CAPTION
 
 
 def _number_of(name: str) -> int:

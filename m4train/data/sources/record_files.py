@@ -6,6 +6,7 @@ data URL. Images on web pages are refused: fetch them first.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -15,15 +16,37 @@ from m4train.data.sources.base import Member, ScannedSample, StoredFiles, conten
 from m4train.data.sources.fields import RECORD_OPTIONS, Reading
 from m4train.data.sources.pictures import Pictures
 from m4train.data.sources.records import Composed, compose, found_images, kept_images, unchanged
-from m4train.data.storage.files import FileReader, Range
+from m4train.data.sources.tarfiles import is_junk
+from m4train.data.storage.files import FileReader, Range, is_remote
 from m4train.errors import BadSample
+from m4train.processing.images import PICTURE_EXTENSIONS
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is a picture by its extension."""
+    return os.path.splitext(name)[1].lower() in PICTURE_EXTENSIONS and not is_junk(name)
+
+
+def is_metadata(path: str) -> bool:
+    """Whether a file of records describes the pictures next to it."""
+    return os.path.basename(path).lower().startswith("metadata.")
+
+
+def _described(folder: str) -> Iterator[str]:
+    """The pictures that the metadata of a folder should describe: not those below it that have metadata of their own."""
+    for place, folders, names in os.walk(folder):
+        if place != folder and any(map(is_metadata, names)):
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not (name.startswith(".") or is_junk(f"{name}/x")))
+        yield from (os.path.join(place, name) for name in sorted(names) if is_picture(name))
 
 
 class RecordFile(StoredFiles):
     """Files of records, each a stretch of bytes. A format says which stretches they are, and what each holds."""
 
     name = ""
-    settings: Mapping[str, Any] = {"rules": 2}
+    settings: Mapping[str, Any] = {"rules": 3}
     pictures = Pictures()
     honours = RECORD_OPTIONS
 
@@ -39,6 +62,20 @@ class RecordFile(StoredFiles):
         raise NotImplementedError
 
     def scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
+        if not is_metadata(path) or is_remote(path) or self.pictures.folder is not None:
+            yield from self._scan(files, path)
+            return
+        named: set[str] = set()
+        for sample in self._scan(files, path):
+            named.update(os.path.normpath(each) for each in sample.files)
+            yield sample
+        for picture in _described(os.path.dirname(path) or "."):
+            if os.path.normpath(picture) not in named:
+                key = os.path.relpath(picture, os.path.dirname(path) or ".")
+                detail = f"no line of {os.path.basename(path)} names this picture: add one, or remove the picture"
+                yield ScannedSample(key, bad=("no_text", detail), files=(picture,))
+
+    def _scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
         for number, (offset, raw) in enumerate(self.records(files, path)):
             key = str(number)
             named: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from m4train.data.documents.learning import refused
 from m4train.data.documents.sample import Sample, sample_from_dict
 from m4train.data.sources.answers import answered, caption_pairs, with_chosen
 from m4train.data.sources.base import Member, content_hash
@@ -73,17 +74,32 @@ def _composed(content: Any, reading: Reading, stored: Sequence[str] | None, kept
     form = _form(record)
     if form == "documents":
         data, pictures = interleaved(record, kept)
-        sample = sample_from_dict(data | {"source": _origin(record)})
+        sample = sample_from_dict(data | {"source": _origin(record)} | learning(record))
     else:
         listed, names = (list(stored), ()) if stored is not None else listed_pictures(record)
         gallery = Gallery(listed, reading.placeholders, names)
         source = content.get(record.named("source"))  # one of the known fields, which may be left as well
         about = {"source": {"dataset": source} if source and isinstance(source, str) else {}}
-        sample = sample_from_dict(about | _FORMS[form](record, gallery))
+        sample = sample_from_dict(about | _FORMS[form](record, gallery) | learning(record))
         pictures = gallery.pictures
     text = {name: value for name, value in content.items() if name in record.read and value is not None}
     text = {name: value for name, value in text.items() if name not in _ABOUT and not _is_picture(name, reading)}
     return Composed(checked(sample, reading), pictures, text, record, form == "documents")
+
+
+def learning(record: Record) -> dict[str, float]:
+    """How much a record is learnt, as the `weight` of its sample. Raises BadSample `not_preferred` and `not_learnt` for one that
+    is left out."""
+    for name, poor in refused(record.about_learning()):
+        record.read.add(name)
+        if poor:
+            raise BadSample(
+                "not_preferred", f"its {name!r} is {record.content[name]!r}: an answer that should not be learned"
+            )
+    weight = record.weight("a record")
+    if weight == 0:
+        raise BadSample("not_learnt", f"it says that it is not learnt: {record.about_learning()}")
+    return {} if weight == 1 else {"weight": weight}
 
 
 def _not_preferred(content: dict[str, Any]) -> bool:
@@ -106,6 +122,10 @@ def checked(sample: Sample, reading: Reading) -> Sample:
         said = "".join(item.get("text", "") for item in message["content"])
         if message["role"] == "assistant" and message.get("weight", 1) > 0 and not said.strip():
             raise BadSample("empty_answer", "an answer says nothing, so that only its end would be learned")
+        if message["role"] == "assistant" and message.get("weight", 1) > 0 and said.strip().lower() in ("nan", "<na>"):
+            raise BadSample(
+                "empty_answer", f"an answer is {said.strip()!r}, which programs write for one that is missing"
+            )
     if not reading.placeholders.literal:
         for item in sample.all_items():
             found = stray(item.get("text", ""))
@@ -141,6 +161,14 @@ def _form(record: Record) -> str:
         return "captions"
     names = ", ".join(f"`{name}`" for name in (*TURNS, *asking(), *CAPTIONS))
     raise BadSample("bad_json", f"it holds nothing under {names}, but {', '.join(sorted(record.content)) or 'nothing'}")
+
+
+def has_form(content: Any, reading: Reading) -> bool:
+    """Whether a record has a form that is known, whatever else may be wrong with it."""
+    try:
+        return isinstance(content, dict) and bool(_form(Record(content, reading)))
+    except BadSample:
+        return False
 
 
 def _turns(record: Record, gallery: Gallery) -> dict[str, Any]:

@@ -6,7 +6,6 @@ canonical sample. Scanning, byte ranges, checksums and damage are the same for a
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,11 +15,11 @@ from typing import Any
 
 from PIL import Image
 
-from m4train.data.documents.sample import WEIGHTS, Sample, parse_sample
+from m4train.data.documents.sample import Sample, json_value, parse_sample
 from m4train.data.sources.base import Member, ScannedSample, content_hash
 from m4train.data.sources.fields import Reading, Record
 from m4train.data.sources.media import looks_like_media, speaks_of_media
-from m4train.data.sources.records import checked
+from m4train.data.sources.records import checked, learning
 from m4train.data.sources.tarfiles import TarDamage, TarMember, walk_tar
 from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
@@ -56,7 +55,7 @@ class TarFormat:
 
     name = ""
     settings: Mapping[str, Any] = {
-        "rules": 2
+        "rules": 3
     }  # raised when the same bytes are read as something else, so that indexes made before are renewed
     image_range: Sequence[float] = ()
     honours: frozenset[str] = (
@@ -284,22 +283,27 @@ class CanonicalTar(TarFormat):
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
         raw = texts[0][1]
-        if self.reading.where is not None:
-            self.reading.check_where(json.loads(raw))
-        return checked(parse_sample(raw), self.reading)
+        sample, content = parse_sample(raw), json_value(raw)
+        self.reading.check_where(content)
+        learning(Record(content, self.reading))
+        return checked(sample, self.reading)
 
     def record(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Record:
-        content = json.loads(texts[0][1])
+        content = json_value(texts[0][1])
         record = Record(content, self.reading)
         record.leave("items", "messages", "references", "checksum", "kind", "v", *self.reading.where_fields)
         lists = [("items[]", content.get("items") or [])]
         for message in content.get("messages") or []:
             part = record.part(message, "messages[]")
-            part.leave("role", "content", *WEIGHTS)
+            part.leave("role", "content")
+            part.weight("a turn")
             lists.append(("messages[].content[]", message["content"]))
         for path, items in lists:
             for item in items if isinstance(items, list) else []:
-                record.part(item, path).leave("text", "image", "width", "height", "alt", "crc32", "type", "source")
+                part = record.part(item, path)
+                part.leave("text", "image", "width", "height", "alt", "crc32", "type", "source")
+                part.weight("an item")
+        learning(record)
         return record
 
 

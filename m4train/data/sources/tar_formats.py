@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from m4train.data.documents.sample import Sample, sample_from_dict
-from m4train.data.sources.fields import Reading, Record
+from m4train.data.documents.sample import Sample, json_value, sample_from_dict
+from m4train.data.sources.csv_records import PICTURE_COLUMNS
+from m4train.data.sources.fields import PICTURES, Reading, Record
 from m4train.data.sources.media import words
-from m4train.data.sources.records import Composed, checked, compose
+from m4train.data.sources.records import Composed, checked, compose, has_form, learning
 from m4train.data.sources.tar import Ref, TarFormat
 from m4train.data.sources.tarfiles import TarMember
 from m4train.errors import BadSample
@@ -36,7 +36,7 @@ def _text(data: bytes) -> str:
 
 def json_of(data: bytes) -> Any:
     try:
-        return json.loads(data)
+        return json_value(data)
     except (ValueError, RecursionError) as error:
         raise BadSample("bad_json", f"not JSON in UTF-8: {error}") from None
 
@@ -130,54 +130,86 @@ class M4Conversations(_Numbered):
 
 
 # What img2dataset writes of each picture that it fetched.
-_DOWNLOADED = words("key status error_message width height original_width original_height exif sha256 md5 alt")
+_DOWNLOADED = words("url key status error_message width height original_width original_height exif sha256 md5 alt")
 
 
 class Pairs(TarFormat):
-    """One image and its text: `K.jpg` and `K.txt`, or the `caption` in `K.json` (img2dataset, LAION, COYO); also m4's
-    `K.image.jpeg` and `K.text.txt`, and its `K.question.txt` and `K.answer.txt`. `K.json` also says the `url`."""
+    """One image and what is said of it: `K.jpg` and `K.txt`, or `K.json`, a record of any form that may name its image (img2dataset,
+    LAION and COYO: `caption`); also m4's `K.image.jpeg` and `K.text.txt`, and its `K.question.txt` and `K.answer.txt`. Next to a
+    text, `K.json` is what is known about the pair: its `url`, `weight` and the like."""
 
     name = "pairs"
+    settings: Mapping[str, Any] = {"rules": 3}
     honours = frozenset({"fields", "where", "placeholder"})
-    _QUESTION, _ANSWER, _CAPTION, _RECORD = range(4)
+    _QUESTION, _ANSWER, CAPTION, RECORD = range(4)
 
     def find(self, key: str, named: Named, read: Read) -> tuple[list[Ref], list[Ref]]:
         images = [Ref(suffix) for suffix in named if _is_image(suffix)]
         if len(images) != 1:
             raise BadSample("missing_image", f"one image is expected among {sorted(named)}")
-        record = [Ref("json", self._RECORD)] if "json" in named else []
+        record = [Ref("json", self.RECORD)] if "json" in named else []
+        if record:
+            check_own_picture(json_of(read("json")), f"{key}.{images[0].suffix}", self.reading)
         if "question.txt" in named:
             need(named, "answer.txt")
             return [Ref("question.txt", self._QUESTION), Ref("answer.txt", self._ANSWER), *record], images
         text = next((suffix for suffix in ("txt", "text.txt") if suffix in named), None)
         if text is not None:
-            return [Ref(text, self._CAPTION), *record], images
+            return [Ref(text, self.CAPTION), *record], images
         need(named, "json")
         return record, images
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
-        found = dict(texts)
-        record = self.record(texts, images)
-        self.reading.check_where(record.content)
-        url = record.get("url")
-        if self._QUESTION in found:
-            content = {"question": _text(found[self._QUESTION]), "answer": _text(found[self._ANSWER])}
-        else:
-            caption = _text(found[self._CAPTION]) if self._CAPTION in found else record.get("caption")
-            if not isinstance(caption, str) or not caption.strip():
-                raise BadSample("no_text", "the image has no caption")
-            content = {"caption": caption}
-        plain = Reading(placeholders=self.reading.placeholders)
-        return replace(compose(content, plain, ["0"]).sample, source={"url": url} if url else {})
+        return self.composed(texts).sample
 
     def record(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Record:
+        return self.composed(texts).record
+
+    def composed(self, texts: Sequence[tuple[int, bytes]]) -> Composed:
+        """The pair of these texts, by their parts, and what of its record was read. Raises BadSample."""
         found = dict(texts)
-        content = json_of(found[self._RECORD]) if self._RECORD in found else {}
+        content = json_of(found[self.RECORD]) if self.RECORD in found else {}
         if not isinstance(content, dict):
             raise BadSample("bad_json", f"the record is a {type(content).__name__} where an object is expected")
-        record = Record(content, self.reading)
-        record.leave("url", record.named("caption"), *_DOWNLOADED, *self.reading.where_fields)
-        return record
+        content = {name: value for name, value in content.items() if not _names_picture(name, value, self.reading)}
+        if self._QUESTION in found:
+            said = {"question": _text(found[self._QUESTION]), "answer": _text(found[self._ANSWER])}
+        elif self.CAPTION in found:
+            said = {"caption": _text(found[self.CAPTION]).strip("\ufeff")}
+        else:
+            said = {}
+        if not (has_form(said, Reading()) if said else has_form(content, self.reading)):
+            raise BadSample("no_text", "nothing is said of the image: its text is empty")
+        if said:
+            record = Record(content, self.reading)
+            record.leave(record.named("caption"), *self.reading.where_fields)
+            self.reading.check_where(content)
+            composed = compose(said | learning(record), Reading(placeholders=self.reading.placeholders), ["0"])
+            composed = replace(composed, record=record)
+        else:
+            composed = compose(content, self.reading, ["0"])
+            if composed.interleaved:
+                raise BadSample("bad_json", "its record is a document of several images, but it has one")
+        composed.record.leave(*_DOWNLOADED)
+        url = content.get("url")
+        return replace(composed, sample=replace(composed.sample, source={"url": url} if url else {}))
+
+
+def _names_picture(name: str, value: Any, reading: Reading) -> bool:
+    """Whether a field of a record says which picture comes with it."""
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    names = {*PICTURE_COLUMNS, *PICTURES, *(reading.fields.get(field, field) for field in PICTURES)}
+    return name in names and isinstance(value, str) and _is_image(os.path.basename(value)[-12:])
+
+
+def check_own_picture(content: Any, picture: str, reading: Reading) -> None:
+    """Raises BadSample if a record names another picture than the one that comes with it."""
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if _names_picture(name, value, reading):
+            named = os.path.basename(value[0] if isinstance(value, list) else value)
+            if named != os.path.basename(picture):
+                detail = f"its record names {named!r} under {name!r}, but {os.path.basename(picture)!r} comes with it"
+                raise BadSample("conflicting_images", detail)
 
 
 class LlavaOneVision(TarFormat):

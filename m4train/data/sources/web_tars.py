@@ -11,7 +11,7 @@ from PIL import Image, ImageSequence
 from m4train.data.documents.sample import Sample, sample_from_dict
 from m4train.data.sources.fields import Reading, Record
 from m4train.data.sources.media import words
-from m4train.data.sources.records import Composed, checked, compose
+from m4train.data.sources.records import Composed, checked, compose, learning
 from m4train.data.sources.tar import Ref, TarFormat
 from m4train.data.sources.tar_formats import Named, Read, json_of, need
 from m4train.errors import BadSample
@@ -154,7 +154,8 @@ class Mmc4(TarFormat):
             if not isinstance(sentence, str):
                 raise BadSample("bad_json", f"text_list[{number}] is a {type(sentence).__name__}, not a string")
             items += [*before.get(number, []), {"text": sentence if number == 0 else " " + sentence}]
-        return checked(sample_from_dict({"items": items, "source": {"url": record.get("url")}}), self.reading)
+        data = {"items": items, "source": {"url": record.get("url")}} | learning(Record(record, self.reading))
+        return checked(sample_from_dict(data), self.reading)
 
     def record(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Record:
         record = Record(json_of(texts[0][1]), self.reading)
@@ -166,6 +167,7 @@ class Mmc4(TarFormat):
             "could_have_url_duplicate",
             *self.reading.where_fields,
         )
+        learning(record)
         for info in record.content["image_info"]:
             record.part(info, "image_info[]").leave(*_MMC4)
         return record
