@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,12 @@ def prepared_processor(config: Config) -> Any:
 
 def all_sources(data: DataConfig) -> dict[str, SourceConfig]:
     """The sources of training, and the held-out ones as `validation/NAME`."""
-    return {**data.sources, **{f"validation/{name}": source for name, source in data.validation.items()}}
+    return {**data.sources, **{held_out_name(name): source for name, source in data.validation.items()}}
+
+
+def held_out_name(name: str) -> str:
+    """What a source of data.validation is called among all sources."""
+    return f"validation/{name}"
 
 
 def build_processor(config: Config) -> SampleProcessor:
@@ -266,14 +271,15 @@ def build_data(config: Config, processor: SampleProcessor, rank: int, world_size
     data, micro = config.data, config.trainer.micro_batch_size
     streamed = any(source.stream for source in data.sources.values())
     plan = None if streamed else build_plan(config, processor)
+    layout = build_layout(config, processor)
+    validation, held_out = build_validation(config, processor, layout, rank, world_size)
     lost = [] if plan is None else [left_out(source, data) for source in plan.sources]
+    lost += [replace(found, source=held_out_name(found.source)) for found in (left_out(s, data) for s in validation)]
     if rank == 0:
         print(*left_out_lines(lost), sep="\n", end="\n" * any(each.long for each in lost), flush=True)
     check_left_out(lost, data)
     max_too_long = data.max_dropped_fraction if streamed else None
     quarantine = Quarantine(Path(config.run_dir) / QUARANTINE, data.max_bad_fraction, max_too_long)
-    layout = build_layout(config, processor)
-    validation, held_out = build_validation(config, processor, layout, rank, world_size)
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro_batch_size": micro, "layout": layout}
 
     def steps(resume: Checkpoint | None) -> Iterator[StepBatch]:

@@ -12,6 +12,7 @@ from m4train import build
 from m4train.config import Config
 from m4train.data.convert import QUARANTINE
 from m4train.data.convert import convert as convert_source
+from m4train.data.plan.left_out import above_limit, left_out, left_out_lines
 from m4train.data.source import build_sources, index_sources, open_sources, source_stats
 from m4train.terminal import console, progress
 
@@ -22,9 +23,11 @@ def index(config: Config) -> int:
     with progress("shards") as bars:
         for name, source in build.all_sources(config.data).items():
             index_sources({name: source}, config.data, processor, _task(bars, name))
-    open_sources(
-        build.all_sources(config.data), config.data, processor
-    )  # says what is bad, and which fields are not read
+    sources = open_sources(build.all_sources(config.data), config.data, processor)  # says which fields are not read
+    found = [left_out(source, config.data) for source in sources]
+    stops = above_limit(found, config.data)
+    for line in [*left_out_lines(found), *([f"a run would stop before training: {stops}"] if stops else [])]:
+        print(line)
     return 0
 
 

@@ -12,6 +12,7 @@ from m4train import build
 from m4train.config import Config
 from m4train.config.trust import code_named
 from m4train.data.loading.collate import Collator
+from m4train.data.plan.left_out import above_limit, left_out, left_out_lines
 from m4train.data.source import open_sources
 from m4train.inspection.bench import bench as measure
 from m4train.inspection.bench import bench_tables
@@ -32,19 +33,22 @@ from m4train.terminal import console, progress
 
 
 def plan(config: Config, ranks: int, as_json: bool) -> int:
-    """Prints the plan of the run of `config` on `ranks` ranks; returns 0."""
-    trainer = config.trainer
-    report = plan_report(
-        build.build_plan(config, build.prepared_processor(config)), trainer.max_steps, ranks, trainer.micro_batch_size
-    )
-    show(dataclasses.asdict(report), plan_tables(report), as_json)
-    return 0
+    """Prints the plan of the run of `config` on `ranks` ranks; returns 1 if the run would stop for what it leaves out, else 0."""
+    trainer, processor, data = config.trainer, build.prepared_processor(config), config.data
+    report = plan_report(build.build_plan(config, processor), trainer.max_steps, ranks, trainer.micro_batch_size)
+    sources = open_sources(build.all_sources(data), data, processor)
+    found = [left_out(source, data) for source in sources]
+    stops = above_limit(found, data)
+    said = [*left_out_lines(found), *([f"the run would stop before training: {stops}"] if stops else [])]
+    show(dataclasses.asdict(report) | {"stops": stops}, [*plan_tables(report), *said], as_json)
+    return 1 if stops else 0
 
 
 def validate(config: Config, workers: int, as_json: bool) -> int:
     """Reads every sample of all sources, held-out ones too, and prints what is wrong with them.
 
-    Returns 1 if a source has a larger share of bad samples than data.max_bad_fraction, or no good one.
+    Returns 1 if a source has a larger share of bad samples than data.max_bad_fraction, or no good one, or if a run would stop
+    for what it leaves out as too long (data.max_dropped_fraction).
     """
     processor, data = build.prepared_processor(config), config.data
     found = []
@@ -56,12 +60,14 @@ def validate(config: Config, workers: int, as_json: bool) -> int:
     failed = [
         source.name for source in found if source.bad_fraction > data.max_bad_fraction or source.bad == source.samples
     ]
-    report = {"max_bad_fraction": data.max_bad_fraction, "failed": failed}
+    stops = above_limit([source.too_long for source in found if source.too_long is not None], data)
+    report = {"max_bad_fraction": data.max_bad_fraction, "failed": failed, "stops": stops}
     report["sources"] = {source.name: source.report() for source in found}
     limit = f"data.max_bad_fraction={data.max_bad_fraction}"
     verdict = f"more bad samples than {limit}: {', '.join(failed)}" if failed else f"no source exceeds {limit}"
-    show(report, [*validation_tables(found), verdict], as_json)
-    return 1 if failed else 0
+    too_long = [f"a run would stop before training: {stops}"] if stops else []
+    show(report, [*validation_tables(found), verdict, *too_long], as_json)
+    return 1 if failed or stops else 0
 
 
 def bench(config: Config, packs: int, as_json: bool) -> int:

@@ -14,6 +14,7 @@ import torch
 from m4train import build, exits
 from m4train.config import Config
 from m4train.config.compose import save_config
+from m4train.data.loading.quarantine import left_out_at_end
 from m4train.errors import ConfigError
 from m4train.evaluation.answers import decoding_of, sample_answers
 from m4train.inspection.outlook import outlook
@@ -93,8 +94,9 @@ def _train(config: Config, engine: Engine, resume: Checkpoint | None, heart: Hea
         bases=bases(config),  # again: by now data.prepare has made what it makes
     )
     result = trainer.train()
-    if engine.rank == 0:
-        print(*data.quarantine.lines(), sep="\n", end="\n" * bool(data.quarantine.counts), flush=True)
+    lines = left_out_at_end(engine.gather(data.quarantine.counted))
+    if engine.rank == 0 and lines:
+        print(*lines, sep="\n", flush=True)
     return result
 
 

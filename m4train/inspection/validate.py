@@ -18,6 +18,7 @@ from m4train.data.documents.pieces import IMAGE_KIND, Pieces
 from m4train.data.documents.rendering import Renderer, turn_weights
 from m4train.data.loading.processes import lifeline, live_with_the_trainer, worker_context
 from m4train.data.loading.quarantine import CHOICES
+from m4train.data.plan.left_out import LeftOut, left_out
 from m4train.data.plan.plan import Plan
 from m4train.data.source import Located, Source, unread_line
 from m4train.errors import BadSample, DataError
@@ -32,8 +33,7 @@ _PACKS, _STEPS = 16, 16  # what the expected fill is taken from
 @dataclass
 class SourceValidation:
     """One source. `problems` counts samples by what is wrong with them, or by why its options leave them out (see
-    CHOICES); the first bad ones are in `examples`. `over_long` samples do not fit a pack whole, `left_out` ones of these are not
-    used at all.
+    CHOICES); the first bad ones are in `examples`. `too_long`: what does not fit a pack whole, as a run counts it.
 
     Histograms count samples by their tokens and frames (tiles), and images by their tokens, in classes named by the power of
     two they go up to.
@@ -43,8 +43,7 @@ class SourceValidation:
     name: str
     samples: int = 0
     problems: Counter[str] = field(default_factory=Counter)
-    over_long: int = 0
-    left_out: int = 0
+    too_long: LeftOut | None = None
     tokens: Counter[int] = field(default_factory=Counter)
     frames: Counter[int] = field(default_factory=Counter)
     image_tokens: Counter[int] = field(default_factory=Counter)
@@ -65,14 +64,13 @@ class SourceValidation:
     def add(self, other: SourceValidation) -> None:
         """Counts the samples of another part of the source."""
         self.samples += other.samples
-        self.over_long += other.over_long
-        self.left_out += other.left_out
         for name in ("problems", "tokens", "frames", "image_tokens"):
             getattr(self, name).update(getattr(other, name))
         self.examples = (self.examples + other.examples)[:_EXAMPLES]
 
     def report(self) -> dict[str, Any]:
         """As JSON; histograms are lists of [class, samples], smallest class first."""
+        too_long = self.too_long or LeftOut(self.name, self.samples, 0, 0)
         return {
             "samples": self.samples,
             "bad": self.bad,
@@ -80,9 +78,9 @@ class SourceValidation:
             "unreadable_images": sum(self.problems[reason] for reason in _UNREADABLE),
             "count_mismatches": sum(self.problems[reason] for reason in _MISMATCHED),
             "without_label": self.problems["no_label"],
-            "over_long": self.over_long,
-            "left_out": self.left_out,
-            "left_out_fraction": self.left_out / max(1, self.samples - self.bad),
+            "over_long": too_long.long,
+            "left_out": too_long.lost,
+            "left_out_fraction": too_long.fraction,
             "problems": dict(self.problems),
             "tokens": sorted(map(list, self.tokens.items())),
             "frames": sorted(map(list, self.frames.items())),
@@ -109,10 +107,11 @@ def validate_source(
     Raises DataError if a process dies.
     """
     result = SourceValidation(source.name)
-    for part in _parts(_Checker(source, data, processor), workers):
+    for part in _parts(_Checker(source, processor), workers):
         result.add(part)
         progress(result.samples)
     result.token_fill, result.frame_fill = expected_fill(source, data)
+    result.too_long = left_out(source, data)
     result.not_read = unread_line(source)
     return result
 
@@ -132,13 +131,13 @@ def expected_fill(source: Source, data: DataConfig) -> tuple[float, float]:
 class _Checker:
     """Checks stretches of a source; pickled once to each process."""
 
-    def __init__(self, source: Source, data: DataConfig, processor: SampleProcessor) -> None:
-        self.source, self._data = source, data
+    def __init__(self, source: Source, processor: SampleProcessor) -> None:
+        self.source = source
         self._renderer = Renderer(processor, source.config)
 
     def __call__(self, begin: int) -> SourceValidation:
         """The samples from `begin` on, as many as one worker takes at a time."""
-        source, data = self.source, self._data
+        source = self.source
         result = SourceValidation(source.name)
         for sample in range(begin, min(begin + _CHUNK, len(source))):
             result.samples += 1
@@ -152,9 +151,6 @@ class _Checker:
                     result.examples.append(where | {"reason": error.reason, "detail": error.detail})
                 continue
             tokens, frames = int(located.shard.lengths[located.number]), int(located.shard.frames[located.number])
-            if tokens > data.sequence_length or frames > data.images_per_pack:
-                result.over_long += 1
-                result.left_out += not located.division(data).ranges
             result.tokens[class_end(tokens)] += 1
             result.frames[class_end(frames)] += 1
             result.image_tokens.update(class_end(n) for n in planned.tokens[planned.kinds == IMAGE_KIND].tolist())
@@ -223,10 +219,11 @@ def validation_tables(sources: list[SourceValidation]) -> list[Any]:
         "count mismatches": "count_mismatches",
         "no label": "without_label",
         "over-long": "over_long",
-        "left out as too long": "left_out",
     }
     for title, key in rows.items():
         counts.add_row(title, *(f"{report[key]:,}" for report in reports))
+    left = (f"{report['left_out']:,} ({report['left_out_fraction']:.1%})" for report in reports)
+    counts.add_row("left out as too long", *left)
     counts.add_row("all problems", *(_named(source.problems) for source in sources))
     counts.add_row("fields not read", *(source.not_read or "none" for source in sources))
     counts.add_row("token fill", *(f"{source.token_fill:.2%}" for source in sources))

@@ -34,6 +34,21 @@ class QuarantineEntry:
         object.__setattr__(self, "shard", without_secrets(self.shard))
 
 
+def left_out_at_end(counted: Iterable[tuple[Counter[tuple[str, str]], Counter[str]]]) -> list[str]:
+    """What is said at the end of a run, of what every rank `counted`: a line for each source and reason for which samples
+    were not used."""
+    counts: Counter[tuple[str, str]] = Counter()
+    used: Counter[str] = Counter()
+    for of_rank, used_by_rank in counted:
+        counts.update(of_rank)
+        used.update(used_by_rank)
+    lines = []
+    for (source, reason), count in sorted(counts.items()):
+        share = count / (used[source] + sum(n for (other, _), n in counts.items() if other == source))
+        lines.append(f"left out: {source}: {count:,} {reason} ({share:.1%}), next to {used[source]:,} documents used")
+    return lines
+
+
 class Quarantine:
     """Writes entries to `path` and stops a run that loses more than `max_fraction` of its samples, or more than `max_too_long`
     of a source because they are too long; None if that is known from the index.
@@ -60,12 +75,10 @@ class Quarantine:
         """How many samples of a source were left out as too long so far, and how many documents of it were used."""
         return self.counts[source, "too_long"], self.used[source]
 
-    def lines(self) -> list[str]:
-        """What is said at the end of a run: a line for each source and reason for which samples were not used."""
-        return [
-            f"left out: {source}: {count:,} {reason}, next to {self.used[source]:,} documents used"
-            for (source, reason), count in sorted(self.counts.items())
-        ]
+    @property
+    def counted(self) -> tuple[Counter[tuple[str, str]], Counter[str]]:
+        """What this rank left out, by source and reason, and the documents it used, by source."""
+        return self.counts, self.used
 
     def add(self, entries: Iterable[QuarantineEntry], documents: int) -> None:
         """Records the entries of one step with its number of good documents. Raises DataError above the limit."""

@@ -54,12 +54,22 @@ def left_out_lines(found: Sequence[LeftOut]) -> list[str]:
     return [f"left out: {each.line()}" for each in found if each.long]
 
 
+def above_limit(found: Sequence[LeftOut], data: DataConfig) -> str | None:
+    """Why a run with these sources stops before training: one loses more than data.max_dropped_fraction of its samples.
+    None if none does."""
+    above = [each for each in found if each.fraction > data.max_dropped_fraction]
+    if not above:
+        return None
+    others = f" (so do {', '.join(each.source for each in above[1:])})" if above[1:] else ""
+    return (
+        f"Of data source {above[0].line()}, more than data.max_dropped_fraction={data.max_dropped_fraction}{others}: raise "
+        f"data.sequence_length={data.sequence_length} or data.images_per_pack={data.images_per_pack}, set "
+        "data.long_documents=split and data.long_conversations=truncate, or raise data.max_dropped_fraction."
+    )
+
+
 def check_left_out(found: Sequence[LeftOut], data: DataConfig) -> None:
     """Raises ConfigError if a source loses more than data.max_dropped_fraction of its samples."""
-    above = [each for each in found if each.fraction > data.max_dropped_fraction]
-    if above:
-        raise ConfigError(
-            f"Of data source {above[0].line()}, more than data.max_dropped_fraction={data.max_dropped_fraction}: raise "
-            f"data.sequence_length={data.sequence_length} or data.images_per_pack={data.images_per_pack}, set "
-            "data.long_documents=split and data.long_conversations=truncate, or raise data.max_dropped_fraction."
-        )
+    reason = above_limit(found, data)
+    if reason is not None:
+        raise ConfigError(reason)

@@ -1,5 +1,9 @@
 """Samples longer than a pack: what is kept of them, what is left out, and that every view of a run counts the same."""
 
+import json
+import re
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m4train.config import DataConfig, SourceConfig
+from m4train import build
+from m4train.commands import data as data_commands
+from m4train.commands import inspect as inspect_run
+from m4train.config import Config, DataConfig, SourceConfig
 from m4train.data.documents.boundaries import Boundaries
+from m4train.data.documents.image_layout import FRAMES
 from m4train.data.documents.pieces import PIECE_KINDS, Pieces
 from m4train.data.documents.splitting import divide
 from m4train.data.loading.collate import Collator
-from m4train.data.loading.quarantine import Quarantine, QuarantineEntry
+from m4train.data.loading.quarantine import Quarantine, QuarantineEntry, left_out_at_end
 from m4train.data.plan.left_out import check_left_out, left_out, left_out_lines
 from m4train.data.plan.plan import Plan
 from m4train.data.source import Source, build_sources
@@ -161,6 +169,44 @@ def test_every_view_counts_what_is_left_out_alike_and_training_stops_above_the_l
     check_left_out([left_out(built, replace(data, long_conversations="truncate"))], data)
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.25, 1.0])
+def test_index_validate_plan_and_the_start_of_a_run_agree_that_it_stops(
+    tmp_path: Path, monkeypatch, capsys, held_out: bool, share: float
+) -> None:
+    pictures, digits = digit_pictures()
+    short = [conversation(n, pictures[n], digits[n]) for n in range(8)]
+    write_shards(tmp_path / "short", short)
+    write_shards(tmp_path / "long", [*short[:6], ("long0", talk(9), {}), ("long1", talk(9), {})])
+    sources = {name: SourceConfig(path=str(tmp_path / name / "*.tar")) for name in ("short", "long")}
+    data = data_config(
+        sequence_length=160, epochs=1, max_dropped_fraction=share, sources={"own": sources["short" if held_out else "long"]},
+        validation={"own": sources["long" if held_out else "short"]},
+    )  # fmt: skip
+    config = Config(data=data, run_dir=str(tmp_path / "run"))
+    monkeypatch.setattr(build, "prepared_processor", lambda _: FakeProcessor())
+    monkeypatch.setattr(build, "build_layout", lambda *_: FRAMES)
+    name, stops = "validation/own" if held_out else "own", share < 0.25
+    said = f"Of data source {name}: 2 of 8 samples (25.0%) are left out as too long"
+    asked = {
+        "index": lambda: data_commands.index(config),
+        "validate": lambda: inspect_run.validate(config, 1, as_json=False),
+        "plan": lambda: inspect_run.plan(config, 1, as_json=False),
+    }
+    for command, ask in asked.items():
+        returned = ask()
+        shown = " ".join(capsys.readouterr().out.split())
+        assert returned == (stops and command != "index"), command
+        assert (said in shown, "would stop before training" in shown) == (stops, stops), command
+        assert "2 of 8 samples (25.0%)" in shown or "2 (25.0%)" in shown, command
+    for ask in (inspect_run.validate, inspect_run.plan):
+        ask(config, 1, as_json=True)
+        assert bool(json.loads(capsys.readouterr().out)["stops"]) == stops
+    with pytest.raises(ConfigError, match=re.escape(said)) if stops else nullcontext():
+        build.build_data(config, FakeProcessor(), 0, 1)
+    assert f"left out: {name}: 2 of 8 samples (25.0%)" in capsys.readouterr().out
+
+
 def test_a_stream_stops_when_it_has_left_out_too_much(tmp_path: Path) -> None:
     entries = [QuarantineEntry(1, -1, "s", str(n), "shard", "too_long", "") for n in range(60)]
     quarantine = Quarantine(tmp_path / "q.jsonl", 0.02, 0.1)
@@ -169,7 +215,9 @@ def test_a_stream_stops_when_it_has_left_out_too_much(tmp_path: Path) -> None:
     quarantine.used["s"] = 500
     with pytest.raises(DataError, match=r"60 of 560 samples of source 's' .*data\.max_dropped_fraction=0\.1"):
         quarantine.add([], 0)
-    assert quarantine.lines() == ["left out: s: 60 too_long, next to 500 documents used"]
+    other = Counter({("s", "too_long"): 20}), Counter({"s": 60})
+    said = "left out: s: 80 too_long (12.5%), next to 560 documents used"
+    assert left_out_at_end([quarantine.counted, other]) == [said]  # of all ranks
 
 
 ITEMS = st.lists(st.tuples(st.integers(1, 300), st.sampled_from(["document", "image"])), min_size=1, max_size=12)
