@@ -15,5 +15,7 @@ STEPS = {
     "seal": "data_pipelines.corpus.seal:Seal",
     "takedown": "data_pipelines.corpus.takedown:Takedown",
     "warc": "data_pipelines.web.warc:ReadWarc",
+    "resolve": "data_pipelines.web.resolve:Resolve",
+    "fetch": "data_pipelines.web.fetch:Fetch",
     "extract": "data_pipelines.web.extract:Extract",
 }

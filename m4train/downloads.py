@@ -81,13 +81,22 @@ def _check_scheme(url: str) -> None:
         raise DownloadError(f"only http and https URLs are fetched, and this is {scheme or 'neither'}")
 
 
+def is_own_network(host: str) -> bool:
+    """Whether a host given by its number is one of the own machine or network; names are not looked up."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return not address.is_global or address.is_multicast
+
+
 def _refuse_private(connection: http.client.HTTPConnection, proxied: bool) -> None:
     """Looks at the address that was really connected to, so that no answer of a name server can change it later."""
     if proxied or os.environ.get(ALLOW_PRIVATE, "") not in ("", "0"):
         return
-    address = ipaddress.ip_address(connection.sock.getpeername()[0].partition("%")[0])
-    address = getattr(address, "ipv4_mapped", None) or address
-    if not address.is_global or address.is_multicast:
+    address = connection.sock.getpeername()[0]
+    if is_own_network(address):
         connection.close()
         raise DownloadError(
             f"{connection.host} is an address of the own machine or network ({address}): set {ALLOW_PRIVATE}=1 to allow that"
