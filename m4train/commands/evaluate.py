@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from m4train import build
 from m4train.config import Config, ModelConfig
 from m4train.data.documents.image_layout import image_layout
 from m4train.errors import CheckpointError, ConfigError
-from m4train.evaluation.answers import answer_lines, answers_of, decoding_of, metric_of
+from m4train.evaluation.answers import answer_lines, answers_of, decoding_of, in_order, metric_of, scores_of
 from m4train.evaluation.decoding import Decoding
-from m4train.evaluation.generation import Answer
-from m4train.evaluation.metrics import load_metric, metric_name
+from m4train.evaluation.metrics.registry import load_metric, metric_name
+from m4train.evaluation.metrics.said import Scores
 from m4train.families import FAMILIES
 from m4train.json_files import read_mapping
 from m4train.restore import restore_model, restore_processor
@@ -79,11 +80,13 @@ def _evaluate(config: Config, engine: Engine, heart: Heartbeat) -> None:
         answers = answers_of(
             source, engine, subject.model, subject.processor, config, decoding, None, unreadable, heart
         )
-        gathered = [answer for part in engine.gather(answers) for answer in part]
+        gathered = in_order(answer for part in engine.gather(answers) for answer in part)
         missed = [sample for part in engine.gather(unreadable) for sample in part]
         if engine.rank == 0:
-            scores[source.name] = _result(config, source.name, gathered, missed, losses, decoding)
-            lines += answer_lines(config, source.name, gathered, PICTURED_ANSWERS, decoding)
+            scored = scores_of(config, source.name, gathered) if gathered else None
+            scores[source.name] = _result(config, source.name, scored, missed, losses, decoding)
+            if scored is not None:
+                lines += answer_lines(config, source.name, gathered, scored, PICTURED_ANSWERS, decoding)
     if engine.rank == 0:
         _write(Path(config.run_dir), scores, lines, subject.name)
 
@@ -119,7 +122,7 @@ def _family(folder: Path, default: str) -> str:
 def _result(
     config: Config,
     source: str,
-    answers: list[Answer],
+    scored: Scores | None,
     unreadable: list[str],
     losses: dict[str, Any],
     decoding: Decoding,
@@ -128,14 +131,19 @@ def _result(
     result: dict[str, Any] = {}
     if f"loss/{source}" in losses:
         result |= {"loss": losses[f"loss/{source}"], "loss_tokens": losses[f"loss_tokens/{source}"]}
-    if answers:
-        name = metric_name(metric_of(config, source))
-        mean = sum(answer.score for answer in answers) / len(answers)
-        result |= {"metric": name, name: round(mean, 4), "count": len(answers), "decoding": decoding.stated()}
+    if scored is not None:
+        result |= stated_scores(metric_name(metric_of(config, source)), scored) | {"decoding": decoding.stated()}
     if unreadable:
         result["unreadable"] = len(unreadable)
         print(f"{source}: {len(unreadable)} samples could not be read: {', '.join(unreadable[:5])}")
     return result
+
+
+def stated_scores(metric: str, scored: Scores) -> dict[str, Any]:
+    """What results keep of the scores by a metric."""
+    interval = [round(bound, 4) if math.isfinite(bound) else None for bound in scored.interval]
+    stated = {"metric": metric, metric: round(scored.value, 4), "interval": interval, "count": len(scored.samples)}
+    return stated | scored.counts | {name: round(value, 4) for name, value in scored.others.items()}
 
 
 def _write(run_dir: Path, scores: dict[str, dict[str, Any]], lines: list[dict[str, Any]], name: str) -> None:

@@ -212,7 +212,8 @@ class EvaluationConfig:
     """`m4train evaluate`: held-out loss, and answers generated for held-out conversations."""
 
     model: str | None = None  # Hugging Face folder to evaluate; null: the newest checkpoint, or that of `resume`
-    metric: str = "exact_match"  # score of an answer: exact_match, vqa_accuracy, anls, or "package.module:function"
+    # score of answers: exact_match, vqa_accuracy, anls, relaxed_accuracy, ... (docs/evaluation.md), "package.module:function"
+    metric: str = "exact_match"
     metrics: dict[str, str] = field(default_factory=dict)  # source of data.validation -> a metric of its own
     max_new_tokens: int = 32  # tokens of an answer at most
     decoding: DecodingConfig = field(default_factory=DecodingConfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -12,8 +12,9 @@ from PIL import Image
 from m4train.config import Config
 from m4train.data.source import Source, conversations
 from m4train.evaluation.decoding import Decoding
-from m4train.evaluation.generation import Answer, Asked, answer_conversations
-from m4train.evaluation.metrics import load_metric, metric_name
+from m4train.evaluation.generation import Answer, Asked, answer_conversations, every_question, reference_losses
+from m4train.evaluation.metrics.registry import load_metric, metric_name
+from m4train.evaluation.metrics.said import Scores
 from m4train.processing.images import to_rgb
 from m4train.training.engines.base import Engine
 from m4train.training.heartbeat import Heartbeat
@@ -49,11 +50,13 @@ def answers_of(
     bounds = [n for n in (len(source), limit, config.evaluation.max_samples) if n is not None]
     numbers = range(engine.rank, min(bounds), engine.world_size)
     together = (lambda here: engine.agree([not here])[0] == 0) if engine.sharded else None
-    metric = load_metric(metric_of(config, source.name))
     asked = _asked(source, numbers, unreadable, heart)
     place: dict[str, Any] = {"batch_size": config.evaluation.batch_size, "seed": config.seed}
     with engine.autocast():
-        return list(answer_conversations(model, processor, asked, decoding, metric, engine.device, together, **place))
+        if metric_of(config, source.name) == "perplexity":
+            size = config.evaluation.batch_size
+            return list(reference_losses(model, processor, asked, engine.device, together, batch_size=size))
+        return list(answer_conversations(model, processor, asked, decoding, engine.device, together, **place))
 
 
 def sample_answers(
@@ -69,8 +72,10 @@ def sample_answers(
     decoding = decoding_of(config, model, processor)
     for source in sources:
         answers = answers_of(source, engine, model, processor, config, decoding, config.evaluation.shown, [], heart)
-        gathered = [answer for part in engine.gather(answers) for answer in part]
-        lines += answer_lines(config, source.name, gathered, len(gathered), decoding)
+        gathered = in_order(answer for part in engine.gather(answers) for answer in part)
+        if gathered:
+            scores = scores_of(config, source.name, gathered)
+            lines += answer_lines(config, source.name, gathered, scores, len(gathered), decoding)
     return lines
 
 
@@ -79,26 +84,37 @@ def _asked(source: Source, numbers: Sequence[int], unreadable: list[str], heart:
         if heart is not None:
             heart.beat("generate")
         assert sample.messages is not None
-        yield Asked(number, key, sample.messages, images, sample.references)
+        yield from every_question(Asked(number, key, sample.messages, images, sample.references))
+
+
+def in_order(answers: Iterable[Answer]) -> list[Answer]:
+    """Answers in stored order."""
+    return sorted(answers, key=lambda answer: (answer.number, answer.turn))
+
+
+def scores_of(config: Config, source: str, answers: Sequence[Answer]) -> Scores:
+    """All answers of a source, scored together by its metric."""
+    return load_metric(metric_of(config, source))([answer.said for answer in answers])
 
 
 def answer_lines(
-    config: Config, source: str, answers: list[Answer], pictured: int, decoding: Decoding
+    config: Config, source: str, answers: Sequence[Answer], scores: Scores, pictured: int, decoding: Decoding
 ) -> list[dict[str, Any]]:
-    """The lines of answers.jsonl of one source, in stored order."""
+    """The lines of answers.jsonl of one source."""
     lines = []
     metric = metric_name(metric_of(config, source))
-    for place, answer in enumerate(sorted(answers, key=lambda answer: answer.number)):
-        shown = place < pictured or answer.score < 1
+    for place, (answer, score) in enumerate(zip(answers, scores.samples, strict=True)):
+        shown = place < pictured or score < 1
         lines.append(
             {
                 "source": source,
                 "key": answer.key,
+                "turn": answer.turn,
                 "question": answer.question,
                 "answer": answer.answer,
                 "references": list(answer.references),
                 "metric": metric,
-                "score": answer.score,
+                "score": score,
                 "decoding": decoding.stated(),
                 "images": [data_uri(image) for image in answer.images] if shown else [],
             }

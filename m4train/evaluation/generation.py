@@ -1,9 +1,9 @@
-"""Answers generated for held-out conversations, and their scores."""
+"""Answers generated for held-out conversations, and the losses of those that were expected."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -12,10 +12,9 @@ from PIL import Image
 
 from m4train.errors import DataError
 from m4train.evaluation.decoding import Decoding
-from m4train.evaluation.metrics import Metric
+from m4train.evaluation.likelihood import AllRanks, answer_losses
+from m4train.evaluation.metrics.said import Said
 from m4train.models.generation_settings import GenerationSettings
-
-AllRanks = Callable[[bool], bool]  # whether something holds on every rank
 
 
 @dataclass(frozen=True)
@@ -27,25 +26,38 @@ class Asked:
     messages: list[dict[str, Any]]
     images: list[Image.Image]
     references: tuple[str, ...] = ()
+    turn: int = 0  # of several questions of one conversation
+    options: tuple[str, ...] = ()  # of multiple choice
+    about: Mapping[str, Any] = field(default_factory=dict)  # further fields of the record
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to the last question of one held-out conversation, and its score from 0 to 1."""
+    """What the model said to one question of a held-out conversation."""
 
-    number: int
+    number: int  # of the conversation in its source
     key: str
     question: str
     answer: str
     references: tuple[str, ...]
-    score: float
     images: list[Image.Image]
+    turn: int = 0  # of the question in the conversation
+    options: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def said(self) -> Said:
+        """What a metric is given of it."""
+        return Said(self.answer, self.references, self.question, self.key, self.options, self.about)
 
 
 # Asked together with others under engines whose ranks share the weights, and dropped: it gives every rank an image to see and a
 # row to continue, whatever its own samples are.
 _FILLER = Asked(
-    -1, "filler", [{"role": "user", "content": [{"image": "0"}, {"text": "?"}]}], [Image.new("RGB", (8, 8))]
+    -1,
+    "filler",
+    [{"role": "user", "content": [{"image": "0"}, {"text": "?"}]}, {"role": "assistant", "content": "!"}],
+    [Image.new("RGB", (8, 8))],
 )
 
 
@@ -54,7 +66,6 @@ def answer_conversations(
     processor: Any,
     conversations: Iterable[Asked],
     decoding: Decoding,
-    metric: Metric,
     device: torch.device,
     all_ranks: AllRanks | None = None,
     *,
@@ -67,20 +78,91 @@ def answer_conversations(
     each with images, until all have answered: for models whose weights are spread over several ranks. Raises DataError for a
     conversation whose last turn is not the assistant's.
     """
-    iterator = iter(conversations)
-    while True:
-        batch = list(islice(iterator, batch_size))
-        done = not batch if all_ranks is None else all_ranks(not batch)
-        if done:
-            return
-        prompts = batch if all_ranks is None else [*batch, _FILLER]
+    for batch, prompts in _batches(conversations, batch_size, all_ranks):
         generator = decoding.generator(seed, prompts[0].number, device)
         settings = decoding.settings(generator=generator, all_ended=all_ranks)
         texts = _generate(model, processor, prompts, settings, device)
         for asked, text in zip(batch, texts, strict=False):  # without the filler's
-            references = asked.references or (_text(asked.messages[-1]).strip(),)
-            question, said = _text(asked.messages[-2]), text.strip()
-            yield Answer(asked.number, asked.key, question, said, references, metric(said, references), asked.images)
+            yield _answer(asked, text.strip())
+
+
+def reference_losses(
+    model: Any,
+    processor: Any,
+    conversations: Iterable[Asked],
+    device: torch.device,
+    all_ranks: AllRanks | None = None,
+    *,
+    batch_size: int,
+) -> Iterator[Answer]:
+    """The loss of the first reference of each question, as `loss` and `tokens` in what the answer is about.
+
+    Of a reference count its own tokens, not the end of the turn.
+    """
+    for batch, prompts in _batches(conversations, batch_size, all_ranks):
+        ids = [answer_ids(processor, asked, _references(asked)[0]) for asked in prompts]
+        losses = answer_losses(model, _inputs(processor, prompts, device), [[each] for each in ids], all_ranks)
+        for asked, each, (loss,) in zip(batch, ids, losses, strict=False):
+            yield _answer(asked, "", {"loss": loss, "tokens": len(each)})
+
+
+def answer_ids(processor: Any, asked: Asked, text: str) -> list[int]:
+    """The ids of a text as the answer to a question, with what the chat template writes before it, but not behind it."""
+    answered = [*asked.messages[:-1], {"role": "assistant", "content": [{"text": text}]}]
+    prompt, whole = (
+        processor.apply_chat_template(messages, add_generation_prompt=asks, tokenize=False)
+        for messages, asks in ((asked.messages[:-1], True), (answered, False))
+    )
+    end = whole.find(text, len(prompt)) + len(text) if whole.startswith(prompt) else -1
+    if end < len(prompt):
+        raise DataError(f"sample {asked.key}: the chat template does not write the answer {text!r} behind its prompt.")
+    before, ids = (processor.tokenizer(given, add_special_tokens=False)["input_ids"] for given in (prompt, whole[:end]))
+    if ids[: len(before)] != before:  # the tokenizer joins both sides of the border
+        return processor.tokenizer(whole[len(prompt) : end], add_special_tokens=False)["input_ids"]
+    return ids[len(before) :]
+
+
+def _batches(
+    conversations: Iterable[Asked], size: int, all_ranks: AllRanks | None
+) -> Iterator[tuple[list[Asked], list[Asked]]]:
+    """(what is asked, that with a filler under `all_ranks`), until all ranks are through."""
+    iterator = iter(conversations)
+    while True:
+        batch = list(islice(iterator, size))
+        done = not batch if all_ranks is None else all_ranks(not batch)
+        if done:
+            return
+        yield batch, batch if all_ranks is None else [*batch, _FILLER]
+
+
+def _answer(asked: Asked, text: str, about: Mapping[str, Any] | None = None) -> Answer:
+    about = {**asked.about, **(about or {})}
+    question, references = _text(asked.messages[-2]), _references(asked)
+    found = (asked.number, asked.key, question, text, references, asked.images, asked.turn, asked.options, about)
+    return Answer(*found)
+
+
+def _references(asked: Asked) -> tuple[str, ...]:
+    return asked.references or (_text(asked.messages[-1]).strip(),)
+
+
+def every_question(asked: Asked) -> list[Asked]:
+    """A conversation of several turns as one question for each answer of the assistant, with the answers before as they stand.
+
+    Turns of weight 0 are context and are not asked. `references` are of the last question.
+    """
+    messages = asked.messages
+    found: list[Asked] = []
+    for place, message in enumerate(messages[:-1]):
+        if message["role"] == "assistant" and place and message.get("weight", 1.0):
+            images = asked.images[: sum(_images(before) for before in messages[:place])]
+            found.append(replace(asked, messages=messages[: place + 1], images=images, references=(), turn=len(found)))
+    return [*found, replace(asked, turn=len(found))]
+
+
+def _images(message: dict[str, Any]) -> int:
+    content = message["content"]
+    return 0 if isinstance(content, str) else sum("image" in item for item in content)
 
 
 @torch.no_grad()
@@ -91,8 +173,15 @@ def _generate(
     settings: GenerationSettings,
     device: torch.device,
 ) -> list[str]:
+    inputs = _inputs(processor, batch, device)
+    generated = model.generate(**inputs, generation_config=settings)
+    return processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _inputs(processor: Any, batch: Sequence[Asked], device: torch.device) -> dict[str, Any]:
+    """The prompts of a batch, padded on the left."""
     inputs = processor.apply_chat_template(
-        [asked.messages if asked is _FILLER else _prompt(asked) for asked in batch],
+        [_prompt(asked) for asked in batch],
         images=[asked.images for asked in batch],
         add_generation_prompt=True,
         tokenize=True,
@@ -101,9 +190,7 @@ def _generate(
         padding=True,
         padding_side="left",
     )
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    generated = model.generate(**inputs, generation_config=settings)
-    return processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def _prompt(asked: Asked) -> list[dict[str, Any]]:

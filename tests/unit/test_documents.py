@@ -130,7 +130,7 @@ def test_pages_name_every_choice():
     """What can be chosen by name is named on the page of its subject."""
     from m4train.config import ADAPTERS, ENGINES, OPTIMIZERS
     from m4train.data.sources.registry import FORMATS
-    from m4train.evaluation.metrics import METRICS
+    from m4train.evaluation.metrics.registry import METRICS
 
     groups = compose.groups()
     choices = {

@@ -22,7 +22,8 @@ from m4train.config.compose import load_config, resource_folder
 from m4train.contracts import require_members
 from m4train.data.sources.registry import FORMATS
 from m4train.errors import ConfigError
-from m4train.evaluation.metrics import load_metric
+from m4train.evaluation.metrics.registry import load_metric
+from m4train.evaluation.metrics.said import Said
 from m4train.models.auto import AutoModelForImageTextToText
 from m4train.processing.auto import AutoProcessor
 from m4train.processing.protocol import SampleProcessor
@@ -197,9 +198,8 @@ def test_a_callback_is_a_class_in_the_list(written: Callable[[str], Path], tmp_p
 def test_a_metric_is_a_function(written: Callable[[str], Path]) -> None:
     written("my_metrics.py")
     metric = load_metric("my_metrics:first_word")
-    assert metric("two lines", ["Two.", "two"]) == 1.0
-    assert metric("two lines", ["three"]) == 0.0
-    assert metric("", ["three"]) == 0.0
+    said = [Said("two lines", ("Two.", "two")), Said("two lines", ("three",)), Said("", ("three",))]
+    assert metric(said).samples == [1.0, 0.0, 0.0]
 
 
 def test_all_code_of_the_page_is_run() -> None:

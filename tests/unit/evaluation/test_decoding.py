@@ -60,9 +60,7 @@ def answers(pair: tuple[Any, Any], stated: dict[str, Any], config: DecodingConfi
         for n in range(1, 4)
     ]
     decoding = Decoding.of(model, processor, config or DecodingConfig(), 6)
-    said = answer_conversations(
-        model, processor, asked, decoding, lambda *_: 0.0, torch.device("cpu"), batch_size=2, seed=seed
-    )
+    said = answer_conversations(model, processor, asked, decoding, torch.device("cpu"), batch_size=2, seed=seed)
     return [answer.answer for answer in said], decoding
 
 
