@@ -23,6 +23,7 @@ from m4train.data.source import Source, build_sources
 from m4train.errors import ConfigError
 from m4train.families import FAMILIES, Family
 from m4train.hub import PROCESSOR_FILES, WEIGHT_FILES, model_folder
+from m4train.processing.processor import END_OF_UTTERANCE, FAKE, IMAGE
 from m4train.processing.protocol import SampleProcessor
 from m4train.restore import merged_model
 from m4train.run_files import CHECKPOINTS, QUARANTINE, STATE
@@ -33,6 +34,7 @@ from m4train.training.checkpoints.state import Checkpoint, open_checkpoint
 from m4train.training.compiling import compile_blocks
 from m4train.training.equip import equip
 from m4train.training.model_protocol import TrainableModel
+from m4train.training.new_tokens import add_tokens, give_rows
 
 
 def prepare_data(data: DataConfig) -> None:
@@ -78,6 +80,7 @@ def build_processor(config: Config) -> SampleProcessor:
         )
     processor = _processor(config)
     require_members(processor, SampleProcessor, "The processor")
+    add_tokens(processor.tokenizer, list(config.model.texts_of_added))
     return processor
 
 
@@ -175,9 +178,11 @@ def build_model(config: Config, processor: SampleProcessor) -> TrainableModel:
         model = _started_model(kind, start_folder(config.model.pretrained))
     require_members(model, TrainableModel, "The model")
     model.loss_kind = config.model.loss
+    own = [] if config.model.pretrained is None else [FAKE, IMAGE, END_OF_UTTERANCE]
+    first_new = give_rows(model, processor.tokenizer, config.model.texts_of_added, own)
     _check_fit(model, processor, config)
     model.generation_config = generation_config(model, processor)
-    equip(model, config)
+    equip(model, config, first_new if config.freeze.new_rows_from is None else config.freeze.new_rows_from)
     if config.adapter.start_from is not None:
         start_adapter(model, Path(config.adapter.start_from), config.adapter)
     if config.trainer.compile:
@@ -187,12 +192,6 @@ def build_model(config: Config, processor: SampleProcessor) -> TrainableModel:
 
 def _check_fit(model: Any, processor: SampleProcessor, config: Config) -> None:
     """Raises ConfigError for a tokenizer that is not of the model, and warns of packs longer than it was trained for."""
-    rows = model.config.token_rows
-    if len(processor.tokenizer) > rows:
-        raise ConfigError(
-            f"The tokenizer has {len(processor.tokenizer)} entries but the model {rows} embeddings: "
-            "use the tokenizer that belongs to the model."
-        )
     known = getattr(model.config, "image_token_id", processor.image_token_id)
     if known != processor.image_token_id:
         raise ConfigError(

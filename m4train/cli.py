@@ -125,11 +125,11 @@ def main(arguments: list[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    name = arguments[0]
+    name = arguments[0] if arguments else "help"
     try:
+        if name in ("-h", "--help", "help"):
+            print(_help())
+            return 0
         name, rest = _command_of(arguments)
         if any(argument in ("-h", "--help") for argument in rest):
             print(_command_help(name))
@@ -141,8 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
     except M4Error as error:
         say_once(f"m4train {name}: {error}")
         return FAILED
-    except OSError as error:
-        say_once(f"m4train {name}: {of_the_system(error)}")
+    except BrokenPipeError:  # whoever read the output has seen enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
     except KeyboardInterrupt:
         say_once(
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("M4TRAIN_DEBUG") == "1":
             raise
-        say_once(f"m4train {name}: {_unforeseen(error)}")
+        say_once(f"m4train {name}: {of_the_system(error) or _unforeseen(error)}")
         return FAILED
 
 

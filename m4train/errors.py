@@ -60,11 +60,11 @@ class TrainingError(M4Error):
     """A run that must stop: persistent non-finite loss, a parameter without gradient, a rank that hangs."""
 
 
-def of_the_system(error: OSError) -> str:
+def of_the_system(error: Exception) -> str | None:
     """A sentence on what the operating system refused: its own word for it, such as "No space left on device", the path, and
-    what to do. Raises the error again if it is not of that kind, as a defect of this program would be."""
-    if error.errno is None or not isinstance(error.filename, (str, bytes)):
-        raise error
+    what to do. None for an error that is not of that kind, as a defect of this program is."""
+    if not isinstance(error, OSError) or error.errno is None or not isinstance(error.filename, (str, bytes)):
+        return None
     advice = _ADVICE.get(error.errno, "look at that path")
     return f"{error.strerror}: {os.fsdecode(error.filename)}; {advice}, and run the same command again."
 

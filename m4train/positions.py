@@ -9,14 +9,14 @@ from torch import Tensor
 
 from m4train.errors import ConfigError
 
-ROUNDINGS = ("exact", "5.23", "4.46")
+ROUNDINGS = ("exact", "5.23", "4.57", "4.46")
 
 
 def patch_position_ids(rows: int, columns: int, side: int, rounding: str = "exact") -> Tensor:
     """(rows * columns,) int64: where each patch of a grid falls in a table of `side` x `side`, row by row.
 
     Args:
-        rounding: "exact" is floor(i * side / n); "5.23" and "4.46" repeat the fp32 arithmetic of those releases of
+        rounding: "exact" is floor(i * side / n); "5.23", "4.57" and "4.46" repeat the fp32 arithmetic of those releases of
             transformers, which puts some rows of some grids one place off.
 
     Raises:
@@ -31,6 +31,8 @@ def _buckets(count: int, side: int, rounding: str) -> Tensor:
         return torch.arange(count) * side // count
     if rounding == "5.23":
         fractions = (torch.arange(count, dtype=torch.float32) * (1.0 / torch.tensor(count))).clamp(max=1.0 - 1e-6)
+    elif rounding == "4.57":  # what falls on a boundary is put before it: a grid as large as the table is one place off
+        fractions = torch.arange(count, dtype=torch.float32) / count * (1 - 1e-6)
     elif rounding == "4.46":
         fractions = torch.arange(0, 1 - 1e-6, (1 / torch.tensor(count)).item(), dtype=torch.float32)
     else:

@@ -14,10 +14,11 @@ from m4train.config.compose import stored_config
 from m4train.errors import CheckpointError
 from m4train.families import FAMILIES
 from m4train.json_files import read_mapping
+from m4train.models.token_rows import has_own_rows
 from m4train.training.checkpoints.save import TENSORS
 from m4train.training.checkpoints.state import Checkpoint
 from m4train.training.checkpoints.tensor_files import read_tensors
-from m4train.training.checkpoints.weights import CheckpointWeights
+from m4train.training.checkpoints.weights import CheckpointWeights, rows_apart
 from m4train.training.equip import equip
 from m4train.training.tensors import weight_tensors
 
@@ -30,9 +31,16 @@ def restore_processor(config: Config, folder: Path) -> Any:
 def plain_model(config: Config, folder: Path) -> Any:
     """The model of a checkpoint without weights or adapters, on the meta device; rows of new tokens apart as it trained."""
     model = _on_meta(config, folder)
-    if config.freeze.new_rows_from is not None:
-        model.split_token_rows(config.freeze.new_rows_from)
+    first = _apart_from(model, folder)
+    if first is not None:
+        model.split_token_rows(first)
     return model
+
+
+def _apart_from(model: Any, folder: Path) -> int | None:
+    """The id from which tokens have rows apart in a checkpoint, and have not in the model that its config.json describes."""
+    apart = 0 if has_own_rows(model.get_input_embeddings()) else rows_apart(folder)
+    return model.config.token_rows - apart if apart else None
 
 
 def restore_model(config: Config, folder: Path) -> Any:
@@ -42,7 +50,7 @@ def restore_model(config: Config, folder: Path) -> Any:
     """
     model = _on_meta(config, folder)
     fill(model)
-    equip(model, config)
+    equip(model, config, _apart_from(model, folder))
     read_tensors(folder / TENSORS, weight_tensors(model))
     return model.eval()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import m4train
 from m4train import build
-from m4train.commands.export_adapter import BASE, is_model_folder, peft_model, write_adapter
+from m4train.commands.export_adapter import BASE, has_rows_of, is_model_folder, peft_model, write_adapter
 from m4train.config import Config
 from m4train.config.checks import size_in_bytes
 from m4train.errors import CheckpointError, ConfigError
@@ -82,10 +82,12 @@ def export_checkpoint(config: Config) -> Exported:
 def _base_name(config: Config, checkpoint: Checkpoint, folder: Path, target: Path, processor: Any) -> str:
     """The model an adapter names as its base: model.pretrained if transformers can load it, else one that is written with it.
 
-    A run made from scratch has no such model, and one that began with another run's checkpoint none in that form.
+    A run made from scratch has no such model, one that began with another run's checkpoint none in that form, and one that
+    added tokens none with rows for them.
     """
     base = config.model.pretrained
-    if base is None or not is_model_folder(base, FAMILIES[config.model.family].model_class.__name__):
+    kind = FAMILIES[config.model.family].model_class.__name__
+    if base is None or not is_model_folder(base, kind) or not has_rows_of(base, config, checkpoint):
         processor.save_pretrained(folder / BASE)
         _write_model(config, checkpoint, folder / BASE, adapted=False)
         return str((target / BASE).resolve())

@@ -13,6 +13,8 @@ from m4train.config import Config
 from m4train.errors import CheckpointError, ConfigError
 from m4train.families import FAMILIES
 from m4train.models.pretrained import head_left_out
+from m4train.models.token_rows import OWN_ROWS, joined_rows
+from m4train.parts import NEW_TOKENS
 from m4train.restore import plain_model
 from m4train.run_files import CHECKPOINTS, STATE
 from m4train.training.adapters import apply_adapters
@@ -36,33 +38,39 @@ def is_model_folder(name: str, kind: str) -> bool:
 def write_adapter(config: Config, checkpoint: Checkpoint, folder: Path, base: str) -> None:
     """A peft folder: the adapter, the modules that trained in full, and the name `base` of the model they belong to.
 
-    Raises ConfigError for a run without an adapter or with rows of new tokens, CheckpointError for what peft cannot hold.
+    Rows of new tokens that trained apart are part of the whole tables of their modules. Raises ConfigError for a run without
+    an adapter, CheckpointError for what peft cannot hold.
     """
     if config.adapter.kind == "none":
         raise ConfigError("export.adapters is apart, but this run trained no adapter: use export.adapters=merge.")
-    if config.freeze.new_rows_from is not None:
-        raise ConfigError(
-            "export.adapters is apart, but freeze.new_rows_from gave new tokens rows of their own, which a folder of adapters "
-            "cannot hold: use export.adapters=merge."
-        )
     weights = CheckpointWeights(checkpoint.folder, config.adapter)
-    whole, tied = _trained_whole(config, checkpoint)
+    model = plain_model(config, checkpoint.folder)  # on the meta device, where nothing can be stored in 4 bits
+    whole, tied = _trained_whole(config, model)
     inside = tuple(f"{module}." for module in whole)
     stored = weights.stored([*weights.adapter_names, *(name for name in weights.names if name.startswith(inside))])
     # peft copies each module it keeps in full, which unties it: the tied ones are written under every name.
     stored |= {name: stored[first].clone() for name, first in tied.items() if name.startswith(inside)}
+    stored = joined_rows(model.config, stored)
     targets = sorted({name.split(".lora_")[0] for name in weights.adapter_names})
     save_adapter(folder, config.adapter, targets, stored, whole, base)
 
 
-def _trained_whole(config: Config, checkpoint: Checkpoint) -> tuple[list[str], dict[str, str]]:
+def has_rows_of(base: str, config: Config, checkpoint: Checkpoint) -> bool:
+    """Whether the model `base` has a row for every token of a checkpoint's model: it has not if the run added tokens."""
+    kind = FAMILIES[config.model.family].model_class.config_class
+    return bool(kind.from_pretrained(base).token_rows == kind.from_pretrained(checkpoint.folder).token_rows)
+
+
+def _trained_whole(config: Config, model: Any) -> tuple[list[str], dict[str, str]]:
     """The modules that trained in full next to the adapter, and the names of tied parameters with those they are tied to."""
-    model = plain_model(config, checkpoint.folder)  # on the meta device, where nothing can be stored in 4 bits
+    split = not getattr(model.config, "additional_vocab_size", 0)  # rows apart here alone: others know the whole module
     tied = model.tied_names()
     kind = "lora" if config.adapter.kind == "qlora" else config.adapter.kind
     apply_adapters(model, replace(config.adapter, kind=kind))
-    apply_freezing(model, config.freeze, config.adapter.modules_to_save)
-    return trained_whole(model), tied
+    new_tokens = bool(config.model.add_tokens) or (split and NEW_TOKENS in model.parts())
+    apply_freezing(model, config.freeze, config.adapter.modules_to_save, new_tokens)
+    found = [OWN_ROWS.sub("", name) if split else name for name in trained_whole(model)]
+    return list(dict.fromkeys(found)), tied
 
 
 def peft_model(config: Config, folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from m4train.config import (
     Config,
     DecodingConfig,
     ExportConfig,
+    ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
 )
@@ -75,6 +77,7 @@ def _check_model(config: Config) -> None:
         f"model.architecture is {model.architecture}, but model.pretrained is {model.pretrained}, whose config.json says it "
         "already: leave model.architecture out, or change that file.",
     )
+    _check_added(model)
     at_least("model.z_loss", model.z_loss, 0)
     one_of("model.loss", model.loss, LOSSES)
     require(
@@ -91,6 +94,29 @@ def _check_model(config: Config) -> None:
         model.loss in ("auto", "chunked") or "lm_head" not in config.adapter.targets,
         f"model.loss is {model.loss}, which needs the plain head, but adapter.targets names lm_head: choose "
         "model.loss=auto.",
+    )
+
+
+def _check_added(model: ModelConfig) -> None:
+    given, key = model.add_tokens or {}, "model.add_tokens"
+    if isinstance(given, str) and given.startswith("{"):
+        given = json.loads(given)
+    require(
+        isinstance(given, (list, dict)),
+        f"{key} is {given!r}, but must be a list of tokens, or a mapping of tokens to texts.",
+    )
+    texts = list(given.values()) if isinstance(given, dict) else []
+    for token in given:
+        require(isinstance(token, str) and bool(token.strip()), f"{key} names {token!r}, but a token must be a text.")
+    for text in texts:
+        require(
+            text is None or (isinstance(text, str) and bool(text)),
+            f"{key} begins a token as {text!r}, but must name a text, or null for the mean of all rows.",
+        )
+    require(len(set(given)) == len(given), f"{key} names a token twice: {given}; leave one of them out.")
+    require(
+        not given or model.pretrained is not None,
+        f"{key} is {given}, but model.pretrained is null: a new model takes every token of model.tokenizer; add them there.",
     )
 
 

@@ -6,6 +6,7 @@ Nothing heavy is imported here: a wrong key is answered before torch is loaded.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,10 +38,20 @@ class ModelConfig:
     # settings of the processor (keys of preprocessor_config.json, processor_config.json and tokenizer_config.json); those of
     # `pretrained` that are not named here stay
     processor: dict[str, Any] = field(default_factory=dict)
+    # tokens that `pretrained` does not know, each with a row of its own in embeddings and head (the part new_tokens, which
+    # trains unless a freeze rule says otherwise): a list such as ["<box>"], or a mapping (on the command line as JSON) of each
+    # to a text: it begins as the mean of that text's rows; without a text as the mean of all rows
+    add_tokens: Any = None
     tokenizer: str | None = None  # folder that holds tokenizer.json; null: that of `pretrained`
     z_loss: float = 0.0  # factor of log(Z)^2 per token, which is added to the loss to keep logits small; 0: none
     # code of the loss: chunked (m4train), torch, liger; auto: liger on CUDA if possible, else chunked
     loss: str = "auto"
+
+    @property
+    def texts_of_added(self) -> dict[str, str | None]:
+        """Each token of `add_tokens` with the text it begins as, if one is given."""
+        given = json.loads(self.add_tokens) if isinstance(self.add_tokens, str) else self.add_tokens
+        return dict(given) if isinstance(given, dict) else dict.fromkeys(given or ())
 
 
 @dataclass

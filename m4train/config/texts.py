@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from typing import Any
 
@@ -11,6 +12,7 @@ from hydra.errors import HydraException
 
 from m4train.config import Config
 
+_JSON = ("model.add_tokens",)  # mappings whose keys may hold characters that Hydra's cannot, such as "<box>"
 _SYNTAX = set("'\"{}[](),")  # a value with one of them is what Hydra says it is: a list, a mapping, or wrong
 
 
@@ -19,6 +21,8 @@ def as_text(override: str) -> str:
     name, and lr=0.1 a folder."""
     key, equals, value = override.partition("=")
     value = value.strip()
+    if key in _JSON and value.startswith("{") and _is_json(value):
+        return f"{key}='{_escaped(value.replace(chr(39), chr(92) + chr(39)))}'"
     if not equals or not value or value == "null" or _SYNTAX & set(value) or not _holds_text(key.split(".")):
         return override
     try:
@@ -34,6 +38,14 @@ def text_of(override: str) -> str:
         return str(OverridesParser.create().parse_override(as_text(override)).value())
     except HydraException:
         return override.partition("=")[2]
+
+
+def _is_json(value: str) -> bool:
+    try:
+        json.loads(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _escaped(value: str) -> str:

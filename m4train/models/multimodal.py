@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from m4train.models.layers import Rotary
 from m4train.models.loss import LMHead, token_loss
 from m4train.models.padded import check_image_counts, real_images
 from m4train.models.pretrained import PretrainedModel
-from m4train.models.token_rows import has_own_rows, joined_rows, split_rows
+from m4train.models.token_rows import grow_rows, has_own_rows, joined_rows, split_rows
 from m4train.parts import CONNECTOR, EMBEDDINGS, LM_HEAD, NEW_TOKENS, TEXT, VISION
 
 
@@ -187,6 +187,10 @@ class MultimodalLM(LMDoors, GenerationMixin, PretrainedModel):
     def split_token_rows(self, first: int) -> None:
         """Gives the token ids from `first` on rows of their own, which are the part new_tokens; see `split_rows`."""
         split_rows(self, first)
+
+    def grow_token_rows(self, first: int, count: int, alike: Mapping[int, Sequence[int]]) -> None:
+        """Gives embeddings and head a row for each of `count` ids, those from `first` on new; see `grow_rows`."""
+        grow_rows(self, first, count, alike)
 
     def hub_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters by name as a published folder holds them: tied ones once, split rows joined."""

@@ -5,7 +5,8 @@ Idefics is published like this; any model can be put into this form for training
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from m4train.errors import ConfigError
 from m4train.models.loss import LMHead
 
-_ENDINGS = (".additional_embedding.weight", ".additional_fc.weight")
+NEW_ROWS = ".additional_embedding.weight"  # how the name of new tokens' embeddings ends
+OWN_ROWS = re.compile(r"\.(additional_embedding|additional_fc)$")  # and how their modules are called
+_ENDINGS = (NEW_ROWS, ".additional_fc.weight")
 
 
 class DecoupledEmbedding(nn.Embedding):
@@ -62,6 +65,36 @@ def split_rows(model: Any, first: int) -> None:
     model.tie_weights()
 
 
+@torch.no_grad()
+def grow_rows(model: Any, first: int, count: int, alike: Mapping[int, Sequence[int]]) -> None:
+    """Gives embedding and head of a model with head a row for each of `count` ids, those from `first` on new.
+
+    The row of a new id begins as the mean of the rows of the ids that `alike` names for it, or of all before `first`; rows
+    that the model has to spare are used first. Rows that an Idefics keeps apart stay apart, and the new ones join them.
+    """
+    embedding, config = model.get_submodule(model.embedding_name), model.config
+    rows, base = max(count, config.token_rows), embedding.num_embeddings
+    for owner, more in (
+        (embedding, getattr(embedding, "additional_embedding", None)),
+        (model.lm_head, model.lm_head.additional_fc),
+    ):
+        tables = [owner.weight] if more is None else [owner.weight, more.weight]
+        old = torch.cat([table.float() for table in tables])
+        new = torch.cat([old, old[:first].mean(0).expand(rows - len(old), -1)])
+        new[first:count] = old[:first].mean(0)
+        for id_, ids in alike.items():
+            new[id_] = old[list(ids)].mean(0)
+        if more is None:
+            _set_rows(owner, new)
+        else:
+            _set_rows(more, new[base:])
+    if has_own_rows(embedding):
+        config.additional_vocab_size = rows - base
+    else:
+        config.get_text_config().vocab_size = rows
+    model.tie_weights()
+
+
 def _fill(module: Any, more: Any, weight: nn.Parameter, first: int) -> None:
     module.weight = nn.Parameter(weight.detach()[:first].clone(), requires_grad=weight.requires_grad)
     more.weight = nn.Parameter(weight.detach()[first:].clone(), requires_grad=weight.requires_grad)
@@ -75,11 +108,17 @@ def resize_rows(owner: Any, rows: int, std: float | None) -> None:
     kept = min(rows, old.shape[0])
     weight[:kept] = old[:kept]
     weight[kept:] = old.float().mean(0).to(old.dtype) if std is None else torch.randn_like(weight[kept:]) * std
-    owner.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+    _set_rows(owner, weight)
+
+
+def _set_rows(owner: Any, weight: Tensor) -> None:
+    """Another table for an embedding or a head, in the dtype of the one it has."""
+    old = owner.weight
+    owner.weight = nn.Parameter(weight.to(old.dtype), requires_grad=old.requires_grad)
     if isinstance(owner, nn.Embedding):
-        owner.num_embeddings = rows
+        owner.num_embeddings = weight.shape[0]
     else:
-        owner.out_features = rows
+        owner.out_features = weight.shape[0]
 
 
 def has_own_rows(embedding: nn.Module) -> bool:
@@ -101,6 +140,18 @@ def joined_rows(config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
         more = _more(name, tensors)
         joined[name] = tensor if more is None else torch.cat([tensor, more.to(tensor)])
     return joined
+
+
+def apart_rows(tensors: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of `joined_rows`: whole tables cut as those of a model with the parameters `live` are."""
+    cut = dict(tensors)
+    for name, tensor in tensors.items():
+        stem = name.removesuffix(".weight")
+        more = next((stem + end for end in _ENDINGS if stem + end in live), None)
+        if more is not None and more not in tensors:
+            first = live[name].shape[0]
+            cut |= {name: tensor[:first], more: tensor[first:]}
+    return cut
 
 
 def _more(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:

@@ -46,6 +46,8 @@ class IdeficsProcessor(Processor):
         chat_template: str | None = None,
     ) -> None:
         trained_with_it = END_OF_UTTERANCE in tokenizer.added_tokens
+        if add_end_of_utterance_token:
+            tokenizer.add_special_tokens([END_OF_UTTERANCE])
         super().__init__(image_processor, tokenizer, chat_template)
         self.image_size = image_size
         self.add_end_of_utterance_token = add_end_of_utterance_token

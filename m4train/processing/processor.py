@@ -50,11 +50,12 @@ class Processor(Detail):
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self._other_settings: dict[str, Any] = {}  # of processor_config.json, kept for whoever knows them
-        tokenizer.add_special_tokens([FAKE, IMAGE, END_OF_UTTERANCE])
-        tokenizer.reserve(self.structural_tokens())
         given, named = templates_of(chat_template)
         self.named_templates = {**tokenizer.named_templates, **named}
         self.chat_template = given or tokenizer.chat_template or self.default_template
+        # A template that closes turns otherwise needs no other token, for which the model may have no row.
+        tokenizer.add_special_tokens([FAKE, IMAGE, *[END_OF_UTTERANCE] * (END_OF_UTTERANCE in self.chat_template)])
+        tokenizer.reserve(self.structural_tokens())
 
     def structural_tokens(self) -> list[str]:
         """Tokens that only the processor may write: text that spells one stays text."""

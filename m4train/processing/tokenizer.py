@@ -97,10 +97,7 @@ class Tokenizer:
         config = dict(self.config) | special
         if not isinstance(config.get("extra_special_tokens"), dict):  # a dict names them for the model: kept
             config.pop("extra_special_tokens", None)
-        if config.get("tokenizer_class") in (
-            None,
-            "TokenizersBackend",
-        ):  # the name of 5.x, which earlier ones do not know
+        if config.get("tokenizer_class") in (None, "TokenizersBackend"):  # of 5.x, which earlier ones do not know
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.setdefault("model_input_names", ["input_ids", "attention_mask"])
         config["padding_side"] = self.padding_side
@@ -177,6 +174,13 @@ class Tokenizer:
                 known = ", ".join((*NAMED_TOKENS, "additional_special_tokens"))
                 raise ValueError(f"add_special_tokens has no name {name!r}: it takes {known}")
         return found
+
+    def add_tokens(self, tokens: Iterable[Any], special_tokens: bool = False) -> int:
+        """Makes each string one token wherever a text spells it, with a new id if it has none. Returns how many are new."""
+        if special_tokens:
+            return self.add_special_tokens(tokens)
+        self._derived.clear()
+        return self.backend.add_tokens([AddedToken(content_of(token) or "", normalized=False) for token in tokens])
 
     def reserve(self, tokens: Iterable[str]) -> None:
         """Added tokens that `encode_plain` must not produce though they are not marked special."""

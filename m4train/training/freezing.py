@@ -25,18 +25,22 @@ def _described(model: TrainableModel) -> Iterator[tuple[str, nn.Parameter, str]]
                 yield canonical_name(name), parameter, type(module).__name__
 
 
-def apply_freezing(model: TrainableModel, config: FreezeConfig, in_full: Sequence[str] = ()) -> None:
+def apply_freezing(
+    model: TrainableModel, config: FreezeConfig, in_full: Sequence[str] = (), new_tokens: bool = False
+) -> None:
     """Sets `requires_grad` of every base parameter by the ordered rules; later rules win, adapters are left alone.
 
-    Without adapters the model starts as its own configuration freezes it; with adapters everything but them starts frozen.
+    Without adapters the model starts as its own configuration freezes it; with adapters everything but them starts frozen,
+    and but the part new_tokens if the run made it (`new_tokens`).
     The parts or modules `in_full` (adapter.modules_to_save) are rules that come last. Raises ConfigError for a rule that
     matches nothing, names an unknown part, or leaves nothing to train.
     """
     parts = model.parts()
     adapted = any(is_adapter(name) for name, _ in model.named_parameters())
     described = [(name, parameter, kind, part_of(name, parts)) for name, parameter, kind in _described(model)]
-    for _, parameter, _, _ in described:
-        parameter.requires_grad_(not adapted and parameter.requires_grad)
+    for _, parameter, _, part in described:
+        begins = new_tokens and part == NEW_TOKENS
+        parameter.requires_grad_(begins or (not adapted and parameter.requires_grad))
     for key, rule in [*_written(config.rules, parts), *_trained_in_full(in_full, parts)]:
         matched = [p for name, p, kind, part in described if _matches(rule, name, kind, part)]
         matched = matched or _tied(model, rule)
@@ -80,7 +84,7 @@ def _trained_in_full(names: Sequence[str], parts: dict[str, tuple[str, ...]]) ->
 
 
 _HINTS = {
-    NEW_TOKENS: "; freeze.new_rows_from makes new_tokens",
+    NEW_TOKENS: "; freeze.new_rows_from and model.add_tokens make new_tokens",
     "norms": '; the norms of all parts are module_types: ["*Norm"]',
     "resampler": "; a resampler is the connector",
     LM_HEAD: "; a head tied to the embeddings is them",

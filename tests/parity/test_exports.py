@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -51,12 +53,17 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 kind = getattr(transformers, "AutoModelForImageTextToText", None) or transformers.AutoModelForVision2Seq
 tasks = json.load(sys.stdin)
+unsaved = {}
 for folder, target in tasks["save"]:
     model = kind.from_pretrained(folder)
-    model.save_pretrained(target)
+    try:
+        model.save_pretrained(target)
+    except RuntimeError as error:
+        unsaved[target] = str(error)
+        continue
     AutoProcessor.from_pretrained(folder).save_pretrained(target)
 image = Image.fromarray(np.load(tasks["image"]))
-found = {}
+found = {"version": transformers.__version__}
 for folder in tasks["read"]:
     config = None
     if tasks["apart"]:
@@ -69,12 +76,13 @@ for folder in tasks["read"]:
     processor = AutoProcessor.from_pretrained(folder)
     prompt, ids = processor.apply_chat_template(tasks["messages"], add_generation_prompt=True), None
     if type(processor).__name__ != "IdeficsProcessor":  # whose prompts are lists
-        ids = processor(text=[prompt], images=[[image]], add_special_tokens=False)["input_ids"]
+        bos = not prompt.startswith(processor.tokenizer.bos_token)
+        ids = processor(text=[prompt], images=[[image]], add_special_tokens=bos)["input_ids"]
     with torch.no_grad():
         logits = model(**inputs).logits
     np.save(folder + "/logits.npy", logits.float().numpy())
     found[folder] = {"prompt": prompt, "ids": ids}
-print(json.dumps(found))
+print(json.dumps(found | {"unsaved": unsaved}))
 """
 
 
@@ -86,6 +94,15 @@ def _ask(python: str, **tasks: object) -> dict:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@torch.no_grad()
+def _logits(live: Any, inputs: dict, version: str) -> torch.Tensor:
+    """The logits of a model that fits grids of patches into its table of positions as that release of transformers does."""
+    release = tuple(int(number) for number in version.split(".")[:2])
+    rounding = "4.46" if release < (4, 50) else "4.57" if release < (5, 0) else "exact"
+    with mock.patch.object(live.model, "position_rounding", rounding, create=True):
+        return live(**inputs).logits
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -101,12 +118,17 @@ def matrix(request, tmp_path_factory):
         starts["m4train", tied] = export_checkpoint(config).folder
     for number, python in enumerate(INTERPRETERS):
         saved = {tied: root / f"start-{number}-{tied}" for tied in HEADS}
-        _ask(
+        said = _ask(
             python,
             save=[[str(starts["m4train", tied]), str(saved[tied])] for tied in HEADS],
             image=str(root / "image.npy"),
         )
-        starts |= {(python, tied): folder for tied, folder in saved.items()}
+        for folder, why in said["unsaved"].items():
+            # transformers 4 itself cannot save an Idefics whose additional rows are tied: there is nothing to begin with
+            assert (request.param, folder) == ("tiny_idefics", str(saved["true"])), why
+            assert "shared tensors" in why
+            assert said["version"].startswith("4.")
+        starts |= {(python, tied): folder for tied, folder in saved.items() if str(folder) not in said["unsaved"]}
     exported = {}
     for number, ((origin, tied), start) in enumerate(starts.items()):
         whole = "embeddings" if tied == "true" else "lm_head"
@@ -137,8 +159,7 @@ def test_exports_answer_everywhere_as_the_run_does(matrix, python, adapters):
         prompt, inputs = prompts[folder]
         assert found[folder]["prompt"] == prompt, key
         assert found[folder]["ids"] in (None, inputs["input_ids"].tolist()), key
-        with torch.no_grad():
-            ours = live(**inputs).logits
+        ours = _logits(live, inputs, found["version"])
         theirs = torch.from_numpy(np.load(Path(folder) / "logits.npy"))
         assert (theirs - ours).abs().max() < 1e-4, key
 

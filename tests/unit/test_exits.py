@@ -127,7 +127,7 @@ def test_an_interrupt_while_a_run_is_prepared_is_one_sentence(tmp_path):
     assert child.said().count("interrupted at once") == 1
 
 
-def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys):
+def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys, tmp_path):
     def failing(number, path):
         def run(*arguments):
             raise OSError(number, os.strerror(number), path) if number else OSError("a defect")
@@ -141,8 +141,13 @@ def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys):
         assert said.startswith(f"m4train train: {os.strerror(number)}: /some/where; ")
         assert said.count("\n") == 1
     monkeypatch.setattr(cli.Command, "run", failing(None, None))
-    with pytest.raises(OSError):  # a defect, which a traceback helps to find
-        cli.main(["train"])
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    assert cli.main(["train"]) == 1  # a defect, whose traceback helps to find it
+    assert capsys.readouterr().err.startswith(f"m4train train: OSError: a defect (where: {tmp_path}")
+    monkeypatch.setattr(cli.Command, "run", failing(errno.EPIPE, None))
+    monkeypatch.setattr(cli.os, "dup2", lambda *files: None)
+    assert cli.main(["train"]) == 1  # as in `| head`
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_dir_that_cannot_be_one_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from m4train.config import AdapterConfig
 from m4train.config.adapter_start import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from m4train.errors import CheckpointError, ConfigError
+from m4train.models.token_rows import apart_rows
 from m4train.models.weight_files import save_tensors
 from m4train.training.adapters import peft_config
 from m4train.training.checkpoints.adapter_settings import check_settings
@@ -128,8 +129,8 @@ def load_adapter(model: TrainableModel, folder: Path) -> None:
     """
     if not (folder / _FILE).is_file() or not (folder / _CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder} holds no adapter: {_FILE} and {_CONFIG_FILE} are needed.")
-    stored = _stored(folder)
     live: dict[str, Tensor] = dict(canonical_parameters(model))
+    stored = _read(folder, model)
     _drop_tied(model, stored, live)
     wanted = {name for name in live if is_adapter(name)} | {name for name in stored if not is_adapter(name)}
     if stored.keys() != wanted or not wanted <= live.keys():
@@ -138,6 +139,13 @@ def load_adapter(model: TrainableModel, folder: Path) -> None:
             f"The adapter in {folder} does not fit this model; only in the file: {unexpected}, only in the model: {missing}."
         )
     _copy({name: live[name] for name in stored}, stored, folder)
+
+
+def _read(folder: Path, model: TrainableModel) -> dict[str, Tensor]:
+    """The tensors of an adapter's file by canonical name, tables cut where the model has rows of new tokens apart."""
+    stored = _stored(folder)
+    every = {canonical_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
+    return apart_rows(stored, every)
 
 
 def _drop_tied(model: TrainableModel, stored: dict[str, Tensor], live: Mapping[str, Tensor]) -> None:
@@ -165,7 +173,7 @@ def _stored(folder: Path) -> dict[str, Tensor]:
 def _check_in_full(model: TrainableModel, folder: Path) -> None:
     """Raises CheckpointError if the file holds a module in full that does not train here, and differs: a run that starts from
     it would go on with values that none of its exports knows."""
-    stored = _stored(folder)
+    stored = _read(folder, model)
     frozen = {name: p for name, p in canonical_parameters(model).items() if not p.requires_grad and name in stored}
     for name, parameter in frozen.items():
         if parameter.shape != stored[name].shape or not torch.equal(parameter.cpu(), stored[name].to(parameter.dtype)):

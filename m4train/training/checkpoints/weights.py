@@ -8,15 +8,31 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from m4train.config import AdapterConfig
 from m4train.errors import CheckpointError
+from m4train.models.token_rows import NEW_ROWS
 from m4train.training.adapters import apply_adapters, merge_adapters, settings_of_module
 from m4train.training.checkpoints.save import TENSORS
 from m4train.training.checkpoints.tensor_files import read_tensors, stored_tensors
 from m4train.training.naming import canonical_parameters, is_adapter
 from m4train.training.quantization import quantize_parts
 from m4train.training.tensors import BUFFER, PARAMETER, weight_tensors
+
+
+def _metadata(folder: Path) -> dict[str, TensorStorageMetadata]:
+    """What a checkpoint says of its tensors, by name. Raises CheckpointError if it holds none."""
+    try:
+        return stored_tensors(folder / TENSORS)
+    except OSError as error:
+        raise CheckpointError(f"{folder} holds no portable checkpoint: {error.strerror}.") from error
+
+
+def rows_apart(folder: Path) -> int:
+    """How many rows of new tokens a checkpoint holds apart from the others."""
+    found = (entry for name, entry in _metadata(folder).items() if name.endswith(NEW_ROWS))
+    return next((entry.size[0] for entry in found), 0)
 
 
 class CheckpointWeights:
@@ -28,10 +44,7 @@ class CheckpointWeights:
 
     def __init__(self, folder: Path, adapter: AdapterConfig, adapted: bool = True) -> None:
         self.folder, self.adapter = folder / TENSORS, adapter
-        try:
-            self._stored = stored_tensors(self.folder)
-        except OSError as error:
-            raise CheckpointError(f"{folder} holds no portable checkpoint: {error.strerror}.") from error
+        self._stored = _metadata(folder)
         own = [name.removeprefix(PARAMETER) for name in self._stored if name.startswith(PARAMETER)]
         self.names = [name for name in own if not is_adapter(name)]
         self.adapter_names = [name for name in own if adapted and is_adapter(name)]

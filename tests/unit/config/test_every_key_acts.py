@@ -214,6 +214,7 @@ SHOWN: dict[str, str] = {
     "resume_optimizer": "unit/test_starting_points.py",
     "threads": "unit/training/checkpoints/test_save.py",
     "model.pretrained": "unit/test_pretrained_keys.py",
+    "model.add_tokens": "unit/training/test_new_tokens.py",
     "data.sources.NAME.fields": "unit/data/sources/test_records.py",
     "data.sources.NAME.ignore_fields": "unit/data/sources/test_unread.py",
     "data.sources.NAME.placeholder": "unit/data/sources/test_records.py",
