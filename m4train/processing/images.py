@@ -80,6 +80,7 @@ PICTURE_EXTENSIONS = frozenset(
     ]
 )
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte of RGB, and where Pillow itself begins to warn
+_SEVERAL = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")  # formats whose further frames are pictures of their own
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -112,6 +113,26 @@ def read_image_info(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIX
         if _lies_sideways(image, source):
             width, height = height, width
         return ImageInfo(image.format or "", width, height)
+
+
+def frames_in(data: bytes) -> int:
+    """How many pictures an animation or a file of several pages holds, of which the first is read; 1 for anything else.
+
+    The small pictures that cameras keep next to a photo, sizes of an icon and layers are no further pictures.
+    """
+    moving = (data[:4] == b"RIFF" and b"ANIM" in data[:64]) or (data[:4] == b"\x89PNG" and b"acTL" in data[:4096])
+    if not (
+        moving
+        or data[:3] == b"GIF"
+        or data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        or data[4:12] == b"ftypavis"
+    ):
+        return 1
+    try:
+        with _open(data, MAX_PIXELS) as image:
+            return int(getattr(image, "n_frames", 1)) if image.format in _SEVERAL else 1
+    except BadSample:
+        return 1
 
 
 def _lies_sideways(image: Image.Image, source: bytes | str | os.PathLike) -> bool:

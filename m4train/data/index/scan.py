@@ -14,7 +14,7 @@ from m4train.data.documents.pieces import PIECE_KINDS, Pieces
 from m4train.data.documents.rendering import Renderer
 from m4train.data.index.outside import outside_arrays, outside_stamp
 from m4train.data.index.shard_index import VERSION, sample_key, sample_members
-from m4train.data.sources.base import Member, ScannedSample, ShardFormat
+from m4train.data.sources.base import SEVERAL_FRAMES, Member, ScannedSample, ShardFormat
 from m4train.data.storage.arrays import smallest
 from m4train.data.storage.files import FileReader, stamp
 from m4train.errors import BadSample, DataError
@@ -75,6 +75,8 @@ class _Structure:
 
     def add(self, sample: ScannedSample) -> None:
         self._unread.update(sample.unread)
+        if any(member.frames > 1 for member in sample.members):
+            self._unread[SEVERAL_FRAMES] += 1
         if sample.bad is not None:
             self._bad[str(len(self._key_ends))] = sample.bad
         self._keys += sample.key.encode("utf-8")

@@ -17,6 +17,7 @@ from PIL import Image
 from m4train.data.documents.build import Size, StoredSample, decode_wanted
 from m4train.data.index.tombstones import TAKEN_DOWN, taken_down
 from m4train.data.loading.quarantine import QuarantineEntry
+from m4train.data.sources.base import SEVERAL_FRAMES
 from m4train.data.sources.tar import TarFormat, suffix_of
 from m4train.data.sources.tarfiles import TarMember, is_junk
 from m4train.data.storage import files as storage
@@ -153,6 +154,8 @@ def streamed_sample(tar_format: TarFormat, stored: dict[str, Any], told: set[str
     members = {suffix_of(suffix): data for suffix, data in stored.items() if not suffix.startswith("__")}
     named = {suffix: TarMember(f"{key}.{suffix}", 0, len(data)) for suffix, data in members.items()}
     texts, images, unread = tar_format.resolve(key, named, members.__getitem__)
+    if any(tar_format.frames(members[ref.suffix], ref.part) > 1 for ref in images):
+        unread += (SEVERAL_FRAMES,)
     if told is not None and not told.issuperset(unread):
         _LOG.warning("fields not read, in %s for the first time: %s", key, ", ".join(sorted(set(unread) - told)))
         told.update(unread)

@@ -20,10 +20,10 @@ _BEFORE = ("context", "passage", "hint")  # what belongs to a question, in the o
 def answered(record: Record, gallery: Gallery) -> list[Message]:
     """Alpaca, query and response with history, prompt and completion, question and answers with choices, problem and solution,
     and the chosen answer of preferences: the messages, with open places for images. Raises BadSample."""
-    names = next((pair for pair in PAIRS if any(record.holds(name) for name in pair[0])), ((), ("chosen",)))
-    asked = next((name for name in names[0] if record.holds(name)), None)
+    names = next((pair for pair in PAIRS if any(record.offers(name) for name in pair[0])), ((), ("chosen",)))
+    asked = next((name for name in names[0] if record.offers(name)), None)
     keys = [name for name in ANSWER_KEYS if record.offers(name)]
-    said = next((name for name in (*names[1], *ANSWERS, *keys) if record.holds(name)), None)
+    said = next((name for name in (*names[1], *ANSWERS, *keys) if record.offers(name)), None)
     if said is None and not any(_given(record, name) for name in ANSWERS):
         raise BadSample("empty_answer", f"it asks under {asked!r}, but has no answer under {' or '.join(ANSWERS)}")
     before = _history(record, gallery) if asked else []
@@ -164,7 +164,7 @@ def with_chosen(messages: list[Message], record: Record, gallery: Gallery) -> li
 def caption_pairs(record: Record, gallery: Gallery) -> dict[str, Any]:
     """Pictures with what is said of them, or plain text, as a document: each picture before its caption if there is one
     for each, else all pictures before the text. Raises BadSample."""
-    name = next(name for name in ("caption", "captions", "text") if record.holds(name))
+    name = next(name for name in ("caption", "captions", "text") if record.offers(name))
     value = record.get(name)
     texts = [_text(each, name) for each in (value if isinstance(value, list) else [value])]
     texts = [text for text in texts if text.strip()]

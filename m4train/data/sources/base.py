@@ -6,7 +6,7 @@ A new format is one file next to this one with a `ShardFormat`; everything after
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import xxhash
@@ -31,6 +31,9 @@ class Member:
     width: int = 0
     height: int = 0
     part: int = 0
+    frames: int = field(
+        default=1, compare=False
+    )  # pictures in its file, of which the first is read; not kept in the index
 
     @property
     def is_image(self) -> bool:
@@ -49,6 +52,9 @@ class ScannedSample:
     bad: tuple[str, str] | None = None  # reason, detail
     files: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+
+
+SEVERAL_FRAMES = "(the first picture of a file that holds several)"  # counted with the fields that are not read
 
 
 def content_hash(data: bytes) -> int:

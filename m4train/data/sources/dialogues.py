@@ -15,7 +15,7 @@ from typing import Any
 from m4train.data.documents.sample import json_value
 from m4train.data.sources.fields import Record
 from m4train.data.sources.gallery import Gallery, Item, Own, listed_pictures, picture_of
-from m4train.data.sources.media import is_empty
+from m4train.data.sources.media import is_empty, looks_like_media
 from m4train.data.sources.placeholders import Place
 from m4train.errors import BadSample
 
@@ -30,6 +30,8 @@ ROLES = {name: role for role, names in _ROLES.items() for name in names.split()}
 _TEXT_ITEMS = ("text", "input_text", "output_text", None)
 _IMAGE_ITEMS = ("image", "image_url", "input_image", "image_file")
 _CALL_ITEMS = ("tool_use", "tool_call", "function_call")
+
+NAME_IN_TEXT = "a text is nothing but {!r}: make it an item of type image, or set placeholder=literal if it is text"
 
 Message = dict[str, Any]
 
@@ -115,12 +117,22 @@ def _message(turn: Record, number: int, gallery: Gallery) -> Message:
     items = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(items, list):
         raise BadSample("bad_json", f"turn {number} says a {type(content).__name__}, not a text or a list of items")
+    if len(items) > 1 and not turn.reading.placeholders.literal:
+        _check_names(items)
     parts = [part for item in items for part in _parts(turn, item, number, gallery)] or [{"text": ""}]
     called = any(part.pop("call", False) for part in parts) or calls or role == "call"
     parts += [{"text": call} for call in calls]
     message = {"role": "assistant" if role == "call" else role, "content": parts} | _weight(turn)
     _place_own(turn, parts)
     return message | ({"weight": 0.0} if called or role == "tool" else {}) | ({"called": True} if called else {})
+
+
+def _check_names(items: list[Any]) -> None:
+    """Raises BadSample `unread_media` if one of several items is nothing but the name, address or content of a picture."""
+    for item in items:
+        text = item if isinstance(item, str) else item.get("text") if isinstance(item, dict) else None
+        if isinstance(text, str) and looks_like_media(text):
+            raise BadSample("unread_media", NAME_IN_TEXT.format(text.strip()[:120]))
 
 
 def _calls(turn: Record) -> list[Any]:

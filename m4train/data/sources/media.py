@@ -25,6 +25,12 @@ _MEDIA_WORDS = words(
     "media multimedia mediafile mediafiles mediapath mediaurl pic pics vid vids frame frames pixel "
     "pixels sound sounds speech voice recording recordings wav mp mp3 mp4 jpg jpeg png webp gif tiff pdf"
 )
+# These too, if their value is a name without blanks, such as fig-a.
+_PERHAPS_MEDIA = words(
+    "figure figures fig figs diagram diagrams chart charts illustration illustrations graphic graphics sketch sketches "
+    "drawing drawings painting paintings poster posters scan scans snapshot snapshots"
+)
+_NAME = re.compile(r"(?=\S*[\d_./#-])\S+")
 # What a field says about a medium without holding it, as the last word of its name; the names of a medium among that.
 _IDENTIFIERS = words("id ids idx index num number count counts hash sha md phash crc")
 _PROPERTIES = _IDENTIFIERS | words(
@@ -85,6 +91,10 @@ def _found(name: str, value: Any, blind: bool, by_name: bool, where: str) -> tup
         return None
     if by_name and speaks_of_media(name, blind) and _may_stand_for(name, value, blind):
         return place, _shown(value)
+    if by_name and words_of(name)[-1:] and words_of(name)[-1] in _PERHAPS_MEDIA:
+        names = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(each, str) and _NAME.fullmatch(each.strip()) for each in names):
+            return place, _shown(value)
     inside: Any = ()
     if isinstance(value, dict):
         inside = value.items()

@@ -183,6 +183,9 @@ def _failed_to_read(error: Exception) -> bool:
 
 def _columns(path: str, names: Sequence[str], reading: Reading) -> list[str]:
     """The columns that are read, of all `names`. Raises DataError if they hold no sample."""
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise DataError(f"{path} has two columns named {twice!r}, of which only one could be read: rename one.")
     texts = [reading.fields.get(name, name) for name in (*reversed(TURNS), *CAPTIONS, *asking())]
     if not set(names) & set(texts):
         raise DataError(f"{path} has columns {list(names)} but none of {', '.join(texts)}: name them with fields=...")

@@ -37,11 +37,17 @@ _COMPANIONS = words(
 )
 _NAMES = words("im_start im_end im_patch boi eoi bov eov ref-object bbox")
 _ROW_AND_COLUMN = re.compile(r"row_\d+_col_\d+")
+# References to pictures in the markup of texts.
+_MARKUP = re.compile(
+    r"!\[[^\]\n]{0,1000}\](?:\([^)\n]{1,4000}\)|\[[^\]\n]{0,200}\])|!\[\[[^\]\n]{1,1000}\]\]"
+    r"|<(?:img|image|video|audio|source|picture|embed)\s[^<>=]{0,200}=[^<>]{0,100000}>|(?m:^)[ \t]*\.\. (?:image|figure)::",
+    re.IGNORECASE,
+)
 _START = re.compile(r"[<\[【{]|__|%%|@@|##")
 # One of these is in all that is shaped like a place, which most texts do not hold.
 _HINTS = words(
     "ima img im_ pic photo vid audio media screenshot 图 视频 音频 vision visual speech sound voice frame multimodal "
-    "<mm <|mm boi> eoi> bov> eov> ref-object bbox row_"
+    "![ <source <embed figure:: <mm <|mm boi> eoi> bov> eov> ref-object bbox row_"
 )
 
 
@@ -56,7 +62,8 @@ def stray(text: str) -> str | None:
             kind = match.lastgroup or ""
             if kind == "named" or _is_place(match[kind], kind, "|" in match.group()):
                 return match.group()
-    return None
+    markup = _MARKUP.search(text)
+    return None if markup is None else markup.group()[:200]
 
 
 def _is_place(inner: str, kind: str, barred: bool) -> bool:

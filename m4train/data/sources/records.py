@@ -12,13 +12,13 @@ from m4train.data.documents.learning import refused
 from m4train.data.documents.sample import Sample, sample_from_dict
 from m4train.data.sources.answers import answered, caption_pairs, with_chosen
 from m4train.data.sources.base import Member, content_hash
-from m4train.data.sources.dialogues import parsed, placed, question_answer_pairs, turns, with_system
+from m4train.data.sources.dialogues import NAME_IN_TEXT, parsed, placed, question_answer_pairs, turns, with_system
 from m4train.data.sources.fields import CAPTIONS, PICTURES, TURNS, Reading, Record, asking
 from m4train.data.sources.gallery import NUMBERED, Gallery, listed_pictures, picture_of
-from m4train.data.sources.media import is_empty
+from m4train.data.sources.media import is_empty, looks_like_media
 from m4train.data.sources.placeholders import stray
 from m4train.errors import BadSample
-from m4train.processing.images import read_image_info
+from m4train.processing.images import frames_in, read_image_info
 
 _BAD_LABELS = ("false", "rejected", "undesirable", "dispreferred")
 _BAD_NEXT_TO_A_COMPLETION = (*_BAD_LABELS, "no", "0")  # elsewhere these may be the name of a class
@@ -135,12 +135,22 @@ def checked(sample: Sample, reading: Reading) -> Sample:
                     f"a text holds {found!r}, which stands for no image of the sample: name it with placeholder=..., or set "
                     "placeholder=literal if it is text",
                 )
+        if not sample.images:
+            _check_names(sample)
     return sample
+
+
+def _check_names(sample: Sample) -> None:
+    """Raises BadSample `unread_media` if a text of a sample without a picture, other than an answer, is the name of one."""
+    for message in sample.messages or [{"role": "user", "content": sample.items}]:
+        for item in message["content"] if message["role"] == "user" else ():
+            if looks_like_media(item.get("text", "")):
+                raise BadSample("unread_media", NAME_IN_TEXT.format(item["text"].strip()[:120]))
 
 
 def _form(record: Record) -> str:
     """Which of _FORMS a record has."""
-    found = next((name for name in TURNS if record.holds(name)), None)
+    found = next((name for name in TURNS if record.offers(name)), None)
     if (
         found is None
         and isinstance(record.content.get(record.named("texts")), list)
@@ -155,9 +165,9 @@ def _form(record: Record) -> str:
         return "exchanges" if record.named("user") in kinds[0] or "user" in kinds[0] else "turns"
     if found is not None:
         return "turns"
-    if any(record.holds(name) for name in asking()):
+    if any(record.offers(name) for name in asking()):
         return "answers"
-    if any(record.holds(name) for name in CAPTIONS):
+    if any(record.offers(name) for name in CAPTIONS):
         return "captions"
     names = ", ".join(f"`{name}`" for name in (*TURNS, *asking(), *CAPTIONS))
     raise BadSample("bad_json", f"it holds nothing under {names}, but {', '.join(sorted(record.content)) or 'nothing'}")
@@ -172,7 +182,7 @@ def has_form(content: Any, reading: Reading) -> bool:
 
 
 def _turns(record: Record, gallery: Gallery) -> dict[str, Any]:
-    name = next(name for name in TURNS if record.holds(name))
+    name = next(name for name in TURNS if record.offers(name))
     messages = with_chosen(turns(record, name, gallery), record, gallery)
     return {"messages": placed(with_system(messages, record, gallery), gallery)}
 
@@ -279,7 +289,7 @@ def image_member(data: bytes, number: int, offset: int = 0, size: int = 0) -> Me
         info = read_image_info(data)
     except BadSample as error:
         raise BadSample(error.reason, f"image {number}: {error.detail}") from None
-    return Member(offset, size, content_hash(data), info.width, info.height, number)
+    return Member(offset, size, content_hash(data), info.width, info.height, number, frames_in(data))
 
 
 def unchanged(data: bytes, member: Member, what: str) -> bytes:

@@ -23,7 +23,7 @@ from m4train.data.sources.records import checked, learning
 from m4train.data.sources.tarfiles import TarDamage, TarMember, walk_tar
 from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
-from m4train.processing.images import decode_image, read_image_info
+from m4train.processing.images import decode_image, frames_in, read_image_info
 
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # as webdataset splits: at the first dot of the file's name
 _MAX_GAP = 1 << 16  # bytes between members that are cheaper to read than to skip
@@ -87,6 +87,10 @@ class TarFormat:
         """Upright width and height of image `part` in a member's bytes. Raises BadSample."""
         info = read_image_info(data)
         return info.width, info.height
+
+    def frames(self, data: bytes, part: int) -> int:
+        """How many pictures the file of image `part` holds, of which one is read."""
+        return frames_in(data)
 
     def picture(self, data: bytes, part: int) -> Image.Image:
         """Image `part` of a member's bytes, decoded. Raises BadSample."""
@@ -257,7 +261,9 @@ class TarFormat:
             width, height = self.picture_size(data, ref.part)
         except BadSample as error:
             raise BadSample(error.reason, f"image {ref.suffix!r}: {error.detail}") from None
-        return Member(member.offset, member.size, content_hash(data), width, height, ref.part)
+        return Member(
+            member.offset, member.size, content_hash(data), width, height, ref.part, self.frames(data, ref.part)
+        )
 
 
 class CanonicalTar(TarFormat):

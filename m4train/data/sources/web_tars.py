@@ -73,6 +73,9 @@ class Mint1T(TarFormat):
     def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
         return self._frame(data, part, lambda image: image.size)
 
+    def frames(self, data: bytes, part: int) -> int:
+        return 1  # each frame is an image of the document
+
     def picture(self, data: bytes, part: int) -> Image.Image:
         def decoded(image: Image.Image) -> Image.Image:
             image.load()
@@ -174,6 +177,9 @@ class Mmc4(TarFormat):
 
     def picture_size(self, data: bytes, part: int) -> tuple[int, int]:
         return super().picture_size(self.file_of(data, part), part)
+
+    def frames(self, data: bytes, part: int) -> int:
+        return super().frames(self.file_of(data, part), part)
 
     def picture(self, data: bytes, part: int) -> Image.Image:
         return super().picture(self.file_of(data, part), part)

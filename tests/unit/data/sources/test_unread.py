@@ -14,12 +14,16 @@ from PIL import Image
 
 from m4train.config import SourceConfig
 from m4train.data.convert import canonical, convert
+from m4train.data.loading.shard_stream import streamed_sample
 from m4train.data.loading.stream_loader import StreamLoader
 from m4train.data.source import build_sources, open_sources, source_stats
+from m4train.data.sources.base import SEVERAL_FRAMES
 from m4train.data.sources.fields import Reading
 from m4train.data.sources.media import speaks_of_media
 from m4train.data.sources.records import compose
-from m4train.errors import BadSample, ConfigError
+from m4train.data.sources.tar import CanonicalTar
+from m4train.errors import BadSample, ConfigError, DataError
+from m4train.processing.images import frames_in
 from tests.helpers.data import FakeProcessor, data_config, png
 
 RED = png(Image.new("RGB", (20, 10), "red"))
@@ -487,3 +491,229 @@ def test_columns_of_parquet_that_hold_media(tmp_path: Path, value: Any) -> None:
     path = _written(tmp_path, "parquet", rows)
     assert _reasons(_source(path, "parquet")) == {"0": "unread_media"}
     assert _reasons(_source(path, "parquet", ignore_fields=["extra"])) == {}
+
+
+MARKUP = [
+    "![](a.jpg)",
+    "![A cat](https://x.org/1)",
+    "![cat][1]",
+    "![[cat.png]]",
+    '<img src="a.jpg">',
+    "<IMG alt='x' src=a>",
+]
+MARKUP += ['<video controls src="a.mpg">', "<source src='a.webm'>", "<image href='#1'/>", ".. image:: a.png"]
+NO_MARKUP = ["wow!(x) [y](a.html)", "[a](b.jpg)", "a ! [b] (c)", "x <image and> y", "f[i](x)", "!important"]
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_markup_of_pictures_is_not_trained_as_text(text: str) -> None:
+    records: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": f"See\n{text} here"}, TALK[1]]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": f"\n{text}"}]}, TALK[1]], "image": "a.png"},
+        {"question": "Which?", "answer": f"\n{text}"},
+        {"caption": f"It is\n{text}", "image": "a.png"},
+        {"texts": ["x", f"\n{text}"], "images": [None, None]},
+    ]
+    for record in records:
+        with pytest.raises(BadSample) as error:
+            compose(record, Reading())
+        assert error.value.reason == "stray_placeholder"
+        compose(record, Reading.of(SourceConfig(placeholder="literal")))
+    found = compose(records[0] | {"image": "a.png"}, Reading.of(SourceConfig(placeholder=[text]))).sample
+    assert [item.get("image") for item in found.messages[0]["content"]] == [None, "0", None]
+
+
+@pytest.mark.parametrize("text", NO_MARKUP)
+def test_what_is_no_markup_of_a_picture(text: str) -> None:
+    compose({"question": f"See {text}", "answer": "x"}, Reading())
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "img/a.PNG", "https://x.org/a.webp", base64.b64encode(RED).decode(), "clip.mp4"]
+)
+def test_the_name_of_a_picture_is_not_trained_as_text(name: str) -> None:
+    item, asked = {"type": "text", "text": name}, {"type": "text", "text": "Which?"}
+    records: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": content}, TALK[1]]}
+        for content in ([name, "Which?"], [item, asked], [{"text": name}, "Which?"], name, [name], [item])
+    ]
+    records += [{"text": name}, {"texts": [name, "x"], "images": [None, None]}, {"question": name, "answer": "Red."}]
+    for record in records:
+        with pytest.raises(BadSample, match="nothing but"):
+            compose(record, Reading())
+        compose(record, Reading.of(SourceConfig(placeholder="literal")))
+    with pytest.raises(BadSample, match="nothing but"):
+        compose(records[0] | {"image": "b.png"}, Reading())
+    compose({"caption": "a.jpg", "image": "a.jpg"}, Reading())
+    compose({"messages": [TALK[0], {"role": "assistant", "content": name}]}, Reading())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("figure", "fig-a"), ("Figures", ["fig-a"]), ("diagram", "d12"), ("scan_1", "p/1")]
+)
+@pytest.mark.parametrize("where", ["record", "turn", "item", "nested"])
+def test_a_name_of_a_figure_is_one_of_a_picture(name: str, value: Any, where: str) -> None:
+    _check_unread(name, value, where)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("figure", "It shows a cup."), ("chart_type", "bar-1"), ("chart", "bar"), ("figure", 3), ("drawing", "")],
+)
+def test_what_is_said_of_a_figure_is_no_picture(name: str, value: Any) -> None:
+    assert set(compose({"messages": TALK, name: value}, Reading()).unread()) <= {name}
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
+SAID = '{"name": "look", "arguments": {"at": "sky"}}'
+CALLS: dict[str, dict[str, Any]] = {
+    "alone": {"content": None, "tool_calls": [CALL]},
+    "blank": {"content": "", "tool_calls": [CALL]},
+    "next to a text": {"content": "I look.", "tool_calls": [CALL]},
+    "as JSON": {"content": "I look.", "tool_calls": json.dumps([CALL])},
+    "old": {"content": None, "function_call": CALL["function"]},
+    "item": {
+        "content": [
+            {"type": "text", "text": "I look."},
+            {"type": "tool_use", "id": "c", "name": "look", "input": {"at": "sky"}},
+        ]
+    },
+    "item alone": {"content": [{"type": "tool_use", "id": "c", "name": "look", "input": {"at": "sky"}}]},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_turn_that_calls_a_tool_is_context(name: str) -> None:
+    turn = {"role": "assistant"} | CALLS[name]
+    after = [{"role": "tool", "content": "red"}, TALK[1]]
+    composed = compose({"messages": [TALK[0], turn, *after]}, Reading())
+    assert composed.unread() == ()
+    messages = composed.sample.messages
+    assert [message.get("weight", 1) for message in messages] == [1, 0, 0, 1]
+    text = "".join(item["text"] for item in messages[1]["content"])
+    assert text == ("" if "content" not in turn or "I look" not in str(turn["content"]) else "I look.") + SAID
+    with pytest.raises(BadSample) as error:
+        compose({"messages": [TALK[0], turn, {"role": "tool", "content": "red"}]}, Reading())
+    assert error.value.reason == "empty_answer"
+
+
+def test_tools_that_are_not_called() -> None:
+    turn = TALK[1] | {"tool_calls": [], "function_call": None}
+    assert "weight" not in compose({"messages": [TALK[0], turn]}, Reading()).sample.messages[1]
+
+
+def _twice(record: dict[str, Any], name: str) -> str:
+    return json.dumps(record)[:-1] + f", {json.dumps(name)}: {json.dumps('x')}" + "}"
+
+
+@pytest.mark.parametrize("form", ["json", *LAYOUTS, "picture_folder", "m4_conversations", "string"])
+def test_a_key_that_occurs_twice_makes_a_sample_bad(tmp_path: Path, form: str) -> None:
+    turn = {"role": "user", "content": "Which?"}
+    if form in ("json", "string"):
+        lines = [
+            _twice({"question": "Which?", "answer": "Red."}, "answer"),
+            json.dumps({"question": "Which?", "answer": "Red."}),
+        ]
+        if form == "string":
+            turns = [f"[{_twice(turn, 'content')}, {json.dumps(TALK[1])}]", json.dumps(TALK)]
+            lines = [json.dumps({"messages": each}) for each in turns]
+        path = tmp_path / "a.jsonl"
+        path.write_text("\n".join(lines))
+    elif form == "picture_folder":
+        path = tmp_path / "f"
+        path.mkdir()
+        for number, text in enumerate([_twice({"caption": "x"}, "caption"), json.dumps({"caption": "x"})]):
+            (path / f"{number}.png").write_bytes(RED)
+            (path / f"{number}.json").write_text(text)
+    elif form == "m4_conversations":
+        turns = [_twice({"user": "q", "assistant": "a"}, "assistant"), json.dumps({"user": "q", "assistant": "a"})]
+        path = Path(_tar(tmp_path / "a.tar", {f"{n}.0.text.txt": f"[{each}]" for n, each in enumerate(turns)}))
+    else:
+        good = LAYOUTS[form]
+        name = next(iter(good["json"]))
+        members = {"0.json": _twice(good["json"], name), "1.json": json.dumps(good["json"])}
+        members |= {f"{n}.{key}": data for n in range(2) for key, data in good.items() if key != "json"}
+        path = Path(_tar(tmp_path / "a.tar", dict(sorted(members.items()))))
+    built = _source(str(path), "json" if form == "string" else form)
+    assert _reasons(built) == {"0": "bad_json"}
+    assert "occurs twice" in built.index.shards[0].bad[0][1]
+
+
+def test_columns_that_have_the_same_name_or_none(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer,answer\nWhich?,Red.,Blue.\n")
+    with pytest.raises(ConfigError, match="names 'answer' twice"):
+        _source(str(tmp_path / "a.csv"), "csv")
+    (tmp_path / "b.csv").write_text(",question,answer,\n0,Which?,Red.,\n1,Which?,Red.,x\n")
+    built = _source(str(tmp_path / "b.csv"), "csv")
+    assert built.index.unread == {"column 1": 2, "column 4": 1}
+
+
+def test_columns_of_parquet_that_have_the_same_name(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table([["Which?"], ["Red."], ["Blue."]], names=["question", "answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="two columns named 'answer'"):
+        _source(str(tmp_path / "a.parquet"), "parquet")
+
+
+def _moving(form: str) -> bytes:
+    buffer = io.BytesIO()
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["gif", "tiff", "webp", "png", "avif"])
+@pytest.mark.parametrize(
+    "form", ["json", "base64", "parquet", "pairs", "canonical", "mmc4", "picture_folder", "stream"]
+)
+def test_of_several_pictures_in_a_file_the_first_is_read_and_they_are_counted(
+    tmp_path: Path, kind: str, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, coded = _moving(kind), base64.b64encode(_moving(kind)).decode()
+    name = f"{kind}.{kind}"
+    still = f"0.{kind}"
+    if form in ("json", "base64"):
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / "a.jsonl").write_text(json.dumps({"image": coded if form == "base64" else name, "text": "x"}))
+        built = _source(str(tmp_path / "a.jsonl"), "json")
+    elif form == "parquet":
+        built = _source(
+            _written(tmp_path, "parquet", [{"image": {"bytes": data, "path": None}, "text": "x"}]), "parquet"
+        )
+    elif form == "picture_folder":
+        (tmp_path / "f").mkdir()
+        (tmp_path / "f" / name).write_bytes(data)
+        (tmp_path / "f" / f"{kind}.txt").write_text("x")
+        built = _source(str(tmp_path / "f"), "auto")
+    else:
+        members: dict[str, dict[str, Any]] = {
+            "pairs": {f"k.{kind}": data, "k.txt": "x"},
+            "canonical": {"k.json": {"items": [{"image": still}, {"text": "x"}]}, f"k.{still}": data},
+            "mmc4": {"k.json": {"text_list": ["x"], "image_info": [{"image_base64": coded, "matched_text_index": 0}]}},
+        }
+        path = _tar(tmp_path / "a.tar", members.get(form, members["canonical"]))
+        if form == "stream":
+            stored = {
+                "__key__": "k",
+                "__url__": path,
+                "json": json.dumps(members["canonical"]["k.json"]).encode(),
+                still: data,
+            }
+            streamed_sample(CanonicalTar(), stored, set())
+            assert "the first picture of a file that holds several" in caplog.text
+            return
+        built = _source(path, form)
+    assert built.index.unread == {SEVERAL_FRAMES: 1}
+    pixel = built.images(0)[0].getpixel((5, 5))
+    assert pixel[0] > 200
+    assert pixel[2] < 60
+
+
+@pytest.mark.parametrize("form", ["gif", "tiff", "webp", "png", "jpeg", "ico", "avif"])
+def test_a_file_of_one_picture_is_not_counted(form: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(buffer, form)
+    assert frames_in(buffer.getvalue()) == 1
