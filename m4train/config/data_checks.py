@@ -25,7 +25,11 @@ def check_data(config: Config) -> None:
     require(
         data.cache_size > 0, f"data.cache_size is {data.cache_size} GiB: give more than 0, or set data.cache_dir=null."
     )
-    one_of("data.mixture.by", data.mixture.by, ("samples", "tokens", "images"))
+    one_of("data.mixture.by", data.mixture.by, ("samples", "tokens", "loss_tokens", "images"))
+    require(
+        data.mixture.by != "loss_tokens" or data.mixture.temperature is None,
+        "data.mixture.temperature needs the sizes of sources, which are not known in loss_tokens: give weights, or set by=tokens.",
+    )
     require(
         data.mixture.temperature is None or data.mixture.temperature > 0,
         f"data.mixture.temperature is {data.mixture.temperature}, but must be positive, or null to take weights as they are.",

@@ -93,7 +93,8 @@ class AugmentConfig:
 class MixtureConfig:
     """How the samples of several sources are mixed."""
 
-    by: str = "samples"  # unit in which weights are shares: samples, tokens or images
+    # unit in which weights are shares: samples, tokens, loss_tokens (those with a loss: of answers) or images
+    by: str = "samples"
     # multiply weights by size ** (1 / temperature), size in the unit of `by`; null: do not
     temperature: float | None = None
     # weights that replace those of the sources from an optimizer step on, such as {1000: {a: 2}}

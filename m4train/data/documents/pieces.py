@@ -21,3 +21,16 @@ class Pieces:
     tokens: np.ndarray
     kinds: np.ndarray
     frames: np.ndarray
+
+
+def loss_tokens(pieces: Pieces, loss: str) -> int:
+    """Tokens of a sample that are predicted with `loss` auto, all or last_turn, as far as its pieces say: a turn of weight 0 and the
+    first token of a document count as well."""
+    kinds = np.array([PIECE_KINDS[kind] for kind in pieces.kinds])
+    if loss == "all":
+        trained = ~np.isin(kinds, ["template", "image", "border"])
+    else:
+        trained = np.isin(kinds, ["assistant"] if loss == "last_turn" else ["assistant", "document"])
+    if loss == "last_turn":
+        trained[: int(np.flatnonzero(kinds == "user").max(initial=-1)) + 1] = False
+    return int(pieces.tokens[trained].sum())

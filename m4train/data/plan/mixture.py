@@ -14,7 +14,7 @@ class Shares:
 
     The rule is that of worst-case fair weighted queueing (Bennett and Zhang 1996): among the sources that do not have more than
     their share, the one whose next sample would be due first. An amount is whatever `add` is told: 1 for a sample, its
-    tokens, or its images. When a source ends, or the weights change, counting begins again from zero.
+    tokens, its tokens with a loss, or its images. When a source ends, or the weights change, counting begins again from zero.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:

@@ -186,7 +186,7 @@ class _Cursor:
 
     def _next_sample(self, dropped: list[Dropped]) -> NextSample | None:
         """Takes the next sample from the source whose turn it is; None when all have ended."""
-        sizes = {name: self._amount(head) for name, head in self._heads(dropped).items()}
+        sizes = {name: head.amount for name, head in self._heads(dropped).items()}
         if not sizes:
             return None
         name = self._shares.next(sizes)
@@ -205,11 +205,6 @@ class _Cursor:
             self._active.remove(name)
             self._shares.restart()
         return heads
-
-    def _amount(self, draw: NextSample) -> int:
-        """What a sample counts in the mixture."""
-        by = self._plan.data.mixture.by
-        return 1 if by == "samples" else draw.tokens if by == "tokens" else draw.images
 
     def state(self) -> dict[str, Any]:
         """JSON, kilobytes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from m4train.config import DataConfig
+from m4train.data.documents.pieces import loss_tokens
 from m4train.data.documents.splitting import piece_range
 from m4train.data.plan.packing import Unit
 from m4train.data.plan.permutation import Permutation, WindowOrder
@@ -26,17 +27,13 @@ class Dropped:
 
 @dataclass(frozen=True)
 class NextSample:
-    """The next sample that can be packed, as its units; `images` is counted if the mixture counts images; `dropped` are the
-    samples passed over on the way."""
+    """The next sample that can be packed, as its units; `amount` is what it counts in the mixture; `dropped` are the samples
+    passed over on the way."""
 
     units: list[Unit]
-    images: int
+    amount: int
     dropped: list[Dropped]
     after: tuple[int, int]  # epoch and position behind it
-
-    @property
-    def tokens(self) -> int:
-        return sum(unit.tokens for unit in self.units)
 
 
 class SampleOrder:
@@ -78,9 +75,9 @@ class SampleOrder:
                 return NextSample([], 0, dropped, (epoch, position))
             sample = self._sample(epoch, position)
             position += 1
-            units, images = self._units(sample, epoch, dropped)
+            units = self._units(sample, epoch, dropped)
             if units:
-                return NextSample(units, images, dropped, (epoch, position))
+                return NextSample(units, self._amount(sample, epoch, units), dropped, (epoch, position))
             tried += 1
             if tried > 2 * len(self._source):  # the end of one epoch and the beginning of the next hold fewer in a row
                 raise DataError(
@@ -108,18 +105,28 @@ class SampleOrder:
             return Permutation(len(self._source), key)
         return WindowOrder(blocks, self._data.shuffle_window, key)
 
-    def _units(self, sample: int, epoch: int, dropped: list[Dropped]) -> tuple[list[Unit], int]:
-        """The units of a sample and its number of images."""
+    def _amount(self, sample: int, epoch: int, units: list[Unit]) -> int:
+        """What a sample counts in the mixture."""
+        by, source = self._data.mixture.by, self._source
+        if by == "samples":
+            return 1
+        if by == "tokens":
+            return sum(unit.tokens for unit in units)
+        if by == "images":
+            return source.index.image_count(sample)
+        return loss_tokens(source.draw(sample, self._seed, epoch).pieces, source.config.loss)
+
+    def _units(self, sample: int, epoch: int, dropped: list[Dropped]) -> list[Unit]:
+        """The units of a sample."""
         data, source = self._data, self._source
         tokens, frames = source.index.size(sample, source.variant(sample, self._seed, epoch))
-        images = source.index.image_count(sample) if data.mixture.by == "images" else 0  # else not worth the look-up
         if tokens == 0:
             where = source.locate(sample)
             dropped.append(Dropped(self._number, sample, *where.shard.bad[where.number]))
-            return [], 0
+            return []
         fits = tokens <= data.sequence_length and frames <= data.images_per_pack
         if fits and source.config.documents.end_marker is None:
-            return [Unit(self._number, sample, epoch, 0, -1, tokens, frames)], images
+            return [Unit(self._number, sample, epoch, 0, -1, tokens, frames)]
         division = source.draw(sample, self._seed, epoch).division(data)
         units = []
         for first, last in division.ranges:
@@ -131,7 +138,7 @@ class SampleOrder:
             limits = f"data.sequence_length={data.sequence_length} and data.images_per_pack={data.images_per_pack}"
             detail = f"{pieces.tokens.sum()} tokens and {pieces.frames.sum()} frames do not fit {limits}"
             dropped.append(Dropped(self._number, sample, "too_long", detail))
-        return units, images
+        return units
 
     def state(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}

@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from m4train.config import MixtureConfig, SourceConfig
+from m4train.data.documents.pieces import loss_tokens
+from m4train.data.loading.collate import Collator
 from m4train.data.loading.loader import Loader
 from m4train.data.plan.mixture import Shares, source_size, weights_at
 from m4train.data.plan.packing import Packer, Unit
@@ -51,15 +53,20 @@ def images(plan: Plan, unit) -> int:
     return shard.image_count(number) if unit.first == 0 else 0
 
 
-AMOUNTS = {"samples": lambda p, u: 1, "tokens": lambda p, u: u.tokens, "images": images}
+def answers(plan: Plan, unit) -> int:
+    source = plan.sources[unit.source]
+    return loss_tokens(source.draw(unit.sample, plan.seed, unit.epoch).pieces, source.config.loss)
 
 
-@pytest.mark.parametrize("by", ["samples", "tokens", "images"])
+AMOUNTS = {"samples": lambda p, u: 1, "tokens": lambda p, u: u.tokens, "loss_tokens": answers, "images": images}
+
+
+@pytest.mark.parametrize("by", list(AMOUNTS))
 def test_what_leaves_the_packer_is_within_the_pool_of_the_target(tmp_path: Path, by: str) -> None:
     sources, data = make_sources(tmp_path, mixture=MixtureConfig(by=by), long_documents="drop")
     [*_, last] = entered(Plan(sources, data, 0, 8), 40, AMOUNTS[by])
     total = sum(last.values())
-    content = {"samples": 14, "tokens": 14 * 256, "images": 14 * 3}[by]
+    content = {"samples": 14, "tokens": 14 * 256, "loss_tokens": 14 * 256, "images": 14 * 3}[by]
     assert abs(last["pages"] - 2 / 3 * total) < content
 
 
@@ -134,7 +141,7 @@ def entering(plan: Plan, steps: int, monkeypatch) -> list[tuple[int, Unit]]:
     return seen
 
 
-@pytest.mark.parametrize("by", ["samples", "tokens", "images"])
+@pytest.mark.parametrize("by", list(AMOUNTS))
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pages=st.floats(0.05, 20), later=st.floats(0.05, 20), seed=st.integers(0, 99))
 def test_what_enters_the_packer_is_within_one_document_of_the_target_at_any_prefix(
@@ -181,3 +188,20 @@ def test_tiny_sources_feed_any_number_of_ranks(tmp_path: Path) -> None:
             hashes = [sum(batch.data_hash for batch in step.micro_batches) for step in steps]
             assert hashes[0] % 2**64 == sum(hashes[1:]) % 2**64
     assert sum(step.documents for step in whole) == 7 * 3
+
+
+@pytest.mark.parametrize("loss", ["auto", "all", "last_turn"])
+def test_loss_tokens_of_the_index_are_those_that_are_trained(tmp_path: Path, loss: str) -> None:
+    sources, data = make_sources(tmp_path, long_documents="drop")
+    for source in sources[loss == "last_turn" :]:
+        source.config.loss = loss
+    plan = Plan(sources[loss == "last_turn" :], data, 0, 4)
+    collator = Collator(plan.sources, FakeProcessor(), data, 0)
+    compared = 0
+    for step, _ in zip(plan.steps(), range(4)):
+        batch, _ = collator.batch(list(step.packs), 0)
+        units = [unit for pack in step.packs for unit in pack.units]
+        for unit, record in zip(units, batch.documents, strict=True):
+            assert 0 <= answers(plan, unit) - record.loss_tokens <= 1  # the first token of a document is not predicted
+            compared += 1
+    assert compared > 20
