@@ -9,7 +9,7 @@ import traceback
 
 from m4train.commands.arguments import CORES, EVALUATES, JSON, OF_RUN, OVERRIDES, TRAINS, Command, Folder, Number, Word
 from m4train.errors import ConfigError, M4Error, of_the_system
-from m4train.exits import FAILED, INTERRUPTED, REFUSED, say_once
+from m4train.exits import FAILED, INTERRUPTED, REFUSED, interrupts_noted, say_once
 
 COMMANDS = {
     "train": Command(
@@ -134,7 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
         if any(argument in ("-h", "--help") for argument in rest):
             print(_command_help(name))
             return 0
-        return COMMANDS[name].run(name, rest)
+        with interrupts_noted():
+            return COMMANDS[name].run(name, rest)
     except ConfigError as error:
         say_once(f"m4train: {error}")
         return REFUSED

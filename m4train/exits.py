@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+    from types import FrameType
 
 COMPLETE = 0  # what was asked for is done
 FAILED = 1
@@ -18,6 +22,35 @@ INTERRUPTED = 130  # Ctrl-C, at once
 
 FOLDER = "M4TRAIN_OUTCOME"  # the folder in which the processes of one launch leave word for who started them
 _STOPPED = "stopped-early"
+
+
+_interrupts: list[int] = []
+
+
+@contextlib.contextmanager
+def interrupts_noted() -> Iterator[None]:
+    """Within it, an interrupt is remembered as well as raised: what is raised while an object is freed, or in a callback of a
+    library, is lost."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        _interrupts.append(number)
+        raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        _interrupts.clear()
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def check_interrupts() -> None:
+    """Raises KeyboardInterrupt if one was lost since the command began."""
+    if _interrupts:
+        raise KeyboardInterrupt
 
 
 def say_once(sentence: str) -> None:

@@ -5,6 +5,7 @@ Nothing heavy is imported before processes are started: a configuration that can
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from m4train import exits
+from m4train import exits, scratch
 from m4train.config import Config
 from m4train.errors import ConfigError, TrainingError
 from m4train.run_files import CHECKPOINTS
@@ -96,12 +97,14 @@ def launch(arguments: list[str], processes: int, run_dir: Path) -> int:
         max_restarts=0,
         signals_to_handle="SIGHUP,SIGQUIT",  # the others are passed on, so that the run ends with a checkpoint
     )
-    with _signals_passed_on(), tempfile.TemporaryDirectory(prefix="m4train-") as folder:
+    with _signals_passed_on(), scratch.launching(), tempfile.TemporaryDirectory(prefix="m4train-") as folder:
         outcome, os.environ[exits.FOLDER] = Path(folder), folder
         try:
             elastic_launch(settings, sys.executable)("-m", "m4train", *arguments)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
+            if failure.exitcode == -signal.SIGINT:  # before it could say so
+                raise KeyboardInterrupt from error
             if failure.exitcode in (exits.REFUSED, exits.INTERRUPTED) and exits.has_said(outcome):
                 return failure.exitcode
             said, continues = exits.has_said(outcome), arguments[0] == "train"
@@ -130,8 +133,12 @@ def _signals_passed_on() -> Iterator[None]:
     import psutil
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for child in psutil.Process().children():
-            child.send_signal(number)
+        children = psutil.Process().children()
+        if not children:  # nobody could hear it
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in _FORWARDED}
     try:

@@ -33,6 +33,7 @@ PREVIEW = "preview.html"
 DEEPSPEED = "deepspeed.json"  # what DeepSpeed was given
 STALLED = "stalled"  # a folder: what each rank was doing when a run hung
 WANDB_ID = "wandb_id"  # of the W&B run, so that a continued run is the same one
+CLAIM = "claim"  # which process trains the run; locked while it does
 STOP = "stop"  # a file of this name ends the run with a checkpoint
 LINEAGE_FILE = "m4train.json"  # in an exported folder: which run and step it came from
 

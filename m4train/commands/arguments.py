@@ -198,15 +198,14 @@ class Command(NamedTuple):
             raise ConfigError(f"{name} takes no sweep: -m is for `m4train train`.")
         from m4train.config.compose import load_known_config, load_run_config
         from m4train.config.packages import check_packages
+        from m4train.scratch import scratch
 
         load = load_known_config if self.reads == "overrides" else load_run_config
         config = load(rest, asked.where())
         check_packages(config, self.needs)
-        if self.processes:
-            code = _handed_over(config, [*name.split(), *arguments])
-            if code is not None:
-                return code
-        return self._load()(config, *values)
+        with scratch():
+            code = _handed_over(config, [*name.split(), *arguments]) if self.processes else None
+            return self._load()(config, *values) if code is None else code
 
     def _load(self, place: str | None = None) -> Callable[..., Any]:
         module, _, function = (place or self.function).partition(":")

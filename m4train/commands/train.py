@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from m4train.training.callbacks import default_callbacks
 from m4train.training.checkpoints.bases import bases
 from m4train.training.checkpoints.find import agreed_checkpoint
 from m4train.training.checkpoints.state import Checkpoint
+from m4train.training.claim import claim
 from m4train.training.engines import make_engine
 from m4train.training.engines.base import Engine
 from m4train.training.heartbeat import Heartbeat
@@ -39,9 +41,11 @@ def train(config: Config) -> int:
     _set_up(config)
     engine = make_engine(config)
     stopped_by = ""
+    claimed = claim(Path(config.run_dir), engine)
     if engine.rank == 0:
         forget_request(Path(config.run_dir))
-    with Heartbeat(Path(config.run_dir), engine.rank, engine.world_size, config.trainer.hang_timeout) as heart:
+    watched = Heartbeat(Path(config.run_dir), engine.rank, engine.world_size, config.trainer.hang_timeout)
+    with claimed or nullcontext(), watched as heart:
         heart.beat("checkpoint")
         resume = agreed_checkpoint(config, engine, bases=bases(config))
         if resume is None or resume.step < config.trainer.max_steps:

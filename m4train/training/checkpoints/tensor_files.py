@@ -108,7 +108,7 @@ def read_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
             dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
-        if isinstance(cause, CheckpointError):
+        if isinstance(cause, (CheckpointError, KeyboardInterrupt)):  # torch catches everything
             raise cause from error
         raise
 

@@ -21,6 +21,7 @@ from m4train.training import optim
 from m4train.training.checkpoints.files import write_json
 from m4train.training.engines.base import Update
 from m4train.training.engines.distributed import DistributedEngine
+from m4train.training.engines.extensions import compile_in_turn
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters
@@ -44,6 +45,7 @@ def _library() -> Any:
 
     # On a CPU it would first compile a kernel that only inference calls: half a minute, and a compiler, for nothing.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    compile_in_turn()
     deepspeed.logger.setLevel("WARNING")
     deepspeed.logger.addFilter(_worth_saying)
     warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)  # how it calls torch

@@ -1,0 +1,53 @@
+"""A run directory is trained by one run at a time: its claim is a lock that dies with the process that holds it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from m4train.errors import ConfigError
+from m4train.run_files import CLAIM
+from m4train.training.engines.base import Engine
+
+
+def claim(run_dir: Path, engine: Engine) -> IO[str] | None:
+    """Claims a run directory for the processes of `engine` until the file that rank 0 gets is closed; all ranks call it.
+
+    A claim whose process has died is taken over. Raises ConfigError on every rank, naming host and process, if another run
+    holds it.
+    """
+    held: IO[str] | None = None
+    refused: ConfigError | None = None
+    if engine.rank == 0:
+        try:
+            held = _claimed(run_dir)
+        except ConfigError as error:
+            refused = error
+    refused = engine.broadcast(refused)
+    if refused is not None:
+        raise refused
+    return held
+
+
+def _claimed(run_dir: Path) -> IO[str]:
+    import fcntl
+
+    file = (run_dir / CLAIM).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(200).strip() or "another process"
+        file.close()
+        raise ConfigError(
+            f"run_dir {run_dir} is being trained by {holder}: wait for it, end it, or choose another run_dir."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
