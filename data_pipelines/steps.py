@@ -4,6 +4,11 @@ named by `step: module:class` there, or added here."""
 from __future__ import annotations
 
 STEPS = {
+    "warc": "data_pipelines.web.warc:ReadWarc",
+    "resolve": "data_pipelines.web.resolve:Resolve",
+    "fetch": "data_pipelines.web.fetch:Fetch",
+    "extract": "data_pipelines.web.extract:Extract",
+    "report": "data_pipelines.corpus.report:Report",
     "samples": "data_pipelines.corpus.samples:ReadSamples",
     "export": "data_pipelines.corpus.export:Export",
     "decontaminate": "data_pipelines.corpus.decontaminate:Decontaminate",
@@ -14,8 +19,4 @@ STEPS = {
     "write": "data_pipelines.corpus.write:WriteShards",
     "seal": "data_pipelines.corpus.seal:Seal",
     "takedown": "data_pipelines.corpus.takedown:Takedown",
-    "warc": "data_pipelines.web.warc:ReadWarc",
-    "resolve": "data_pipelines.web.resolve:Resolve",
-    "fetch": "data_pipelines.web.fetch:Fetch",
-    "extract": "data_pipelines.web.extract:Extract",
 }

@@ -75,7 +75,12 @@ class Rule:
         if known is None and any(abs(bound) > 1 for bound in self.thresholds):
             top = max(map(abs, self.thresholds))
             known = [top * part / 5 for part in range(-10 if min(self.thresholds) < 0 else 0, 11)]
-        return sorted({*(known or [part / 20 for part in range(1, 20)]), *self.thresholds})
+        inner = [edge for edge in known or [part / 20 for part in range(1, 20)] if edge not in self.thresholds]
+        bounds = [
+            float(self.least),
+            math.nextafter(self.most, math.inf),
+        ]  # both are allowed: the bin of the most ends after it
+        return sorted({*inner, *(bound for bound in bounds if math.isfinite(bound))})
 
 
 class Rules:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-
-from PIL import Image
 
 from m4train.config import Config
 from m4train.data.source import Source, conversations
@@ -15,11 +11,9 @@ from m4train.evaluation.decoding import Decoding
 from m4train.evaluation.generation import Answer, Asked, answer_conversations, every_question, reference_losses
 from m4train.evaluation.metrics.registry import load_metric, metric_name
 from m4train.evaluation.metrics.said import Scores
-from m4train.processing.images import to_rgb
+from m4train.processing.images import data_uri
 from m4train.training.engines.base import Engine
 from m4train.training.heartbeat import Heartbeat
-
-_PICTURE_SIDE = 320  # pixels of the longer side of a kept image
 
 
 def metric_of(config: Config, source: str) -> str:
@@ -120,12 +114,3 @@ def answer_lines(
             }
         )
     return lines
-
-
-def data_uri(image: Image.Image) -> str:
-    """An image, made small if it is large, as a link that holds it."""
-    small = to_rgb(image).copy()
-    small.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

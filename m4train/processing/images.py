@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from collections.abc import Sequence
@@ -91,6 +92,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LINKED_SIDE = 320  # pixels of the longer side of an image that a page holds
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where an image may say its orientation
 
@@ -295,3 +297,12 @@ def _open(source: bytes | str | os.PathLike, max_pixels: int) -> Image.Image:
 
 def _name(source: bytes | str | os.PathLike) -> str:
     return f"an image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image, made small if it is large, as a link that holds it."""
+    small = to_rgb(image).copy()
+    small.thumbnail((_LINKED_SIDE, _LINKED_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

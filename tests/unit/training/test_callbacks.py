@@ -8,7 +8,7 @@ from PIL import Image
 from rich.console import Console as RichConsole
 
 from m4train.errors import TrainingError
-from m4train.evaluation.answers import data_uri
+from m4train.processing.images import data_uri
 from m4train.training.callbacks import Checkpointing, Console, Jsonl, cursors, default_callbacks
 from m4train.training.callbacks.samples import Samples
 from m4train.training.callbacks.wandb import Wandb

@@ -9,6 +9,7 @@ from m4train.errors import ConfigError
 from tests.helpers.data import document
 
 NEEDS = {
+    "report": ["pipeline=shards"],
     "convert": ["path=shards"],
     "export": ["path=shards"],
     "decontaminate": ["documents=.", "against=[{path: shards, format: canonical}]"],
