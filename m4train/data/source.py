@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -173,6 +174,7 @@ def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processo
     for name, config in sources.items():
         if not config.path:
             raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
+        _warn_if_trained(name, config, data)
         config, form, shards = _found(name, config)
         opened = open_index(shards, form, Renderer(processor, config, name), data.index_dir, data.auto_index_limit)
         form.keep(data.shuffle_window, data.packing_pool)
@@ -197,6 +199,21 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
                 "look at `m4train data stats`."
             )
     return built
+
+
+def _warn_if_trained(name: str, config: SourceConfig, data: DataConfig) -> None:
+    """Says it if files of a held-out source are also trained on."""
+    if config.held_out or config.stream or not any(config is each for each in data.validation.values()):
+        return
+    files = lambda source: set(map(os.path.realpath, expand_shards(source.path, source.format)))
+    for other, trained in data.sources.items():
+        shared = files(config) & files(trained) if trained.path and not trained.stream else set()
+        if shared:
+            _LOG.warning(
+                "data source %r measures what is trained on: %d of its files are also those of data.sources.%s, such as %s; hold out "
+                "a share of the samples with data.holdout=0.02, or name other files",
+                name, len(shared), other, min(shared),
+            )  # fmt: skip
 
 
 def _part(name: str, config: SourceConfig, data: DataConfig, whole: SourceIndex) -> SourceIndex:

@@ -1,6 +1,7 @@
 """What a folder stands for: nothing in it that may hold samples is passed over, or trained as something else, without a word."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from m4train.config import SourceConfig
 from m4train.data.shards import expand_shards
+from m4train.data.source import build_sources
 from m4train.errors import ConfigError, DataError
-from tests.helpers.data import png
+from tests.helpers.data import FakeProcessor, data_config, png
 from tests.unit.data.sources.test_forms import bad, check, opened, pictures, said
 
 FETCHED = {
@@ -222,3 +225,23 @@ def test_a_picture_and_a_record_in_a_tar(tmp_path: Path) -> None:
     assert bad(built) == {"c": "conflicting_images", "d": "not_preferred"}
     assert said(built.read(0)) == [None, "What?", "A digit."]
     assert [message.get("weight", 1) for message in built.read(1).messages] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out"),
+    [("a.jsonl", "a.jsonl"), ("*.jsonl", "b.jsonl"), (".", "./b.jsonl"), ("a.jsonl", "link.jsonl")],
+)
+def test_files_that_are_both_trained_on_and_held_out_are_said(
+    tmp_path: Path, trained: str, held_out: str, caplog: Any
+) -> None:
+    written(tmp_path, {"a.jsonl": '{"text": "x"}\n', "b.jsonl": '{"text": "y"}\n'})
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    source = lambda path: SourceConfig(path=str(tmp_path / path), format="auto")
+    data = replace(data_config(), sources={"s": source(trained)}, validation={"v": source(held_out)})
+    build_sources(data.validation, data, FakeProcessor())
+    assert "'v' measures what is trained on: 1 of its files are also those of data.sources.s, such as " in caplog.text
+    caplog.clear()
+    data = replace(data, validation={"v": source("b.jsonl")}, sources={"s": source("a.jsonl")})
+    build_sources(data.validation, data, FakeProcessor())
+    build_sources(data.sources, data, FakeProcessor())
+    assert "measures what" not in caplog.text
