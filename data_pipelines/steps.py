@@ -19,4 +19,5 @@ STEPS = {
     "write": "data_pipelines.corpus.write:WriteShards",
     "seal": "data_pipelines.corpus.seal:Seal",
     "takedown": "data_pipelines.corpus.takedown:Takedown",
+    "tokenizer": "data_pipelines.tokenizer:TrainTokenizer",
 }
