@@ -30,5 +30,7 @@ def test_real_pages_give_the_nodes_that_were_checked():
         assert page == kept
 
 
-if __name__ == "__main__":  # python -m tests.unit.data_pipelines.web.test_documentation_pages: write them again, then check by eye
+if (
+    __name__ == "__main__"
+):  # python -m tests.unit.data_pipelines.web.test_documentation_pages: write them again, then check by eye
     GOLDEN.write_text("".join(json.dumps(page, ensure_ascii=False) + "\n" for page in extracted()), encoding="utf-8")
