@@ -1,14 +1,23 @@
 """Anything damaged in a run directory falls back: the losses of a run that nothing happened to, or a refusal by name."""
 
 import json
+import re
 import shutil
+from unittest.mock import MagicMock
 
 import pytest
 
+from m4train import run_files
+from m4train.data.loading.quarantine import Quarantine, QuarantineEntry
 from m4train.errors import CheckpointError, DataError
+from m4train.json_lines import read_lines
 from m4train.run_files import read_run
+from m4train.training.callbacks.base import Callback
+from m4train.training.callbacks.samples import Samples
+from m4train.training.callbacks.wandb import Wandb
 from m4train.training.checkpoints.files import MANIFEST, write_manifest
 from m4train.training.checkpoints.find import find_checkpoint
+from m4train.training.claim import claim
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
 
@@ -143,6 +152,76 @@ def test_a_damaged_file_of_the_run_is_repaired_or_made_anew(file, begun, tmp_pat
             assert ("damaged line" in said) == (how in ("a NUL block", "JSON of another type")) or how == "a bit", how
             kept = {"deleted": 0, "emptied": 0, "halved": lines // 2, "JSON of another type": 0}.get(how)
             assert kept is None or len(found) - 2 == pytest.approx(kept, abs=1), how
+
+
+BAD = {"step": 1, "source": "web", "shard": "a.tar", "key": "k", "reason": "no_image", "detail": ""}
+ALSO_OF_A_RUN = {
+    run_files.QUARANTINE: json.dumps(BAD) + "\n",
+    run_files.SAMPLES: '{"step": 3, "answer": "a"}\n{"step": 8, "answer": "b"}\n',
+    run_files.ANSWERS: '{"source": "web"}\n',
+    run_files.PARAMETERS: '[{"part": "text"}]\n',
+    run_files.EVALUATION: '{"web": {"loss": 1.0}}\n',
+    run_files.DEEPSPEED: '{"zero_optimization": {"stage": 2}}\n',
+    run_files.WANDB_ID: "0a1b2c3d",
+    run_files.CLAIM: "process 1 on elsewhere\n",
+    run_files.CONFIG: "name: run\n",
+    run_files.REPORT: "<html></html>",
+    run_files.PREVIEW: "<html></html>",
+    f"{run_files.STALLED}/ranks.txt": "rank 0: in step 3\n",
+    run_files.replay_page(3): "<html></html>",
+}
+OTHERS = {run_files.CHECKPOINTS, run_files.STATE, run_files.EXPORT, run_files.STOP, run_files.LINEAGE_FILE}
+
+
+def test_every_file_of_a_run_is_damaged_somewhere_in_here():
+    names = {
+        value for name, value in vars(run_files).items() if name.isupper() and name[0] != "_" and isinstance(value, str)
+    }
+    assert names - OTHERS == {*OF_A_RUN, *(name.split("/")[0] for name in ALSO_OF_A_RUN)} - {run_files.replay_page(3)}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_no_other_file_of_a_run_keeps_it_from_going_on(how, begun, tmp_path, monkeypatch):
+    """All of them damaged at once: the run goes on with the losses of an undamaged one."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(begun[0], run_dir)
+    for name, content in ALSO_OF_A_RUN.items():
+        (run_dir / name).parent.mkdir(exist_ok=True)
+        (run_dir / name).write_text(content)
+        _damage(run_dir / name, how)
+    ids = []
+    fake = lambda **options: ids.append(options["id"]) or MagicMock()
+    monkeypatch.setattr("wandb.init", fake)
+    trainer = _trainer(run_dir)
+    trainer.callbacks += [Samples(100, 12), Wandb("offline", "project")]
+    with claim(run_dir, trainer.engine):
+        assert trainer.train().step == 12
+    assert _losses(run_dir) == begun[1]
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", ids[0])
+    assert (run_dir / run_files.WANDB_ID).read_text() == ids[0]
+    quarantine = Quarantine(run_dir / run_files.QUARANTINE, 0.5)
+    quarantine.add([QuarantineEntry(9, 0, "web", "k", "a.tar", "no_image", "")], 9)
+    whole = [line for line in read_lines(run_dir / run_files.QUARANTINE) if line["key"] == "k"]
+    assert whole  # named once, whatever was there
+
+
+def test_a_run_directory_that_vanishes_is_one_sentence(tmp_path):
+    run_dir = tmp_path / "run"
+
+    class Vanish(Callback):
+        def on_step_end(self, trainer):
+            if trainer.step == 5:
+                trainer._saver.wait()
+                shutil.rmtree(run_dir)
+
+    trainer = _trainer(run_dir)
+    trainer.callbacks.append(Vanish())
+    with pytest.raises(
+        CheckpointError, match=r"step-000008 could not be written \(No such file or directory"
+    ) as refusal:
+        trainer.train()
+    assert "\n" not in str(refusal.value)
+    assert not run_dir.exists()  # and is not made again around a run whose metrics are gone
 
 
 def test_only_damaged_lines_are_lost(tmp_path):

@@ -198,7 +198,8 @@ def _refusal(aside: Path) -> str | None:
 def _make_folder(aside: Path) -> None:
     for stale in aside.parent.glob(".writing-*"):  # left by a run that was killed in the middle of a save
         shutil.rmtree(stale)
-    aside.mkdir(parents=True)
+    aside.parent.mkdir(exist_ok=True)  # not the run directory: one that vanished takes its metrics with it
+    aside.mkdir()
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor], engine: Engine) -> None:
