@@ -6,6 +6,7 @@ documents in the same number of tasks, which `dedup` checks.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class DedupKeys(Step):
         writers = {
             rule: KeyWriter(folder / "keys" / rule, rank, self.buckets, kind) for rule, kind in self.rules.kinds.items()
         }
-        identities: list[int] = []
+        identities = array("Q")  # 8 bytes a document
         for number, document in enumerate(documents):
             identities.append(key_hash(document.id))
             order = newest_first(document)
@@ -54,7 +55,7 @@ class DedupKeys(Step):
             yield document
         for writer in writers.values():
             writer.flush()
-        save(folder / "keys" / f"documents-{rank:05d}.npy", np.array(identities, np.uint64))
+        save(folder / "keys" / f"documents-{rank:05d}.npy", np.frombuffer(identities, np.uint64))
 
 
 class DedupBuckets(Step):

@@ -19,7 +19,7 @@ from data_pipelines.frame.step import Step
 from m4train.errors import BadSample
 from m4train.processing.images import read_image_info
 
-END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # a paragraph between two documents on one page, see `extract`
+END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # a paragraph of OBELICS between two documents on one page
 _FORMATS = {"jpeg": "jpg", "mpo": "jpg"}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,23 @@ class Given(Step):
     def process(self, documents: Iterable[Document], rank: int, world_size: int) -> Iterator[Document]:
         for number, nodes, url, source in json.loads(Path(self.file).read_text())[rank::world_size]:
             yield page(number, [picture(int(n[4:])) if n.startswith("png:") else n for n in nodes], url, **source)
+
+
+class Killed(Step):
+    """Passes documents on until the process is killed at one of them, the first time only."""
+
+    name = "killed"
+
+    def __init__(self, once: str, at: int = 5) -> None:
+        super().__init__()
+        self.once, self.at = once, at
+
+    def process(self, documents: Iterable[Document], rank: int, world_size: int) -> Iterator[Document]:
+        for number, document in enumerate(documents):
+            if number == self.at and rank == 1 and not Path(self.once).exists():
+                Path(self.once).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield document
 
 
 def run_stages(folder: Path, pages: list[list[Any]], stages: dict[str, Any], *overrides: str, tasks: int = 3) -> int:
