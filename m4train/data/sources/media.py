@@ -104,7 +104,7 @@ def _found(name: str, value: Any, blind: bool, by_name: bool, where: str) -> tup
         what = _value(value)
         if what is not None:
             return place, what
-        if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        if isinstance(value, str) and value.lstrip()[:1] in ("{", "[", '"'):
             try:
                 inside = (("", json.loads(value)),)
             except (ValueError, RecursionError):
