@@ -39,3 +39,10 @@ def pytest_collection_finish():
     """What was imported stays: collections of garbage need not walk it, which takes half a second each."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def transformers_not_asked(request, monkeypatch):
+    """Exports ask transformers in a process of its own, which takes seconds: in tests marked `asks_transformers` alone."""
+    if "asks_transformers" not in request.keywords:
+        monkeypatch.setattr("m4train.commands.export_check.installed", lambda: False)

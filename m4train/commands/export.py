@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from torch import Tensor
 
 import m4train
 from m4train import build
+from m4train.commands import export_check
 from m4train.commands.export_adapter import BASE, has_rows_of, is_model_folder, peft_model, write_adapter
+from m4train.commands.export_check import Rendered, rendered_by_transformers
 from m4train.config import Config
 from m4train.config.checks import size_in_bytes
 from m4train.errors import CheckpointError, ConfigError
@@ -39,11 +41,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: the step, the folder, and the drift of its logits (None if it was not verified)."""
+    """What an export wrote: the step, the folder, the drift of its logits, and what transformers makes of it (None if that was
+    not verified)."""
 
     step: int
     folder: Path
     drift: float | None
+    rendered: Rendered | None = None
 
 
 def export(config: Config) -> int:
@@ -51,6 +55,8 @@ def export(config: Config) -> int:
     done = export_checkpoint(config)
     checked = "not verified" if done.drift is None else f"largest logit difference after reloading {done.drift:.1e}"
     print(f"exported step {done.step} to {done.folder} ({checked})")
+    if done.rendered is not None:
+        print(*done.rendered.lines(), sep="\n")
     return 0
 
 
@@ -73,10 +79,15 @@ def export_checkpoint(config: Config) -> Exported:
     else:
         _write_model(config, checkpoint, unfinished)
     drift = _drift(config, checkpoint, unfinished, processor) if config.export.verify else None
-    _describe(config, checkpoint, unfinished, drift)
+    rendered = (
+        _rendered(config, checkpoint, unfinished, processor)
+        if config.export.verify and export_check.installed()
+        else None
+    )
+    _describe(config, checkpoint, unfinished, drift, rendered)
     shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)
-    return Exported(checkpoint.step, target, drift)
+    return Exported(checkpoint.step, target, drift, rendered)
 
 
 def _base_name(config: Config, checkpoint: Checkpoint, folder: Path, target: Path, processor: Any) -> str:
@@ -155,6 +166,16 @@ def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any)
     return drift
 
 
+def _rendered(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any) -> Rendered:
+    """What transformers makes of the folder, against the checkpoint's model."""
+    base = str(folder)
+    if config.export.adapters == "apart":
+        stated = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = str(folder / BASE) if (folder / BASE).is_dir() else stated
+    gc.collect()
+    return rendered_by_transformers(folder, base, processor, restore_model(config, checkpoint.folder))
+
+
 def _tolerance(config: Config) -> float:
     """How far exported logits may be from the checkpoint's, relative to the largest."""
     if config.export.base == "original":
@@ -181,7 +202,9 @@ def _logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return model.eval()(**inputs).logits.float()
 
 
-def _describe(config: Config, checkpoint: Checkpoint, folder: Path, drift: float | None) -> None:
+def _describe(
+    config: Config, checkpoint: Checkpoint, folder: Path, drift: float | None, rendered: Rendered | None
+) -> None:
     """m4train.json: where the folder came from; and README.md, if one is asked for."""
     origin = {
         "run_dir": str(config.run_dir),
@@ -190,6 +213,7 @@ def _describe(config: Config, checkpoint: Checkpoint, folder: Path, drift: float
         "dtype": str(export_dtype(config)).removeprefix("torch."),
         "adapters": config.export.adapters if config.adapter.kind != "none" else None,
         "drift": drift,
+        "transformers": None if rendered is None else asdict(rendered),
         "versions": checkpoint.state["versions"],
         "m4train": m4train.__version__,
     }

@@ -22,6 +22,10 @@ class ProcessorFiles:
     named_templates: dict[str, str] = field(default_factory=dict)  # others, by name
 
 
+# What the processors of transformers 5, which alone nests the settings of images, do without writing it down, by class.
+_UNSAID_BY_5: dict[str, dict[str, Any]] = {"Idefics2Processor": {"space_after_image": True}}
+
+
 def read_json(path: Path) -> Any:
     """The mapping that a JSON file holds, None if it does not exist. Raises ConfigError for a file that holds none."""
     return read_mapping(path) if path.is_file() else None
@@ -39,7 +43,10 @@ def read_processor_files(folder: str | Path) -> ProcessorFiles:
     """
     folder = Path(folder)
     processor = read_json(folder / "processor_config.json") or {}
-    image = processor.pop("image_processor", None) or read_json(folder / "preprocessor_config.json")
+    nested = processor.pop("image_processor", None)
+    if nested:
+        processor = _UNSAID_BY_5.get(processor.get("processor_class", ""), {}) | processor
+    image = nested or read_json(folder / "preprocessor_config.json")
     if image is None:
         raise ConfigError(
             f"{folder} holds neither preprocessor_config.json nor an image_processor in processor_config.json: "

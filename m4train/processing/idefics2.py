@@ -23,8 +23,8 @@ class Idefics2Processor(Processor):
     """Text and images to the inputs of Idefics2.
 
     `image_seq_len` is the number of features of a frame (latents of the resampler); a split image is five frames.
-    `space_after_image` puts a space between an image and a word glued to it, as transformers 5.x does; 4.46 and the
-    training of the published models do not.
+    `space_after_image` puts a space between an image and a word glued to it, as transformers 5.x does; 4.x and the
+    training of the published models do not. A folder that 5.x wrote is read with it, another without.
     """
 
     image_processor_class = Idefics2ImageProcessor
