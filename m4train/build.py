@@ -265,11 +265,13 @@ def build_validation(
     return sources, lambda: iter(validation_steps(sources, processor, config.data, **place))
 
 
-def build_data(config: Config, processor: SampleProcessor, rank: int, world_size: int) -> RunData:
+def build_data(
+    config: Config, processor: SampleProcessor, rank: int, world_size: int, plan: Plan | None = None
+) -> RunData:
     """Sources, plan and loaders; raises what their parts raise for unusable shards, indexes and weights."""
     data, micro = config.data, config.trainer.micro_batch_size
     streamed = any(source.stream for source in data.sources.values())
-    plan = None if streamed else build_plan(config, processor)
+    plan = None if streamed else plan or build_plan(config, processor)
     layout = build_layout(config, processor)
     validation, held_out = build_validation(config, processor, layout, rank, world_size)
     lost = [] if plan is None else [left_out(source, data) for source in plan.sources]

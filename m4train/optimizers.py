@@ -29,6 +29,25 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
         engines=_WHOLE,
         why_not="its block-wise quantised state belongs to whole tensors, not to shards",
     ),
+    "paged_adamw_8bit": OptimizerKind(
+        "m4train.training.optim:paged_adamw_8bit",
+        state="8-bit",
+        package="bitsandbytes",
+        engines=_WHOLE,
+        why_not="its block-wise quantised state belongs to whole tensors, not to shards",
+    ),
+    "adafactor": OptimizerKind(
+        "m4train.training.optim:adafactor",
+        state="factored",
+        engines=_WHOLE,
+        why_not="its state is the rows and columns of whole matrices, not of shards",
+    ),
+    "lion": OptimizerKind(
+        "m4train.training.optim:lion",
+        package="bitsandbytes",
+        engines=_WHOLE,
+        why_not="bitsandbytes updates whole tensors, not shards",
+    ),
     "muon": OptimizerKind(
         "m4train.training.muon:MuonAdamW",
         engines=(*_WHOLE, "fsdp2"),
@@ -36,3 +55,15 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
         whole_matrices=True,
     ),
 }
+
+
+def optimizer_kind(name: str) -> OptimizerKind:
+    """The row of an optimizer; of one that is given as "package.module:Class", what holds for all of them. Raises KeyError."""
+    if ":" not in name:
+        return OPTIMIZERS[name]
+    return OptimizerKind(
+        "m4train.training.optim:named",
+        state="its own",
+        engines=_WHOLE,
+        why_not="whether its update may be made on shards is not known",
+    )

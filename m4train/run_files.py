@@ -23,6 +23,7 @@ STARTS = "starts.jsonl"  # the configuration from a step on, one line a start th
 SAMPLES = "samples.jsonl"  # answers given while the model trains
 PARAMETERS = "parameters.json"  # the table of parts
 QUARANTINE = "quarantine.jsonl"  # samples that were dropped, and why
+BEST = "checkpoints/best.json"  # which checkpoint has the best value of trainer.best.metric
 CHECKPOINTS = "checkpoints"  # the folder of step-NNNNNN folders
 STATE = "state.json"  # in a checkpoint: step, plan, configuration
 EVALUATION = "evaluation.json"  # loss and score of each held-out source

@@ -13,6 +13,7 @@ from m4train.config import Config
 from m4train.config.trust import code_named
 from m4train.data.loading.collate import Collator
 from m4train.data.plan.left_out import above_limit, left_out, left_out_lines
+from m4train.data.plan.lengths import settled
 from m4train.data.source import open_sources
 from m4train.inspection.bench import bench as measure
 from m4train.inspection.bench import bench_tables
@@ -34,8 +35,10 @@ from m4train.terminal import console, progress
 
 def plan(config: Config, ranks: int, as_json: bool) -> int:
     """Prints the plan of the run of `config` on `ranks` ranks; returns 1 if the run would stop for what it leaves out, else 0."""
-    trainer, processor, data = config.trainer, build.prepared_processor(config), config.data
-    report = plan_report(build.build_plan(config, processor), trainer.max_steps, ranks, trainer.micro_batch_size)
+    processor, data = build.prepared_processor(config), config.data
+    planned = build.build_plan(config, processor)
+    trainer = settled(config, lambda: planned).trainer
+    report = plan_report(planned, trainer.max_steps, ranks, trainer.micro_batch_size)
     sources = open_sources(build.all_sources(data), data, processor)
     found = [left_out(source, data) for source in sources]
     stops = above_limit(found, data)

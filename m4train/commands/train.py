@@ -7,6 +7,7 @@ import errno
 import json
 import os
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from m4train import build, exits
 from m4train.config import Config
 from m4train.config.compose import save_config
 from m4train.data.loading.quarantine import left_out_at_end
+from m4train.data.plan.lengths import needs_plan, passes, settled
+from m4train.data.plan.plan import Plan
 from m4train.errors import ConfigError
 from m4train.evaluation.answers import decoding_of, sample_answers
 from m4train.inspection.outlook import outlook
@@ -40,16 +43,20 @@ def train(config: Config) -> int:
     _make_run_dir(Path(config.run_dir))
     _set_up(config)
     engine = make_engine(config)
-    stopped_by = ""
+    stopped_by, plan = "", None
     claimed = claim(Path(config.run_dir), engine)
     if engine.rank == 0:
         forget_request(Path(config.run_dir))
     watched = Heartbeat(Path(config.run_dir), engine.rank, engine.world_size, config.trainer.hang_timeout)
     with claimed or nullcontext(), watched as heart:
+        if needs_plan(config):
+            heart.beat("index")
+            plan = _plan(config, engine)
+        written, config = config, settled(config, lambda: _plan(config, engine) if plan is None else plan)
         heart.beat("checkpoint")
         resume = agreed_checkpoint(config, engine, bases=bases(config))
         if resume is None or resume.step < config.trainer.max_steps:
-            result = _train(config, engine, resume, heart)
+            result = _train(config, engine, resume, heart, written, plan)
             stopped_by = result.stopped_by
             if stopped_by in EARLY and engine.rank == 0:
                 held = "with a checkpoint" if result.step else "before the first step"
@@ -60,8 +67,18 @@ def train(config: Config) -> int:
     return exits.stopped_early() if stopped_by in EARLY else exits.COMPLETE
 
 
-def _train(config: Config, engine: Engine, resume: Checkpoint | None, heart: Heartbeat) -> TrainResult:
-    """Trains on data and model made as the configuration says, and says which samples were left out."""
+def _plan(config: Config, engine: Engine) -> Plan:
+    if engine.rank == 0:
+        build.prepare_data(config.data)
+    engine.barrier()
+    return build.build_plan(config, build.build_processor(config))
+
+
+def _train(
+    config: Config, engine: Engine, resume: Checkpoint | None, heart: Heartbeat, written: Config, plan: Plan | None
+) -> TrainResult:
+    """Trains on data and model made as the configuration says, and says which samples were left out. `written` is the
+    configuration with lengths as they were given; `plan` is there if it was needed before."""
     heart.beat("data")
     if engine.rank == 0:
         build.prepare_data(config.data)
@@ -70,17 +87,17 @@ def _train(config: Config, engine: Engine, resume: Checkpoint | None, heart: Hea
     processor = build.build_processor(config)
     model = build.build_model(config, processor)
     heart.beat("index")
-    data = build.build_data(config, processor, engine.rank, engine.world_size)
+    data = build.build_data(config, processor, engine.rank, engine.world_size, plan)
     if engine.rank == 0:
         run_dir = Path(config.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, run_dir / CONFIG)
+        save_config(written, run_dir / CONFIG)
         table = [dataclasses.asdict(row) for row in parameter_table(model, config, engine.device)]
         (run_dir / PARAMETERS).write_text(json.dumps(table, indent=1) + "\n")
         if config.trainer.eval_every and config.evaluation.shown:
             print(f"samples: {decoding_of(config, model, processor).line()}", flush=True)
         if data.plan is not None:
-            for sentence in outlook(data.plan, config):
+            for sentence in outlook(data.plan, config, engine.world_size):
                 print(sentence, flush=True)
     trainer = Trainer(
         config,
@@ -96,6 +113,7 @@ def _train(config: Config, engine: Engine, resume: Checkpoint | None, heart: Hea
         answers=lambda: sample_answers(data.validation, engine, model, processor, config, heart),
         heart=heart,
         bases=bases(config),  # again: by now data.prepare has made what it makes
+        passed=None if data.plan is None else partial(passes, data.plan, until=config.trainer.epochs_until),
     )
     result = trainer.train()
     lines = left_out_at_end(engine.gather(data.quarantine.counted))

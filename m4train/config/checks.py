@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
+from typing import Any
 
 from m4train.config import (
     ADAPTERS,
+    EVERY,
     LOSSES,
-    OPTIMIZERS,
     SCHEDULES,
     AdapterConfig,
     BatchRampConfig,
@@ -20,6 +22,8 @@ from m4train.config import (
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
+    TrainerConfig,
+    optimizer_kind,
 )
 from m4train.config.combinations import check_combinations
 from m4train.config.data_checks import check_data
@@ -141,6 +145,11 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
         len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas),
         f"optimizer.betas is {optimizer.betas}, but must hold two numbers of at least 0 and below 1.",
     )
+    require(
+        not optimizer.arguments or ":" in optimizer.name,
+        f"optimizer.arguments is {optimizer.arguments}, but optimizer.name={optimizer.name} has keys of its own for them: they are for "
+        "package.module:Class.",
+    )
     require(optimizer.eps > 0, f"optimizer.eps is {optimizer.eps}, but must be above 0.")
     at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
     for part, own in optimizer.parts.items():
@@ -150,7 +159,7 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
         )
         at_least(f"optimizer.parts.{part}.weight_decay", own.weight_decay or 0, 0)
     require(
-        optimizer.momentum is None or OPTIMIZERS[optimizer.name].whole_matrices,
+        optimizer.momentum is None or optimizer_kind(optimizer.name).whole_matrices,
         f"optimizer.momentum is {optimizer.momentum}, but optimizer.name={optimizer.name} has none: it has betas.",
     )
     require(
@@ -165,14 +174,14 @@ def _check_training(config: Config) -> None:
         "max_steps",
         "global_batch_size",
         "micro_batch_size",
-        "save_every",
         "keep_last",
-        "log_every",
         "max_skipped_in_a_row",
     ):
         at_least(f"trainer.{key}", getattr(trainer, key), 1)
     _check_batch_ramp(trainer.batch_ramp, trainer.global_batch_size)
-    at_least("trainer.eval_every", trainer.eval_every, 0)
+    for key, least in zip(EVERY, (1, 0, 1), strict=True):
+        _check_every(f"trainer.{key}", getattr(trainer, key), least)
+    _check_watched(trainer)
     if trainer.stop_after is not None:
         at_least("trainer.stop_after", trainer.stop_after, 1)
     require(trainer.max_grad_norm > 0, f"trainer.max_grad_norm is {trainer.max_grad_norm}, but must be above 0.")
@@ -184,7 +193,10 @@ def _check_training(config: Config) -> None:
     check_combinations(config)
     require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _check_optimizer(optimizer)
-    _check_schedule(config.schedule, trainer.max_steps)
+    if trainer.epochs is None and config.schedule.warmup_fraction is None:  # else again, once the steps are counted
+        _check_schedule(config.schedule, trainer.max_steps)
+    else:
+        _check_schedule(replace(config.schedule, warmup_steps=0), sys.maxsize)
     for key in ("neftune_alpha", "skip_outliers", "keep_every"):
         at_least(f"trainer.{key}", getattr(trainer, key), 0)
     require(
@@ -198,8 +210,45 @@ def _check_training(config: Config) -> None:
     _check_evaluation(config)
 
 
+def _check_every(key: str, value: Any, least: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(
+        whole or value == "epoch" or (isinstance(value, float) and 0 < value < 1),
+        f"{key} is {value!r}, but must be a number of steps of at least {least}, a share of the run between 0 and 1, or epoch.",
+    )
+
+
+def _check_watched(trainer: TrainerConfig) -> None:
+    require(
+        trainer.epochs is None or trainer.epochs > 0,
+        f"trainer.epochs is {trainer.epochs}, but must be above 0; null counts the run in trainer.max_steps.",
+    )
+    one_of("trainer.epochs_until", trainer.epochs_until, ("first", "last"))
+    at_least("trainer.early_stopping.patience", trainer.early_stopping.patience, 0)
+    at_least("trainer.early_stopping.min_change", trainer.early_stopping.min_change, 0)
+    one_of("trainer.best.mode", trainer.best.mode, ("min", "max"))
+    one_of("trainer.early_stopping.mode", trainer.early_stopping.mode, ("min", "max"))
+    require(
+        not trainer.eval_first or trainer.eval_every != 0,
+        "trainer.eval_first is true, but trainer.eval_every is 0: set trainer.eval_every as well.",
+    )
+    watched = {"trainer.best.metric": trainer.best.metric}
+    watched |= (
+        {"trainer.early_stopping.metric": trainer.early_stopping.metric} if trainer.early_stopping.patience else {}
+    )
+    for key, metric in watched.items():
+        require(
+            metric is None or not metric.startswith("eval/") or trainer.eval_every != 0,
+            f"{key} is {metric}, but trainer.eval_every is 0, so that it is never measured: set trainer.eval_every.",
+        )
+
+
 def _check_schedule(schedule: ScheduleConfig, max_steps: int) -> None:
     one_of("schedule.name", schedule.name, SCHEDULES)
+    require(
+        schedule.warmup_fraction is None or 0 <= schedule.warmup_fraction <= 1,
+        f"schedule.warmup_fraction is {schedule.warmup_fraction}, but must be a share of the run from 0 to 1.",
+    )
     require(
         0 <= schedule.warmup_steps <= max_steps,
         f"schedule.warmup_steps is {schedule.warmup_steps}, but must be between 0 and trainer.max_steps ({max_steps}).",

@@ -5,7 +5,7 @@ Each refusal is one sentence that names the keys, the reason and the way out.
 
 from __future__ import annotations
 
-from m4train.config import ENGINES, OPTIMIZERS, Config
+from m4train.config import ENGINES, OPTIMIZERS, Config, optimizer_kind
 from m4train.config.deepspeed import check_deepspeed_file
 from m4train.config.require import at_least, one_of, require
 
@@ -22,7 +22,7 @@ def why_not(engine: str, optimizer: str, adapter: str) -> str | None:
 
     No adapter changes what an engine can do to an optimizer; 4-bit weights (qlora) are frozen and stay whole under fsdp2.
     """
-    kind = OPTIMIZERS[optimizer]
+    kind = optimizer_kind(optimizer)
     if kind.engines is None or engine in kind.engines:
         return None
     *others, last = (f"engine={name}" if not n else name for n, name in enumerate(kind.engines))
@@ -72,7 +72,10 @@ def _check_launch(processes: int | None, engine: str) -> None:
 def _check_choices(config: Config) -> None:
     """What one engine, optimizer or adapter cannot do with another, each with its reason."""
     engine, optimizer, adapter = config.engine.name, config.optimizer.name, config.adapter.kind
-    one_of("optimizer.name", optimizer, tuple(OPTIMIZERS))
+    require(
+        optimizer in OPTIMIZERS or all(optimizer.partition(":")),
+        f"optimizer.name is {optimizer!r}, but must be one of {', '.join(OPTIMIZERS)}, or a class as package.module:Class.",
+    )
     reason = why_not(engine, optimizer, adapter)
     require(reason is None, reason or "")
     require(
@@ -81,7 +84,7 @@ def _check_choices(config: Config) -> None:
         "compiled: choose engine=fsdp2, or trainer.compile=false.",
     )
     require(
-        not (OPTIMIZERS[optimizer].whole_matrices and config.engine.offload),
+        not (optimizer_kind(optimizer).whole_matrices and config.engine.offload),
         f"optimizer.name is {optimizer}, but engine.offload keeps shards in CPU memory, where whole matrices would have to be put "
         "together: choose engine.offload=false, or optimizer=adamw.",
     )

@@ -34,7 +34,7 @@ from m4train.config.loading import (
     parse,
     search_path,
 )
-from m4train.config.start import composed_start, forget_scratch, starts_from
+from m4train.config.start import composed_start, forget_scratch, starts_from, take_nearest
 from m4train.config.texts import text_of
 from m4train.config.trust import check_code
 from m4train.config.values import Reader, fields_of
@@ -98,6 +98,7 @@ def load_config(overrides: list[str], where: Where = HERE) -> Config:
     """
     _SAID.clear()
     composed = composed_start(lambda given: compose(given, where), overrides)
+    take_nearest(composed, overrides)
     _say_what_is_kept(composed, overrides, where)
     config = _object(composed, where)
     take_adapter(config.adapter, overrides)
@@ -126,7 +127,9 @@ def load_run_config(overrides: list[str], where: Where = HERE) -> Config:
     values = {key: value for key, value in OmegaConf.to_container(merged).items() if key not in chosen}  # type: ignore[union-attr]
     ConfigStore.instance().store(name=_RUN, node={"defaults": ["schema", "_self_"], **values})
     added = [f"+{override}" if override.partition("=")[0] in chosen else override for override in overrides]
-    config = _object(compose(added, Where(where.folders, _RUN)), where)
+    composed = compose(added, Where(where.folders, _RUN))
+    take_nearest(composed, overrides)
+    config = _object(composed, where)
     check_code(config, file, given, resource_folder("conf"))
     check(config)
     return config

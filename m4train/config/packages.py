@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 
-from m4train.config import OPTIMIZERS, Config, LoggingConfig
+from m4train.config import Config, LoggingConfig, optimizer_kind
 from m4train.errors import ConfigError
 
 _INSTALLED_AS = {"sklearn": "scikit-learn"}  # packages whose name in pip is not the one they are imported by
@@ -60,7 +60,7 @@ def _needed(config: Config) -> Iterator[tuple[str, str, str, str]]:
     engine, adapter = config.engine.name, config.adapter.kind
     if engine.startswith("zero"):
         yield "engine", "deepspeed", f"engine.name={engine}", "engine=fsdp2, ddp or single"
-    optimizer = OPTIMIZERS[config.optimizer.name]
+    optimizer = optimizer_kind(config.optimizer.name)
     if optimizer.package:
         yield "optimizer", optimizer.package, f"optimizer.name={config.optimizer.name}", "optimizer=adamw"
     if adapter != "none":

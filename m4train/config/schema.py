@@ -12,6 +12,7 @@ from typing import Any
 
 from m4train.config.data_schema import DataConfig
 from m4train.optimizers import OPTIMIZERS as OPTIMIZERS
+from m4train.optimizers import optimizer_kind as optimizer_kind
 
 # The engines by name, each with the class ("module:class") that is made of a Config. One of its own is added here.
 ENGINES = {
@@ -87,7 +88,8 @@ class AdapterConfig:
     # rank of some modules instead of `rank`: pattern of the end of a module's name -> rank, as in peft
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # the same for alpha
-    # part, or "*" for any -> names of the linear layers that get an adapter, such as text: [q_proj, v_proj]
+    # part, or "*" for any -> the linear layers that get an adapter: names (text: [q_proj, v_proj]), patterns ("layers.[01].*"), or
+    # all-linear for all but the head
     targets: dict[str, list[str]] = field(default_factory=dict)
     modules_to_save: list[str] = field(default_factory=list)  # parts or names of modules that train in full as well
     start_from: str | None = None  # peft folder, or another run's checkpoint, to go on with the adapter of; null: new
@@ -123,7 +125,12 @@ class PartOptimizerConfig:
 class OptimizerConfig:
     """How gradients become updates."""
 
-    name: str = "adamw"  # adamw, adamw_8bit (bitsandbytes), muon (matrices of hidden layers; AdamW for the rest)
+    # adamw, adamw_8bit and paged_adamw_8bit (bitsandbytes), muon (matrices of hidden layers; AdamW for the rest), adafactor, lion
+    # (bitsandbytes), or a class of torch.optim's kind as package.module:Class
+    name: str = "adamw"
+    arguments: dict[str, Any] = field(
+        default_factory=dict
+    )  # more arguments of package.module:Class, such as {beta3: 0.9}
     lr: float = 1e-4  # peak learning rate, which `schedule` scales
     # decay per step of the first and second moment of Adam, each from 0 to below 1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
@@ -141,6 +148,8 @@ class ScheduleConfig:
 
     name: str = "cosine"  # shape after the warmup: constant, linear, cosine, wsd (warmup, stable, decay)
     warmup_steps: int = 0  # optimizer steps in which the rate grows linearly to its peak
+    # the same as a share of the run, from 0 to 1, instead of warmup_steps; null: warmup_steps
+    warmup_fraction: float | None = None
     decay_steps: int = 0  # wsd: optimizer steps of the decay at the end
     final_fraction: float = 0.0  # share of the peak rate that is left at trainer.max_steps, from 0 to 1
 
@@ -154,11 +163,36 @@ class BatchRampConfig:
     steps: int = 0  # optimizer steps between two increments
 
 
+EVERY = ("save_every", "eval_every", "log_every")  # in optimizer steps, as a share of the run, or `epoch`
+
+
+@dataclass
+class BestConfig:
+    """A checkpoint that is kept because a value was never better."""
+
+    metric: str | None = None  # name of a logged value, such as eval/loss; null: no checkpoint is kept for its value
+    mode: str = "min"  # min: lower is better; max: higher is
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """The end of a run that no longer gets better."""
+
+    patience: int = 0  # the run ends after this many values in a row that are not better; 0: never
+    metric: str = "eval/loss"  # name of the logged value
+    mode: str = "min"  # min: lower is better; max: higher is
+    min_change: float = 0.0  # a value has to be better by more than this, in the unit of the metric
+
+
 @dataclass
 class TrainerConfig:
     """The loop: how long, how much at a time, in which precision, and what is saved, measured and logged when."""
 
     max_steps: int = 1000  # optimizer steps of the whole run, over all its continuations
+    # passes over the data instead of max_steps, which is then counted from the plan; 0.5: half of one; null: max_steps
+    epochs: float | None = None
+    # of several sources, the one whose passes are counted: the first or the last to be through
+    epochs_until: str = "first"
     global_batch_size: int = 8  # packs per optimizer step, over all ranks
     micro_batch_size: int = 8  # packs per forward pass of one rank; changes memory and speed, not the result
     batch_ramp: BatchRampConfig = field(default_factory=BatchRampConfig)
@@ -168,12 +202,18 @@ class TrainerConfig:
     max_grad_norm: float = 1.0  # the gradient is scaled down to this norm over all parameters; inf: never
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
     compile: bool = False  # compile each block of the model with torch.compile: faster steps after a slow start
-    save_every: int = 250  # optimizer steps between checkpoints
+    # between checkpoints: optimizer steps, or a share of the run (0.1), or `epoch`
+    save_every: Any = 250
     async_checkpoint: bool = True  # train on while a checkpoint is written from a copy in CPU memory; false: wait
     keep_last: int = 2  # number of newest checkpoints that are kept
     keep_every: int = 0  # checkpoints at multiples of this many steps are kept for good; 0: none
-    eval_every: int = 0  # optimizer steps between measurements of the held-out loss; 0: never
-    log_every: int = 10  # optimizer steps between lines of metrics.jsonl, the console and W&B
+    # between measurements of the held-out loss: optimizer steps, or a share of the run, or `epoch`; 0: never
+    eval_every: Any = 0
+    eval_first: bool = False  # measure the held-out loss before step 1 as well
+    # between lines of metrics.jsonl, the console and W&B: optimizer steps, or a share of the run, or `epoch`
+    log_every: Any = 10
+    best: BestConfig = field(default_factory=BestConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     stop_after: int | None = None  # optimizer steps after which this start of the run ends with a checkpoint
     max_skipped_in_a_row: int = 20  # the run stops after this many skipped (non-finite) optimizer steps in a row
     skip_outliers: float = 0.0  # skip steps with a gradient norm this many deviations above the mean of the last 128

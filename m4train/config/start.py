@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from m4train.errors import ConfigError
+
 NEUTRAL = "backbones"  # the choice of conf/model that says nothing of an architecture
 
 
@@ -38,3 +40,21 @@ def forget_scratch(model: Any, starts: bool = False) -> None:
     """
     if model.architecture and (starts or model.pretrained is not None):
         model.architecture, model.processor, model.tokenizer = {}, {}, None
+
+
+# Two keys that say the same: the first is taken if it is not null.
+_SAME = (("trainer.epochs", "trainer.max_steps"), ("schedule.warmup_fraction", "schedule.warmup_steps"))
+
+
+def take_nearest(composed: Any, overrides: Sequence[str]) -> None:
+    """Lets a length that the command line gives in steps count, whatever an experiment says in epochs or shares.
+
+    Raises ConfigError if the command line gives both.
+    """
+    given = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    for instead, steps in _SAME:
+        if steps in given and given.get(instead, "null") != "null":
+            raise ConfigError(f"{instead} and {steps} say the same in two ways: give one of them.")
+        if steps in given:
+            group, _, name = instead.partition(".")
+            composed[group][name] = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import islice
 
 from m4train.config import Config
-from m4train.data.plan.plan import Plan
+from m4train.data.plan.lengths import batch_line
+from m4train.data.plan.plan import Plan, StepPlan
 from m4train.training.schedule import rate_factor
 
 MANY_PASSES = 20.0  # over one source
@@ -15,9 +16,17 @@ _PLANNED = (
 _BARELY = 0.9  # of the peak rate: a decaying schedule that ends above it has hardly begun
 
 
-def outlook(plan: Plan, config: Config) -> list[str]:
-    """Sentences about what looks wrong with the length of a run; none if nothing does."""
-    steps, passes = _pace(plan, config)
+def outlook(plan: Plan, config: Config, ranks: int = 1) -> list[str]:
+    """How the packs of a step come about, and sentences about what looks wrong with the length of a run."""
+    planned = list(islice(plan.steps(), min(_PLANNED, config.trainer.max_steps)))
+    samples = [
+        len({(unit.source, unit.sample, unit.epoch) for pack in step.packs for unit in pack.units}) for step in planned
+    ]
+    return [batch_line(config, ranks, sum(samples) / len(samples) if samples else None), *_notes(plan, config, planned)]
+
+
+def _notes(plan: Plan, config: Config, planned: list[StepPlan]) -> list[str]:
+    steps, passes = _pace(plan, config, planned)
     said = [
         f"the run passes over source {name} about {round(times)} times (trainer.max_steps={config.trainer.max_steps})."
         for name, times in passes.items()
@@ -36,9 +45,8 @@ def outlook(plan: Plan, config: Config) -> list[str]:
     return [f"note: {sentence}" for sentence in said]
 
 
-def _pace(plan: Plan, config: Config) -> tuple[int, dict[str, float]]:
-    """How many steps the run has, and how often it passes over each source."""
-    planned = list(islice(plan.steps(), min(_PLANNED, config.trainer.max_steps)))
+def _pace(plan: Plan, config: Config, planned: list[StepPlan]) -> tuple[int, dict[str, float]]:
+    """How many steps the run has, and how often it passes over each source, from its first steps."""
     if not planned:
         return config.trainer.max_steps, {}
     samples = [len({(unit.sample, unit.epoch) for unit in units}) for units in _units(planned, len(plan.sources))]

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -14,15 +15,19 @@ from m4train.config import ADAPTERS, AdapterConfig
 from m4train.config.adapter_start import ANY_PART
 from m4train.config.packages import need
 from m4train.errors import ConfigError
+from m4train.parts import LM_HEAD
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import ADAPTER_NAME, canonical_name, canonical_parameters, is_adapter, part_of
 from m4train.training.quantization import dequantized, is_quantized, quantize_parts
+
+ALL_LINEAR = "all-linear"  # in adapter.targets: every linear layer of the part but the head
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional CPU kernels whenever peft is imported
 
 
 def resolve_targets(model: TrainableModel, targets: Mapping[str, list[str]]) -> list[str]:
-    """Full names of the modules to adapt: those of each part whose last name is one of the part's targets.
+    """Full names of the modules to adapt: those of each part whose last name is one of the part's targets, which may
+    be patterns or `all-linear`.
 
     Raises ConfigError for a part the model does not have, or a target that matches no linear layer or embedding there.
     """
@@ -39,7 +44,7 @@ def resolve_targets(model: TrainableModel, targets: Mapping[str, list[str]]) -> 
             and (part == ANY_PART or part_of(f"{name}.weight", parts) == part)
         ]
         for target in wanted:
-            matched = [target] if target in members else [name for name in members if name.endswith(f".{target}")]
+            matched = [name for name in members if _is_meant(model, name, target)]
             if not matched:
                 known = sorted({name.rsplit(".", 1)[-1] for name in members})
                 raise ConfigError(
@@ -60,6 +65,16 @@ def resolve_targets(model: TrainableModel, targets: Mapping[str, list[str]]) -> 
             "span: take it out of adapter.targets (the new rows train as the part new_tokens)."
         )
     return list(dict.fromkeys(found))
+
+
+def _is_meant(model: TrainableModel, name: str, target: str) -> bool:
+    """Whether a target means a module: by its name, the end of it, a pattern of either, or as one of all linear layers."""
+    if target == ALL_LINEAR or any(mark in target for mark in "*?["):
+        linear = (
+            isinstance(model.get_submodule(name), nn.Linear) and part_of(f"{name}.weight", model.parts()) != LM_HEAD
+        )
+        return linear and (target == ALL_LINEAR or fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}"))
+    return name == target or name.endswith(f".{target}")
 
 
 def apply_adapters(model: TrainableModel, config: AdapterConfig) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m4train.config import OPTIMIZERS, OptimizerConfig
+from m4train.config import OptimizerConfig, optimizer_kind
 from m4train.config.packages import need
 from m4train.errors import ConfigError
 from m4train.parts import EMBEDDINGS, LM_HEAD, NEW_TOKENS
@@ -55,7 +56,7 @@ def parameter_groups(
         part = part_of(name, parts)
         own = config.parts.get(part)
         decays = name not in undecayed or (own is not None and own.decay_all)
-        matrices = OPTIMIZERS[config.name].whole_matrices and _is_hidden_matrix(name, parameter, part, undecayed)
+        matrices = optimizer_kind(config.name).whole_matrices and _is_hidden_matrix(name, parameter, part, undecayed)
         decay = config.weight_decay if own is None or own.weight_decay is None else own.weight_decay
         settings = {
             "part": part,
@@ -89,13 +90,44 @@ def adamw_8bit(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optim
     return AdamW8bit(groups, **_adam(config))
 
 
+def paged_adamw_8bit(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    need("bitsandbytes", "optimizer.name=paged_adamw_8bit")
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    return PagedAdamW8bit(groups, **_adam(config))
+
+
+def lion(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    need("bitsandbytes", "optimizer.name=lion")
+    from bitsandbytes.optim import Lion
+
+    return Lion(groups, lr=config.lr, betas=tuple(config.betas))
+
+
+def adafactor(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    return torch.optim.Adafactor(groups, lr=config.lr)
+
+
+def named(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The class that optimizer.name names as package.module:Class, with optimizer.arguments and what it takes of lr, betas and
+    eps. Raises ConfigError if there is no such class, or it does not take the arguments."""
+    module, _, name = config.name.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+        takes = inspect.signature(kind).parameters
+        given = {key: value for key, value in _adam(config).items() if key in takes}
+        return kind(groups, **{**given, **config.arguments})
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer.name is {config.name}, which cannot be made ({error}).") from error
+
+
 def _adam(config: OptimizerConfig) -> dict[str, Any]:
     return {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
 
 
 def make_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer named by the config, see `m4train.optimizers`."""
-    module, _, function = OPTIMIZERS[config.name].make.partition(":")
+    module, _, function = optimizer_kind(config.name).make.partition(":")
     return getattr(importlib.import_module(module), function)(groups, config)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from m4train.config import OPTIMIZERS, Config
+from m4train.config import Config, optimizer_kind
 from m4train.training import optim
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, is_adapter, part_of
@@ -71,7 +71,7 @@ def _row(
         storage=tuple(sorted({_storage(p, frozen) for _, p in members})),
         compute=config.trainer.precision,
         attention=kernels,
-        state=OPTIMIZERS[config.optimizer.name].state if groups else "",
+        state=optimizer_kind(config.optimizer.name).state if groups else "",
         lr=groups[0]["base_lr"] if groups else None,
         decay=tuple(sorted({group["weight_decay"] for group in groups})),
     )

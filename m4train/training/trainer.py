@@ -37,13 +37,13 @@ from m4train.training.throughput import Throughput, memory_gib
 from m4train.training.worst_batch import worst_batch
 
 # Why ranks may stop that only one of them may know.
-_AGREED = ("end_of_data", "signal", "stop_file", "time_limit", "failed_save")
+_AGREED = ("end_of_data", "signal", "stop_file", "time_limit", "failed_save", "early_stopping")
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """How a run ended: its last step, the metrics last logged, and `stopped_by`: max_steps, stop_after, signal,
-    stop_file, time_limit or end_of_data."""
+    stop_file, time_limit, end_of_data or early_stopping."""
 
     step: int
     metrics: dict[str, Any]
@@ -67,7 +67,7 @@ class Trainer:
     continue from, whose plan state the loader was already given. `save_extra(folder)` adds files to every checkpoint.
     `quarantined()` counts the samples this rank has dropped since the run began, `too_long()` by source those that it left out
     for their length and the documents that it used. `answers()`, which all ranks call, gives rank 0 what the model answers
-    to held-out questions. `heart` already watches what came before. `bases` names the content of what the run starts from,
+    to held-out questions. `passed(state)` says how often the run has been through its data by a state of the plan. `heart` already watches what came before. `bases` names the content of what the run starts from,
     for its checkpoints.
     """
 
@@ -86,10 +86,14 @@ class Trainer:
         answers: Callable[[], list[dict[str, Any]]] | None = None,
         heart: Heartbeat | None = None,
         bases: Mapping[str, str] | None = None,
+        passed: Callable[[Mapping[str, Any]], dict[str, float]] | None = None,
     ) -> None:
         self.config, self.model, self.loader, self.engine = config, model, loader, engine
         self.callbacks, self.validation, self.resume = list(callbacks), validation, resume
-        self.quarantined, self.answers = quarantined, answers
+        self.quarantined, self.answers, self.passed = quarantined, answers, passed
+        self._asked_to_stop = False
+        self._seen = 0  # tokens of this rank since the start, and of all before it
+        self._seen_before = resume.state.get("tokens_seen", 0) if resume else 0
         self.too_long = too_long or dict
         self.run_dir = Path(config.run_dir)
         self.step = resume.step if resume else 0
@@ -110,7 +114,8 @@ class Trainer:
         self._weights = LossWeights({name: source.loss_weight for name, source in config.data.sources.items()})
 
     def train(self) -> TrainResult:
-        """Runs until the first of max_steps, stop_after, a signal, the stop file, max_hours, or the end of the data.
+        """Runs until the first of max_steps, stop_after, a signal, the stop file, max_hours, early stopping, or the end of the
+        data.
 
         Raises TrainingError for a parameter without gradient or persistent non-finite steps, CheckpointError if a
         checkpoint cannot be written or read.
@@ -145,6 +150,7 @@ class Trainer:
             "callbacks": {type(callback).__name__: callback.state() for callback in self.callbacks},
             "skipped": self._check_skips(),
             "versions": versions(),
+            "tokens_seen": self._seen_before + int(self.engine.agree([self._seen])[0]),
             "version": VERSION,
             **self._origin,
         }
@@ -153,6 +159,10 @@ class Trainer:
             self._checked = True
         self._saver.save(state)
         self.saved_step = self.step
+
+    def ask_to_stop(self) -> None:
+        """Ends the run at the next step border, as `early_stopping`; any rank may ask."""
+        self._asked_to_stop = True
 
     def _start(self) -> None:
         self.heart.start()
@@ -175,6 +185,9 @@ class Trainer:
             callback.load(saved.get("callbacks", {}).get(type(callback).__name__, {}))
             callback.on_start(self)
         self.model.train()
+        if self.step == 0 and any(callback.measures(0) for callback in self.callbacks):
+            measured = [callback.measure(self) for callback in self.callbacks]
+            self._publish({"step": 0, **{name: value for found in measured for name, value in found.items()}})
 
     def _loop(self) -> str:
         window, batches = _Window(), iter(self.loader)
@@ -229,7 +242,7 @@ class Trainer:
         mine = self._weights.counts(batch.micro_batches if batch else [])
         micro_batches = len(batch.micro_batches) if batch else 0
         flags = [batch is None, self._stops.signalled(), self._stops.file_present(), self._stops.out_of_time()]
-        flags.append(self._saver.failed())
+        flags += [self._saver.failed(), self._asked_to_stop]
         total, *agreed = self.engine.agree([micro_batches, *flags, *mine])
         raised, counts = agreed[: len(flags)], agreed[len(flags) :]
         reason = next((name for name, flag in zip(_AGREED, raised, strict=True) if flag), None)
@@ -259,6 +272,7 @@ class Trainer:
         self.step, self.plan_state = step, batch.state
         for micro in batch.micro_batches:
             window.tokens += real_tokens(micro)
+            self._seen += real_tokens(micro)
             self._throughput.add(micro)
         self._unlogged = (sums, update, factor)
         if self._logged(step):
@@ -328,17 +342,25 @@ class Trainer:
         dropped = self.quarantined() if self.quarantined else 0
         long: Mapping[str, tuple[int, int]] = self.too_long()
         vector = sums.vector()
-        counts = [window.tokens, window.waited / elapsed, dropped, *(n for pair in long.values() for n in pair)]
+        counts = [
+            self._seen,
+            window.tokens,
+            window.waited / elapsed,
+            dropped,
+            *(n for pair in long.values() for n in pair),
+        ]
         mine = torch.tensor(counts, dtype=vector.dtype, device=vector.device)
         shared = torch.stack([update.total, *update.by_part]).to(vector)
         reduced: Tensor = self.engine.reduce(torch.cat([vector, mine]))
         values = torch.cat([reduced, shared]).tolist()
-        tokens, waited, dropped, *rest = values[len(vector) :]
+        seen, tokens, waited, dropped, *rest = values[len(vector) :]
         lost, used = rest[: 2 * len(long) : 2], rest[1 : 2 * len(long) : 2]
         total, *by_part = rest[2 * len(long) :]
         return {
             "step": self.step,
             **sums.read(values[: len(vector)]),
+            "tokens_seen": self._seen_before + int(seen),
+            **(self.passed(self.plan_state) if self.passed else {}),
             "lr": self.config.optimizer.lr * factor,
             **{f"lr/{part}": peak_rate(self.config.optimizer, part) * factor for part in update.parts},
             "grad_norm": total,

@@ -12,19 +12,25 @@ from m4train.training.callbacks.evaluation import Evaluation
 from m4train.training.callbacks.jsonl import Jsonl
 from m4train.training.callbacks.samples import Samples
 from m4train.training.callbacks.wandb import Wandb
+from m4train.training.callbacks.watched import Best, EarlyStopping
 
 
 def default_callbacks(config: Config) -> list[Callback]:
     """The callbacks a configuration asks for, in their order: what measures first, what saves last."""
     callbacks: list[Callback] = []
     if config.trainer.eval_every:
-        callbacks.append(Evaluation(config.trainer.eval_every, config.trainer.max_steps))
+        measured = (config.trainer.eval_every, config.trainer.max_steps, config.trainer.eval_first)
+        callbacks.append(Evaluation(*measured))
         if config.evaluation.shown:
-            callbacks.append(Samples(config.trainer.eval_every, config.trainer.max_steps))
+            callbacks.append(Samples(*measured))
     if config.logging.console:
         callbacks.append(Console())
     callbacks += [Jsonl(), Cursors()]
     if uses_wandb(config.logging):
         callbacks.append(Wandb(config.logging.wandb, config.logging.project))
+    if config.trainer.best.metric is not None:
+        callbacks.append(Best(config.trainer.best))
+    if config.trainer.early_stopping.patience:
+        callbacks.append(EarlyStopping(config.trainer.early_stopping))
     callbacks.append(Checkpointing(config.trainer.save_every))
     return callbacks

@@ -49,13 +49,22 @@ class Console(Callback):
     def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         if not self._main:
             return
+        if "loss" not in metrics:  # before the first step
+            self._console.print(
+                f"step {trainer.step}  held-out {metrics.get('eval/loss', float('nan')):.4f}", markup=False
+            )
+            return
         text = f"loss {metrics['loss']:.4f}  {metrics['tokens_per_second']:,.0f} tokens/s"
         if "eval/loss" in metrics:
             text += f"  held-out {metrics['eval/loss']:.4f}"
+        if "epoch" in metrics:
+            text += f"  epoch {metrics['epoch']:.2f}"
         if metrics["skipped_steps"]:
             text += f"  skipped {metrics['skipped_steps']}"
         if self._progress is not None:
-            self._progress.update(self._task, description=text, completed=trainer.step)
+            # In the scrollback above the bar, whose own line changes
+            self._progress.console.print(f"step {trainer.step}  {text}", markup=False)
+            self._progress.update(self._task, description=f"loss {metrics['loss']:.4f}", completed=trainer.step)
             return
         self._console.print(
             f"step {trainer.step}/{trainer.config.trainer.max_steps}  {text}{self._left(trainer)}", markup=False

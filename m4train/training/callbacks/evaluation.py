@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 
 class Evaluation(Callback):
-    """Adds `eval/loss` and `eval/loss/SOURCE` to the metrics every `every` steps and at the last one."""
+    """Adds `eval/loss` and `eval/loss/SOURCE` to the metrics every `every` steps, at the last one, and `first` before any."""
 
-    def __init__(self, every: int, max_steps: int) -> None:
-        self.every, self.max_steps = every, max_steps
+    def __init__(self, every: int, max_steps: int, first: bool = False) -> None:
+        self.every, self.max_steps, self.first = every, max_steps, first
 
     def measures(self, step: int) -> bool:
+        if step == 0:
+            return self.first
         return step % self.every == 0 or step == self.max_steps
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:

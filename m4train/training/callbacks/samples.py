@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 class Samples(Callback):
     """Every `every` steps and at the last one, appends what `trainer.answers()` gives to `run_dir/samples.jsonl`."""
 
-    def __init__(self, every: int, max_steps: int) -> None:
-        self.every, self.max_steps = every, max_steps
+    def __init__(self, every: int, max_steps: int, first: bool = False) -> None:
+        self.every, self.max_steps, self.first = every, max_steps, first
 
     def on_start(self, trainer: Trainer) -> None:
         if trainer.engine.rank == 0:
             keep_lines(trainer.run_dir / SAMPLES, trainer.step)
 
     def measures(self, step: int) -> bool:
+        if step == 0:
+            return self.first
         return step % self.every == 0 or step == self.max_steps
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import m4train
 from m4train.errors import CheckpointError
-from m4train.run_files import STATE
+from m4train.json_files import read_mapping
+from m4train.run_files import BEST, STATE
 from m4train.training.checkpoints.files import (
     checkpoints_in,
     file_hashes,
@@ -264,9 +265,16 @@ def _publish(aside: Path, target: Path) -> None:
 def _prune(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
     """Removes the oldest checkpoints up to step `newest`; each is renamed first, so that a half-removed one is never taken for
     whole."""
+    best = best_step(folder)
     for step, old in [found for found in checkpoints_in(folder) if found[0] <= newest][:-keep_last]:
-        if keep_every and step % keep_every == 0:
+        if (keep_every and step % keep_every == 0) or step == best:
             continue
         doomed = folder / f".writing-{old.name}"
         os.rename(old, doomed)
         shutil.rmtree(doomed)
+
+
+def best_step(folder: Path) -> int | None:
+    """The step of the checkpoint with the best value of trainer.best.metric; None if there is none."""
+    path = folder / Path(BEST).name
+    return read_mapping(path).get("step") if path.is_file() else None

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from m4train.config import OPTIMIZERS, Config
+from m4train.config import Config, optimizer_kind
 from m4train.errors import ConfigError
 from m4train.training import optim
 from m4train.training.engines.base import Update
@@ -61,7 +61,7 @@ class FSDPEngine(DistributedEngine):
         self.place(model)
         self._sharded = {n: p for n, p in canonical_parameters(model).items() if p.requires_grad}
         local = {name: nn.Parameter(p.to_local()) for name, p in self._sharded.items()}
-        self.optimise(local, self._sharded if OPTIMIZERS[self.config.optimizer.name].whole_matrices else None)
+        self.optimise(local, self._sharded if optimizer_kind(self.config.optimizer.name).whole_matrices else None)
 
     def place(self, model: TrainableModel) -> None:
         # Packed 4-bit weights would lose their scales in shards: they stay whole on every rank, at half a byte a value.

@@ -264,3 +264,16 @@ def test_completions_of_a_group_and_startup_read_no_heavy_module():
         "assert not {'torch', 'deepspeed', 'wandb', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_keys_that_the_answers_name_exist():
+    import re
+
+    from m4train.config.describe import find
+
+    top = ("optimizer", "trainer", "data", "adapter", "model", "schedule", "logging", "engine", "launch", "evaluation")
+    for answer in WORDS.values():
+        for key in re.findall(rf"\b(?:{'|'.join(top)})\.[\w.]+\w", answer):
+            assert find(key.removesuffix(".text")), key
+        for group, choice in re.findall(r"\b(engine|adapter|freeze|schedule|optimizer|data|model)=(\w+)", answer):
+            assert choice in groups()[group], (group, choice)

@@ -28,7 +28,8 @@ def test_a_run_of_an_odd_length_says_so(max_steps, epochs, schedule, expected, t
     sources, data = make_sources(tmp_path, epochs=epochs)
     config = make_config(tmp_path, max_steps=max_steps)
     config.schedule = replace(config.schedule, **{**SCHEDULE, **schedule})
-    said = outlook(Plan(sources, data, 0, 4), config)
+    batch, *said = outlook(Plan(sources, data, 0, 4), config)
+    assert batch.startswith("batch: ")
     assert len(said) == len(expected)
     assert all(part in sentence for part, sentence in zip(expected, said, strict=True))
 
@@ -38,5 +39,5 @@ def test_the_estimate_is_near_what_the_plan_does(tmp_path):
     plan = Plan(sources, data, 0, 2)
     config = make_config(tmp_path, max_steps=4000)
     config.schedule = replace(config.schedule, **{**SCHEDULE, "warmup_steps": 400})
-    (said,) = outlook(plan, config)
+    _, said = outlook(plan, config)
     assert int(said.split("about ")[1].split()[0]) == pytest.approx(len(list(plan.steps())), rel=0.15)

@@ -3,10 +3,10 @@ import torch
 
 from m4train.config import AdapterConfig, Config, FreezeConfig, FreezeRule, TrainerConfig
 from m4train.errors import CheckpointError, ConfigError
-from m4train.training.adapters import apply_adapters, merge_adapters
+from m4train.training.adapters import apply_adapters, merge_adapters, resolve_targets
 from m4train.training.checkpoints.adapter_files import load_adapter, save_adapter, start_adapter, trained_whole
 from m4train.training.freezing import apply_freezing
-from m4train.training.naming import canonical_parameters
+from m4train.training.naming import canonical_parameters, part_of
 from tests.helpers.rounding import apart, assert_near
 from tests.helpers.training import TinyModel, join, make_config, make_pack, make_trainer, read_metrics
 
@@ -311,3 +311,17 @@ def test_every_adapter_of_every_tower_learns_under_recomputation(family, tmp_pat
     assert {name.split(".layers.")[0] for name in adapters} >= {"model.vision_model.encoder"}
     assert len(adapters) > 2
     assert [name for name, p in adapters.items() if not p.any()] == []
+
+
+def test_targets_are_patterns_and_all_linear_layers():
+    model = TinyModel()
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    text = {name for name in linear if part_of(f"{name}.weight", model.parts()) == "text"}
+    assert set(resolve_targets(model, {"text": ["all-linear"]})) == text
+    everywhere = resolve_targets(model, {"*": ["all-linear"]})
+    assert set(everywhere) == {name for name in linear if part_of(f"{name}.weight", model.parts()) != "lm_head"}
+    some = sorted(text)[0]
+    assert resolve_targets(model, {"text": [f"*{some.split('.')[-1]}"]})
+    assert resolve_targets(model, {"text": [some.replace(some[0], "?", 1)]}) == [some]
+    with pytest.raises(ConfigError, match=r"names 'nothing\.\*', which matches no module"):
+        resolve_targets(model, {"text": ["nothing.*"]})
