@@ -46,18 +46,19 @@ class NgramModel:
     def __init__(self, bits: int = _BITS) -> None:
         self._mask = np.uint64((1 << bits) - 1)
         self._counts = [np.zeros(1 << bits, np.uint32) for _ in range(3)]
-        self._total = self._texts = 0
+        self._total = self._texts = self._vocabulary = 0
 
     @classmethod
     def trained(cls, texts: Iterable[str], bits: int = _BITS) -> NgramModel:
         model = cls(bits)
         for text in texts:
-            model.add(words_of(text))
+            model._add(words_of(text))
         if not model._total:
             raise ConfigError("the reference texts of the perplexity filter hold no word: name others.")
+        model._vocabulary = int(np.count_nonzero(model._counts[0]))
         return model
 
-    def add(self, words: Sequence[str]) -> None:
+    def _add(self, words: Sequence[str]) -> None:
         """Counts the words of one text."""
         for order, counts in enumerate(self._counts, 1):
             np.add.at(counts, _grams(words, order) & self._mask, 1)
@@ -72,8 +73,7 @@ class NgramModel:
             counts[_grams(text.words, order) & self._mask].astype(np.float64)
             for order, counts in enumerate(self._counts, 1)
         ]
-        vocabulary = np.count_nonzero(self._counts[0])
-        chance = _WEIGHTS[0] * (seen[0] + 1) / (self._total + vocabulary)
+        chance = _WEIGHTS[0] * (seen[0] + 1) / (self._total + self._vocabulary)
         for order in (
             1,
             2,

@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from data_pipelines.corpus import measures, scores
@@ -64,11 +65,11 @@ class Rule:
     def allows(self, value: float) -> bool:
         return self.least <= value <= self.most
 
-    @property
+    @cached_property
     def thresholds(self) -> list[float]:
         return [float(bound) for bound in (self.least, self.most) if math.isfinite(bound)]
 
-    @property
+    @cached_property
     def edges(self) -> list[float]:
         """Borders of the bins of its histogram, the thresholds among them, so that no bin lies on both sides."""
         known = _EDGES.get(self.name)
