@@ -116,7 +116,8 @@ def executor_of(stage: Stage, config: ExecutorConfig, depends: Any = None) -> An
             max_array_size=config.max_array_size,
             job_name=stage.name,
             env_command=config.env_command or _environment(),
-            sbatch_args=dict(config.sbatch_args),
+            # whole numbers alone are taken
+            sbatch_args={"mem-per-cpu": f"{round(config.mem_per_cpu_gb * 1024)}M", **config.sbatch_args},
             depends=depends,
         )
     made.stage_folder = stage.folder

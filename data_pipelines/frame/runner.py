@@ -146,7 +146,12 @@ def _submit(stages: list[Stage], config: PipelineConfig) -> int:
         if not stage.missing():
             _closed(stage)
             continue
-        before = _run(stage, config, before)
+        try:
+            before = _run(stage, config, before)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise ConfigError(
+                f"SLURM did not take the jobs of stage {stage.name}: {error}; what sbatch says is above."
+            ) from None
         write_json(stage.folder / _JOBS, [str(before.job_id)])
         console().print(f"{stage.name}: {len(stage.missing())} ranks submitted as job {before.job_id}", soft_wrap=True)
     if before is None or not config.executor.wait:
