@@ -116,8 +116,11 @@ def executor_of(stage: Stage, config: ExecutorConfig, depends: Any = None) -> An
             max_array_size=config.max_array_size,
             job_name=stage.name,
             env_command=config.env_command or _environment(),
-            # whole numbers alone are taken
-            sbatch_args={"mem-per-cpu": f"{round(config.mem_per_cpu_gb * 1024)}M", **config.sbatch_args},
+            sbatch_args={
+                "mem-per-cpu": f"{round(config.mem_per_cpu_gb * 1024)}M",  # whole numbers alone are taken
+                "kill-on-invalid-dep": "yes",  # jobs that wait for one that failed do not wait forever
+                **config.sbatch_args,
+            },
             depends=depends,
         )
     made.stage_folder = stage.folder
