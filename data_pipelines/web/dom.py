@@ -33,13 +33,12 @@ _DROPPED = _words(
 _CONTENT = frozenset(("article", "main", "section"))
 _INLINE = _words(
     "a abbr acronym b bdi bdo big cite code data del dfn em font form i ins kbd label mark math q ruby s samp small span strike strong "
-    "sub sup time tt u var wbr mi mn mo mrow msub msup mfrac semantics picture body html"
+    "sub sup time tt u var wbr mi mn mo mrow msub msup mfrac semantics body html"
 )
 _LINES = _words("li tr dt dd caption figcaption legend summary thead tbody tfoot")
 _CELLS = frozenset(("td", "th"))
-_LOOKED_AT = _words("div section aside ul ol p header table")  # elements whose attributes are always looked at
 
-_BOILERPLATE = frozenset(("footer", "site-info"))  # of a class
+_BOILERPLATE = frozenset(("footer", "site-info", "more-link"))  # of a class; the last leads on to the rest of a text
 _NAVIGATION = frozenset(
     ("footer", "header", "navigation", "nav", "navbar", "menu")
 )  # a whole id, class or title of a div
@@ -54,14 +53,16 @@ class Walk:
         self.images = images
         self._parts: list[str] = []
         self._border, self._after_br = INLINE, False
-        # Attributes are only looked up where the page can hold what is searched for
-        self._look_everywhere = (
-            "more-link" in html or " hidden" in html or "display:none" in html or "display: none" in html
-        )
+        # Only what the page can hold is searched for
+        self._searched = ",".join(selector for word, selector in _LEFT_OUT if word in html)
+        self._left_out: dict[int, bool] = {}  # element -> whether a text ends there
+        self._branching: set[int] = set()  # elements with more below them than text in inline elements
         self._in_content = 0  # open elements of _CONTENT
 
     def over(self, root: LexborNode) -> None:
-        """Walks below `root`, in the order of the text, however deep it is."""
+        """Walks below `root`, in the order of the text, however deep it is. What holds nothing but text is taken at once."""
+        self._look_ahead(root)
+        branching, left_out = self._branching, self._left_out
         levels: list[tuple[Any, int, bool]] = [(root.iter(include_text=True), INLINE, False)]
         while levels:
             for node in levels[-1][0]:
@@ -69,8 +70,12 @@ class Walk:
                 if tag == "-text":
                     self._text(node.text_content or "")
                     continue
-                level = self._enter(node, tag)
-                if level is not None:
+                place = node.mem_id
+                if place in left_out:
+                    self._border = PARAGRAPH if left_out[place] else self._border
+                elif place not in branching and tag in _INLINE:
+                    self._text(node.text(deep=True))
+                elif (level := self._enter(node, tag, place)) is not None:
                     inside = tag in _CONTENT
                     self._in_content += inside
                     levels.append((node.iter(include_text=True), level, inside))
@@ -82,22 +87,43 @@ class Walk:
                     self._border = level
         self.flush()
 
-    def _enter(self, node: LexborNode, tag: str) -> int | None:
+    def _look_ahead(self, root: LexborNode) -> None:
+        """Finds what is left out by its attributes, and which elements have to be walked through."""
+        below: list[Any] = root.css(_NOT_INLINE)
+        for node in root.css(self._searched) if self._searched else ():
+            attributes = node.attributes
+            if _is_left_out(attributes, node.tag or ""):
+                self._left_out[node.mem_id] = "more-link" in (attributes.get("class") or "")
+                below.append(node)
+        branching = self._branching
+        for node in below:
+            parent = node.parent
+            while parent is not None:
+                place = parent.mem_id
+                if place in branching:
+                    break
+                branching.add(place)
+                parent = parent.parent
+
+    def _enter(self, node: LexborNode, tag: str, place: int) -> int | None:
         """The separator that an element stands for, if it has to be walked through; None if it is dealt with."""
-        if tag in _INLINE and not self._look_everywhere:
-            return self._special(node, tag) if tag == "picture" else INLINE
         if tag in _DROPPED or (tag == "header" and not self._in_content):
             return None
-        if (tag in _LOOKED_AT or self._look_everywhere) and self._is_left_out(node, tag):
+        if tag == "div" and _is_special_div(node.attributes):
             return None
         if tag in _SPECIAL:
             return self._special(node, tag)
-        level = _level(tag)
+        level = _LEVELS.get(tag, INLINE)
         if level > self._border:
             self._border = level
-        if tag == "figure":
-            self._figure(node)
-        return level
+        if place in self._branching:
+            if tag == "figure":
+                self._figure(node)
+            return level
+        self._text(node.text(deep=True))
+        if level > self._border:
+            self._border = level
+        return None
 
     def _special(self, node: LexborNode, tag: str) -> int | None:
         if tag == "br" or tag == "hr":
@@ -114,25 +140,6 @@ class Walk:
         level = PARAGRAPH if tag == "hr" or self._after_br else LINE
         self._border = max(self._border, level)
         self._after_br = True
-
-    def _is_left_out(self, node: LexborNode, tag: str) -> bool:
-        attributes = node.attributes
-        if not attributes:
-            return False
-        if "hidden" in attributes and attributes["hidden"] != "until-found":
-            return True
-        style = attributes.get("style")
-        if style and "display:none" in style.replace(" ", "").lower():
-            return tag not in ("img", "picture")  # a lazy gallery hides what it has not shown yet
-        if attributes.get("role") in _ROLES:
-            return True
-        classes = (attributes.get("class") or "").lower().split()
-        if not _BOILERPLATE.isdisjoint(classes):
-            return True
-        if "more-link" in classes:  # to the whole text of one that ends here
-            self._border = PARAGRAPH
-            return True
-        return tag == "div" and _is_special_div(attributes, classes)
 
     def _text(self, text: str) -> None:
         words = text.split()
@@ -185,23 +192,44 @@ class Walk:
 _SPECIAL = frozenset(("br", "hr", "noscript", "pre", "picture", "img", "amp-img", "image"))
 
 
-def _level(tag: str) -> int:
-    if tag in _INLINE:
-        return INLINE
-    if tag in _LINES:
-        return LINE
-    return SPACE if tag in _CELLS else PARAGRAPH if tag in _BLOCKS else INLINE
-
-
 _BLOCKS = _words(
     "address article aside blockquote center details dir div dl fieldset figure h1 h2 h3 h4 h5 h6 header hgroup listing main noframes ol p "
     "plaintext section table ul xmp"
 )
+_LEVELS = {**dict.fromkeys(_BLOCKS, PARAGRAPH), **dict.fromkeys(_LINES, LINE), **dict.fromkeys(_CELLS, SPACE)}
+# All but the most frequent inline elements: the fewer names, the quicker it is to find them
+_NOT_INLINE = "*:not(span,a,code,em,strong,b)"
+
+# What elements are left out for, besides their names: a word of the page that shows that there can be some -> how to find them
+_LEFT_OUT = (
+    (" hidden", "[hidden]"),
+    ("display", "[style*=display]"),
+    ("role", "[role]"),
+    ("footer", "[class~=footer]"),
+    ("site-info", "[class~=site-info]"),
+    ("more-link", "[class~=more-link]"),
+)
 
 
-def _is_special_div(attributes: dict[str, str | None], classes: list[str]) -> bool:
-    """Navigation by its exact name, or a date."""
-    names = (attributes.get("id"), attributes.get("class"), attributes.get("title"))
-    if any(name and name.strip().lower() in _NAVIGATION for name in names):
+def _is_left_out(attributes: dict[str, str | None], tag: str) -> bool:
+    if "hidden" in attributes and attributes["hidden"] != "until-found":
         return True
-    return any("date" in name.replace("_", "-").split("-") for name in classes)
+    style = attributes.get("style")
+    if style and "display:none" in style.replace(" ", "").lower():
+        return tag not in ("img", "picture")  # a lazy gallery hides what it has not shown yet
+    if attributes.get("role") in _ROLES:
+        return True
+    return not _BOILERPLATE.isdisjoint((attributes.get("class") or "").split())
+
+
+def _is_special_div(attributes: dict[str, str | None]) -> bool:
+    """Navigation by its exact name, or a date."""
+    if not attributes:
+        return False
+    classes = attributes.get("class")
+    for name in (attributes.get("id"), classes, attributes.get("title")):
+        if name and name.strip().lower() in _NAVIGATION:
+            return True
+    if not classes or "date" not in classes.lower():
+        return False
+    return any("date" in name.replace("_", "-").split("-") for name in classes.lower().split())
