@@ -24,7 +24,7 @@ from m4train.data.index.shard_index import ShardIndex
 from m4train.data.index.source_index import SourceIndex
 from m4train.data.shards import expand_shards
 from m4train.data.sources.base import Member, ShardFormat
-from m4train.data.sources.fields import absent
+from m4train.data.sources.fields import SPLIT, absent
 from m4train.data.sources.registry import format_of, shard_format
 from m4train.data.storage.block_cache import BlockCache
 from m4train.data.storage.files import FileReader, Range, is_remote
@@ -180,6 +180,10 @@ def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processo
         form.keep(data.shuffle_window, data.packing_pool)
         source = Source(name, config, _part(name, config, data, SourceIndex(opened)), form, FileReader(cache))
         _check_named(source)
+        if any(field.startswith(SPLIT) for field in source.index.unread):
+            _LOG.warning(
+                "data source %r uses records of several splits as one: choose with where=\"split == 'train'\"", name
+            )
         if source.index.unread:
             _LOG.warning("data source %r: fields not read: %s", name, unread_line(source))
         built.append(source)

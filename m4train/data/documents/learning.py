@@ -9,93 +9,37 @@ from typing import Any
 
 from m4train.errors import BadSample
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # How much: a number from 0 (not at all) on, or true and false.
-WEIGHTS = frozenset(
-    [
-        "weight",
-        "loss_weight",
-        "sample_weight",
-        "loss_scale",
-        "loss",
-        "loss_mask",
-        "train",
-        "training",
-        "trainable",
-        "is_trainable",
-        "is_trained",
-        "trained",
-        "train_on",
-        "train_on_turn",
-        "learn",
-        "learned",
-        "learnt",
-        "compute_loss",
-        "need_loss",
-        "with_loss",
-        "has_loss",
-        "output_with_loss",
-    ]
+WEIGHTS = _words(
+    "weight loss_weight sample_weight loss_scale loss loss_mask train training trainable is_trainable is_trained trained "
+    "is_train train_on train_on_turn learn learned learnt compute_loss need_loss with_loss has_loss output_with_loss"
 )
 # True: not at all.
-LEFT_OUT = frozenset(
-    [
-        "masked",
-        "is_masked",
-        "mask_loss",
-        "mask_out",
-        "ignore",
-        "ignored",
-        "is_ignored",
-        "ignore_loss",
-        "skip",
-        "skipped",
-        "is_skipped",
-        "exclude",
-        "excluded",
-        "is_excluded",
-        "no_loss",
-        "no_train",
-        "do_not_train",
-        "not_trained",
-        "frozen",
-    ]
+LEFT_OUT = _words(
+    "masked is_masked mask_loss mask_out ignore ignored is_ignored ignore_loss skip skipped is_skipped exclude excluded "
+    "is_excluded no_loss no_train do_not_train not_trained frozen"
 )
-# Which of the two is meant, or which part of a text, cannot be told.
-_UNCLEAR = frozenset(["mask", "train_mask", "label_mask", "train_detail", "training_detail"])
-# False: an answer that should not be learnt. Those without `is` or `kto` may hold something else, so only true and false count.
-_GOOD = frozenset(
-    [
-        "kto_tag",
-        "kto_label",
-        "is_correct",
-        "is_right",
-        "is_preferred",
-        "is_chosen",
-        "is_accepted",
-        "is_approved",
-        "is_desirable",
-        "is_good",
-        "is_valid",
-        "is_positive",
-        "thumbs_up",
-    ]
+# Which of the two is meant, or which part of a text or which turn, cannot be told.
+_UNCLEAR = _words(
+    "mask masks train_mask label_mask turn_mask loss_masks train_detail training_detail weights turn_weights loss_weights "
+    "train_turns"
 )
-_PERHAPS_GOOD = frozenset(["correct", "preferred", "chosen", "accepted", "approved", "desirable", "valid"])
+# False: an answer that should not be learnt. Those that `perhaps` say it may hold something else, so only true and false count.
+_GOOD = _words(
+    "kto_tag kto_label is_correct is_right is_preferred is_chosen is_accepted is_approved is_desirable is_good is_valid "
+    "is_positive thumbs_up"
+)
+_PERHAPS_GOOD = _words("correct preferred chosen accepted approved desirable valid use keep include")
 # True: likewise.
-_POOR = frozenset(
-    [
-        "is_rejected",
-        "is_wrong",
-        "is_incorrect",
-        "is_undesirable",
-        "is_bad",
-        "is_invalid",
-        "is_deleted",
-        "is_negative",
-        "thumbs_down",
-    ]
+_POOR = _words("is_rejected is_wrong is_incorrect is_undesirable is_bad is_invalid is_deleted is_negative thumbs_down")
+_PERHAPS_POOR = _words(
+    "rejected wrong incorrect undesirable invalid deleted drop dropped remove removed discard discarded filtered"
 )
-_PERHAPS_POOR = frozenset(["rejected", "wrong", "incorrect", "undesirable", "invalid", "deleted"])
 _TRUTH = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
 _NOTHING = ("", "nan", "none", "null", "n/a", "<na>")
 _MOST = 100.0  # a larger weight of a record is that of something else

@@ -10,6 +10,7 @@ import numpy as np
 
 from m4train.data.index.catalogue import MappedShards, Stored, taken_digest
 from m4train.data.index.shard_index import ShardIndex
+from m4train.data.sources.fields import SPLIT
 
 
 class SourceIndex:
@@ -114,13 +115,13 @@ class SourceIndex:
 
     @property
     def unread(self) -> dict[str, int]:
-        """In how many samples each field was met that is not read; those that most have first."""
-        if self._catalogue is not None:
-            return dict(self._catalogue[0]["unread"])
-        counts: Counter[str] = Counter()
-        for shard in self.shards:
+        """In how many samples each field was met that is not read, and which splits they say they are of, if several; those that
+        most have first."""
+        counts: Counter[str] = Counter(self._catalogue[0]["unread"] if self._catalogue is not None else {})
+        for shard in self.shards if self._catalogue is None else ():
             counts.update(shard.meta.get("unread", {}))
-        return dict(counts.most_common())
+        splits = [name for name in counts if name.startswith(SPLIT)]
+        return {name: count for name, count in counts.most_common() if name not in splits or len(splits) > 1}
 
     @property
     def bad_count(self) -> int:

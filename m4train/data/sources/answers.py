@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from m4train.data.sources.choices import choices_of, chosen, shown, written
+from m4train.data.sources.choices import choices_of, chosen, shown, stand_in, written
 from m4train.data.sources.dialogues import Message, exchange, parsed, turns
 from m4train.data.sources.fields import ANSWER_KEYS, ANSWERS, PAIRS, Record
 from m4train.data.sources.gallery import Gallery
@@ -14,6 +14,7 @@ from m4train.data.sources.media import is_empty
 from m4train.data.sources.placeholders import Place
 from m4train.errors import BadSample
 
+_NO_INPUT = ("<noinput>", "<no input>", "n/a", "nan", "none")  # what is written for an instruction without input
 _BEFORE = ("context", "passage", "hint")  # what belongs to a question, in the order in which it comes before it
 
 
@@ -42,7 +43,7 @@ def answered(record: Record, gallery: Gallery) -> list[Message]:
         said_by_turns = _question_turns(record, asked, gallery)
         return [*before, *said_by_turns, exchange([], gallery.parts(answer_text))[1]]
     question = _question(record, asked)
-    if choices:
+    if choices and not stand_in(question, choices):
         question += "\n" + shown(list(choices), choices)
     return [*before, *exchange(gallery.parts(question), gallery.parts(answer_text))]
 
@@ -70,6 +71,7 @@ def _question(record: Record, asked: str) -> str:
             f"it asks different things under {' and '.join(map(repr, kept))}: say which is the question with "
             f"fields={{question: ...}}, or leave the others with ignore_fields=[...]",
         )
+    last = "" if last is not None and last.lower() in _NO_INPUT else last
     before = [_joined(record.get(name), name) for name in _BEFORE if record.offers(name)]
     parts = [first, *before, *kept.values(), last]
     return "\n".join(part for part in parts if part)

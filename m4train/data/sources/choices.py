@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from m4train.data.documents.sample import json_value
-from m4train.data.sources.fields import Record, is_choice
+from m4train.data.sources.fields import CHOICES, Record, is_choice
 from m4train.data.sources.media import is_empty
 from m4train.errors import BadSample
 
@@ -19,7 +19,7 @@ _BETWEEN = re.compile(r"\s*(?:[,;/&、]|\band\b)\s*")
 def choices_of(record: Record) -> dict[str, str]:
     """The choices of a question by their letters, under `choices` or `options` or in columns A, B ..., option_a, choice_1 ...
     Raises BadSample."""
-    name = next((name for name in ("choices", "options") if record.holds(name)), None)
+    name = next((name for name in CHOICES if record.offers(name)), None)
     if name is None:
         return _in_columns(record)
     choices = written(record.get(name))
@@ -110,6 +110,12 @@ def _letter(value: Any, choices: dict[str, str]) -> str | None:
     if own is not None and choices.get((own[1] or own[2]).upper(), "").strip() == own[3]:
         return (own[1] or own[2]).upper()
     return letters[int(said)] if said.isdecimal() and int(said) < len(letters) else None
+
+
+def stand_in(question: str, choices: dict[str, str]) -> bool:
+    """Whether a question lists its choices already, each after its letter."""
+    marks = (rf"(?:^|\s)\(?{re.escape(letter)}[.):]\)?\s*{re.escape(text.strip())}" for letter, text in choices.items())
+    return all(re.search(mark, question) for mark in marks)
 
 
 def shown(letters: list[str], choices: dict[str, str]) -> str:

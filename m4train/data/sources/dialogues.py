@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from m4train.data.documents.sample import json_value
-from m4train.data.sources.fields import Record
+from m4train.data.sources.fields import SYSTEM, Record
 from m4train.data.sources.gallery import Gallery, Item, Own, listed_pictures, picture_of
 from m4train.data.sources.media import is_empty, looks_like_media
 from m4train.data.sources.placeholders import Place
@@ -84,11 +84,12 @@ def question_answer_pairs(record: Record, name: str, gallery: Gallery) -> tuple[
 
 def with_system(messages: list[Message], record: Record, gallery: Gallery) -> list[Message]:
     """The messages after what the record has under `system`, unless one of them is of that role. Raises BadSample."""
-    if not record.holds("system") or any(message["role"] == "system" for message in messages):
+    name = next((name for name in SYSTEM if record.offers(name)), None)
+    if name is None or any(message["role"] == "system" for message in messages):
         return messages
-    system = record.get("system")
+    system = record.get(name)
     if not isinstance(system, str):
-        raise BadSample("bad_json", f"`system` is a {type(system).__name__}, but must be a string")
+        raise BadSample("bad_json", f"`{name}` is a {type(system).__name__}, but must be a string")
     return [{"role": "system", "content": gallery.parts(system, in_turns=False)}, *messages]
 
 

@@ -181,6 +181,9 @@ class Record:
                 where = "" if path == name else f"{path.removesuffix('.' + name)}: "
                 raise BadSample("unread_media", f"field {where}{medium}, which is not read: {_way_out(name)}")
             paths += [] if known else [path]
+        split = self.content.get("split") if not self.path and "split" not in self.reading.where_fields else None
+        if isinstance(split, str) and split_of(split) is not None and not self.reading.ignores("split", "split"):
+            paths.append(f"{SPLIT}{split_of(split)})")
         parts = list(self._all())
         paths += [absent(name) for name in self.reading.fields.values() if not any(name in p.content for p in parts)]
         return tuple(dict.fromkeys(paths))
@@ -194,7 +197,7 @@ class Record:
 # Fields that say which of the choices of a question is right, next to the answer or instead of it.
 ANSWER_KEYS = (
     "answer_idx", "answer_index", "answer_label", "answer_letter", "answer_key", "answerKey", "correct_option",
-    "correct_choice", "correct_answer", "correct_answer_index", "correct_index", "correct_idx", "cop",
+    "correct_choice", "correct_answer", "correct_answer_index", "correct_choice_idx", "correct_index", "correct_idx", "cop",
 )  # fmt: skip
 _CHOICE = re.compile(r"[A-Z]|(?:option|choice|op)[\s_-]?(?:[a-zA-Z]|\d{1,2})", re.IGNORECASE)
 
@@ -202,6 +205,20 @@ _CHOICE = re.compile(r"[A-Z]|(?:option|choice|op)[\s_-]?(?:[a-zA-Z]|\d{1,2})", r
 def is_choice(name: str) -> bool:
     """Whether a field of this name may hold one of the choices of a question: A, option_b, choice1."""
     return _CHOICE.fullmatch(name) is not None and (len(name) > 1 or name.isupper())
+
+
+_SPLITS = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "evaluation", "evaluation": "evaluation",
+}  # fmt: skip
+_SPLIT = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})\d{{0,4}}(?![A-Za-z\d])", re.IGNORECASE)
+SPLIT = "(of split "  # and its name: what is counted of records that say it, with the fields that are not read
+
+
+def split_of(name: str) -> str | None:
+    """The split of a dataset that a name begins with, as train or validation; None for another name."""
+    found = _SPLIT.match(name)
+    return None if found is None else _SPLITS[found[1].lower()]
 
 
 def _way_out(name: str) -> str:
@@ -224,7 +241,13 @@ _OTHERS = words(
     "system input history choices options label chosen general_metadata url role content user assistant source "
     "context passage hint weight masked"
 )
-READABLE = frozenset((*TURNS, *CAPTIONS, *PICTURES)) | _OTHERS | {n for pair in PAIRS for names in pair for n in names}
+SYSTEM = ("system", "system_prompt", "system_message")
+CHOICES = ("choices", "options", "answer_choices", "answer_options", "mc_options", "multiple_choices", "candidates")
+READABLE = (
+    frozenset((*TURNS, *CAPTIONS, *PICTURES, *SYSTEM, *CHOICES))
+    | _OTHERS
+    | {n for pair in PAIRS for names in pair for n in names}
+)
 
 
 def is_column(name: str, reading: Reading) -> bool:

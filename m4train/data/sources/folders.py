@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from itertools import islice
 
 from m4train.data.sources.csv_records import CsvRecords
 from m4train.data.sources.detect import FORMATS_BY_EXTENSION, extension, is_shard
-from m4train.data.sources.fields import Reading
+from m4train.data.sources.fields import Reading, split_of
 from m4train.data.sources.json_records import JsonRecords
 from m4train.data.sources.picture_folder import ABOUT, SAID
 from m4train.data.sources.record_files import is_metadata, is_picture
@@ -21,11 +20,6 @@ from m4train.data.storage.files import FileReader
 from m4train.errors import BadSample, DataError
 
 _SIDECARS = (".index", ".tokens", ".catalogue", ".tombstones", ".lock")  # an index next to its shard is not a shard
-_SPLITS = {
-    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
-    "dev": "validation", "test": "test", "testing": "test", "eval": "evaluation", "evaluation": "evaluation",
-}  # fmt: skip
-_SPLIT = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})\d{{0,4}}(?![A-Za-z\d])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -118,8 +112,7 @@ def splits_in(root: str, paths: Sequence[str]) -> Counter[str]:
     found: Counter[str] = Counter()
     for path in paths:
         parts = os.path.relpath(path, root).split(os.sep) if root else [os.path.basename(path)]
-        names = (_SPLIT.match(part) for part in parts)
-        split = next((_SPLITS[match[1].lower()] for match in names if match is not None), None)
+        split = next((split for split in map(split_of, parts) if split is not None), None)
         if split is not None:
             found[split] += 1
     return found

@@ -21,7 +21,8 @@ from m4train.errors import BadSample
 from m4train.processing.images import frames_in, read_image_info
 
 _BAD_LABELS = ("false", "rejected", "undesirable", "dispreferred")
-_BAD_NEXT_TO_A_COMPLETION = (*_BAD_LABELS, "no", "0")  # elsewhere these may be the name of a class
+# Elsewhere these may be the name of a class.
+_BAD_NEXT_TO_A_COMPLETION = (*_BAD_LABELS, "no", "0", "-1", "bad", "negative", "wrong", "incorrect", "dislike")
 MISSING = ("missing_image", "remote_image")  # reasons why an image is not there
 _ABOUT = ("source", "url", "general_metadata", "label")  # what is read of a record that is neither text nor picture
 

@@ -15,6 +15,7 @@ from m4train.data.source import build_sources
 from m4train.errors import ConfigError, DataError
 from tests.helpers.data import FakeProcessor, data_config, png
 from tests.unit.data.sources.test_forms import bad, check, opened, pictures, said
+from tests.unit.data.sources.test_unread import _tar, _written
 
 FETCHED = {
     "url": "http://a/0.jpg",
@@ -209,8 +210,6 @@ def test_pictures_that_no_line_of_the_metadata_names(tmp_path: Path, kind: str) 
 
 
 def test_a_picture_and_a_record_in_a_tar(tmp_path: Path) -> None:
-    from tests.unit.data.sources.test_unread import _tar
-
     picture = png(Image.new("RGB", (9, 9)))
     members: dict[str, Any] = {}
     for key, record in {
@@ -245,3 +244,24 @@ def test_files_that_are_both_trained_on_and_held_out_are_said(
     build_sources(data.validation, data, FakeProcessor())
     build_sources(data.sources, data, FakeProcessor())
     assert "measures what" not in caplog.text
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_records_of_several_splits_are_said(tmp_path: Path, form: str, caplog: Any) -> None:
+    rows = [{"text": "x", "split": split} for split in ("train", "train", "val", "Test")]
+    if form == "csv":
+        (tmp_path / "a.csv").write_text("text,split\n" + "".join(f"x,{row['split']}\n" for row in rows))
+        path = str(tmp_path / "a.csv")
+    else:
+        path = _written(tmp_path, form, rows)
+    said_of = "records of several splits as one: choose with where=\"split == 'train'\""
+    built = opened(path, form)
+    assert built.index.unread == {"(of split train)": 2, "(of split validation)": 1, "(of split test)": 1}
+    assert said_of in caplog.text
+    caplog.clear()
+    built = opened(path, form, where="split == 'train'")
+    assert (len(built) - built.index.bad_count, built.index.unread) == (2, {})
+    assert not opened(path, form, ignore_fields=["split"]).index.unread
+    (tmp_path / "b.jsonl").write_text('{"text": "x", "split": "train"}\n{"text": "x", "split": "a"}\n')
+    assert not opened(tmp_path / "b.jsonl").index.unread
+    assert said_of not in caplog.text

@@ -34,7 +34,16 @@ NOT_GOOD = {
     "rejected": True,
     "correct": False,
 }
-NOT_GOOD |= {"is_good": 0, "is_deleted": "1", "deleted": "true", "thumbs_up": False, "valid": False}
+NOT_GOOD |= {
+    "is_good": 0,
+    "is_deleted": "1",
+    "deleted": "true",
+    "thumbs_up": False,
+    "valid": False,
+    "use": False,
+    "drop": True,
+    "keep": "false",
+}
 SAID_TO_BE_LEARNT = {
     "weight": 1,
     "train": True,
@@ -48,7 +57,7 @@ SAID_TO_BE_LEARNT |= {"rejected": False, "loss_mask": "1", "trainable": "TRUE", 
 ABOUT_NOTHING: dict[str, Any] = {"weight": None, "mask": None, "train": "", "loss_mask": float("nan")}
 MEANS_NOTHING: dict[str, Any] = {
     "weight": -1, "loss": 2.31, "loss_weight": "high", "masked": 0.5, "skip": "yes please", "mask": 0, "train": [1, 0],
-    "train_mask": True, "loss_mask": [0, 1], "sample_weight": 250, "train_detail": [{"train": False}], "label_mask": "1",
+    "train_mask": True, "loss_mask": [0, 1], "sample_weight": 250, "train_detail": [{"train": False}], "label_mask": "1", "weights": [0, 1], "train_turns": [0],
 }  # fmt: skip
 FORMS: dict[str, dict[str, Any]] = {
     "turns": {"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": R}]},
@@ -121,6 +130,13 @@ def test_items_of_a_turn_that_differ_are_bad() -> None:
 def test_every_name_of_the_family(name: str) -> None:
     assert outcome(FORMS["answers"] | {name: name in LEFT_OUT}) == "not_learnt"
     assert outcome(FORMS["answers"] | {name: name not in LEFT_OUT}) == 1
+
+
+@pytest.mark.parametrize("label", ["bad", "negative", "-1", "wrong", "dislike", 0, -1, False, "false"])
+def test_labels_of_completions(label: Any) -> None:
+    assert outcome({"prompt": Q, "completion": R, "label": label}) == "not_preferred"
+    expected = "not_preferred" if (label in (False, "false") and label != 0) or label is False else 1
+    assert outcome({"question": Q, "answer": R, "label": label}) == expected
 
 
 def test_a_chosen_answer_that_is_a_word_of_truth() -> None:

@@ -160,6 +160,31 @@ def test_what_belongs_to_a_question(name: str) -> None:
     assert found == (expected if "_" in expected else (expected, "Red."))
 
 
+SHOWN_ONCE = [SHOWN, f"{Q}\n(A) red (B) blue (C) green", f"{Q} A) red\nB) blue\nC) green"]
+
+
+@pytest.mark.parametrize("question", SHOWN_ONCE)
+def test_choices_that_a_question_lists_already_are_not_listed_again(question: str) -> None:
+    assert asked({"question": question, "options": LINES, "answer": "B"}) == (question, "B. blue")
+    other = question.replace("blue", "pink")
+    assert asked({"question": other, "options": LINES, "answer": "B"}) == (other + SHOWN.removeprefix(Q), "B. blue")
+
+
+@pytest.mark.parametrize("name", ["choices", "answer_choices", "mc_options", "multiple_choices", "candidates"])
+def test_names_of_choices(name: str) -> None:
+    assert asked({"question": Q, name: LINES, "correct_choice_idx": 1}) == (SHOWN, "B. blue")
+
+
+@pytest.mark.parametrize("nothing", ["", "<noinput>", "N/A", "nan", None])
+def test_an_instruction_without_input(nothing: Any) -> None:
+    assert asked({"instruction": Q, "input": nothing, "output": "Red."}) == (Q, "Red.")
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
+def test_names_of_what_the_system_says(name: str) -> None:
+    assert asked({name: "Be kind.", "question": Q, "answer": "Red."}) == ("Be kind.", Q, "Red.")
+
+
 def test_ways_out_of_conflicts() -> None:
     record = {"prompt": "Draw.", "question": Q, "answer": "Red."}
     assert asked(record, ignore=("prompt",)) == (Q, "Red.")
