@@ -40,6 +40,12 @@ COMMANDS = {
         reads="run",
         needs=("adapter",),
     ),
+    "compare": Command(
+        "a table of several runs, sorted by a metric, and one page of their curves",
+        "compare:compare",
+        "RUN RUN ... [--metric NAME] [--mode min|max] [--out FILE] [--json]",
+        reads="",
+    ),
     "report": Command("write report.html into the run directory", "inspect:report", OF_RUN, reads="run", needs=()),
     "plan": Command(
         "show what a run would see, from the indexes alone: epochs, mixture, padding, balance",
@@ -127,6 +133,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else "help"
     try:
+        if name in ("--version", "-V"):
+            print(f"m4train {_version()}")
+            return 0
         if name in ("-h", "--help", "help"):
             print(_help())
             return 0
@@ -155,6 +164,17 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         say_once(f"m4train {name}: {of_the_system(error) or _unforeseen(error)}")
         return FAILED
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    import m4train
+
+    try:
+        return version("m4train")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return m4train.__version__
 
 
 def _unforeseen(error: Exception) -> str:

@@ -194,6 +194,10 @@ class Command(NamedTuple):
             from m4train.config.showing import show
 
             return show(asked, rest)
+        if asked.multirun and name == "train":
+            from m4train.commands.sweep import sweep
+
+            return sweep(asked, rest)
         if asked.multirun:
             raise ConfigError(f"{name} takes no sweep: -m is for `m4train train`.")
         from m4train.config.compose import load_known_config, load_run_config
