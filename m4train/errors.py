@@ -40,6 +40,10 @@ class StaleIndexError(DataError):
     """An index that does not describe its shards, or was made for another processor."""
 
 
+# Reasons of samples that are left out because the configuration or the sample says so, not because they are bad.
+CHOICES = frozenset({"too_long", "skipped", "not_preferred", "not_learnt", "taken_down"})
+
+
 class BadSample(M4Error):
     """One sample that cannot be used: it is dropped from its pack, named in the quarantine file and counted."""
 

@@ -16,7 +16,7 @@ from m4train.data.documents.sample import dump_sample, sample_from_dict
 from m4train.data.sources.detect import extension
 from m4train.data.sources.folders import check_splits, counts_as_shard, look_into, splits_in
 from m4train.data.sources.picture_folder import PictureFolder
-from m4train.data.storage.files import find_files
+from m4train.data.storage.files import find_files, is_there
 from m4train.errors import BadSample, DataError
 
 _LOG = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ def expand_shards(pattern: str, form: str = "auto") -> list[str]:
     import braceexpand
 
     shards: list[str] = []
-    for name in braceexpand.braceexpand(pattern):
+    # What is there under the very name is meant by it, brackets and braces or not.
+    for name in [pattern] if is_there(pattern) else braceexpand.braceexpand(pattern):
         folder = os.path.expanduser(name)
         if os.path.isdir(folder):
             found = _in_folder(folder, form)

@@ -17,11 +17,10 @@ from m4train.data.documents.labels import trained_kinds
 from m4train.data.documents.pieces import IMAGE_KIND, Pieces
 from m4train.data.documents.rendering import Renderer, turn_weights
 from m4train.data.loading.processes import lifeline, live_with_the_trainer, worker_context
-from m4train.data.loading.quarantine import CHOICES
 from m4train.data.plan.left_out import LeftOut, left_out
 from m4train.data.plan.plan import Plan
 from m4train.data.source import Located, Source, unread_line
-from m4train.errors import BadSample, DataError
+from m4train.errors import CHOICES, BadSample, DataError
 from m4train.processing.pieces import TextPiece
 from m4train.processing.protocol import SampleProcessor
 

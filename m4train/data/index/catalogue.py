@@ -92,7 +92,7 @@ def gathered(shards: Sequence[ShardIndex]) -> Stored:
         if len(said) < _SAID:
             said += shard.said()
         else:
-            unsaid.append(len(shard.bad))
+            unsaid.append(len(shard.unusable))
         blocks += shard.meta["blocks"] or [len(shard)]
         read_whole |= bool(shard.meta["blocks"])
         outside += [number] if shard.names_files else []

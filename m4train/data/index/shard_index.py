@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,16 @@ from m4train.data.index.tombstones import TAKEN_DOWN, taken_down
 from m4train.data.sources.base import Member
 from m4train.data.storage.arrays import read_arrays
 from m4train.data.storage.files import is_remote
-from m4train.errors import ConfigError, StaleIndexError
+from m4train.errors import CHOICES, ConfigError, StaleIndexError
 
-VERSION = 5
+VERSION = 6
 _NAMED = 5  # keys that are taken down
+_CHOSEN = {
+    "skipped": "by the options of the source",
+    "not_preferred": "as answers that should not be learned",
+    "not_learnt": "as they say that they are not learnt",
+    "too_long": "as too long",
+}
 
 
 def index_path(shard: str, index_dir: str | None) -> Path:
@@ -128,14 +135,23 @@ class ShardIndex:
         read_by = f" {reading}" if reading else ""
         return f"{self.meta['digest']} {self.token_meta['fingerprint']}{read_by}\n".encode()
 
+    @property
+    def unusable(self) -> list[str]:
+        """Why samples cannot be used, each once; not those that are left out by choice."""
+        return [why for reason, why in self.bad.values() if reason not in CHOICES]
+
     def said(self) -> list[str]:
         """What is said about this shard whenever it is opened."""
         if not len(self):
             return [f"{self.shard} holds no sample and is passed over"]
         lines = []
-        bad = [why for reason, why in self.bad.values() if reason != TAKEN_DOWN]
+        bad = self.unusable
         if bad:
             lines.append(f"{self.shard}: {len(bad)} of {len(self)} samples cannot be used, first: {bad[0]}")
+        chosen = Counter(reason for reason, _ in self.bad.values() if reason in CHOICES - {TAKEN_DOWN})
+        if chosen:
+            said = ", ".join(f"{count} {_CHOSEN.get(reason, reason)}" for reason, count in chosen.items())
+            lines.append(f"{self.shard}: of {len(self)} samples are left out by choice: {said}")
         if self.taken_down:
             keys = ", ".join(self.key(number) for number in self.taken_down[:_NAMED])
             lines.append(f"{self.shard}: {len(self.taken_down)} of {len(self)} samples are taken down ({keys} ...)")

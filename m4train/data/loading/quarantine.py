@@ -8,13 +8,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from m4train.data.index.tombstones import TAKEN_DOWN
-from m4train.errors import DataError, without_secrets
+from m4train.errors import CHOICES, DataError, without_secrets
 from m4train.json_lines import keep_lines
 
 _FEWEST = 50  # bad samples before the share of them means anything
-# left out because the configuration or the sample says so, not because they are bad
-CHOICES = frozenset({"too_long", "skipped", "not_preferred", "not_learnt", TAKEN_DOWN})
 
 
 @dataclass(frozen=True)

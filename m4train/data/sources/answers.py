@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from m4train.data.sources.choices import choices_of, chosen, shown, stand_in, written
+from m4train.data.sources.choices import choices_of, chosen, shown, stand_in
 from m4train.data.sources.dialogues import Message, exchange, parsed, turns
-from m4train.data.sources.fields import ANSWER_KEYS, ANSWERS, PAIRS, Record
+from m4train.data.sources.fields import ANSWER_KEYS, ANSWERS, CAPTIONS, PAIRS, TITLE, Record
 from m4train.data.sources.gallery import Gallery
-from m4train.data.sources.media import is_empty
+from m4train.data.sources.media import is_empty, written
 from m4train.data.sources.placeholders import Place
 from m4train.errors import BadSample
 
@@ -166,11 +166,12 @@ def with_chosen(messages: list[Message], record: Record, gallery: Gallery) -> li
 def caption_pairs(record: Record, gallery: Gallery) -> dict[str, Any]:
     """Pictures with what is said of them, or plain text, as a document: each picture before its caption if there is one
     for each, else all pictures before the text. Raises BadSample."""
-    name = next(name for name in ("caption", "captions", "text") if record.offers(name))
-    value = record.get(name)
+    name = next(name for name in (*CAPTIONS, TITLE) if record.offers(name))
+    value = written(record.get(name)) if name == "captions" else record.get(name)
     texts = [_text(each, name) for each in (value if isinstance(value, list) else [value])]
     texts = [text for text in texts if text.strip()]
-    contents = [gallery.parts(text, in_turns=False) for text in texts]
+    understood = gallery.fits(texts)
+    contents = [gallery.parts(text, in_turns=understood) for text in texts]
     pictures = len(gallery.listed)
     if pictures > 1 and len(texts) == pictures and not any("image" in item for parts in contents for item in parts):
         contents = [[{"image": Place(number)}, *parts] for number, parts in enumerate(contents)]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from typing import Any
 
-from m4train.data.documents.sample import json_value
 from m4train.data.sources.fields import CHOICES, Record, is_choice
-from m4train.data.sources.media import is_empty
+from m4train.data.sources.media import is_empty, written
 from m4train.errors import BadSample
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -121,14 +119,3 @@ def stand_in(question: str, choices: dict[str, str]) -> bool:
 def shown(letters: list[str], choices: dict[str, str]) -> str:
     """Choices as they are written in a question or answer, each on a line."""
     return "\n".join(f"{letter}. {choices[letter]}" for letter in letters)
-
-
-def written(value: Any) -> Any:
-    """A list or an object that is written as a text, as JSON or as Python writes it; what is none as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        for read in (json_value, ast.literal_eval):
-            try:
-                return read(value.strip())
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-    return value

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from m4train.data.sources.fields import Reading
+from m4train.data.sources.fields import PICTURE_COLUMNS, Reading, is_choice, is_column
 from m4train.data.sources.record_files import RecordFile
 from m4train.data.storage.files import FileReader
 from m4train.errors import BadSample
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DELIMITERS = ",\t;|"
-# What the column of pictures is called in such files, if it is not called as records call it.
-PICTURE_COLUMNS = (
-    "file_name", "file_names", "filename", "image_path", "image_file", "image_name", "img_path", "img", "photo", "picture",
-    "filepath", "file_path", "path", "file",
-)  # fmt: skip
 # What programs write for a value that is missing; no answer and no picture.
 _NOTHING = frozenset(
     ["NaN", "nan", "NAN", "-NaN", "-nan", "None", "NA", "N/A", "n/a", "NULL", "null", "<NA>", "#N/A", "#NA", "NaT"]
@@ -39,7 +34,11 @@ class CsvRecords(RecordFile):
         self._headers: dict[str, tuple[str, list[str]]] = {}
 
     def records(self, files: FileReader, path: str) -> Iterator[tuple[int, bytes | BadSample]]:
-        delimiter, names = self._header(files, path)
+        try:
+            delimiter, names = self._header(files, path)
+        except BadSample as error:
+            yield 0, BadSample(error.reason, f"the header: {error.detail}")
+            return
         with files.open(path) as file:
             offset, header = 0, True
             while line := file.readline():
@@ -64,7 +63,7 @@ class CsvRecords(RecordFile):
         twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
         if twice is not None:
             raise BadSample("bad_csv", f"the header names {twice!r} twice, of which only one could be read: rename one")
-        record: dict[str, Any] = {n: "" if v.strip() in _NOTHING else v for n, v in zip(names, values)}
+        record: dict[str, Any] = {n: "" if v.strip() in _NOTHING else v.strip(" ") for n, v in zip(names, values)}
         for name in self.reading.where_fields & set(record):
             record[name] = _number(record[name])
         return with_picture(record, self.reading)
@@ -80,26 +79,30 @@ class CsvRecords(RecordFile):
             said = line.decode("utf-8", "replace")
             tabs = ".tsv" in os.path.basename(path).lower()
             delimiter = "\t" if tabs else max(_DELIMITERS, key=said.count)
-            names = [name.strip() for name in _fields(line, delimiter)]
+            names = [_column(name.strip(), self.reading) for name in _fields(line, delimiter)]
             self._headers[path] = delimiter, [name or f"column {n}" for n, name in enumerate(names, start=1)]
         return self._headers[path]
 
 
 def with_picture(record: dict[str, Any], reading: Reading) -> dict[str, Any]:
-    """The record with the picture under the name that records have for it, and several pictures, if written as JSON, as a list."""
+    """The record with the picture under the name that records have for it: in a table the name of a column says what it is."""
     if "image" not in reading.fields and "images" not in reading.fields and not {"image", "images"} & set(record):
-        lower = {name.lower().replace(" ", "_").replace("-", "_"): name for name in record}
+        lower = {_plain(name): name for name in record}
         found = next((lower[name] for name in PICTURE_COLUMNS if name in lower), None)
         if found is not None:
             record = {("image" if name == found else name): value for name, value in record.items()}
-    for name in ("image", "images", reading.fields.get("image"), reading.fields.get("images")):
-        value = record.get(name) if name is not None else None
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            try:
-                record[str(name)] = json.loads(value)
-            except ValueError as error:
-                raise BadSample("bad_csv", f"`{name}` begins like a list, but is not JSON: {error}") from None
     return record
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def _column(name: str, reading: Reading) -> str:
+    """What the column of a header is called: a name that is known whatever its case and spaces, unless an option names it so."""
+    given = {*reading.fields.values(), *reading.where_fields}
+    plain = _plain(name)
+    return plain if name not in given and is_column(plain, Reading()) and not is_choice(name) else name
 
 
 def _goes_on(row: bytes, delimiter: bytes) -> bool:
@@ -108,6 +111,8 @@ def _goes_on(row: bytes, delimiter: bytes) -> bool:
         return False
     place = len(BYTE_ORDER_MARK) if row.startswith(BYTE_ORDER_MARK) else 0
     while True:
+        while row.startswith(b" ", place):
+            place += 1
         if row.startswith(b'"', place):
             place += 1
             while True:
@@ -137,12 +142,17 @@ def _fields(raw: bytes, delimiter: str, strict: bool = False) -> list[str]:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadSample("bad_text", f"a row is not UTF-8: {error}") from None
+        raise BadSample("bad_text", f"a row is not UTF-8: {error}: save the table as UTF-8") from None
     if "\0" in text:
         raise BadSample("bad_csv", "a row holds a NUL character")
     csv.field_size_limit(1 << 30)
     try:
-        return next(csv.reader([*text.splitlines(keepends=True)] or [""], delimiter=delimiter, strict=strict), [])
+        return next(
+            csv.reader(
+                [*text.splitlines(keepends=True)] or [""], delimiter=delimiter, strict=strict, skipinitialspace=True
+            ),
+            [],
+        )
     except csv.Error as error:
         raise BadSample("bad_csv", f"a row cannot be read: {error}") from None
 

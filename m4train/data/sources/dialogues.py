@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from m4train.data.documents.sample import json_value
 from m4train.data.sources.fields import SYSTEM, Record
 from m4train.data.sources.gallery import Gallery, Item, Own, listed_pictures, picture_of
-from m4train.data.sources.media import is_empty, looks_like_media
+from m4train.data.sources.media import is_empty, looks_like_media, written
 from m4train.data.sources.placeholders import Place
 from m4train.errors import BadSample
 
@@ -40,10 +39,12 @@ def parsed(value: Any, name: str) -> Any:
     """A list that may be stored as its JSON. Raises BadSample for a string that is none."""
     if not isinstance(value, str):
         return value
-    try:
-        return json_value(value)
-    except (ValueError, RecursionError) as error:
-        raise BadSample("bad_json", f"`{name}` is a string that is not JSON: {error}") from None
+    found = written(value)
+    if isinstance(found, str):
+        raise BadSample(
+            "bad_json", f"`{name}` is a string that is not JSON, nor a list that Python wrote: {value[:80]!r}"
+        )
+    return found
 
 
 def turns(record: Record, name: str, gallery: Gallery) -> list[Message]:
@@ -69,6 +70,7 @@ def question_answer_pairs(record: Record, name: str, gallery: Gallery) -> tuple[
     if not isinstance(found, list) or not found or not all(isinstance(turn, dict) for turn in found):
         raise BadSample("bad_json", "the turns must be a list of objects with `user` and `assistant`")
     messages: list[Message] = []
+    understood = gallery.fits([turn["user"] for turn in found if isinstance(turn.get("user"), str)])
     for turn in found:
         part = record.part(turn, f"{name}[]")
         for role in ("user", "assistant"):
@@ -77,7 +79,7 @@ def question_answer_pairs(record: Record, name: str, gallery: Gallery) -> tuple[
                 said = ""
             if not isinstance(said, str):
                 raise BadSample("bad_json", f"a turn has no text for {role!r}")
-            messages.append({"role": role, "content": gallery.parts(said, in_turns=False)})
+            messages.append({"role": role, "content": gallery.parts(said, in_turns=understood and role == "user")})
         messages[-1] |= _weight(part)
     return messages, found[0].get("source")
 

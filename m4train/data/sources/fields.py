@@ -236,10 +236,16 @@ PAIRS = (  # fields that ask, fields that answer: those of the first that fits, 
 )
 ANSWERS = tuple(dict.fromkeys(name for _, names in PAIRS for name in names))
 CAPTIONS = ("caption", "captions", "text")
+TITLE = "title"  # the caption of a picture that has no other
 PICTURES = ("images", "image")
+# What a picture is called in records that have neither: of a table the column is taken, elsewhere a field that holds one.
+PICTURE_COLUMNS = (
+    "file_name", "file_names", "filename", "image_path", "image_file", "image_name", "image_url", "img_path", "img", "photo",
+    "picture", "filepath", "file_path", "path", "file",
+)  # fmt: skip
 _OTHERS = words(
     "system input history choices options label chosen general_metadata url role content user assistant source "
-    "context passage hint weight masked"
+    "context passage hint weight masked title"
 )
 SYSTEM = ("system", "system_prompt", "system_message")
 CHOICES = ("choices", "options", "answer_choices", "answer_options", "mc_options", "multiple_choices", "candidates")
@@ -253,7 +259,7 @@ READABLE = (
 def is_column(name: str, reading: Reading) -> bool:
     """Whether a field of this name may be read of a record."""
     read = {reading.fields.get(field, field) for field in READABLE} | KNOWN | reading.where_fields
-    return name in read or says_how_much(name) or is_choice(name) or name in ANSWER_KEYS
+    return name in read or name in PICTURE_COLUMNS or says_how_much(name) or is_choice(name) or name in ANSWER_KEYS
 
 
 def absent(name: str) -> str:

@@ -6,15 +6,18 @@ picture by its number.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from itertools import islice
+from types import NoneType
 from typing import Any
 
-from m4train.data.documents.sample import json_value
-from m4train.data.sources.fields import PICTURES, Record
-from m4train.data.sources.media import is_empty
+from m4train.data.sources.fields import PICTURE_COLUMNS, PICTURES, Record
+from m4train.data.sources.media import is_empty, looks_like_media, speaks_of_media, written
 from m4train.data.sources.placeholders import Place, Placeholders
 from m4train.errors import BadSample
+from m4train.processing.images import PICTURE_EXTENSIONS
 
 _PLACEHOLDER = re.compile(r"[^\w\s].*[^\w\s]")  # as a name that a record gives a picture: in signs of some kind
 NUMBERED = re.compile(r"image_?(\d{1,3})")
@@ -57,11 +60,13 @@ def listed_pictures(record: Record) -> tuple[list[Any], tuple[str, ...]]:
     record names them, if it does. Raises BadSample if fields that are filled differ."""
     found: list[tuple[str, list[Any]]] = []
     names: tuple[str, ...] = ()
-    for name in PICTURES:
+    for name in (*PICTURES, *_by_another_name(record)):
         value = _listed(record.get(name))
         if isinstance(value, dict) and value and all(_PLACEHOLDER.fullmatch(str(key)) for key in value):
             names, value = tuple(map(str, value)), list(value.values())
         values = value if isinstance(value, list) else [] if is_empty(value) else [value]
+        if all(isinstance(each, str) and not each.strip() for each in values):
+            values = []  # as tables and programs write that there is none
         pictures = [picture_of(each, record, record.named(name)) for each in values]
         if any(picture is not None for picture in pictures) or (pictures and not found):
             found.append((record.named(name), pictures))
@@ -84,14 +89,32 @@ def listed_pictures(record: Record) -> tuple[list[Any], tuple[str, ...]]:
 _NUMBERED_FIRST = frozenset(("image_0", "image_1", "image0", "image1"))
 
 
+def _by_another_name(record: Record) -> tuple[str, ...]:
+    """The field that holds the picture of a record without `image` and `images`: by its name, and its value too."""
+    if record.path or any(record.reading.fields.get(name) or record.holds(name) for name in PICTURES):
+        return ()
+    found = (name for name in PICTURE_COLUMNS if record.holds(name) and not record.reading.ignores(name, name))
+    return tuple(islice((name for name in found if _is_one(name, _listed(record.content[name]))), 1))
+
+
+def _is_one(name: str, value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(is_empty(each) or _is_one(name, each) for each in value)
+    if isinstance(value, str) and not value.startswith("data:image/"):
+        plain = value.strip().partition("?")[0]
+        named = os.path.splitext(plain)[1].lower() in PICTURE_EXTENSIONS
+        return named or (speaks_of_media(name) and ("://" in value or looks_like_media(value)))
+    return isinstance(value, (str, bytes)) or (isinstance(value, dict) and bool({"bytes", "path"} & set(value)))
+
+
 def _listed(value: Any) -> Any:
-    """A list of pictures that is written as JSON; anything else as it is."""
-    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        try:
-            return json_value(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
+    """Pictures that are written as a list or an object, in JSON or as Python writes it; anything else, such as a path with
+    brackets, as it is."""
+    found = written(value)
+    parts = found if isinstance(found, list) else list(found.values()) if isinstance(found, dict) else None
+    return (
+        value if parts is None or not all(isinstance(each, (str, dict, bytes, NoneType)) for each in parts) else found
+    )
 
 
 def _numbered(record: Record) -> list[tuple[str, Any]]:
@@ -120,6 +143,12 @@ class Gallery:
         """The items of a text, with an open place wherever it has a placeholder."""
         split = self._placeholders.split(text, in_turns, self._names)
         return [{"image": part} if isinstance(part, Place) else {"text": part} for part in split]
+
+    def fits(self, texts: Sequence[str]) -> bool:
+        """Whether texts in which `<image>` is not understood as a rule have as many places as there are pictures."""
+        split = [self._placeholders.split(text, True, self._names) for text in texts]
+        places = [part for parts in split for part in parts if isinstance(part, Place)]
+        return bool(places) and len(places) == len(self.listed)
 
     def fill(self, contents: Sequence[list[Item]], first: list[Item]) -> None:
         """Puts the pictures where the contents have places for them, or, where there is none, before the items of `first`.

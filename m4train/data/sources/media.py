@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
 from typing import Any
+
+from m4train.data.documents.sample import json_value
+from m4train.errors import BadSample
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
 
@@ -144,3 +148,29 @@ def _shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"{len(value)} values, such as {_shown(next((v for v in value if not is_empty(v)), None))}"
     return repr(value)[:120]
+
+
+def written(value: Any) -> Any:
+    """A list or an object that is written as a text, as JSON or as Python writes it; what is none as it is. Raises BadSample for
+    an object that has a key twice."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return json_value(value.strip())
+    except json.JSONDecodeError:
+        pass
+    except RecursionError:
+        return value
+    except ValueError as error:
+        raise BadSample("bad_json", str(error)) from None
+    try:
+        tree = ast.parse(value.strip(), mode="eval")
+        for node in ast.walk(tree):
+            keys = (
+                [key.value for key in node.keys if isinstance(key, ast.Constant)] if isinstance(node, ast.Dict) else []
+            )
+            if len(set(keys)) < len(keys):
+                raise BadSample("bad_json", f"a key occurs twice in an object: {value[:80]!r}")
+        return ast.literal_eval(tree)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value

@@ -14,7 +14,7 @@ from typing import Any
 from m4train.config.packages import need
 from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample, StoredFiles
-from m4train.data.sources.fields import CAPTIONS, PICTURES, RECORD_OPTIONS, TURNS, Reading, asking, is_column
+from m4train.data.sources.fields import CAPTIONS, PICTURES, RECORD_OPTIONS, TITLE, TURNS, Reading, asking, is_column
 from m4train.data.sources.gallery import NUMBERED
 from m4train.data.sources.pictures import Pictures
 from m4train.data.sources.records import (
@@ -186,9 +186,11 @@ def _columns(path: str, names: Sequence[str], reading: Reading) -> list[str]:
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice is not None:
         raise DataError(f"{path} has two columns named {twice!r}, of which only one could be read: rename one.")
-    texts = [reading.fields.get(name, name) for name in (*reversed(TURNS), *CAPTIONS, *asking())]
+    texts = [reading.fields.get(name, name) for name in (*reversed(TURNS), *CAPTIONS, TITLE, *asking())]
     if not set(names) & set(texts):
-        raise DataError(f"{path} has columns {list(names)} but none of {', '.join(texts)}: name them with fields=...")
+        raise DataError(
+            f"{path} has columns {list(names)} but none of {', '.join(texts)}: say which is which, as fields={{question: ..., answer: ...}}."
+        )
     if "pdf" in names and not set(names) & {reading.fields.get(name, name) for name in PICTURES}:
         raise DataError(f"{path} holds its pages as pdf: render them to images first, or take the set's images.")
     return [name for name in names if is_column(name, reading) or NUMBERED.fullmatch(name)]

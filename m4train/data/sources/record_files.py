@@ -42,6 +42,17 @@ def _described(folder: str) -> Iterator[str]:
         yield from (os.path.join(place, name) for name in sorted(names) if is_picture(name))
 
 
+def _other_encoding(start: bytes) -> str | None:
+    """The encoding of wide characters that a file begins in, with or without a mark of its byte order; None for any other."""
+    if start.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    if len(start) == 4 and (start[1] == start[3] == 0 or start[0] == start[2] == 0) and any(start):
+        return "UTF-16LE" if start[1] == 0 else "UTF-16BE"
+    return None
+
+
 class RecordFile(StoredFiles):
     """Files of records, each a stretch of bytes. A format says which stretches they are, and what each holds."""
 
@@ -76,7 +87,7 @@ class RecordFile(StoredFiles):
                 yield ScannedSample(key, bad=("no_text", detail), files=(picture,))
 
     def _scan(self, files: FileReader, path: str) -> Iterator[ScannedSample]:
-        for number, (offset, raw) in enumerate(self.records(files, path)):
+        for number, (offset, raw) in enumerate(self._records(files, path)):
             key = str(number)
             named: tuple[str, ...] = ()
             try:
@@ -92,8 +103,18 @@ class RecordFile(StoredFiles):
             except BadSample as error:
                 yield ScannedSample(key, bad=(error.reason, error.detail), files=named)
 
+    def _records(self, files: FileReader, path: str) -> Iterator[tuple[int, bytes | BadSample]]:
+        """`records`, of a file in UTF-8; of any other what is wrong with it."""
+        with files.open(path) as file:
+            encoding = _other_encoding(file.read(4))
+        if encoding is None:
+            yield from self.records(files, path)
+            return
+        detail = f"the file is written in {encoding}: save it as UTF-8, as with `iconv -f {encoding} -t UTF-8`"
+        yield 0, BadSample("bad_text", detail)
+
     def count(self, files: FileReader, path: str, limit: int) -> int:
-        return sum(1 for _ in islice(self.records(files, path), limit + 1))
+        return sum(1 for _ in islice(self._records(files, path), limit + 1))
 
     def sample(self, files: FileReader, path: str, members: tuple[Member, ...]) -> Sample:
         return self._composed(files, path, members).sample

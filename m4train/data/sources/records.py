@@ -13,7 +13,7 @@ from m4train.data.documents.sample import Sample, sample_from_dict
 from m4train.data.sources.answers import answered, caption_pairs, with_chosen
 from m4train.data.sources.base import Member, content_hash
 from m4train.data.sources.dialogues import NAME_IN_TEXT, parsed, placed, question_answer_pairs, turns, with_system
-from m4train.data.sources.fields import CAPTIONS, PICTURES, TURNS, Reading, Record, asking
+from m4train.data.sources.fields import CAPTIONS, PICTURE_COLUMNS, PICTURES, TITLE, TURNS, Reading, Record, asking
 from m4train.data.sources.gallery import NUMBERED, Gallery, listed_pictures, picture_of
 from m4train.data.sources.media import is_empty, looks_like_media
 from m4train.data.sources.placeholders import stray
@@ -114,7 +114,8 @@ def _not_preferred(content: dict[str, Any]) -> bool:
 
 
 def _is_picture(name: str, reading: Reading) -> bool:
-    return NUMBERED.fullmatch(name) is not None or name in {reading.fields.get(field, field) for field in PICTURES}
+    named = {reading.fields.get(field, field) for field in PICTURES} | set(PICTURE_COLUMNS)
+    return NUMBERED.fullmatch(name) is not None or name in named
 
 
 def checked(sample: Sample, reading: Reading) -> Sample:
@@ -168,10 +169,20 @@ def _form(record: Record) -> str:
         return "turns"
     if any(record.offers(name) for name in asking()):
         return "answers"
-    if any(record.offers(name) for name in CAPTIONS):
+    if any(record.offers(name) for name in CAPTIONS) or (record.holds(TITLE) and _has_pictures(record)):
         return "captions"
     names = ", ".join(f"`{name}`" for name in (*TURNS, *asking(), *CAPTIONS))
-    raise BadSample("bad_json", f"it holds nothing under {names}, but {', '.join(sorted(record.content)) or 'nothing'}")
+    holds = ", ".join(sorted(map(str, record.content)))[:500] or "nothing"
+    raise BadSample(
+        "bad_json",
+        f"it holds nothing under {names}, but {holds}: say which is which, as fields={{question: ..., answer: ...}}",
+    )
+
+
+def _has_pictures(record: Record) -> bool:
+    names = {str(name) for name, value in record.content.items() if not is_empty(value)}
+    listed = {record.named(name) for name in PICTURES} | set(PICTURE_COLUMNS)
+    return bool(names & listed) or any(NUMBERED.fullmatch(name) for name in names)
 
 
 def has_form(content: Any, reading: Reading) -> bool:

@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from m4train.data.documents.sample import Sample, json_value, sample_from_dict
-from m4train.data.sources.csv_records import PICTURE_COLUMNS
-from m4train.data.sources.fields import PICTURES, Reading, Record
+from m4train.data.sources.fields import PICTURE_COLUMNS, PICTURES, Reading, Record
 from m4train.data.sources.media import words
 from m4train.data.sources.records import Composed, checked, compose, has_form, learning
 from m4train.data.sources.tar import Ref, TarFormat

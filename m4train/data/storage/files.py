@@ -54,6 +54,11 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def is_there(path: str) -> bool:
+    """Whether a local file or folder has this very name, whatever it would mean as a pattern."""
+    return not is_remote(path) and os.path.exists(os.path.expanduser(path))
+
+
 def find_files(pattern: str) -> list[str]:
     """The files a path without braces names, sorted if it is a glob. An object store's single name is not looked up."""
     if is_remote(pattern):
@@ -62,8 +67,8 @@ def find_files(pattern: str) -> list[str]:
         filesystem, place = _filesystem(pattern)
         filesystem.invalidate_cache()
         return sorted(filesystem.unstrip_protocol(path) for path in _patiently(pattern, lambda: filesystem.glob(place)))
-    pattern = os.path.expanduser(pattern)
-    if set("*?[") & set(pattern):
+    there, pattern = is_there(pattern), os.path.expanduser(pattern)
+    if set("*?[") & set(pattern) and not there:
         return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     return [pattern] if os.path.isfile(pattern) else []
 

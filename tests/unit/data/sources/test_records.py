@@ -319,7 +319,8 @@ BAD: dict[str, tuple[dict, str]] = {
     "a numbered one that differs": ({"image": B, "image_1": A, "conversations": SHAREGPT}, "conflicting_images"),
     "a null in the list": ({"images": [A, None], "conversations": turns("<image><image>?", R)}, "missing_image"),
     "a null of question and answer": ({"images": [None], "texts": [{"user": Q, "assistant": R}]}, "missing_image"),
-    "an empty name in the list": ({"images": [""], "conversations": SHAREGPT}, "missing_image"),
+    "an empty name next to one": ({"images": ["", A], "conversations": turns("<image><image>?", R)}, "missing_image"),
+    "a place without a picture": ({"images": [""], "conversations": turns("<image>?", R)}, "image_count"),
     "a null picture of a turn": (
         {"messages": [{"role": "user", "content": Q, "images": [None]}, {"role": "assistant", "content": R}]},
         "missing_image",
@@ -417,7 +418,7 @@ def test_an_empty_answer_that_is_not_learnt_is_context() -> None:
 
 
 STRAY = [
-    "<image>",
+    "<image><image>",  # of one picture
     "<|image|>",
     "<image 1>",
     "[IMG]",
