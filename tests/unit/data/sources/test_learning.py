@@ -135,7 +135,7 @@ def test_every_name_of_the_family(name: str) -> None:
 @pytest.mark.parametrize("label", ["bad", "negative", "-1", "wrong", "dislike", 0, -1, False, "false"])
 def test_labels_of_completions(label: Any) -> None:
     assert outcome({"prompt": Q, "completion": R, "label": label}) == "not_preferred"
-    expected = "not_preferred" if (label in (False, "false") and label != 0) or label is False else 1
+    expected = "not_preferred" if label is False or label == "false" else 1
     assert outcome({"question": Q, "answer": R, "label": label}) == expected
 
 
