@@ -26,6 +26,18 @@ COMMANDS = {
         processes=True,
         needs=EVALUATES,
     ),
+    "evaluate benchmarks": Command(
+        "public benchmarks with their official metrics and prompts",
+        "benchmark:benchmark",
+        "benchmarks=[NAME,...] model=MODEL data=FOLDER [max_samples=N] [batch_size=N] [scoring=likelihood] [out=FOLDER]",
+        reads="",
+    ),
+    "evaluate compare": Command(
+        "which answers changed between two results of benchmarks, with the paired difference of their scores",
+        "compare_answers:compare",
+        "A B [data=FOLDER] [out=FILE]",
+        reads="",
+    ),
     "generate": Command(
         "answer a question about images, a file of questions, or a person at the terminal",
         "generate:generate",
@@ -187,6 +199,8 @@ def _unforeseen(error: Exception) -> str:
 
 def _command_of(arguments: list[str]) -> tuple[str, list[str]]:
     """The name of the command, of one word or two, and the arguments after it."""
+    if arguments[0] == "evaluate" and any(argument.startswith("benchmarks=") for argument in arguments):
+        return "evaluate benchmarks", arguments[1:]
     for words in (2, 1):
         name = " ".join(arguments[:words])
         if name in COMMANDS:

@@ -39,6 +39,12 @@ STOP = "stop"  # a file of this name ends the run with a checkpoint
 LINEAGE_FILE = "m4train.json"  # in an exported folder: which run and step it came from
 
 
+def shown_score(result: dict[str, Any]) -> str:
+    """The score of a source in evaluation.json as people read it: a percentage, unless it is not a share."""
+    value = result[result["metric"]]
+    return f"{value * result['shown_times']:.2f}" if "shown_times" in result else f"{value:.1%}"
+
+
 def replay_page(step: int) -> str:
     return f"replay-step-{step}.html"
 

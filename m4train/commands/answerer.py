@@ -37,8 +37,8 @@ class Answerer:
         """Raises ConfigError for a model, device or setting that there is not."""
         from m4train.commands.generate import decoding_of
 
-        device = _device(given.device)
-        dtype = _dtype(given.dtype, device)
+        device = device_named(given.device)
+        dtype = dtype_named(given.dtype, device)
         model, processor = load(given.model, dtype)
         if given.four_bits:
             quantize_linears(model, BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype))
@@ -151,7 +151,7 @@ def _adapted(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     return merged.to(dtype), AutoProcessor.from_pretrained(folder if own else base)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -164,7 +164,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def dtype_named(name: str, device: torch.device) -> torch.dtype:
     """Of "auto": what a GPU computes fastest in, and fp32 on a CPU."""
     if name == "auto":
         name = machine_precision() if device.type == "cuda" else "fp32"

@@ -21,7 +21,7 @@ from m4train.evaluation.metrics.said import Scores
 from m4train.families import FAMILIES
 from m4train.json_files import read_mapping
 from m4train.restore import restore_model, restore_processor
-from m4train.run_files import ANSWERS, EVALUATION
+from m4train.run_files import ANSWERS, EVALUATION, shown_score
 from m4train.training.checkpoints.changes import MODEL_KEYS
 from m4train.training.checkpoints.find import agreed_checkpoint
 from m4train.training.engines import make_engine
@@ -143,6 +143,8 @@ def stated_scores(metric: str, scored: Scores) -> dict[str, Any]:
     """What results keep of the scores by a metric."""
     interval = [round(bound, 4) if math.isfinite(bound) else None for bound in scored.interval]
     stated = {"metric": metric, metric: round(scored.value, 4), "interval": interval, "count": len(scored.samples)}
+    if scored.shown_times != 100:
+        stated["shown_times"] = scored.shown_times  # not a share, to be shown as a percentage
     return stated | scored.counts | {name: round(value, 4) for name, value in scored.others.items()}
 
 
@@ -154,5 +156,5 @@ def _write(run_dir: Path, scores: dict[str, dict[str, Any]], lines: list[dict[st
         loss = f"loss {result['loss']:.4f}" if "loss" in result else "no loss token"
         scored = ""
         if "metric" in result:
-            scored = f", {result['metric'].replace('_', ' ')} {result[result['metric']]:.1%} of {result['count']}"
+            scored = f", {result['metric'].replace('_', ' ')} {shown_score(result)} of {result['count']}"
         print(f"{source}: {loss}{scored} ({name})")

@@ -13,6 +13,7 @@ from PIL import Image
 from m4train.errors import DataError
 from m4train.evaluation.decoding import Decoding
 from m4train.evaluation.likelihood import AllRanks, answer_losses
+from m4train.evaluation.metrics.choices import LETTERS
 from m4train.evaluation.metrics.said import Said
 from m4train.models.generation_settings import GenerationSettings
 
@@ -29,6 +30,7 @@ class Asked:
     turn: int = 0  # of several questions of one conversation
     options: tuple[str, ...] = ()  # of multiple choice
     about: Mapping[str, Any] = field(default_factory=dict)  # further fields of the record
+    prefix: str = ""  # how the answer begins; it is part of the prompt
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,35 @@ def reference_losses(
             yield _answer(asked, "", {"loss": loss, "tokens": len(each)})
 
 
+def likeliest_options(
+    model: Any,
+    processor: Any,
+    conversations: Iterable[Asked],
+    device: torch.device,
+    all_ranks: AllRanks | None = None,
+    *,
+    batch_size: int,
+) -> Iterator[Answer]:
+    """Answers of multiple choice by likelihood: the letter with the highest sum of log-probabilities; nothing is drawn or
+    parsed. The losses of all letters are kept as `losses` in what the answer is about."""
+    for batch, prompts in _batches(conversations, batch_size, all_ranks):
+        ids = [[answer_ids(processor, asked, letter) for letter in LETTERS[: len(asked.options)]] for asked in prompts]
+        for asked, losses in zip(
+            batch, answer_losses(model, _inputs(processor, prompts, device), ids, all_ranks), strict=False
+        ):
+            yield _answer(asked, LETTERS[losses.index(min(losses))], {"losses": losses})
+
+
 def answer_ids(processor: Any, asked: Asked, text: str) -> list[int]:
     """The ids of a text as the answer to a question, with what the chat template writes before it, but not behind it."""
-    answered = [*asked.messages[:-1], {"role": "assistant", "content": [{"text": text}]}]
+    start = f"{asked.prefix} {text}" if asked.prefix else text
+    answered = [*asked.messages[:-1], {"role": "assistant", "content": [{"text": start}]}]
     prompt, whole = (
         processor.apply_chat_template(messages, add_generation_prompt=asks, tokenize=False)
         for messages, asks in ((asked.messages[:-1], True), (answered, False))
     )
+    if asked.prefix and whole.startswith(prompt):
+        prompt = whole[: whole.find(asked.prefix, len(prompt)) + len(asked.prefix)]
     end = whole.find(text, len(prompt)) + len(text) if whole.startswith(prompt) else -1
     if end < len(prompt):
         raise DataError(f"sample {asked.key}: the chat template does not write the answer {text!r} behind its prompt.")
@@ -190,7 +214,24 @@ def _inputs(processor: Any, batch: Sequence[Asked], device: torch.device) -> dic
         padding=True,
         padding_side="left",
     )
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    prefixes = {asked.prefix for asked in batch if asked is not _FILLER} or {""}
+    if len(prefixes) > 1:
+        raise ValueError(f"answers of one batch begin with {sorted(prefixes)}: ask those that begin alike together")
+    if prefix := prefixes.pop():
+        _append(inputs, answer_ids(processor, replace(batch[0], prefix=""), prefix))
+    return inputs
+
+
+def _append(inputs: dict[str, Any], ids: list[int]) -> None:
+    """Goes on with `ids` in every row; they see the images that the last token of a prompt sees."""
+    rows = len(inputs["input_ids"])
+    more = {"input_ids": inputs["input_ids"].new_tensor(ids).expand(rows, -1)}
+    more["attention_mask"] = torch.ones_like(more["input_ids"])
+    if "image_attention_mask" in inputs:
+        more["image_attention_mask"] = inputs["image_attention_mask"][:, -1:].expand(-1, len(ids), -1)
+    for name, columns in more.items():
+        inputs[name] = torch.cat((inputs[name], columns.to(inputs[name].dtype)), dim=1)
 
 
 def _prompt(asked: Asked) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 import m4train
 from m4train.config import Config
 from m4train.inspection.stage_charts import stage_charts
-from m4train.run_files import REPORT, RunFiles, lineage
+from m4train.run_files import REPORT, RunFiles, lineage, shown_score
 
 SHOWN_ANSWERS = 24
 SHOWN_KEYS = 6  # of dropped samples, per reason
@@ -52,7 +52,7 @@ def _score(source: str, result: dict[str, Any]) -> dict[str, str]:
         "source": source,
         "loss": f"{result['loss']:.4f}" if "loss" in result else "–",
         "metric": metric.replace("_", " ") if metric else "–",
-        "score": f"{result[metric]:.1%}" if metric else "–",
+        "score": shown_score(result) if metric else "–",
         "count": f"{result['count']:,}" if metric else "–",
         "unreadable": f"{result.get('unreadable', 0):,}",
     }

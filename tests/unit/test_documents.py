@@ -11,7 +11,9 @@ import pytest
 from data_pipelines.frame import config as pipelines
 from m4train.cli import COMMANDS, _command_of
 from m4train.commands.arguments import Flag, hydra_options
+from m4train.commands.benchmark import KEYS
 from m4train.config import compose
+from m4train.evaluation.benchmarks.spec import load_benchmark
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -52,6 +54,12 @@ def test_commands_and_keys_exist(page):
         if name == "pipeline":
             if rest[0] in pipelines.presets():
                 pipelines.load_pipeline(rest[0], [word for word in rest[1:] if "=" in word])
+            continue
+        if name.startswith("evaluate "):
+            given = dict(word.partition("=")[::2] for word in rest if "=" in word)
+            assert set(given) <= set(KEYS)
+            for benchmark in given.get("benchmarks", "").strip("[]").split(","):
+                assert not benchmark or benchmark.endswith(".yaml") or load_benchmark(benchmark)
             continue
         asked, rest = hydra_options(rest)
         for option in COMMANDS[name].options:
