@@ -41,6 +41,8 @@ class PageImages:
     def __init__(self, base: str, max_width: int) -> None:
         """`max_width`: of candidates that differ in width, the largest not over this many pixels is taken."""
         self.base, self.max_width = base, max_width
+        self._folder = ""
+        self._folder = self.address("./x")[:-1]  # what simple names follow
         self._captions: dict[int, str] = {}
         self._last: dict[str, Any] | None = (
             None  # the last image, and whether it may stand for what follows in noscript
@@ -130,6 +132,8 @@ class PageImages:
     def address(self, source: str) -> str:
         """An absolute http or https address by RFC 3986, without fragment; empty if it is not one."""
         source = source.strip()
+        if self._folder and _SIMPLE.fullmatch(source):
+            return self._folder + source
         if not source or source[0] == "#" or len(source) > _MAX_URL:
             return ""
         source = source.translate(_REMOVED).replace("\\", "/")
@@ -143,6 +147,8 @@ class PageImages:
             return ""
 
 
+# Names that are joined to the folder of the page and need no escapes: most of them
+_SIMPLE = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*\.[A-Za-z0-9]+")
 _REMOVED = dict.fromkeys(map(ord, "\t\n\r"))
 
 
