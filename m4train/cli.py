@@ -52,6 +52,18 @@ COMMANDS = {
         reads="run",
         needs=("adapter",),
     ),
+    "init": Command(
+        "make a small project for data of your own: conf/, a script and a README",
+        "init:init",
+        "DIR [--data PATH] [--model NAME] [--epochs N]",
+        reads="",
+    ),
+    "completion": Command(
+        "print what a shell needs to complete commands, groups, choices and keys",
+        "completion:completion",
+        "bash|zsh|fish",
+        reads="",
+    ),
     "compare": Command(
         "a table of several runs, sorted by a metric, and one page of their curves",
         "compare:compare",
@@ -148,6 +160,11 @@ def main(arguments: list[str] | None = None) -> int:
         if name in ("--version", "-V"):
             print(f"m4train {_version()}")
             return 0
+        if not arguments:
+            from m4train.commands.init import what_next
+
+            print(what_next())
+            return 0
         if name in ("-h", "--help", "help"):
             print(_help())
             return 0
@@ -225,6 +242,39 @@ def _close(name: str) -> str:
     return f", did you mean {close[0]}" if close else ""
 
 
+# Two commands as people type them, for `m4train COMMAND --help`
+EXAMPLES = {
+    "train": (
+        "train experiment=digits_pretrain trainer.max_steps=100",
+        "train -m experiment=digits_pretrain optimizer.lr=1e-3,3e-3",
+    ),
+    "evaluate": ("evaluate run_dir=runs/mine", "evaluate run_dir=runs/mine evaluation.max_samples=100"),
+    "export": ("export run_dir=runs/mine", "export run_dir=runs/mine export.dtype=bf16"),
+    "plan": ("plan experiment=digits_pretrain --ranks 8", "plan run_dir=runs/mine --json"),
+    "preview": ("preview experiment=digits_sft --packs 4", "preview run_dir=runs/mine"),
+    "validate": ("validate experiment=digits_sft --workers 4", "validate run_dir=runs/mine --json"),
+    "replay": ("replay --step 40 run_dir=runs/mine", "replay --step 40 run_dir=runs/mine --json"),
+    "compare": ("compare runs/a runs/b", "compare runs/sweep --metric eval/loss"),
+    "init": ("init mine --data train.json", "init mine --data shards/ --model smolvlm_500m --epochs 1"),
+    "config": ("config trainer.save_every", "config experiment=digits_sft"),
+}
+
+
+def _keys_of(command: Command) -> list[str]:
+    """The keys of the groups that a command reads, by their last words."""
+    import textwrap
+
+    from m4train.config.describe import all_keys
+
+    groups = ("trainer", "schedule", *command.needs) if "optimizer" in command.needs else command.needs
+    lines = []
+    for group in groups:
+        keys = [key.name.partition(".")[2] for key in all_keys() if key.name.startswith(f"{group}.") and not key.group]
+        names = ", ".join(name for name in keys if "." not in name)
+        lines += textwrap.wrap(f"  {group}.  {names}", 80, subsequent_indent=" " * 14)
+    return [*lines, "", "`m4train config KEY` says what a key means."]
+
+
 def _help() -> str:
     lines = [
         "m4train trains the Idefics family of vision-language models.",
@@ -248,6 +298,7 @@ def _command_help(name: str) -> str:
     for other in family:
         command = COMMANDS[other]
         lines += [f"m4train {other}: {command.summary}", "", f"usage: m4train {other} {command.usage}", ""]
+        lines += [f"  m4train {example}" for example in EXAMPLES.get(other, ())] + [""] * (other in EXAMPLES)
     if "key=value" in COMMANDS[name].usage:
         from m4train.config.compose import groups
 
@@ -257,7 +308,8 @@ def _command_help(name: str) -> str:
             "",
             "keys: any key of these groups, such as trainer.max_steps=50 optimizer.lr=1e-4 data.num_workers=4",
         ]
-        lines += ["      seed=0  run_dir=runs/NAME  resume=auto|never|CHECKPOINT"]
+        lines += ["      seed=0  run_dir=runs/NAME  resume=auto|never|CHECKPOINT", ""]
+        lines += _keys_of(COMMANDS[name])
     return "\n".join(lines).rstrip()
 
 
