@@ -9,6 +9,8 @@ import pytest
 from m4train import cli
 from m4train.commands.export import export_checkpoint
 from tests.helpers.checkpoints import saved_run
+from tests.helpers.data import conversations, write_shards
+from tests.helpers.processing import tokenizer_folder
 
 DAMAGE = {"empty": b"", "list": b"[1]", "binary": b"\x00\xff\xfe", "null": b"null", "text": b"hello"}
 FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -32,6 +34,15 @@ def folders(tmp_path_factory):
     (root / "picture.png").write_bytes(b"\x89PNG\r\n")
     (root / "no_checkpoint").mkdir()
     shutil.copy(root / "run" / "config.yaml", root / "no_checkpoint")
+    (root / "empty.json").write_text("")
+    (root / "foreign").mkdir()
+    (root / "foreign" / "config.json").write_text(
+        '{"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}'
+    )
+    (root / "foreign" / "tokenizer.json").write_text("[1]")
+    write_shards(root / "shards", conversations(4))
+    whole = next((root / "shards").glob("*.tar")).read_bytes()
+    (root / "cut.tar").write_bytes(whole[:700])
     return root
 
 
@@ -89,6 +100,104 @@ def test_truncated_weights(size, folders, capsys):
     whole = (folders / "good" / "model.safetensors").read_bytes()
     folder = _with(folders, "model.safetensors", whole[:size])
     assert "model.safetensors" in _refused(capsys, "generate", folder, "What?")
+
+
+# What a key that names a file or folder of each kind may be given; `{}` is the place.
+PLACES = ("nowhere", "empty", "text.txt", "picture.png", "empty.json", "foreign", "cut.tar", "no_checkpoint")
+LOOKING = ("plan", "preview", "validate", "bench", "data stats", "data index", "data convert")
+REPORTING = (
+    "validate",
+    "data stats",
+    "data index",
+)  # which count a file that cannot be read as a bad sample, and go on
+FILES_OF_DATA = ("text.txt", "picture.png", "empty.json", "cut.tar")
+MODEL_KEYS = {
+    "model.pretrained": ["model.pretrained={}"],
+    "model.tokenizer": ["model.tokenizer={}"],
+    "resume": ["resume={}"],
+    "adapter.start_from": ["adapter=lora", "adapter.start_from={}"],
+    "engine.deepspeed": ["engine=zero1", "engine.deepspeed={}"],
+    "backbones": ["model=backbones", "model.vision_pretrained={}", "model.text_pretrained={}"],
+}
+
+
+def _run(root):
+    """A run of conversations that would begin, but for what a test gives it."""
+    return [
+        "experiment=digits_pretrain",
+        "data.prepare=null",
+        f"model.tokenizer={tokenizer_folder()}",
+        f"run_dir={root / 'new'}",
+        "logging=none",
+        "data.num_workers=0",
+        "trainer.max_steps=1",
+        f"data.sources.documents.path={root}/shards/*.tar",
+        f"data.validation.documents.path={root}/shards/*.tar",
+        "schedule.warmup_steps=0",
+        "trainer.eval_every=0",
+        "trainer.hang_timeout=0",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", PLACES)
+@pytest.mark.parametrize("command", LOOKING)
+def test_data_that_are_none(command, given, folders, capsys):
+    extra = ["--out", folders / "out"] if command == "data convert" else []
+    arguments = [*command.split(), *extra, *_run(folders), f"data.sources.documents.path={folders / given}"]
+    if command not in REPORTING or given not in FILES_OF_DATA:
+        _refused(capsys, *arguments)
+        return
+    assert cli.main([str(argument) for argument in arguments]) in (0, 1)
+    said = "".join(capsys.readouterr())
+    assert "Traceback" not in said
+    # an index that another command built already is not built again
+    assert "damaged_shard" in said or "samples cannot be used" in said or command == "data index"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", PLACES)
+@pytest.mark.parametrize("key", MODEL_KEYS)
+def test_a_run_that_is_given_something_else(key, given, folders, capsys):
+    _refused(capsys, "train", *_run(folders), *(text.format(folders / given) for text in MODEL_KEYS[key]))
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+@pytest.mark.parametrize("given", ["foreign", "empty.json", "cut.tar"])
+def test_another_model_or_none(command, given, folders, capsys):
+    own = {
+        "generate": [folders / given, "What?"],
+        "evaluate": [f"run_dir={folders / 'run'}", f"evaluation.model={folders / given}"],
+    }
+    _refused(capsys, command, *own[command])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["config", "no.such.key"],
+        ["config", "trainer.max_steps=x"],
+        ["pipeline", "{}/text.txt"],
+        ["pipeline", "{}/picture.png"],
+        ["pipeline", "{}/nowhere.yaml"],
+        ["generate", "{}/good", "--questions", "{}/text.txt"],
+        ["generate", "{}/good", "--questions", "{}/picture.png"],
+        ["generate", "{}/good", "--questions", "{}/empty"],
+        ["generate", "{}/good", "--questions", "{}/nowhere"],
+        ["generate", "{}/good", "What?", "{}/text.txt"],
+        ["generate", "{}/good", "What?", "{}/picture.png"],
+        ["generate", "{}/good", "What?", "{}/empty"],
+        ["generate", "{}/good", "What?", "{}/nowhere.png"],
+        ["estimate", "--gpu", "no such", "experiment=digits_pretrain"],
+        ["train", "experiment=nowhere"],
+        ["train", "{}/text.txt"],
+        ["launch", "slurm", "--nodes", "x"],
+        ["launch", "nowhere"],
+    ],
+    ids=" ".join,
+)
+def test_other_arguments(arguments, folders, capsys):
+    _refused(capsys, *(argument.format(folders) for argument in arguments))
 
 
 def test_what_nothing_foresaw_is_one_sentence_and_its_traceback_a_file(monkeypatch, capsys, tmp_path):
