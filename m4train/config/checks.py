@@ -50,6 +50,7 @@ def _check_numbers(config: Config) -> None:
             f"{key} is {value}, but must be a finite number.",
         )
     require(-(2**63) <= config.seed < 2**63, f"seed is {config.seed}, but must fit into 64 bits.")
+    require(config.scale in (None, "tiny"), f"scale is {config.scale!r}, but must be tiny, or null.")
     if config.threads is not None:
         at_least("threads", config.threads, 1)
 

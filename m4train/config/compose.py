@@ -34,6 +34,7 @@ from m4train.config.loading import (
     parse,
     search_path,
 )
+from m4train.config.scale import scale_down
 from m4train.config.start import composed_start, forget_scratch, starts_from, take_nearest
 from m4train.config.texts import text_of
 from m4train.config.trust import check_code
@@ -102,6 +103,7 @@ def load_config(overrides: list[str], where: Where = HERE) -> Config:
     _say_what_is_kept(composed, overrides, where)
     config = _object(composed, where)
     take_adapter(config.adapter, overrides)
+    scale_down(config, [override.lstrip("+").partition("=")[0] for override in overrides], resource_folder("conf"))
     hold_out(config.data)
     check(config)
     return config

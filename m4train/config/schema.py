@@ -299,6 +299,9 @@ class Config:
     # fresh: go on without the checkpoint's optimizer; its keys, schedule, max_steps, freezing may differ; kept: with
     # it
     resume_optimizer: str = "kept"
+    # tiny: rehearse the same recipe with a tiny model of the family from random weights, short packs and a few steps;
+    # null: as it is
+    scale: str | None = None
     threads: int | None = None  # CPU threads of torch per process; null: torch's own choice
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -237,6 +237,7 @@ SHOWN: dict[str, str] = {
     "data.auto_index_limit": "unit/data/index/test_catalogue.py",
     "data.packing_pool": "unit/data/loading/test_stream_loader.py",
     "data.long_conversations": "unit/data/plan/test_left_out.py",
+    "scale": "end_to_end/test_recipes.py",
     "data.holdout": "unit/data/index/test_part.py",
     "data.sources.NAME.held_out": "unit/data/index/test_part.py",
     "data.max_dropped_fraction": "unit/data/plan/test_left_out.py",

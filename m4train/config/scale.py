@@ -1,0 +1,50 @@
+"""scale=tiny: the same recipe at a size that a laptop trains, to rehearse everything but the learning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from m4train.config.schema import Config
+
+_MOST: dict[str, int] = {  # keys and what tiny runs have of them at most
+    "data.sequence_length": 512,
+    "data.images_per_pack": 32,
+    "data.packing_pool": 16,
+    "trainer.max_steps": 4,
+    "trainer.global_batch_size": 4,
+    "trainer.micro_batch_size": 2,
+    "trainer.save_every": 2,
+    "trainer.eval_every": 2,
+    "schedule.warmup_steps": 1,
+    "adapter.rank": 4,
+    "freeze.new_rows_from": 64,
+}
+
+
+def scale_down(config: Config, given: Sequence[str], conf: Path) -> None:
+    """Makes a configuration with scale=tiny small, except for the keys that are `given`: a tiny model of the same family from random
+    weights, short and few packs, few steps; data, mixture, freezing, adapters, optimizer and schedule stay. `conf` holds the tiny models."""
+    if config.scale != "tiny":
+        return
+    model = config.model
+    own = conf / "model" / f"tiny_{model.family}.yaml"
+    tiny: Any = OmegaConf.load(own if own.is_file() else conf / "model" / "tiny_idefics3.yaml")
+    model.architecture, model.processor = _plain(tiny.architecture), _plain(tiny.processor)
+    model.pretrained = model.vision_pretrained = model.text_pretrained = None
+    model.tokenizer = model.tokenizer or f"{config.data.root}/tokenizer"
+    if model.family != "idefics2":  # whose tiny processor alone leaves images different sizes
+        for source in config.data.sources.values():
+            source.images.upscale_max = 1.0
+    for key, most in _MOST.items():
+        group, _, name = key.partition(".")
+        value = getattr(getattr(config, group), name)
+        if key not in given and value is not None and value > most:
+            setattr(getattr(config, group), name, most)
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True)

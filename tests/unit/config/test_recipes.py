@@ -1,0 +1,79 @@
+"""The recipes of conf/experiment: every number says where it is from or what it stands for, and every one of them composes."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from m4train.config.compose import load_config
+
+FOLDER = Path(__file__).parents[3] / "conf" / "experiment"
+RECIPES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.yaml"))
+FREE = ("name", "run_dir")
+
+
+def _header(recipe: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The lists `source` and `assumed` of the comments at the top."""
+    lists: dict[str, dict[str, str]] = {"source": {}, "assumed": {}}
+    current: dict[str, str] | None = None
+    for line in (FOLDER / f"{recipe}.yaml").read_text().splitlines():
+        if (start := re.match(r"# (source|assumed):", line)) is not None:
+            current = lists[start[1]]
+        elif current is not None and (entry := re.match(r"#   ([\w.]+): (.+)", line)) is not None:
+            current[entry[1]] = entry[2]
+        elif not line.startswith("#"):
+            break
+    return lists["source"], lists["assumed"]
+
+
+def _numbers(value, key=""):
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        if any(isinstance(inner, int | float) for inner in value):
+            yield key
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key
+
+
+def test_there_are_recipes_of_every_published_model_and_for_users():
+    groups = {recipe.partition("/")[0] for recipe in RECIPES}
+    assert groups == {"idefics", "idefics2", "idefics3", "smolvlm", "sft"}
+    assert len(RECIPES) >= 40
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_number_is_published_or_said_to_be_assumed(recipe):
+    source, assumed = _header(recipe)
+    assert source
+    stated = set(source) | set(assumed)
+    content = yaml.safe_load((FOLDER / f"{recipe}.yaml").read_text())
+    content.pop("defaults")
+    for key in _numbers(content):
+        path = key.split(".")
+        assert any(".".join(path[:end]) in stated for end in range(1, len(path) + 1)), f"{key} is not stated"
+    for key in stated:
+        node = content
+        for name in key.split("."):
+            assert isinstance(node, dict), key
+            assert name in node, f"{key} is stated, but not set"
+            node = node[name]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes(recipe):
+    own = ["data.sources.mine.path=mine.json"] if recipe.startswith("sft/") else []
+    config = load_config([f"experiment={recipe}", *own])
+    assert config.name.replace("_", "") == recipe.removeprefix("sft/").replace("/", "_").replace("_", "")
+    weights = [source.weight for source in config.data.sources.values()]
+    if config.data.mixture.by == "loss_tokens":
+        assert 85 < sum(weights) < 106  # the rows that the papers print, in %
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.startswith("sft/")])
+def test_recipes_for_users_hold_samples_out_by_themselves(recipe):
+    config = load_config([f"experiment={recipe}", "data.sources.mine.path=mine.json"])
+    assert config.data.validation["mine"].held_out
+    assert config.trainer.eval_every
