@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from m4train.errors import BadSample
 from m4train.processing.levels import eight_bits, is_deep
@@ -285,6 +285,8 @@ def _open(source: bytes | str | os.PathLike, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except Image.DecompressionBombError as error:
         raise BadSample("image_too_large", f"{_name(source)}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise BadSample("unreadable_image", f"{_name(source)} is not an image of a kind that is known") from error
     except Exception as error:
         raise BadSample("unreadable_image", f"{_name(source)} is not an image: {error}") from error
     try:

@@ -15,6 +15,7 @@ from PIL import Image
 from m4train.data.documents.sample import Sample
 from m4train.data.sources.fields import Reading
 from m4train.data.storage.files import FileReader, Range
+from m4train.errors import BadSample
 from m4train.processing.images import decode_image
 
 
@@ -116,4 +117,10 @@ class StoredFiles:
     ) -> dict[int, Image.Image]:
         """The images numbered `wanted`, see `ShardFormat.images`."""
         stored = self.stored_images(files, path, members, wanted)
-        return {number: decode_image(data, image_range=self.image_range) for number, data in zip(wanted, stored)}
+        return {number: self._decoded(data, number) for number, data in zip(wanted, stored)}
+
+    def _decoded(self, data: bytes, number: int) -> Image.Image:
+        try:
+            return decode_image(data, image_range=self.image_range)
+        except BadSample as error:
+            raise BadSample(error.reason, f"image {number}: {error.detail}") from None

@@ -17,7 +17,7 @@ from typing import Any
 from m4train.config import SourceConfig
 from m4train.data.documents.learning import says_how_much, weight_of
 from m4train.data.sources.conditions import Condition, condition
-from m4train.data.sources.media import is_empty, medium_in, words
+from m4train.data.sources.media import is_empty, medium_in, words, words_of
 from m4train.data.sources.placeholders import Placeholders
 from m4train.errors import BadSample, ConfigError
 
@@ -221,7 +221,14 @@ def split_of(name: str) -> str | None:
     return None if found is None else _SPLITS[found[1].lower()]
 
 
+_NO_PICTURES = words("video videos vid vids audio audios sound sounds speech voice wav mp mp4 mp3 recording recordings")
+
+
 def _way_out(name: str) -> str:
+    if _NO_PICTURES.intersection(words_of(name)):
+        return f"only pictures are trained on, so leave it with ignore_fields=[{name}]"
+    if name in PICTURES:
+        return f"a record of this form has its pictures elsewhere, so put it there, or leave it with ignore_fields=[{name}]"
     return f"say what it is with fields={{image: {name}}}, or leave it with ignore_fields=[{name}]"
 
 

@@ -109,12 +109,17 @@ class ParquetRows(StoredFiles):
             found, lost = found_images(
                 composed,
                 self.reading,
-                lambda value, n: image_member(self._stored(files, path, value, n), n, group, row),
+                lambda value, n: self._image(files, path, value, n, group, row),
             )
             text = Member(group, row, text_hash(composed.text))
             return ScannedSample(key, (text, *found), files=named, unread=composed.unread() + lost)
         except BadSample as error:
             return ScannedSample(key, bad=(error.reason, error.detail), files=named)
+
+    def _image(self, files: FileReader, path: str, picture: Any, number: int, group: int, row: int) -> Member:
+        data = self._stored(files, path, picture, number)
+        what = self.pictures.called(path, picture, number) if isinstance(picture, str) else ""
+        return image_member(data, number, group, row, what)
 
     def _stored(self, files: FileReader, path: str, picture: Any, number: int) -> bytes:
         """The bytes of image `number` of a row, which holds or names it. Raises BadSample."""
@@ -157,7 +162,9 @@ def _open(files: FileReader, path: str) -> Iterator[Any]:
     except (pyarrow.ArrowException, OSError) as error:
         if _failed_to_read(error):
             raise
-        raise DataError(f"{path} is not a readable parquet file: {error}.") from None
+        raise DataError(
+            f"{path} is not a readable parquet file ({_one_line(error)}): fetch or write it again."
+        ) from None
     with opened as file, _named_damage():
         yield file
 
@@ -172,8 +179,11 @@ def _named_damage() -> Iterator[None]:
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
         if _failed_to_read(error):
             raise
-        said, _, _ = str(error).partition("\n")
-        raise BadSample("damaged", f"its row group cannot be read: {said}") from None
+        raise BadSample("damaged", f"its row group cannot be read: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].strip().rstrip(".")
 
 
 def _failed_to_read(error: Exception) -> bool:

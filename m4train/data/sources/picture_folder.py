@@ -78,12 +78,16 @@ class PictureFolder(StoredFiles):
         """The members of a sample, its texts first, and the fields of its record that are not read. Raises BadSample."""
         if len(pictures) != 1:
             found = f"{len(pictures)} pictures: {', '.join(pictures)}" if pictures else "no picture"
-            raise BadSample("missing_image", f"there is {found} next to {', '.join(texts)}")
+            advice = "keep one for each text" if pictures else "add one of the same name, or remove the text"
+            raise BadSample(
+                "missing_image", f"there {'are' if pictures else 'is'} {found} next to {', '.join(texts)}: {advice}"
+            )
         parts = [(_part(name), name) for name in sorted(texts, key=_part)]
         if not parts or len(dict(parts)) < len(parts):
             found = f"{len(parts)} texts" if parts else "no text"
             raise BadSample(
-                "no_text", f"there is {found} next to {pictures[0]}: write one of the same name, ending in .txt"
+                "no_text",
+                f"there {'are' if parts else 'is'} {found} next to {pictures[0]}: write one of the same name, ending in .txt",
             )
         read = [(part, files.whole(os.path.join(path, name))) for part, name in parts]
         for part, data in read:
@@ -95,7 +99,7 @@ class PictureFolder(StoredFiles):
             for (_, name), (part, data) in zip(parts, read)
         ]
         data = files.whole(os.path.join(path, pictures[0]))
-        return (*members, image_member(data, 0, _number_of(pictures[0]), len(data))), unread
+        return (*members, image_member(data, 0, _number_of(pictures[0]), len(data), pictures[0])), unread
 
     def _composed(self, texts: Sequence[tuple[int, bytes]]) -> Composed:
         """The pair of these texts, as `Pairs` reads them, without the blanks around a text. Raises BadSample."""

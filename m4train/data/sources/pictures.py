@@ -66,7 +66,13 @@ class Pictures:
             data, offset = self.stored(files, shard, name)
         except BadSample as error:
             raise BadSample(error.reason, f"image {number}: {error.detail}") from None
-        return image_member(data, number, offset, len(data) if offset == IN_FILE else 0)
+        what = self.called(shard, name, number) if offset == IN_FILE else ""
+        return image_member(data, number, offset, len(data) if offset == IN_FILE else 0, what)
+
+    def called(self, shard: str, name: str, number: int) -> str:
+        """What image `number` of a record is called in messages: with its file, if it is in one."""
+        place = self.place(shard, name)
+        return str(number) if place is None else f"{number} ({place[:1000]})"
 
     def read(self, files: FileReader, shard: str, names: Sequence[str], members: Sequence[Member]) -> list[bytes]:
         """The stored bytes of these pictures of one record. Raises BadSample if one is gone or not the one indexed."""

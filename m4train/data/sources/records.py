@@ -295,12 +295,12 @@ def text_hash(text: dict[str, Any]) -> int:
     return content_hash(json.dumps(text, default=str, sort_keys=True).encode())
 
 
-def image_member(data: bytes, number: int, offset: int = 0, size: int = 0) -> Member:
-    """The member of image `number` of a record. Raises BadSample if it is not an image."""
+def image_member(data: bytes, number: int, offset: int = 0, size: int = 0, what: str = "") -> Member:
+    """The member of image `number` of a record, called `what` in messages. Raises BadSample if it is not an image."""
     try:
         info = read_image_info(data)
     except BadSample as error:
-        raise BadSample(error.reason, f"image {number}: {error.detail}") from None
+        raise BadSample(error.reason, f"image {what or number}: {error.detail}") from None
     return Member(offset, size, content_hash(data), info.width, info.height, number, frames_in(data))
 
 

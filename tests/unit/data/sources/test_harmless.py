@@ -12,7 +12,7 @@ import pytest
 
 from m4train.config import SourceConfig
 from m4train.data.source import Source, build_sources, open_sources
-from m4train.errors import ConfigError
+from m4train.errors import ConfigError, DataError
 from tests.helpers.data import FakeProcessor, data_config, digit_pictures
 
 FORMS = ["json", "parquet", "csv"]
@@ -211,3 +211,47 @@ def test_what_is_left_out_by_choice_is_not_said_to_be_unusable(tmp_path: Path, f
     opened(written(tmp_path, form, rows), where="topic == 'a'")
     assert "of 3 samples are left out by choice: 1 by the options of the source" in caplog.text
     assert "cannot be used" not in caplog.text
+
+
+MESSAGES = {
+    "not a picture": ({"image": "t.png", "caption": "X"}, ["t.png", "is not an image of a kind that is known"]),
+    "half a picture": ({"image": "half.png", "caption": "X"}, ["half.png"]),
+    "no picture there": ({"image": "none.png", "caption": "X"}, ["none.png"]),
+    "a sound": ({"text": "X", "audio": "a.wav"}, ["'a.wav'", "only pictures are trained on", "ignore_fields=[audio]"]),
+    "a video": ({"text": "X", "videos": ["a.mp4"]}, ["a.mp4", "only pictures are trained on", "ignore_fields=[videos]"]),
+    "a field without a name that is known": ({"topic": "x", "q": "y"}, ["q, topic", "fields={question: ..., answer: ...}"]),
+    "a page of the web": ({"image_url": "https://x.org/a.png", "caption": "X"}, ["https://x.org/a.png", "fetch"]),
+    "another medium": ({"image": "a.png", "caption": "X", "photo_b": "b.png"}, ["fields={image: photo_b}"]),
+    "a grounding": ({"image": "a.png", "caption": "<ref-object> at <bbox>"}, ["<ref-object>", "placeholder=literal"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_a_message_says_what_where_and_what_to_do(tmp_path: Path, form: str, kind: str) -> None:
+    picture(tmp_path)
+    (tmp_path / "t.png").write_text("no picture")
+    (tmp_path / "half.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    record, expected = MESSAGES[kind]
+    path = written(tmp_path, form, [record, {name: record[name] for name in record}])
+    try:
+        [detail, again] = [detail for _, detail in opened(path).index.shards[0].bad.values()]
+        assert detail == again
+    except DataError as error:
+        assert form == "parquet"  # which says it of the whole file
+        detail = str(error)
+        expected = expected[1:]
+    assert all(part in detail for part in expected), detail
+    assert not {"BytesIO", "\n", "..", "{image: image}", "{image: audio}"} & {
+        part
+        for part in ("BytesIO", "\n", "..", "{image: image}", "{image: audio}")
+        if part in detail.replace("...", "")
+    }
+
+
+def test_a_file_that_is_no_parquet_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing that is PAR1")
+    with pytest.raises(DataError) as error:
+        opened(tmp_path / "a.parquet")
+    assert "a.parquet is not a readable parquet file (" in str(error.value)
+    assert ".." not in str(error.value)
