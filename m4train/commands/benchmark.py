@@ -18,6 +18,8 @@ KEYS = {
     "max_samples": "samples of each, chosen by the hash of their keys",
     "batch_size": "questions answered together",
     "scoring": "generation or likelihood, instead of what the benchmark says",
+    "shots": "answered samples before each question, in the prompt of Idefics: 0 (two without images), 4, 8, 16, 32",
+    "support": "as data, where the shots are drawn from",
     "device": "auto, cpu, cuda",
     "dtype": "auto, fp32, bf16, fp16",
 }
@@ -29,6 +31,7 @@ def benchmark(arguments: list[str]) -> int:
     names = [name.strip() for name in given["benchmarks"].strip("[]").split(",") if name.strip()]
     from dataclasses import replace
 
+    from m4train.evaluation.benchmarks.records import place_of
     from m4train.evaluation.benchmarks.run import run_benchmark, submission
     from m4train.evaluation.benchmarks.spec import load_benchmark
 
@@ -59,18 +62,14 @@ def _given(arguments: list[str]) -> dict[str, str]:
     for name in ("benchmarks", "model", "data"):
         if not given.get(name):
             raise ConfigError(f"evaluate benchmarks=... needs {name}=, {KEYS[name]}.")
+    if "shots" in given and not (given["shots"].isdigit() and given.get("support")):
+        raise ConfigError("shots is a whole number, and needs support=, the folder that shots are drawn from.")
+    if "shots" in given and given.get("scoring") == "likelihood":
+        raise ConfigError("shots go with scoring=generation: leave scoring=likelihood out.")
     for name in ("max_samples", "batch_size"):
         if name in given and not (given[name].isdigit() and int(given[name])):
             raise ConfigError(f"{name} is {given[name]}, but must be a whole number of at least 1.")
     return given
-
-
-def place_of(data: Path, name: str) -> Path:
-    """Where the data of a benchmark is: data/NAME, or data/NAME.ENDING."""
-    found = [path for path in (data / name, *sorted(data.glob(f"{name}.*"))) if path.exists()]
-    if not found:
-        raise ConfigError(f"{data} holds no folder or file {name}: download the benchmark to {data / name}.")
-    return found[0]
 
 
 def _setting(given: dict[str, str]) -> Any:
@@ -85,7 +84,9 @@ def _setting(given: dict[str, str]) -> Any:
     limit = int(given["max_samples"]) if "max_samples" in given else None
     size = int(given.get("batch_size", 16))
     name = str(Path(given["model"]).resolve()) if Path(given["model"]).exists() else given["model"]
-    return Setting(model.to(device).eval(), processor, model.config.model_type, name, decoding, device, size, limit)
+    place = (model.to(device).eval(), processor, model.config.model_type, name, decoding, device, size, limit)
+    shots = int(given["shots"]) if "shots" in given else None
+    return Setting(*place, shots, Path(given["support"]) if "support" in given else None)
 
 
 def _held(path: Path) -> dict[str, Any]:

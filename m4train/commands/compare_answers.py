@@ -33,10 +33,9 @@ def compare(arguments: list[str]) -> int:
 
 def _pictures(found: Any, data: Path) -> dict[tuple[str, int], list[str]]:
     """The images of the samples that changed, as links that hold them."""
-    from m4train.commands.benchmark import place_of
     from m4train.evaluation.answers import data_uri
     from m4train.evaluation.benchmarks.questions import question
-    from m4train.evaluation.benchmarks.records import records
+    from m4train.evaluation.benchmarks.records import place_of, records
     from m4train.evaluation.benchmarks.spec import load_benchmark
 
     pictures = {}

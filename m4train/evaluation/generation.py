@@ -31,6 +31,7 @@ class Asked:
     options: tuple[str, ...] = ()  # of multiple choice
     about: Mapping[str, Any] = field(default_factory=dict)  # further fields of the record
     prefix: str = ""  # how the answer begins; it is part of the prompt
+    template: str | None = None  # the chat template that writes the prompt; None: the model's own
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def reference_losses(
     """
     for batch, prompts in _batches(conversations, batch_size, all_ranks):
         ids = [answer_ids(processor, asked, _references(asked)[0]) for asked in prompts]
-        losses = answer_losses(model, _inputs(processor, prompts, device), [[each] for each in ids], all_ranks)
+        losses = answer_losses(model, inputs_of(processor, prompts, device), [[each] for each in ids], all_ranks)
         for asked, each, (loss,) in zip(batch, ids, losses, strict=False):
             yield _answer(asked, "", {"loss": loss, "tokens": len(each)})
 
@@ -122,7 +123,7 @@ def likeliest_options(
     for batch, prompts in _batches(conversations, batch_size, all_ranks):
         ids = [[answer_ids(processor, asked, letter) for letter in LETTERS[: len(asked.options)]] for asked in prompts]
         for asked, losses in zip(
-            batch, answer_losses(model, _inputs(processor, prompts, device), ids, all_ranks), strict=False
+            batch, answer_losses(model, inputs_of(processor, prompts, device), ids, all_ranks), strict=False
         ):
             yield _answer(asked, LETTERS[losses.index(min(losses))], {"losses": losses})
 
@@ -197,12 +198,12 @@ def _generate(
     settings: GenerationSettings,
     device: torch.device,
 ) -> list[str]:
-    inputs = _inputs(processor, batch, device)
+    inputs = inputs_of(processor, batch, device)
     generated = model.generate(**inputs, generation_config=settings)
     return processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def _inputs(processor: Any, batch: Sequence[Asked], device: torch.device) -> dict[str, Any]:
+def inputs_of(processor: Any, batch: Sequence[Asked], device: torch.device) -> dict[str, Any]:
     """The prompts of a batch, padded on the left."""
     inputs = processor.apply_chat_template(
         [_prompt(asked) for asked in batch],
@@ -213,6 +214,7 @@ def _inputs(processor: Any, batch: Sequence[Asked], device: torch.device) -> dic
         return_tensors="pt",
         padding=True,
         padding_side="left",
+        **({"chat_template": batch[0].template} if batch[0].template else {}),
     )
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     prefixes = {asked.prefix for asked in batch if asked is not _FILLER} or {""}

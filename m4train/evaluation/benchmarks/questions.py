@@ -42,6 +42,7 @@ def question(record: Record, folder: Path, benchmark: Benchmark, family: str, nu
         items.append({"text": said.removeprefix("Question: ")})
     messages = [{"role": "user", "content": items}, {"role": "assistant", "content": [{"text": ""}]}]
     about = {name: record.get(name) for name in (*benchmark.about, *benchmark.groups)}
+    about["question"] = text
     prefix = benchmark.prefix if options else ""
     return Asked(number, key, messages, images, references or ("",), 0, options, about, prefix)
 

@@ -20,6 +20,14 @@ Record = dict[str, Any]
 _FORMS = (".parquet", ".json", ".jsonl", ".tar")
 
 
+def place_of(data: Path, name: str) -> Path:
+    """Where the data of a benchmark is: data/NAME, or data/NAME.ENDING."""
+    found = [path for path in (data / name, *sorted(data.glob(f"{name}.*"))) if path.exists()]
+    if not found:
+        raise ConfigError(f"{data} holds no folder or file {name}: download the benchmark to {data / name}.")
+    return found[0]
+
+
 def files_of(place: Path) -> list[Path]:
     """The files of a benchmark: the one named, or all of a folder that have a known ending. Raises ConfigError."""
     found = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix in _FORMS)

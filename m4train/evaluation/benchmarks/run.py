@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from m4train.evaluation.benchmarks.questions import question
-from m4train.evaluation.benchmarks.records import records
+from m4train.evaluation.benchmarks.records import place_of, records
+from m4train.evaluation.benchmarks.shots import ShotMaker, fitting
 from m4train.evaluation.benchmarks.spec import Benchmark
 from m4train.evaluation.decoding import Decoding
-from m4train.evaluation.generation import Answer, Asked, answer_conversations, likeliest_options
+from m4train.evaluation.generation import Answer, Asked, answer_conversations, inputs_of, likeliest_options
 from m4train.evaluation.metrics.registry import OF_WHOLE_SETS, load_metric
 from m4train.evaluation.metrics.said import Said, Scores
 from m4train.json_lines import keep_lines
@@ -42,6 +43,8 @@ class Setting:
     device: torch.device
     batch_size: int
     limit: int | None = None  # samples, chosen by the hash of their keys; None: all
+    shots: int | None = None  # answered samples before each question; None: the question alone
+    support: Path | None = None  # where shots are drawn from: a folder with a folder or file for each benchmark
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def run_benchmark(benchmark: Benchmark, place: Path, setting: Setting, out: Path
 
     Lines are appended as answers are made: a run that is killed goes on.
     """
-    prompt = benchmark.prompt_hash(setting.family)
+    prompt = benchmark.prompt_hash(setting.family) + ("" if setting.shots is None else f"-{setting.shots}shots")
     path = out / f"{benchmark.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     of_this = {"model": setting.name, "prompt": prompt}
@@ -126,9 +129,31 @@ def _chosen(benchmark: Benchmark, place: Path, setting: Setting) -> set[int] | N
 def _asked(
     benchmark: Benchmark, place: Path, setting: Setting, chosen: set[int] | None, done: set[int]
 ) -> Iterator[Asked]:
+    ask = partial(_question, benchmark, setting.family)
+    shots = None
+    if setting.shots is not None:
+        assert setting.support is not None
+        shots = ShotMaker.of(benchmark, place_of(setting.support, benchmark.name), setting.shots, ask)
     for number, (record, folder) in enumerate(records(place)):
         if number not in done and (chosen is None or number in chosen):
-            yield question(record, folder, benchmark, setting.family, number)
+            asked = ask(record, folder, number)
+            yield (
+                asked if shots is None else fitting(shots, asked, _room(setting, benchmark), partial(_tokens, setting))
+            )
+
+
+def _question(benchmark: Benchmark, family: str, record: Any, folder: Path, number: int) -> Asked:
+    return question(record, folder, benchmark, family, number)
+
+
+def _room(setting: Setting, benchmark: Benchmark) -> int:
+    """Tokens that a prompt may have."""
+    return setting.model.config.text_config.max_position_embeddings - benchmark.max_new_tokens
+
+
+def _tokens(setting: Setting, asked: Asked) -> int:
+    """The length of a prompt in tokens, images expanded."""
+    return inputs_of(setting.processor, [asked], torch.device("cpu"))["input_ids"].shape[1]
 
 
 def _answers(benchmark: Benchmark, setting: Setting, asked: Iterator[Asked]) -> Iterator[Answer]:

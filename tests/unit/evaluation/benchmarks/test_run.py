@@ -17,6 +17,7 @@ from m4train.cli import main
 from m4train.errors import ConfigError, DataError
 from m4train.evaluation.benchmarks import run
 from m4train.evaluation.benchmarks.questions import question
+from m4train.evaluation.benchmarks.shots import ShotMaker, fitting
 from m4train.evaluation.benchmarks.spec import benchmark_names, load_benchmark
 from tests.helpers.models import perturb, tiny_idefics3
 from tests.helpers.processing import tiny_idefics3_processor
@@ -247,6 +248,7 @@ def test_what_cannot_be_run_is_said(data: Path, tmp_path: Path) -> None:
         question({"image": None, "question": "?"}, tmp_path, load_benchmark("chartqa"), "idefics3", 3)
     assert main(["evaluate", "benchmarks=[ai2d]", "model=x"]) == 2
     assert main(["evaluate", "benchmarks=[ai2d]", "model=x", "data=y", "shots=4"]) == 2
+    assert main(["evaluate", "benchmarks=[ai2d]", "model=x", "data=y", "shots=no", "support=z"]) == 2
 
 
 @pytest.mark.slow
@@ -271,3 +273,44 @@ def test_two_results_are_compared_by_sample(
     assert "&lt;said 0.5&gt;" in page
     assert page.count("data:image/png;base64,") == 2
     assert main(["evaluate", "compare", str(tmp_path / "a")]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_shots_are_written_before_each_question(model: Path, data: Path, tmp_path: Path, count: int) -> None:
+    found = evaluated(model, data, tmp_path, "vqav2,coco_captions", f"shots={count}", f"support={data}")
+    assert found["vqav2"]["prompt"].endswith(f"-{count}shots")
+    lines = lines_of(tmp_path, "vqav2")
+    assert [line["about"]["shots"] + line["about"]["dropped_shots"] for line in lines] == [count or 2] * 4
+    evaluated(model, data, tmp_path / "again", "vqav2", f"shots={count}", f"support={data}", "batch_size=1")
+    assert lines_of(tmp_path / "again", "vqav2") == lines
+
+
+def test_the_prompt_of_shots_is_that_of_idefics(data: Path, tmp_path: Path) -> None:
+    spec = load_benchmark("vqav2")
+    ask = lambda record, folder, number: question(record, folder, spec, "idefics", number)
+    maker = ShotMaker.of(spec, data / "vqav2", 2, ask)
+    asked = ask(rows_of("vqav2")[3], tmp_path, 3)
+    processor = tiny_idefics3_processor(image_size=16)
+
+    def text(prompt: Any) -> str:
+        return processor.apply_chat_template(prompt.messages[:-1], chat_template=prompt.template)
+
+    shots = maker.before(asked)
+    assert maker.before(asked) == shots
+    whole = maker.prompt(shots, asked)
+    line = "Image:<image>Question: What is {} Answer: word {}\n"
+    expected = "".join(line.format(f"{shot.number}?", shot.number) for shot in shots)
+    start = "Instruction: provide an answer to the question. Use the image to answer.\n"
+    assert text(whole).endswith(start + expected + "Image:<image>Question: What is 3? Answer:")
+    assert len(whole.images) == 3
+    bare = ShotMaker.of(spec, data / "vqav2", 0, ask)
+    assert (
+        text(bare.prompt(bare.before(asked), asked)).count("<image>") == 1
+    )  # two shots as text, the question with its image
+    lengths = {2: 100, 1: 60, 0: 20}
+    left = fitting(maker, asked, 70, lambda prompt: lengths[prompt.about["shots"]])
+    assert (left.about["shots"], left.about["dropped_shots"]) == (1, 1)
+    assert text(left).endswith(
+        start + line.format(f"{shots[1].number}?", shots[1].number) + "Image:<image>Question: What is 3? Answer:"
+    )
