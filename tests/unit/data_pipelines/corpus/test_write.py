@@ -40,7 +40,7 @@ def test_training_reads_the_shards_and_their_index_and_the_manifest_counts_them(
 
     before = {path: path.read_bytes() for path in (folder / "shards").glob("*.index")}
     sources = build_sources(
-        {"web": SourceConfig(path=str(folder / "shards"), format="canonical")}, DataConfig(), FakeProcessor()
+        {"web": SourceConfig(path=str(folder / "shards" / "*.tar"), format="canonical")}, DataConfig(), FakeProcessor()
     )
     assert {path: path.read_bytes() for path in (folder / "shards").glob("*.index")} == before  # used as it is
     (source,) = sources
