@@ -109,6 +109,11 @@ def test_own_data_replaces_that_of_the_experiment():
     assert config.data.sources["mine"].path == "mine-*.tar"
     assert not config.data.sources["mine"].images.enlarge
     assert (config.data.validation, config.data.prepare) == ({}, None)
+    whole = load_config(["experiment=digits_sft"])
+    assert (config.data.root, config.model.tokenizer) == (
+        whole.data.root,
+        whole.model.tokenizer,
+    )  # which is still there
 
 
 def test_names_of_ones_own_are_given_key_by_key():
