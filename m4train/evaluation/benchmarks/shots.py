@@ -1,4 +1,4 @@
-"""Few-shot prompts as Idefics was measured: answered samples of a support set before each question, drawn anew for each.
+"""Few-shot prompts as Idefics was measured: answered samples of a support set before each question, drawn again for each.
 
 The prompt is text, without turns: an instruction, `Image:<image>Question: ... Answer: ...` a line for each shot, then the question.
 0 shots are two shots without their images, as Flamingo counted them.
