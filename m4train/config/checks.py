@@ -195,9 +195,9 @@ def _check_training(config: Config) -> None:
     require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _check_optimizer(optimizer)
     if trainer.epochs is None and config.schedule.warmup_fraction is None:  # else again, once the steps are counted
-        _check_schedule(config.schedule, trainer.max_steps)
+        check_schedule(config.schedule, trainer.max_steps)
     else:
-        _check_schedule(replace(config.schedule, warmup_steps=0), sys.maxsize)
+        check_schedule(replace(config.schedule, warmup_steps=0), sys.maxsize)
     for key in ("neftune_alpha", "skip_outliers", "keep_every"):
         at_least(f"trainer.{key}", getattr(trainer, key), 0)
     require(
@@ -244,7 +244,7 @@ def _check_watched(trainer: TrainerConfig) -> None:
         )
 
 
-def _check_schedule(schedule: ScheduleConfig, max_steps: int) -> None:
+def check_schedule(schedule: ScheduleConfig, max_steps: int) -> None:
     one_of("schedule.name", schedule.name, SCHEDULES)
     require(
         schedule.warmup_fraction is None or 0 <= schedule.warmup_fraction <= 1,

@@ -35,7 +35,7 @@ def _train(run_dir, stop):
 
     config = make_config(run_dir, stop_after=6 if stop == "stop_after" else None)
 
-    def trainer(config, engine, resume, heart):
+    def trainer(config, engine, resume, heart, *lengths):
         made = make_trainer(config, TinyModel(), engine, steps=7 if stop == "end_of_data" else None)
         made.callbacks[:0] = [At()]
         if stop == "time_limit":

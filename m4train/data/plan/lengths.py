@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from m4train.config import EVERY, Config
-from m4train.config.checks import check
+from m4train.config.checks import check_schedule
 from m4train.data.plan.plan import Plan
 from m4train.errors import ConfigError
 
@@ -49,7 +49,7 @@ def settled(config: Config, plan: Callable[[], Plan]) -> Config:
     if schedule.warmup_fraction is not None:
         schedule.warmup_steps = round(schedule.warmup_fraction * trainer.max_steps)
         schedule.warmup_fraction = None
-    check(config)
+    check_schedule(schedule, trainer.max_steps)
     return config
 
 
