@@ -23,6 +23,12 @@ from m4train.processing.images import frames_in, read_image_info
 _BAD_LABELS = ("false", "rejected", "undesirable", "dispreferred")
 # Elsewhere these may be the name of a class.
 _BAD_NEXT_TO_A_COMPLETION = (*_BAD_LABELS, "no", "0", "-1", "bad", "negative", "wrong", "incorrect", "dislike")
+_GROUNDING = ("<ref-object>", "<bbox>")
+_WAY_OUT = (
+    "stands for no image of the sample: name it with placeholder=..., or set placeholder=literal if it is text",
+    "stands for what is listed under `objects`, which is not filled in: write the names and the coordinates into the texts, "
+    "or set placeholder=literal if it is text",
+)
 MISSING = ("missing_image", "remote_image")  # reasons why an image is not there
 _ABOUT = ("source", "url", "general_metadata", "label")  # what is read of a record that is neither text nor picture
 
@@ -132,11 +138,7 @@ def checked(sample: Sample, reading: Reading) -> Sample:
         for item in sample.all_items():
             found = stray(item.get("text", ""))
             if found is not None:
-                raise BadSample(
-                    "stray_placeholder",
-                    f"a text holds {found!r}, which stands for no image of the sample: name it with placeholder=..., or set "
-                    "placeholder=literal if it is text",
-                )
+                raise BadSample("stray_placeholder", f"a text holds {found!r}, which {_WAY_OUT[found in _GROUNDING]}")
         if not sample.images:
             _check_names(sample)
     return sample

@@ -16,6 +16,7 @@ from m4train.config import SourceConfig
 from m4train.data.documents.sample import Sample
 from m4train.data.shards import expand_shards
 from m4train.data.source import Source, build_sources
+from m4train.data.sources.csv_records import CsvRecords
 from m4train.data.sources.json_records import JsonRecords
 from m4train.data.storage import packed
 from m4train.data.storage.files import FileReader
@@ -369,3 +370,31 @@ def test_auto_says_what_it_cannot_tell(tmp_path: Path) -> None:
         archive.addfile(tarfile.TarInfo("a.mp3"), io.BytesIO())
     with pytest.raises(ConfigError, match="holds mp3, which is of no format that is known: name the format"):
         opened(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_records_of_many_lines_are_not_held_as_a_whole(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    line = json.dumps({"text": "x" * 1000}) if kind == "jsonl" else "x" * 1000
+    path.write_text(("text\n" if kind == "csv" else "") + f"{line}\n" * 30_000)
+    form = JsonRecords() if kind == "jsonl" else CsvRecords()
+    tracemalloc.start()
+    count = sum(1 for _ in form.records(FileReader(), str(path)))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 30_000
+    assert most < 12_000_000
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_small_file_that_unpacks_to_very_much_is_refused_before_it_is_held(
+    tmp_path: Path, monkeypatch, suffix: str
+) -> None:
+    path = compressed(tmp_path / f"a.jsonl{suffix}", b" " * 200_000_000)
+    monkeypatch.setattr(packed, "_MOST_UNPACKED", 10_000_000)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=f"unpack them first, with {'zstd -d' if suffix == '.zst' else 'gunzip'}"):
+        FileReader().read(str(path), 0, 10)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 40_000_000

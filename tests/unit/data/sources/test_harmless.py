@@ -222,7 +222,7 @@ MESSAGES = {
     "a field without a name that is known": ({"topic": "x", "q": "y"}, ["q, topic", "fields={question: ..., answer: ...}"]),
     "a page of the web": ({"image_url": "https://x.org/a.png", "caption": "X"}, ["https://x.org/a.png", "fetch"]),
     "another medium": ({"image": "a.png", "caption": "X", "photo_b": "b.png"}, ["fields={image: photo_b}"]),
-    "a grounding": ({"image": "a.png", "caption": "<ref-object> at <bbox>"}, ["<ref-object>", "placeholder=literal"]),
+    "a grounding": ({"image": "a.png", "caption": "<ref-object> at <bbox>"}, ["<ref-object>", "write the names and the coordinates into the texts", "placeholder=literal"]),
 }  # fmt: skip
 
 
