@@ -21,9 +21,9 @@ _NEVER = -1e9  # score of a beam that must not be chosen
 
 @dataclass
 class _Prompt:
-    """Finished continuations of one prompt, best first, as (score, ids); `open` while a running one may still enter."""
+    """Finished continuations of one prompt, best first, as (score, ids, rows they came from); `open` while a running one may still enter."""
 
-    finished: list[tuple[float, list[int]]] = field(default_factory=list)
+    finished: list[tuple[float, list[int], list[int]]] = field(default_factory=list)
     open: bool = True
 
 
@@ -50,7 +50,8 @@ def beam_search(
     rest = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in best], device=input_ids.device)
     sequences = torch.cat((input_ids.repeat_interleave(settings.num_return_sequences, 0), rest), dim=1)
     values = torch.tensor(search.values(settings.num_return_sequences), device=input_ids.device)
-    return record.output(sequences, values if settings.output_scores else None)
+    origins = search.origins(settings.num_return_sequences, longest).to(input_ids.device)
+    return record.output(sequences, values if settings.output_scores else None, origins)
 
 
 class _Search:
@@ -58,6 +59,7 @@ class _Search:
         self.settings, self.new = settings, new
         self.beams, self.batch, self.prompt = settings.num_beams, input_ids.shape[0], input_ids.shape[1]
         self.running = input_ids.repeat_interleave(self.beams, 0)  # (B * beams, T)
+        self.came = self.running[:, :0]  # (B * beams, new) the row whose scores each new token was chosen by
         self.real = real.repeat_interleave(self.beams, 0)  # beams never leave the rows of their prompt
         # All beams of a prompt start equal: only the first may be continued.
         self.scores = torch.full((self.batch, self.beams), _NEVER, device=input_ids.device)
@@ -85,6 +87,7 @@ class _Search:
         self.scores, kept = (values + ended * _NEVER).topk(self.beams)
         chosen = parent_rows.gather(1, kept).flatten()
         self.running = torch.cat((self.running[chosen], tokens.gather(1, kept).view(-1, 1)), dim=1)
+        self.came = torch.cat((self.came[chosen], chosen[:, None]), dim=1)
         self._close(length)
         return chosen
 
@@ -96,7 +99,8 @@ class _Search:
                 continue
             for k in ended[i, : self.beams].nonzero()[:, 0].tolist():
                 ids = [*self.running[rows[i, k], self.prompt :].tolist(), int(tokens[i, k])]
-                prompt.finished.append((float(values[i, k]) / length**self.settings.length_penalty, ids))
+                came = [*self.came[rows[i, k]].tolist(), int(rows[i, k])]
+                prompt.finished.append((float(values[i, k]) / length**self.settings.length_penalty, ids, came))
             prompt.finished.sort(key=lambda entry: entry[0], reverse=True)
             del prompt.finished[self.beams :]
 
@@ -114,7 +118,12 @@ class _Search:
 
     def values(self, count: int) -> list[float]:
         """The score of each of the `best`."""
-        return [score for prompt in self.prompts for score, _ in prompt.finished[:count]]
+        return [score for prompt in self.prompts for score, _, _ in prompt.finished[:count]]
+
+    def origins(self, count: int, longest: int) -> Tensor:
+        """(rows, longest) the row of scores each new token of the `best` was chosen by; -1 behind their ends."""
+        rows = [came for prompt in self.prompts for _, _, came in prompt.finished[:count]]
+        return torch.tensor([came + [-1] * (longest - len(came)) for came in rows])
 
     def best(self, count: int) -> list[list[int]]:
-        return [ids for prompt in self.prompts for _, ids in prompt.finished[:count]]
+        return [ids for prompt in self.prompts for _, ids, _ in prompt.finished[:count]]

@@ -71,13 +71,15 @@ class CausalLMOutput(ModelOutput):
 
 @dataclass(eq=False, repr=False)
 class GenerateOutput(ModelOutput):
-    """`sequences` (rows, T) prompts with what follows; `sequences_scores` (rows,) of beams; a `scores` and a `logits` (rows, V)
+    """`sequences` (rows, T) prompts with what follows; `sequences_scores` (rows,) and `beam_indices` (rows, new), the row of
+    `scores` that each token was chosen by (-1 behind the end), of beams; a `scores` and a `logits` (rows, V)
     for each token, if they were asked for, after and before the settings acted."""
 
     sequences: Tensor
     sequences_scores: Tensor | None = None
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
+    beam_indices: Tensor | None = None
 
 
 class Record:
@@ -94,7 +96,7 @@ class Record:
             if kept is not None:
                 kept.append(new)
 
-    def output(self, sequences: Tensor, values: Tensor | None = None) -> GenerateOutput:
-        """The output of a call with `sequences` (rows, T) and, of beams, their `values` (rows,)."""
+    def output(self, sequences: Tensor, values: Tensor | None = None, origins: Tensor | None = None) -> GenerateOutput:
+        """The output of a call with `sequences` (rows, T) and, of beams, their `values` (rows,) and `origins` (rows, new)."""
         scores, logits = (None if kept is None else tuple(kept) for kept in (self.scores, self.logits))
-        return GenerateOutput(sequences, values, scores, logits)
+        return GenerateOutput(sequences, values, scores, logits, origins)

@@ -7,7 +7,7 @@ from typing import Any
 
 from m4train.errors import ConfigError
 from m4train.families import FAMILIES
-from m4train.hub import PROCESSOR_FILES, model_folder
+from m4train.hub import HUB_OPTIONS, PROCESSOR_FILES, model_folder
 from m4train.processing.files import read_json
 from m4train.processing.processor import Processor
 from m4train.processing.tokenizer import Tokenizer
@@ -21,7 +21,8 @@ class AutoProcessor:
         name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None, **settings: Any
     ) -> Any:
         """The processor of a folder or hub model. Raises ConfigError if the folder names none of this family."""
-        folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir)
+        hub = {option: settings.pop(option) for option in HUB_OPTIONS if option in settings}
+        folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir, **hub)
         return _class_of(folder).from_pretrained(folder, **settings)
 
 
@@ -33,7 +34,8 @@ class AutoTokenizer:
         name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None, **settings: Any
     ) -> Tokenizer:
         """The tokenizer of a folder or hub model; `settings` override those of its tokenizer_config.json."""
-        return Tokenizer.from_pretrained(model_folder(name, PROCESSOR_FILES, revision, cache_dir), **settings)
+        hub = {option: settings.pop(option) for option in HUB_OPTIONS if option in settings}
+        return Tokenizer.from_pretrained(model_folder(name, PROCESSOR_FILES, revision, cache_dir, **hub), **settings)
 
 
 def _class_of(folder: Path) -> type[Processor]:

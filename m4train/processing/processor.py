@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from PIL import Image
 
-from m4train.hub import PROCESSOR_FILES, model_folder
+from m4train.hub import HUB_OPTIONS, PROCESSOR_FILES, model_folder
 from m4train.processing.calls import (
     ROW_OPTIONS,
     conversations_of,
@@ -94,19 +94,18 @@ class Processor(Detail):
     def from_pretrained(
         cls: type[Self],
         name: str | Path,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
         tokenizer_folder: str | Path | None = None,
         **settings: Any,
     ) -> Self:
         """Reads a folder of any form, or a hub model; its tokenizer, if one is named, from another folder.
 
         `settings` override those of this processor ("chat_template" among them), its image processor and its tokenizer;
-        those given as None stay. Raises ConfigError if a file is missing or unreadable, or the hub out of reach, and
+        those given as None stay. HUB_OPTIONS (revision, cache_dir, token ...) are those of a hub model. Raises ConfigError if a file is missing or unreadable, or the hub out of reach, and
         TypeError for a setting that none of the three has.
         """
+        hub = {option: settings.pop(option) for option in HUB_OPTIONS if option in settings}
         own, of_tokenizer, of_images = cls._sorted(settings)
-        folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir)
+        folder = model_folder(name, PROCESSOR_FILES, **hub)
         files = read_processor_files(folder)
         stated = {key: value for key, value in files.processor.items() if key in cls._own_settings()}
         processor = cls(

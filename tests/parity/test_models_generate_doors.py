@@ -97,6 +97,7 @@ def test_sequences_scores_and_logits_in_a_dictionary(pair: tuple[Any, Any, dict[
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
     if asked.get("num_beams"):
         torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, rtol=1e-4, atol=1e-4)
+        assert torch.equal(found.beam_indices, expected.beam_indices)
     plain = ours.generate(**inputs, **PLAIN, return_dict_in_generate=True)
     assert list(plain) == ["sequences"]
 

@@ -2,8 +2,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+import m4train.processing
 from m4train.errors import ConfigError
 from m4train.hub import PROCESSOR_FILES, model_folder, weight_folder
+from tests.helpers.processing import tiny_idefics3_processor
 
 
 def test_an_existing_folder_is_itself(tmp_path):
@@ -54,3 +56,25 @@ def test_a_cache_that_holds_no_more_than_the_processor(tmp_path, monkeypatch):
     assert weight_folder("owner/name", allow_pickle=True) == tmp_path
     (tmp_path / "model.safetensors").write_text("")
     assert weight_folder("owner/name", allow_pickle=False) == tmp_path
+
+
+@pytest.mark.parametrize("kind", ["AutoProcessor", "AutoTokenizer", "Idefics3Processor"])
+def test_processors_take_what_a_download_takes(kind, tmp_path, monkeypatch):
+    asked = {}
+
+    def download(name, **options):
+        asked.update(options)
+        return str(tmp_path)
+
+    tiny_idefics3_processor(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    given = {
+        "token": "secret",
+        "local_files_only": True,
+        "force_download": False,
+        "revision": "abc",
+        "cache_dir": "here",
+    }
+    processor = getattr(m4train.processing, kind).from_pretrained("owner/name", **given)
+    assert processor.decode([]) == ""
+    assert {name: asked[name] for name in given} == given
