@@ -120,4 +120,4 @@ def test_several_processes_write_the_same_shards(pages: Source, tmp_path: Path) 
 
 def test_the_command_needs_a_folder(capsys) -> None:
     assert cli.main(["data", "convert", "experiment=digits_pretrain"]) == 2
-    assert "to=FOLDER" in capsys.readouterr().err
+    assert "--out FOLDER" in capsys.readouterr().err

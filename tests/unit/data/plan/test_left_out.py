@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from m4train import build
 from m4train.commands import data as data_commands
 from m4train.commands import inspect as inspect_run
-from m4train.config import Config, DataConfig, SourceConfig
+from m4train.config import Config, DataConfig, ModelConfig, SourceConfig
 from m4train.data.documents.boundaries import Boundaries
 from m4train.data.documents.image_layout import FRAMES
 from m4train.data.documents.pieces import PIECE_KINDS, Pieces
@@ -183,7 +183,8 @@ def test_index_validate_plan_and_the_start_of_a_run_agree_that_it_stops(
         sequence_length=160, epochs=1, max_dropped_fraction=share, sources={"own": sources["short" if held_out else "long"]},
         validation={"own": sources["long" if held_out else "short"]},
     )  # fmt: skip
-    config = Config(data=data, run_dir=str(tmp_path / "run"))
+    model = ModelConfig(architecture={"scale_factor": 2}, tokenizer="any")
+    config = Config(data=data, model=model, run_dir=str(tmp_path / "run"))
     monkeypatch.setattr(build, "prepared_processor", lambda _: FakeProcessor())
     monkeypatch.setattr(build, "build_layout", lambda *_: FRAMES)
     name, stops = "validation/own" if held_out else "own", share < 0.25
