@@ -9,10 +9,12 @@ import pytest
 from m4train.config import SourceConfig
 from m4train.data.documents.rendering import Renderer
 from m4train.data.index import build as index_build
+from m4train.data.index import scan, shard_index
 from m4train.data.index.build import build_index, open_index
 from m4train.data.index.shard_index import index_path
 from m4train.data.index.source_index import SourceIndex
 from m4train.data.source import build_sources, source_stats
+from m4train.data.sources import tarfiles
 from m4train.data.sources.tar import CanonicalTar
 from m4train.errors import DataError, StaleIndexError
 from tests.helpers.data import FakeProcessor, data_config, document, documents, write_shards
@@ -192,3 +194,19 @@ def test_many_shards_are_indexed_by_several_processes_at_once(tmp_path: Path, mo
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
     index = SourceIndex(open_index(paths, CanonicalTar(), RENDERER, None, 0))
     assert [index.locate(n)[0].key(index.locate(n)[1]) for n in range(12)] == [f"doc{n:05d}" for n in range(12)]
+
+
+def test_an_index_made_by_older_rules_is_made_again(tmp_path: Path, monkeypatch) -> None:
+    """As before files that desktops leave were passed over, and pictures that lie on their side were measured rightly."""
+    [path] = write_shards(tmp_path, documents(3))
+    with tarfile.open(path, "a") as tar:
+        info = tarfile.TarInfo("._junk.json")
+        info.size = 4
+        tar.addfile(info, BytesIO(b"\0\5\26\7"))
+    with monkeypatch.context() as before:
+        for module in (scan, shard_index, index_build):
+            before.setattr(module, "VERSION", shard_index.VERSION - 1)
+        before.setattr(tarfiles, "is_junk", lambda _: False)
+        assert len(opened(path)) == 4
+    assert len(opened(path)) == 3
+    assert reasons(opened(path)) == {}

@@ -131,6 +131,10 @@ def test_a_long_conversation_loses_whole_turns_off_its_end(tmp_path: Path, monke
     assert long == ["".join(f"Question {n}?" + f"Answer {n} ".ljust(40, ".") for n in range(3))]
     assert pictured == ["".join(f"Question {n}?" + f"Answer {n} ".ljust(40, ".") for n in range(3))]
     assert "Answer 0" in short[0]
+    collator = Collator([built], FakeProcessor(), data, 0)
+    units = [unit for step in Plan([built], data, 0, 1).steps() for pack in step.packs for unit in pack.units]
+    images = {unit.sample: len(collator.document(unit, 0).rendered.frames) for unit in units}
+    assert images == {0: 0, 1: 1, 3: 0}  # the picture of the turns that are kept is, the one of turn 4 went with it
     dropped = [d for step in Plan([built], data, 0, 1).steps() for d in step.dropped]
     assert [(d.sample, d.reason) for d in dropped] == [(2, "too_long")]
     [line] = left_out_lines([left_out(built, data)])
