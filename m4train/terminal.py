@@ -14,4 +14,4 @@ def console(stderr: bool = False) -> Console:
 def progress(unit: str) -> Progress:
     """Bars on stderr, counted in `unit`, one for each task; they vanish at the end."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    return Progress(*columns, TimeRemainingColumn(), console=console(stderr=True), transient=True)
+    return Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=console(stderr=True), transient=True)

@@ -36,7 +36,7 @@ class Console(Callback):
             self._console.print(trainer.continued, markup=False)
         if self._console.is_terminal:
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
-            self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console)
+            self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=self._console)
             self._task = self._progress.add_task("", total=trainer.config.trainer.max_steps, completed=trainer.step)
             self._progress.start()
 
