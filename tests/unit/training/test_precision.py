@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from m4train.config import Config, FreezeConfig, FreezeRule
+from m4train.config import AdapterConfig, Config, FreezeConfig, FreezeRule
 from m4train.errors import ConfigError
 from m4train.families import FAMILIES
 from m4train.training import precision
@@ -11,6 +11,7 @@ from m4train.training.engines import make_engine
 from m4train.training.engines.single import SingleEngine
 from m4train.training.equip import equip
 from m4train.training.precision import FIRST_SCALE, GROWTH_STEPS, LossScale, machine_precision, resolve_precision
+from m4train.training.quantization import is_quantized
 from tests.helpers.models import packed_batch, tiny_idefics3
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
@@ -131,3 +132,31 @@ def test_fp16_computes_with_frozen_weights_that_were_stored_in_bf16():
     output = engine.forward(packed_batch([torch.arange(3, 12), torch.arange(20, 25)]))
     engine.backward(output.loss / 10, True)
     assert engine.update(1.0, 1.0).total > 0
+
+
+def test_qlora_learns_in_fp16_as_in_fp32():
+    """The layers of 4 bits compute in fp16 too, their adapters stay in fp32, and the scale is in the metrics."""
+    family, losses = FAMILIES["idefics3"], {}
+    for name in ("fp32", "fp16"):
+        config = Config()
+        config.trainer.precision = name
+        config.adapter = AdapterConfig(kind="qlora", rank=4, targets={"text": ["q_proj"]})
+        values = tiny_idefics3()
+        values["text_config"] |= {"hidden_size": 64, "intermediate_size": 128}
+        model = family.model_class(family.load("Config").from_dict(values))
+        model.init_weights(torch.Generator().manual_seed(0))
+        equip(model, config)
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+        engine = SingleEngine(config, "cpu")
+        engine.prepare(model)
+        losses[name] = []
+        for _ in range(4):
+            output = engine.forward(packed_batch([torch.arange(3, 12), torch.arange(20, 25)]))
+            engine.backward(output.loss / 10, True)
+            update = engine.update(1e-2, 1.0)
+            losses[name].append(output.loss.item())
+            assert update.total > 0
+        found = {m.compute_dtype for m in model.modules() if is_quantized(m)}
+        assert found == {torch.float16} if name == "fp16" else found
+    assert losses["fp16"][-1] < losses["fp16"][0]
+    torch.testing.assert_close(torch.tensor(losses["fp16"]), torch.tensor(losses["fp32"]), rtol=2e-2, atol=0)
