@@ -44,7 +44,7 @@ def resolve_targets(model: TrainableModel, targets: Mapping[str, list[str]]) -> 
             and (part == ANY_PART or part_of(f"{name}.weight", parts) == part)
         ]
         for target in wanted:
-            matched = [name for name in members if _is_meant(model, name, target)]
+            matched = [target] if target in members else [name for name in members if _is_meant(model, name, target)]
             if not matched:
                 known = sorted({name.rsplit(".", 1)[-1] for name in members})
                 raise ConfigError(

@@ -38,9 +38,9 @@ def give_rows(model: Any, tokenizer: Any, added: Mapping[str, str | None], own: 
             f"The tokenizer has {len(tokenizer)} entries but the model {rows} embeddings: use the tokenizer that belongs to "
             "the model."
         )
-    ids = tokenizer.convert_tokens_to_ids([*added, *missing])
-    if not ids:
+    if not added and not missing:
         return None
+    ids = tokenizer.convert_tokens_to_ids([*added, *missing])
     if missing:
         warnings.warn(
             f"the model has no embedding for {', '.join(missing)}: a row of its own is added for each, in the part new_tokens",

@@ -52,10 +52,10 @@ def test_a_run_of_an_earlier_version_goes_on(continued):
             assert mine[key] == pytest.approx(other[key], rel=ROUNDING), (key, mine["step"])
 
 
-def test_indexes_of_an_earlier_version_are_used(continued):
+def test_indexes_of_an_earlier_version_are_made_again_and_the_run_goes_on(continued):
     _, before, after, _ = continued
     assert len(before) == 4
-    assert before == after
+    assert not set(before) & set(after)
 
 
 def test_a_checkpoint_holds_the_files_it_held(continued):

@@ -48,7 +48,7 @@ POINTS = ("_make_folder", "_write_tensors", "_write_rest", "write_json", "_verif
 POINTS += ("fsync_tree", "_publish", "rename", "fsync_folder", "_prune")
 # Functions of a save that leave nothing behind, or only pass on to one of the points.
 PASSIVE = {"write_checkpoint", "_attempt", "_on_main", "_on_any_rank", "_chunks", "_bits"}
-PASSIVE |= {"_revision", "checkpoints_in", "file_hashes"}
+PASSIVE |= {"_revision", "checkpoints_in", "file_hashes", "best_step"}
 
 
 def _start(run_dir, *kill):

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 import m4train
-from m4train.errors import CheckpointError
+from m4train.errors import CheckpointError, ConfigError
 from m4train.json_files import read_mapping
 from m4train.run_files import BEST, STATE
 from m4train.training.checkpoints.files import (
@@ -275,6 +275,9 @@ def _prune(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
 
 
 def best_step(folder: Path) -> int | None:
-    """The step of the checkpoint with the best value of trainer.best.metric; None if there is none."""
+    """The step of the checkpoint with the best value of trainer.best.metric; None if there is none, or its file is damaged."""
     path = folder / Path(BEST).name
-    return read_mapping(path).get("step") if path.is_file() else None
+    try:
+        return read_mapping(path).get("step") if path.is_file() else None
+    except ConfigError:
+        return None

@@ -78,7 +78,8 @@ def test_a_gradient_norm_may_be_without_limit():
 
 def test_every_experiment_composes_and_keys_override():
     for experiment in groups()["experiment"]:
-        config = load_config([f"experiment={experiment}", "trainer.max_steps=5000", "seed=7"])
+        own = ["data.sources.mine.path=mine.json"] if experiment.startswith("sft/") else []
+        config = load_config([f"experiment={experiment}", "trainer.max_steps=5000", "seed=7", *own])
         assert isinstance(config, Config)
         assert (config.trainer.max_steps, config.seed) == (5000, 7)
 

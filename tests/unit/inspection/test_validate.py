@@ -142,7 +142,7 @@ def test_a_source_without_a_good_sample_is_reported_and_fails(tmp_path: Path, mo
 TALK = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "Red."}]
 RECORDS: list[dict] = [
     {"messages": TALK},
-    {"messages": TALK, "photo": "a.jpg"},
+    {"messages": TALK, "thumbnail": "a.jpg"},
     {"messages": [TALK[0], {"role": "assistant", "content": " "}]},
     {"messages": [{"role": "user", "content": "<ImageHere>"}, TALK[1]]},
     {"messages": [TALK[0], TALK[1] | {"weight": 0}]},
