@@ -62,32 +62,29 @@ def _idefics(hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]
     }
 
 
-_IDEFICS2 = {
-    "image_token_id": 32001,
-    "vision_config": _siglip_so400m(980),
-    "text_config": {
+def _decoder_8b(rows: int, positions: int) -> dict[str, Any]:
+    """Mistral 7B and Llama 8B, which have the same widths and depth."""
+    return {
         "hidden_size": 4096,
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
-        "vocab_size": 32003,
-        "max_position_embeddings": 32768,
-    },
+        "vocab_size": rows,
+        "max_position_embeddings": positions,
+    }
+
+
+_IDEFICS2 = {
+    "image_token_id": 32001,
+    "vision_config": _siglip_so400m(980),
+    "text_config": _decoder_8b(32003, 32768),
 }
 _IDEFICS3 = {
     "image_token_id": 128257,
     "scale_factor": 2,
     "vision_config": _siglip_so400m(364),
-    "text_config": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128259,
-        "max_position_embeddings": 131072,
-    },
+    "text_config": _decoder_8b(128259, 131072),
 }
 _2B = {"rows": 49155, "positions": 16384, "scale_factor": 3, "image_token_id": 49153}
 _9B, _80B = _idefics(4096, 11008, 32, 32), _idefics(8192, 22016, 80, 64)

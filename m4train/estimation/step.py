@@ -26,8 +26,8 @@ HELD = ("parameters", "buffers", "gradients", "optimizer", "activations", "passi
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one process at the moment its memory peaks, by what holds them; `saved` is what the forward pass leaves for
-    the backward pass, `passing` what operations hold for a moment."""
+    """Bytes of one process at the moment its memory peaks, by what holds them; `activations` is what the forward pass
+    makes and leaves, `passing` what comes after it and is neither gradient nor state."""
 
     parameters: float
     buffers: float
@@ -54,9 +54,6 @@ class BatchShape:
 
 class _Engine(SingleEngine):
     """A single process whose model stays where it is: fake tensors cannot be moved in place."""
-
-    def __init__(self, config: Config, device: str) -> None:
-        super().__init__(config, device)
 
     def prepare(self, model: Any) -> None:
         with _staying():
