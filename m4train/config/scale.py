@@ -42,7 +42,7 @@ def scale_down(config: Config, given: Sequence[str], conf: Path) -> None:
     for key, most in _MOST.items():
         group, _, name = key.partition(".")
         value = getattr(getattr(config, group), name)
-        if key not in given and value is not None and value > most:
+        if key not in given and isinstance(value, int | float) and value > most:  # `epoch` stays
             setattr(getattr(config, group), name, most)
 
 

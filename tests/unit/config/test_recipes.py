@@ -77,3 +77,11 @@ def test_recipes_for_users_hold_samples_out_by_themselves(recipe):
     config = load_config([f"experiment={recipe}", "data.sources.mine.path=mine.json"])
     assert config.data.validation["mine"].held_out
     assert config.trainer.eval_every
+
+
+def test_a_tiny_scale_leaves_what_is_no_number(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [/experiment/smolvlm/256m_stage1]\ntrainer: {save_every: epoch}\n"
+    )
+    config = load_config([f"experiment={tmp_path}/mine.yaml", "scale=tiny"])
+    assert (config.trainer.save_every, config.trainer.max_steps) == ("epoch", 4)
