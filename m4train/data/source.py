@@ -28,7 +28,7 @@ from m4train.data.sources.fields import SPLIT, absent
 from m4train.data.sources.registry import format_of, shard_format
 from m4train.data.storage.block_cache import BlockCache
 from m4train.data.storage.files import FileReader, Range, is_remote
-from m4train.errors import BadSample, ConfigError
+from m4train.errors import BadSample, ConfigError, DataError
 from m4train.processing.protocol import SampleProcessor
 
 _LOG = logging.getLogger(__name__)
@@ -209,15 +209,22 @@ def _warn_if_trained(name: str, config: SourceConfig, data: DataConfig) -> None:
     """Says it if files of a held-out source are also trained on."""
     if config.held_out or config.stream or not any(config is each for each in data.validation.values()):
         return
-    files = lambda source: set(map(os.path.realpath, expand_shards(source.path, source.format)))
     for other, trained in data.sources.items():
-        shared = files(config) & files(trained) if trained.path and not trained.stream else set()
+        shared = _files(config) & _files(trained) if trained.path and not trained.stream else set()
         if shared:
             _LOG.warning(
                 "data source %r measures what is trained on: %d of its files are also those of data.sources.%s, such as %s; hold out "
                 "a share of the samples with data.holdout=0.02, or name other files",
                 name, len(shared), other, min(shared),
             )  # fmt: skip
+
+
+def _files(source: SourceConfig) -> set[str]:
+    """The files of a source, none if they are not on this machine: a model may be evaluated where its training data is not."""
+    try:
+        return set(map(os.path.realpath, expand_shards(source.path, source.format)))
+    except DataError:
+        return set()
 
 
 def _part(name: str, config: SourceConfig, data: DataConfig, whole: SourceIndex) -> SourceIndex:

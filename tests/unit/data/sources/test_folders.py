@@ -243,6 +243,8 @@ def test_files_that_are_both_trained_on_and_held_out_are_said(
     data = replace(data, validation={"v": source("b.jsonl")}, sources={"s": source("a.jsonl")})
     build_sources(data.validation, data, FakeProcessor())
     build_sources(data.sources, data, FakeProcessor())
+    gone = replace(data, sources={"s": source("gone-*.tar")})
+    build_sources(gone.validation, gone, FakeProcessor())  # a model is evaluated where its training data is not
     assert "measures what" not in caplog.text
 
 
