@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Python, and aliases, of which a few lines can stand for more than memory holds."""
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it holds an alias")
+        _check_events(yaml.parse(text, Loader=yaml.SafeLoader))
         found = yaml.load(text, Loader=get_yaml_loader())  # a safe loader, and that of who wrote it
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(_DAMAGED.format(path=path, why=str(error).splitlines()[0])) from error
@@ -139,6 +138,18 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return found
 
 
+def _check_events(events: Iterable[yaml.Event]) -> None:
+    """Raises ValueError for an alias, and for lists in lists that would take a parser minutes."""
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it holds an alias")
+        if depth > _DEEPEST:
+            raise ValueError(f"it is nested more than {_DEEPEST} deep")
+
+
+_DEEPEST = 100
 _DAMAGED = "{path} is damaged ({why}): starting the run again with its overrides writes it again."
 
 

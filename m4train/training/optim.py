@@ -139,13 +139,17 @@ def build_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Creates every state tensor at its initial value, by an update with gradients and a rate of zero at step zero."""
+    """Creates every state tensor at its initial value, by an update with gradients and a rate of zero at step zero; without
+    weight decay, which some optimizers add to the gradients."""
+    decays = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
+        group["lr"] = group["weight_decay"] = 0.0
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
     for state in optimizer.state.values():
         step = state.get("step")
         if step is not None:

@@ -10,6 +10,9 @@ from m4train.training.naming import canonical_parameters, persistent_buffers
 from m4train.training.quantization import quantization_tensors
 
 PARAMETER, BUFFER = "parameter/", "buffer/"
+OPTIMIZER = "optimizer/"  # KIND/NAME
+NATIVE = "native/"  # ENGINE/RANKS/RANK/KIND/NUMBER, as an engine keeps the optimizer
+GUARD = "guard/"  # norms of the last gradients, if trainer.skip_outliers is set
 SCALE = "loss_scale/"  # of fp16
 
 

@@ -22,6 +22,7 @@ from m4train.training.checkpoints.live import check_live
 from m4train.training.checkpoints.save import load_checkpoint, versions
 from m4train.training.checkpoints.saver import Saver
 from m4train.training.checkpoints.state import VERSION, Checkpoint
+from m4train.training.checkpoints.trained import TrainedAnew, trained_anew
 from m4train.training.engines.base import Engine, Update
 from m4train.training.heartbeat import Heartbeat
 from m4train.training.loss_weights import LossWeights
@@ -102,7 +103,9 @@ class Trainer:
         self._checked = False  # whether what checkpoints get was compared with what the ranks compute with
         self.ending = False  # whether the data have ended, so that this step is the last
         self._unlogged: tuple[StepSums, Update, float] | None = None  # what is measured of the step made last
-        self.continued = continuing(resume.state, config) if resume else None  # what a person is told
+        self._fresh = resume is not None and starts_fresh_optimizer(resume.state, config)
+        self._anew = trained_anew(resume, model, config) if resume and not self._fresh else TrainedAnew()
+        self.continued = continuing(resume.state, config, str(self._anew)) if resume else None  # what a person is told
         self._origin = {"lineage": resume.lineage if resume else [], "bases": dict(bases or {})}
         self._first_step = self.step + 1
         self.plan_state: dict[str, Any] = resume.plan if resume else {}
@@ -179,8 +182,7 @@ class Trainer:
         saved = self.resume.state if self.resume else {}
         self._skips = SkipCounter(self.engine.device, saved.get("skipped", 0))
         if self.resume:
-            fresh = starts_fresh_optimizer(saved, self.config)
-            load_checkpoint(self.resume, self.engine, optimizer=not fresh)
+            load_checkpoint(self.resume, self.engine, not self._fresh, self._anew.join)
         for callback in self.callbacks:
             callback.load(saved.get("callbacks", {}).get(type(callback).__name__, {}))
             callback.on_start(self)

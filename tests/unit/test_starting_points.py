@@ -88,8 +88,8 @@ def _moments(trainer):
 def test_a_run_may_go_on_with_a_fresh_optimizer(tmp_path):
     make_trainer(make_config(tmp_path, stop_after=6), TinyModel()).train()
     config = make_config(tmp_path)
-    config.optimizer.lr, config.schedule.name, config.trainer.skip_outliers = 1e-4, "constant", 6.0
-    with pytest.raises(CheckpointError, match=r"trainer\.skip_outliers \(0\.0 then, 6\.0 now\)"):
+    config.optimizer.lr, config.schedule.name, config.optimizer.name = 1e-4, "constant", "torch.optim:Adam"
+    with pytest.raises(CheckpointError, match=r"optimizer\.name \(adamw then, torch\.optim:Adam now\)"):
         make_trainer(config, TinyModel())
     config.resume_optimizer = "fresh"
     trainer = make_trainer(config, TinyModel())

@@ -71,7 +71,11 @@ FROM_HERE_ON = (
     "trainer.batch_ramp.*",
     "trainer.precision",
     "trainer.max_grad_norm",
+    "trainer.skip_outliers",
     "trainer.neftune_alpha",
+    "freeze.rules",
+    "freeze.frozen_dtype",
+    "adapter.modules_to_save",
     "optimizer.lr",
     "optimizer.betas",
     "optimizer.eps",
@@ -102,8 +106,9 @@ BASES = (
 )
 
 # Keys that an optimizer's state depends on, which resume_optimizer=fresh leaves behind.
-OF_THE_OPTIMIZER = ("optimizer.name", "freeze.rules", "adapter.modules_to_save", "trainer.skip_outliers")
-_ASKS_ANEW = ("resume_optimizer", "optimizer.*", "schedule.*", "trainer.max_grad_norm", "trainer.max_steps")
+OF_THE_OPTIMIZER = ("optimizer.name",)
+_OF_TRAINING = ("schedule.*", "trainer.max_grad_norm", "trainer.max_steps", "trainer.skip_outliers")
+_ASKS_ANEW = ("resume_optimizer", "optimizer.*", "freeze.rules", "adapter.modules_to_save", *_OF_TRAINING)
 
 
 def config_dict(config: Config | dict[str, Any]) -> dict[str, Any]:
@@ -189,20 +194,20 @@ def check_changes(
         )
 
 
-def continuing(state: Mapping[str, Any], config: Config) -> str:
-    """What is said when a run goes on: its step, the keys that changed, and the learning rate if that makes a step."""
+def continuing(state: Mapping[str, Any], config: Config, more: str = "") -> str:
+    """What is said when a run goes on: its step, the keys that changed, the learning rate if that makes a step, and `more`."""
     step, found = state["step"], differences(state["config"], config)
     changed = [f"{key} {then} -> {now}" for key, (then, now) in found.items() if not matches(key, OF_A_START)]
     text = f"continuing from step {step}"
     if changed:
-        more = f" and {len(changed) - SHOWN_KEYS} more" if len(changed) > SHOWN_KEYS else ""
-        text += f"; changed: {', '.join(changed[:SHOWN_KEYS])}{more}"
+        others = f" and {len(changed) - SHOWN_KEYS} more" if len(changed) > SHOWN_KEYS else ""
+        text += f"; changed: {', '.join(changed[:SHOWN_KEYS])}{others}"
     then, now = _rate(_rated(state["config"]), step + 1), _rate(config, step + 1)
     if abs(then - now) > 1e-9 * max(then, now):
         text += f"; learning rate of step {step + 1}: {then:.3g} -> {now:.3g}"
     if starts_fresh_optimizer(state, config):
         text += "; the optimizer starts again, without its moments"
-    return text
+    return text + more
 
 
 def _rate(config: Config, step: int) -> float:

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from m4train.training.checkpoints.files import (
 from m4train.training.checkpoints.state import Checkpoint, sealed
 from m4train.training.checkpoints.tensor_files import one_process_is_fine, read_tensors, stored_tensors
 from m4train.training.engines.base import Engine
-from m4train.training.tensors import BUFFER, PARAMETER, SCALE
+from m4train.training.tensors import BUFFER, GUARD, NATIVE, OPTIMIZER, PARAMETER, SCALE
 
 TENSORS = "tensors"
 _PROBE = 2**16  # bytes
@@ -97,37 +97,41 @@ def write_checkpoint(
     return target
 
 
-def load_checkpoint(checkpoint: Checkpoint, engine: Engine, optimizer: bool = True) -> None:
+def load_checkpoint(
+    checkpoint: Checkpoint, engine: Engine, optimizer: bool = True, begin: Collection[str] = ()
+) -> None:
     """Overwrites the engine's live tensors from a checkpoint, those of its optimizer as asked; all ranks call it.
 
+    `begin`: canonical names of the parameters whose optimizer state stays as it begins, since they did not train before.
     Raises CheckpointError naming what the model has and the checkpoint lacks, or has in another shape.
     """
     folder = checkpoint.folder / TENSORS
+    held = stored_tensors(folder)
+
+    def is_there(name: str) -> bool:
+        """False for what begins here: a run may go on in fp16, or watch for outliers, from a checkpoint that did not."""
+        if name.startswith(OPTIMIZER):
+            return name.split("/", 2)[2] not in begin
+        return name in held or not name.startswith((SCALE, GUARD))
 
     def read(tensors: dict[str, Tensor]) -> None:
         wanted = {name: t for name, t in tensors.items() if optimizer or name.startswith((PARAMETER, BUFFER))}
-        if any(
-            name.startswith(SCALE) for name in wanted
-        ):  # a run may go on in fp16, from a checkpoint that has no scale
-            held = stored_tensors(folder)
-            wanted = {name: t for name, t in wanted.items() if not name.startswith(SCALE) or name in held}
-        read_tensors(folder, wanted)
+        read_tensors(folder, {name: t for name, t in wanted.items() if is_there(name)})
 
-    native = optimizer and _is_native(checkpoint, engine)
+    native = optimizer and _is_native(checkpoint, engine, held)
     try:
         engine.load(read, native)
     except (CheckpointException, RuntimeError, ValueError) as error:
         cause = str(error).strip().splitlines()[-1]
-        raise CheckpointError(f"Checkpoint {checkpoint.folder} does not fit this model: {cause}") from error
+        raise CheckpointError(f"Checkpoint {checkpoint.folder} does not fit this model: {cause.rstrip('.')}.") from error
 
 
-def _is_native(checkpoint: Checkpoint, engine: Engine) -> bool:
-    """Whether the checkpoint holds the optimizer as this engine on this number of ranks keeps it.
+def _is_native(checkpoint: Checkpoint, engine: Engine, names: Iterable[str]) -> bool:
+    """Whether the checkpoint holds the optimizer, of its tensors `names`, as this engine on this number of ranks keeps it.
 
     Raises CheckpointError if it does so for another engine or number of ranks.
     """
-    names = stored_tensors(checkpoint.folder / TENSORS)
-    native = next((name for name in names if name.startswith("native/")), None)
+    native = next((name for name in names if name.startswith(NATIVE)), None)
     if native is not None and (engine.native_prefix is None or not native.startswith(engine.native_prefix)):
         _, name, ranks, *_ = native.split("/")
         raise CheckpointError(

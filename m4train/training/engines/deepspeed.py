@@ -26,7 +26,7 @@ from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters
 from m4train.training.quantization import is_quantized
-from m4train.training.tensors import PARAMETER, buffer_tensors
+from m4train.training.tensors import NATIVE, PARAMETER, buffer_tensors
 
 # Only the root returns a PackedOutput, and no parameter is its own; skipped steps are counted and reported here.
 _NOISE = ("unknown inputs or outputs type", "OVERFLOW! Skipping step")
@@ -270,7 +270,7 @@ class DeepSpeedEngine(DistributedEngine):
 
     @property
     def native_prefix(self) -> str | None:
-        return f"native/{self.config.engine.name}/{self.world_size}/"
+        return f"{NATIVE}{self.config.engine.name}/{self.world_size}/"
 
     def _partitions(self) -> dict[str, Tensor]:
         """The live optimizer state of this rank's flat partitions."""
@@ -310,6 +310,7 @@ class DeepSpeedEngine(DistributedEngine):
 
     def load(self, read: Callable[[dict[str, Tensor]], None], native: bool = False) -> None:
         parameters = canonical_parameters(self.model)
+        counts: dict[int, tuple[str, Tensor]] = {}
         for name, parameter in parameters.items():
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             full = {f"{PARAMETER}{name}": torch.empty(shape, dtype=parameter.dtype)}
@@ -317,13 +318,19 @@ class DeepSpeedEngine(DistributedEngine):
                 for kind, value in self._state_of(name).items():
                     full[f"optimizer/{kind}/{name}"] = torch.zeros(shape if value.ndim else (), dtype=value.dtype)
             read(full)
-            self._set(name, parameter, full)
+            self._set(name, parameter, full, counts)
         kept = {**buffer_tensors(self.model), **self.guard.tensors(), **self.scale.tensors()}
         if live := {**kept, **(self._partitions() if native else {})}:
             read(live)
         self._zero.loss_scaler.cur_scale = self.scale.value.item()
 
-    def _set(self, name: str, parameter: nn.Parameter, full: dict[str, Tensor]) -> None:
+    def _set(
+        self, name: str, parameter: nn.Parameter, full: dict[str, Tensor], counts: dict[int, tuple[str, Tensor]]
+    ) -> None:
+        """Sets a parameter and its optimizer state from the full values; `counts` holds what was set of whole flat partitions.
+
+        Raises ValueError if the parameters of one partition have counted other numbers of steps.
+        """
         value = full.pop(f"{PARAMETER}{name}")
         with torch.no_grad(), self._whole([parameter], writer=0):
             parameter.copy_(value)
@@ -335,7 +342,14 @@ class DeepSpeedEngine(DistributedEngine):
             if state.ndim:
                 self._set_flat(parameter, state, kind)
             else:
-                self._state_of(name)[kind].copy_(state)
+                live = self._state_of(name)[kind]
+                other, value = counts.setdefault(id(live), (name, state))
+                if not torch.equal(value, state):
+                    raise ValueError(
+                        f"optimizer/{kind} is {state.item():g} of {name} but {value.item():g} of {other}, and ZeRO keeps one number "
+                        "for both: go on under engine=single, ddp or fsdp2, or set resume_optimizer=fresh"
+                    )
+                live.copy_(state)
 
     def _set_flat(self, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
         """Sets this rank's part of the fp32 master (kind None) or of an optimizer state from the full value."""

@@ -28,6 +28,17 @@ def test_a_tied_head_is_an_embedding():
     assert embeddings["weight_decay"] == 0.0
 
 
+@pytest.mark.parametrize("name", ["torch.optim:Adam", "torch.optim:NAdam", "torch.optim:Adagrad", "adamw", "muon"])
+def test_state_is_allocated_as_it_begins(name):
+    """Some optimizers add the decay to the gradients: it must not reach the moments before the first step."""
+    groups, config = _groups(TinyModel(), name=name, weight_decay=0.1)
+    optimizer = optim.build_optimizer(groups, config)
+    state = [value for kept in optimizer.state.values() for key, value in kept.items() if key != "mu_product"]
+    assert state
+    assert not any(torch.as_tensor(value).any() for value in state)
+    assert any(group["weight_decay"] == 0.1 for group in optimizer.param_groups)
+
+
 def test_rates_and_decay_per_part():
     parts = {"vision": PartOptimizerConfig(lr=1e-5), "connector": PartOptimizerConfig(weight_decay=0.3)}
     groups, config = _groups(TinyModel(), lr=1e-3, weight_decay=0.1, parts=parts)

@@ -112,7 +112,6 @@ def test_extending_a_run_keeps_its_moments_and_follows_the_longer_schedule(begun
             {"optimizer.name": "muon"},
             "resume_optimizer=fresh, which keeps the weights and loses the optimizer's moments",
         ),
-        ({"trainer.skip_outliers": 4.0}, "resume_optimizer=fresh"),
     ],
     ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
 )
