@@ -11,9 +11,7 @@ from tests.helpers.training import make_trainer, read_metrics
 from tests.unit.training.checkpoints.test_trained import STEPS, STOP, by_hand, config_of, model_of
 
 PART, BLOCK = ("without vision", "all"), ("without a block", "without vision")
-CELLS = [
-    (engine, engine, PART) for engine in ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-] + [
+CELLS = [(engine, engine, PART) for engine in ("ddp", "fsdp2", "zero1", "zero2", "zero3")] + [
     ("ddp", "ddp", BLOCK),
     ("zero2", "fsdp2", BLOCK),
     ("fsdp2", "zero1", BLOCK),

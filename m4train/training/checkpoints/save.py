@@ -123,7 +123,9 @@ def load_checkpoint(
         engine.load(read, native)
     except (CheckpointException, RuntimeError, ValueError) as error:
         cause = str(error).strip().splitlines()[-1]
-        raise CheckpointError(f"Checkpoint {checkpoint.folder} does not fit this model: {cause.rstrip('.')}.") from error
+        raise CheckpointError(
+            f"Checkpoint {checkpoint.folder} does not fit this model: {cause.rstrip('.')}."
+        ) from error
 
 
 def _is_native(checkpoint: Checkpoint, engine: Engine, names: Iterable[str]) -> bool:

@@ -40,7 +40,9 @@ def by_hand(before, after):
             apply_freezing(model, FreezeConfig([FreezeRule(trainable=True), *RULES[before if number == 0 else after]]))
             trains = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer.param_groups[0]["params"] = trains
-            optimizer.state = type(optimizer.state)(dict, {p: optimizer.state[p] for p in trains if p in optimizer.state})
+            optimizer.state = type(optimizer.state)(
+                dict, {p: optimizer.state[p] for p in trains if p in optimizer.state}
+            )
         (batch,) = step.micro_batches
         loss = model(batch).loss / batch.targets.numel()
         loss.backward()
