@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from typing import Any
 
 _SECRET = re.compile(r"(?<=://)[^/@\s'\"]*:[^/@\s'\"]*(?=@)")
 
@@ -82,3 +83,15 @@ _ADVICE = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files (ulimit -n)",
 }
+
+
+def described(value: Any, most: int = 120) -> str:
+    """A value as messages show it, on one line: of bytes only their number, of an object only its keys."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"{len(value)} bytes"
+    if isinstance(value, dict):
+        return "an object with " + (" ".join(", ".join(sorted(map(str, value))).split())[:80] or "nothing")
+    if isinstance(value, (list, tuple)):
+        filled = next((each for each in value if each), None)
+        return f"{len(value)} values" + ("" if filled is None else f", such as {described(filled, most)}")
+    return repr(value)[:most]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from m4train.errors import BadSample
+from m4train.errors import BadSample, described
 
 
 def _words(text: str) -> frozenset[str]:
@@ -64,7 +64,7 @@ def weight_of(content: Mapping[str, Any], what: str = "a turn") -> tuple[float, 
         found |= {name: float(not poor) for name, poor in refused(content)}
     said = {name: weight for name, weight in found.items() if weight != 1 or _kind(name) == "weight"}
     if len(set(said.values())) > 1:
-        shown = {name: content[name] for name in said}
+        shown = ", ".join(f"{name!r} {described(content[name], 60)}" for name in said)
         raise BadSample("bad_weight", f"{what} has different weights: {shown}")
     return next(iter(said.values()), 1.0), list(found)
 
@@ -91,7 +91,7 @@ def _weight(name: str, value: Any, what: str) -> float | None:
     if kind == "unclear":
         if not isinstance(value, (bool, int, float, list)) and _truth(value) is None:
             return None  # a picture, or a text
-        raise BadSample("bad_weight", f"{what} has {name!r} {_shown(value)}, which may mean either: {advice}")
+        raise BadSample("bad_weight", f"{what} has {name!r} {described(value, 60)}, which may mean either: {advice}")
     number = _TRUTH.get(value.strip().lower(), value) if isinstance(value, str) else value
     try:
         number = float(number) if isinstance(number, (str, bool, int, float)) else -1.0
@@ -101,7 +101,7 @@ def _weight(name: str, value: Any, what: str) -> float | None:
     most = _MOST if what == "a record" else float("inf")
     if not 0 <= number <= most or number == float("inf") or (flag and number not in (0, 1)):
         wanted = "true or false" if flag else "a number from 0 on, true or false"
-        raise BadSample("bad_weight", f"{what} has {name!r} {_shown(value)}, but must have {wanted}: {advice}")
+        raise BadSample("bad_weight", f"{what} has {name!r} {described(value, 60)}, but must have {wanted}: {advice}")
     return 1.0 - number if kind == "left_out" else number
 
 
@@ -133,7 +133,3 @@ def _is_nothing(value: Any) -> bool:
 def _plain(name: str) -> str:
     """A name in small letters, its words divided by underscores, whether they were by capitals or signs."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[\s\-]+", "_", str(name)).lower()
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:60]

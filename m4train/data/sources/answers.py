@@ -8,14 +8,13 @@ from typing import Any
 
 from m4train.data.sources.choices import choices_of, chosen, shown, stand_in
 from m4train.data.sources.dialogues import Message, exchange, parsed, turns
-from m4train.data.sources.fields import ANSWER_KEYS, ANSWERS, CAPTIONS, PAIRS, TITLE, Record
+from m4train.data.sources.fields import ANSWER_KEYS, ANSWERS, BEFORE, CAPTIONS, PAIRS, QUESTIONS, TITLE, Record
 from m4train.data.sources.gallery import Gallery
-from m4train.data.sources.media import is_empty, written
+from m4train.data.sources.media import is_empty, says_nothing, written
 from m4train.data.sources.placeholders import Place
-from m4train.errors import BadSample
+from m4train.errors import BadSample, described
 
 _NO_INPUT = ("<noinput>", "<no input>", "n/a", "nan", "none")  # what is written for an instruction without input
-_BEFORE = ("context", "passage", "hint")  # what belongs to a question, in the order in which it comes before it
 
 
 def answered(record: Record, gallery: Gallery) -> list[Message]:
@@ -26,26 +25,46 @@ def answered(record: Record, gallery: Gallery) -> list[Message]:
     keys = [name for name in ANSWER_KEYS if record.offers(name)]
     said = next((name for name in (*names[1], *ANSWERS, *keys) if record.offers(name)), None)
     if said is None and not any(_given(record, name) for name in ANSWERS):
-        raise BadSample("empty_answer", f"it asks under {asked!r}, but has no answer under {' or '.join(ANSWERS)}")
-    before = _history(record, gallery) if asked else []
+        raise BadSample(
+            "empty_answer",
+            f"it asks under {asked!r}, but has no answer under {' or '.join(ANSWERS)}: say where it is with fields={{answer: ...}}",
+        )
+    earlier = _history(record, gallery) if asked else []
     if _holds_turns(record, said):
         answer = turns(record, str(said), gallery)
         if asked is None or answer[0]["role"] in ("user", "system"):  # the whole conversation again, question included
             if asked is not None:
                 record.get(asked)
             return answer
-        return [*before, *_question_turns(record, str(asked), gallery), *answer]
+        return [*earlier, *_question_turns(record, str(asked), gallery), *answer]
     if asked is None:
         raise BadSample("bad_json", f"{said!r} is an answer without a question")
     choices = choices_of(record)
     answer_text = _answer(record, said, choices, keys)
     if _holds_turns(record, asked):
         said_by_turns = _question_turns(record, asked, gallery)
-        return [*before, *said_by_turns, exchange([], gallery.parts(answer_text))[1]]
+        return [*earlier, *said_by_turns, exchange([], gallery.parts(answer_text))[1]]
     question = _question(record, asked)
     if choices and not stand_in(question, choices):
         question += "\n" + shown(list(choices), choices)
-    return [*before, *exchange(gallery.parts(question), gallery.parts(answer_text))]
+    return [*earlier, *exchange(gallery.parts(question), gallery.parts(answer_text))]
+
+
+def asked_often(record: Record, gallery: Gallery) -> list[Message]:
+    """Several questions about the same pictures, as lists under `questions` and `answers`. Raises BadSample."""
+    asked, said = (written(record.get(name)) for name in (QUESTIONS, "answers"))
+    if not isinstance(asked, list) or not isinstance(said, list) or len(asked) != len(said):
+        counts = [len(each) if isinstance(each, list) else f"a {type(each).__name__}" for each in (asked, said)]
+        raise BadSample(
+            "bad_json", f"`questions` and `answers` must be lists of as many, but are {counts[0]} and {counts[1]}"
+        )
+    pairs = [(_text(question, QUESTIONS), _most_given(answer, "answers")) for question, answer in zip(asked, said)]
+    understood = gallery.fits([question for question, _ in pairs])
+    return [
+        message
+        for question, answer in pairs
+        for message in exchange(gallery.parts(question, in_turns=understood), gallery.parts(answer, in_turns=False))
+    ]
 
 
 def _question(record: Record, asked: str) -> str:
@@ -64,7 +83,9 @@ def _question(record: Record, asked: str) -> str:
     }
     for name in found:
         record.get(name)
-    first, last = kept.pop("instruction", None), kept.pop("input", None) if "instruction" in found else None
+    first, last = kept.pop("instruction", None), None
+    if "instruction" in found:
+        last = kept.pop("input", None) or kept.pop("inputs", None)
     if len(kept) > 1:
         raise BadSample(
             "conflicting_questions",
@@ -72,9 +93,14 @@ def _question(record: Record, asked: str) -> str:
             f"fields={{question: ...}}, or leave the others with ignore_fields=[...]",
         )
     last = "" if last is not None and last.lower() in _NO_INPUT else last
-    before = [_joined(record.get(name), name) for name in _BEFORE if record.offers(name)]
-    parts = [first, *before, *kept.values(), last]
+    parts = [first, *before(record, BEFORE), *kept.values(), last]
     return "\n".join(part for part in parts if part)
+
+
+def before(record: Record, names: Sequence[str]) -> list[str]:
+    """What a record has under these names of what belongs to its question. Raises BadSample."""
+    found = [_joined(record.get(name), name) for name in names if record.offers(name)]
+    return [text for text in found if not says_nothing(text)]
 
 
 def _joined(value: Any, name: str) -> str:
@@ -134,6 +160,11 @@ def _answer(record: Record, name: str | None, choices: dict[str, str], keys: Seq
                 detail = f"{name!r} is {', '.join(letters)}, but {key!r} {', '.join(other)}: leave one with ignore_fields=[...]"
                 raise BadSample("conflicting_answers", detail)
         return shown(letters, choices)
+    return _most_given(value, name)
+
+
+def _most_given(value: Any, name: str) -> str:
+    """An answer, or of several the one that most give, the first of them. Raises BadSample."""
     if isinstance(value, list):
         texts = [
             _text(each.get("answer", each.get("text")) if isinstance(each, dict) else each, name) for each in value
@@ -163,13 +194,30 @@ def with_chosen(messages: list[Message], record: Record, gallery: Gallery) -> li
     return [*messages, *turns(record, "chosen", gallery)]
 
 
+def with_context(messages: list[Message], record: Record) -> list[Message]:
+    """The messages with the context, passage and hint that the options name before what the user says first. Raises BadSample."""
+    found = before(record, [name for name in BEFORE if name in record.reading.fields])
+    first = next((message for message in messages if message["role"] == "user"), None)
+    if not found or first is None:
+        return messages
+    text = "".join(f"{each}\n" for each in found)
+    items = first["content"]
+    if items and "text" in items[0]:
+        items[0] = items[0] | {"text": text + items[0]["text"]}
+    else:
+        items.insert(0, {"text": text})
+    return messages
+
+
 def caption_pairs(record: Record, gallery: Gallery) -> dict[str, Any]:
     """Pictures with what is said of them, or plain text, as a document: each picture before its caption if there is one
     for each, else all pictures before the text. Raises BadSample."""
     name = next(name for name in (*CAPTIONS, TITLE) if record.offers(name))
     value = written(record.get(name)) if name == "captions" else record.get(name)
     texts = [_text(each, name) for each in (value if isinstance(value, list) else [value])]
-    texts = [text for text in texts if text.strip()]
+    texts = [text for text in texts if text.strip() and not says_nothing(text)]
+    if not texts:
+        raise BadSample("no_text", f"`{name}` is {described(value)}, which programs write for a text that is missing")
     understood = gallery.fits(texts)
     contents = [gallery.parts(text, in_turns=understood) for text in texts]
     pictures = len(gallery.listed)

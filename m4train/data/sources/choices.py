@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from m4train.data.sources.fields import CHOICES, Record, is_choice
-from m4train.data.sources.media import is_empty, written
-from m4train.errors import BadSample
+from m4train.data.sources.media import is_empty, says_nothing, written
+from m4train.errors import BadSample, described
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _OWN = re.compile(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])[.):、：])\s*(.*\S)\s*", re.DOTALL)  # a choice with its letter
@@ -34,12 +34,10 @@ def _in_columns(record: Record) -> dict[str, str]:
     """The choices that a record has each in a field of its own."""
     kinds: dict[str, dict[str, str]] = {}
     for name, value in record.content.items():
-        if (
-            not is_choice(str(name))
-            or is_empty(value)
-            or not isinstance(value, (str, int, float))
-            or not record.offers(name)
-        ):
+        if not is_choice(str(name)) or not isinstance(value, (str, int, float)) or not record.offers(name):
+            continue
+        if is_empty(value) or says_nothing(str(value)):
+            record.leave(str(name))
             continue
         mark = re.sub(r"^(option|choice|op)[\s_-]?", "", name, flags=re.IGNORECASE)
         kinds.setdefault(name[: len(name) - len(mark)].lower(), {})[mark.upper()] = name
@@ -71,7 +69,7 @@ def chosen(value: Any, choices: dict[str, str], votes: bool = False) -> list[str
     for each in values:
         letters = _letters(each, choices)
         if not letters:
-            raise BadSample("not_a_choice", f"the answer {each!r} is none of the choices {', '.join(choices)}")
+            raise BadSample("not_a_choice", f"the answer {described(each)} is none of {described(choices)}")
         found += letters
     if votes and len(set(found)) < len(found):
         return [max(found, key=found.count)]

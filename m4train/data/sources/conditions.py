@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from m4train.errors import BadSample, ConfigError
+from m4train.errors import BadSample, ConfigError, described
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt,
@@ -74,7 +74,7 @@ class Condition:
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise BadSample("bad_where", f"`where` ({self.text}) cannot be applied to its fields: {error}") from None
         if not used:
-            shown = ", ".join(f"{name} is {str(record.get(name))[:60]}" for name in sorted(self.fields))
+            shown = ", ".join(f"{name} is {described(record.get(name), 60)}" for name in sorted(self.fields))
             raise BadSample("skipped", f"`where` ({self.text}) leaves it out: {shown}")
 
 

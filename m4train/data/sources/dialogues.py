@@ -16,7 +16,7 @@ from m4train.data.sources.fields import SYSTEM, Record
 from m4train.data.sources.gallery import Gallery, Item, Own, listed_pictures, picture_of
 from m4train.data.sources.media import is_empty, looks_like_media, written
 from m4train.data.sources.placeholders import Place
-from m4train.errors import BadSample
+from m4train.errors import BadSample, described
 
 _ROLES = {
     "user": "user human prompter",
@@ -110,9 +110,11 @@ def _weight(part: Record) -> dict[str, float]:
 
 def _message(turn: Record, number: int, gallery: Gallery) -> Message:
     said_by = turn.first("role", "from")
-    role = ROLES.get(str(said_by).strip().lower())
+    role = ROLES.get(str(said_by).strip(" \t\r\n<|>").lower())
     if role is None:
-        raise BadSample("bad_json", f"turn {number} has the role {said_by!r}, which is none of {', '.join(ROLES)}")
+        raise BadSample(
+            "bad_json", f"turn {number} has the role {described(said_by)}, which is none of {', '.join(ROLES)}"
+        )
     calls = [_call(call, number) for call in _calls(turn)]
     content = _said(turn, "content", "value")
     if isinstance(content, dict):
@@ -212,10 +214,10 @@ def _parts(turn: Record, item: Any, number: int, gallery: Gallery) -> list[Item]
         value = part.first("image", "image_url", "url", "path", "source", "value", "bytes", "base64", "data")
         if is_empty(value):
             if index is not None and (type(index) is not int or index < 0):
-                raise BadSample("bad_json", f"turn {number} has an image item with index {index!r}")
+                raise BadSample("bad_json", f"turn {number} has an image item with index {described(index)}")
             return [{"image": Place(index)}]
         return [{"image": Own(picture_of(value, part, "image"))}]
-    raise BadSample("unknown_item", f"turn {number} holds an item that is neither text nor image: {str(item)[:80]}")
+    raise BadSample("unknown_item", f"turn {number} holds an item that is neither text nor image: {described(item)}")
 
 
 def exchange(question: Sequence[Item], answer: Sequence[Item], weight: float = 1.0) -> list[Message]:

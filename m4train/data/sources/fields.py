@@ -17,7 +17,7 @@ from typing import Any
 from m4train.config import SourceConfig
 from m4train.data.documents.learning import says_how_much, weight_of
 from m4train.data.sources.conditions import Condition, condition
-from m4train.data.sources.media import is_empty, medium_in, words, words_of
+from m4train.data.sources.media import is_address, is_empty, medium_in, speaks_of_other_media, words
 from m4train.data.sources.placeholders import Placeholders
 from m4train.errors import BadSample, ConfigError
 
@@ -171,12 +171,16 @@ class Record:
     def unread(self, blind: bool) -> tuple[str, ...]:
         """The fields that were not read. `blind`: no picture was. Raises BadSample `unread_media` if one holds a medium."""
         paths = []
+        captions = blind and any(self.holds(name) for name in ("caption", "captions"))
+        captions = captions or (blind and {"width", "height"} <= {str(name).lower() for name in self.content})
         for path, name, value in self._unread():
             if self.reading.ignores(path, name):
                 continue
             known = name in KNOWN
             nothing = value is False or (known and not blind)  # a flag may be named after what a record lacks
             medium = None if nothing else medium_in(name, value, blind, by_name=not known)
+            if medium is None and captions and path == name and is_address(name, value):
+                medium = f"{name!r} holds {value[:120]!r}"  # of the picture that the text is about
             if medium is not None:
                 where = "" if path == name else f"{path.removesuffix('.' + name)}: "
                 raise BadSample("unread_media", f"field {where}{medium}, which is not read: {_way_out(name)}")
@@ -221,11 +225,8 @@ def split_of(name: str) -> str | None:
     return None if found is None else _SPLITS[found[1].lower()]
 
 
-_NO_PICTURES = words("video videos vid vids audio audios sound sounds speech voice wav mp mp4 mp3 recording recordings")
-
-
 def _way_out(name: str) -> str:
-    if _NO_PICTURES.intersection(words_of(name)):
+    if speaks_of_other_media(name):
         return f"only pictures are trained on, so leave it with ignore_fields=[{name}]"
     if name in PICTURES:
         return f"a record of this form has its pictures elsewhere, so put it there, or leave it with ignore_fields=[{name}]"
@@ -234,12 +235,14 @@ def _way_out(name: str) -> str:
 
 TURNS = ("messages", "conversations", "conversation", "texts")
 PAIRS = (  # fields that ask, fields that answer: those of the first that fits, then those of all others
-    (("instruction",), ("output", "response")),
+    (("instruction",), ("output", "response", "outputs")),
     (("query",), ("response",)),
     (("prompt",), ("completion", "chosen", "response", "answer", "output")),
     (("question",), ("answer", "answers")),
     (("problem",), ("solution", "answer")),
     (("input",), ("output",)),
+    (("inputs",), ("outputs",)),
+    (("prefix",), ("suffix",)),
 )
 ANSWERS = tuple(dict.fromkeys(name for _, names in PAIRS for name in names))
 CAPTIONS = ("caption", "captions", "text")
@@ -248,12 +251,15 @@ PICTURES = ("images", "image")
 # What a picture is called in records that have neither: of a table the column is taken, elsewhere a field that holds one.
 PICTURE_COLUMNS = (
     "file_name", "file_names", "filename", "image_path", "image_file", "image_name", "image_url", "img_path", "img", "photo",
-    "picture", "filepath", "file_path", "path", "file",
+    "picture", "filepath", "file_path", "path", "file", "image_filename", "img_name", "img_file", "imgname", "image_bytes",
+    "image_base64", "image_base64_str", "image_data",
 )  # fmt: skip
+QUESTIONS = "questions"  # several of one picture, whose `answers` are a list of as many
 _OTHERS = words(
-    "system input history choices options label chosen general_metadata url role content user assistant source "
+    "questions system input history choices options label chosen general_metadata url role content user assistant source "
     "context passage hint weight masked title"
 )
+BEFORE = ("context", "passage", "hint")  # what belongs to a question, in the order in which it comes before it
 SYSTEM = ("system", "system_prompt", "system_message")
 CHOICES = ("choices", "options", "answer_choices", "answer_options", "mc_options", "multiple_choices", "candidates")
 READABLE = (

@@ -16,7 +16,7 @@ from typing import Any
 from m4train.data.sources.fields import PICTURE_COLUMNS, PICTURES, Record
 from m4train.data.sources.media import is_empty, looks_like_media, speaks_of_media, written
 from m4train.data.sources.placeholders import Place, Placeholders
-from m4train.errors import BadSample
+from m4train.errors import BadSample, described
 from m4train.processing.images import PICTURE_EXTENSIONS
 
 _PLACEHOLDER = re.compile(r"[^\w\s].*[^\w\s]")  # as a name that a record gives a picture: in signs of some kind
@@ -44,9 +44,7 @@ def picture_of(value: Any, record: Record, path: str) -> Any:
         found = part.first(*_CONTENTS)
         part.read.update(_CONTENTS)  # the bytes and the path of one picture are one
         if found is None:
-            raise BadSample(
-                "bad_json", f"`{path}` is an object with {', '.join(map(str, value))}, but without a picture"
-            )
+            raise BadSample("bad_json", f"`{path}` is {described(value)}, but without a picture")
         return picture_of(found, part, "url") if isinstance(found, dict) else picture_of(found, part, path)
     if is_empty(value):
         return None
@@ -131,6 +129,10 @@ def _numbered(record: Record) -> list[tuple[str, Any]]:
     return ordered
 
 
+def _named(place: Place) -> Place | Own:
+    return place if place.name is None else Own(place.name or None)
+
+
 class Gallery:
     """Numbers the pictures of one record: `listed` are those that places in its texts stand for."""
 
@@ -142,7 +144,7 @@ class Gallery:
     def parts(self, text: str, in_turns: bool = True) -> list[Item]:
         """The items of a text, with an open place wherever it has a placeholder."""
         split = self._placeholders.split(text, in_turns, self._names)
-        return [{"image": part} if isinstance(part, Place) else {"text": part} for part in split]
+        return [{"image": _named(part)} if isinstance(part, Place) else {"text": part} for part in split]
 
     def fits(self, texts: Sequence[str]) -> bool:
         """Whether texts in which `<image>` is not understood as a rule have as many places as there are pictures."""

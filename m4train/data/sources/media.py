@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from m4train.data.documents.sample import json_value
-from m4train.errors import BadSample
+from m4train.errors import BadSample, described
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
 
@@ -35,6 +35,7 @@ _PERHAPS_MEDIA = words(
     "drawing drawings painting paintings poster posters scan scans snapshot snapshots"
 )
 _NAME = re.compile(r"(?=\S*[\d_./#-])\S+")
+_OTHER_MEDIA = words("video videos vid vids audio audios sound sounds speech voice wav mp mp4 mp3 recording recordings")
 # What a field says about a medium without holding it, as the last word of its name; the names of a medium among that.
 _IDENTIFIERS = words("id ids idx index num number count counts hash sha md phash crc")
 _PROPERTIES = _IDENTIFIERS | words(
@@ -67,6 +68,17 @@ def is_empty(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, (str, bytes)) and not value.strip())
 
 
+def says_nothing(text: str) -> bool:
+    """Whether a text is what programs write for a value that is missing, and nobody else for anything."""
+    return text.strip().lower() in ("nan", "<na>")
+
+
+def is_address(name: str, value: Any) -> bool:
+    """Whether a field holds the address of a page or file on the web."""
+    found = isinstance(value, str) and re.match(r"\s*https?://", value, re.IGNORECASE) is not None
+    return found and not {"url", "urls", "uri", "link", "href", "src"}.isdisjoint(words_of(name))
+
+
 def speaks_of_media(name: str, blind: bool = False) -> bool:
     """Whether a field of this name may hold a medium. `blind`: the sample has no picture, so that its number may stand for it."""
     found = words_of(name)
@@ -75,6 +87,11 @@ def speaks_of_media(name: str, blind: bool = False) -> bool:
     if found[-1] in _PROPERTIES:
         return blind and found[-1] in _IDENTIFIERS
     return blind or found[0] not in _COUNTS
+
+
+def speaks_of_other_media(name: str) -> bool:
+    """Whether a name speaks of a video or a sound, which no model here takes."""
+    return not _OTHER_MEDIA.isdisjoint(words_of(name))
 
 
 def medium_in(name: str, value: Any, blind: bool = False, by_name: bool = True) -> str | None:
@@ -94,11 +111,11 @@ def _found(name: str, value: Any, blind: bool, by_name: bool, where: str) -> tup
     if is_empty(value):
         return None
     if by_name and speaks_of_media(name, blind) and _may_stand_for(name, value, blind):
-        return place, _shown(value)
+        return place, described(value)
     if by_name and words_of(name)[-1:] and words_of(name)[-1] in _PERHAPS_MEDIA:
         names = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(each, str) and _NAME.fullmatch(each.strip()) for each in names):
-            return place, _shown(value)
+            return place, described(value)
     inside: Any = ()
     if isinstance(value, dict):
         inside = value.items()
@@ -131,23 +148,13 @@ def _value(value: Any) -> str | None:
         return None
     text = value.strip()
     if _DATA_URL.match(text) or _FILE.fullmatch(text):
-        return _shown(text)
+        return described(text)
     if len(text) >= 24 and _CODED.fullmatch(text):
         known = text.startswith(_CODED_STARTS) and " " not in text
         mixed = len(text) >= _LONG_CODE and not any(c.isspace() for c in text[:64])
         mixed = mixed and bool(re.search("[0-9]", text) and re.search("[A-Z]", text) and re.search("[a-z]", text))
         return f"base64 of {len(text)} characters" if known or mixed else None
     return None
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return f"{len(value)} bytes"
-    if isinstance(value, dict):
-        return "an object with " + ", ".join(sorted(map(str, value)))[:80]
-    if isinstance(value, (list, tuple)):
-        return f"{len(value)} values, such as {_shown(next((v for v in value if not is_empty(v)), None))}"
-    return repr(value)[:120]
 
 
 def written(value: Any) -> Any:

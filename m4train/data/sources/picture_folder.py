@@ -29,7 +29,7 @@ class PictureFolder(StoredFiles):
     """Each picture and its text are a document. A member's `offset` names its file: it is a hash of the path in the folder."""
 
     name = "picture_folder"
-    settings: Mapping[str, Any] = {"rules": 2}
+    settings: Mapping[str, Any] = {"rules": 3}
     honours = Pairs.honours
 
     def __init__(self, reading: Reading = Reading()) -> None:  # noqa: B008 (frozen)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from m4train.data.sources.media import words, words_of
+from m4train.data.sources.media import speaks_of_other_media, words, words_of
 from m4train.errors import ConfigError
 
 LITERAL = "literal"
@@ -36,6 +36,7 @@ _COMPANIONS = words(
     "slot input file url path data tag id no number index"
 )
 _NAMES = words("im_start im_end im_patch boi eoi bov eov ref-object bbox")
+_GROUNDING = ("<ref-object>", "<bbox>")
 _ROW_AND_COLUMN = re.compile(r"row_\d+_col_\d+")
 # References to pictures in the markup of texts.
 _MARKUP = re.compile(
@@ -66,6 +67,20 @@ def stray(text: str) -> str | None:
     return None if markup is None else markup.group()[:200]
 
 
+def what_to_do(found: str, text: str) -> str:
+    """What a placeholder that was `found` in a text stands for, and what to do about it."""
+    if found in _GROUNDING:
+        what = "stands for what is listed under `objects`, which is not filled in: write the names and the coordinates into the texts"
+    elif speaks_of_other_media(found):
+        what = "stands for a video or a sound, but only pictures are trained on: leave such records out"
+    elif found in ("<img>", "<image>") and f"</{found[1:]}" in text:
+        pattern = f"/{found}(?P<image>.*?)</{found[1:]}/"
+        what = f"stands for no image of the sample: if the picture is named behind it, set placeholder='{pattern}'"
+    else:
+        what = "stands for no image of the sample: name it with placeholder=..."
+    return f"{what}, or set placeholder=literal if it is text"
+
+
 def _is_place(inner: str, kind: str, barred: bool) -> bool:
     """`barred`: with the bars of special tokens, as in <|im_end|>, which ends a turn of a conversation."""
     if kind == "angle" and (inner.lower() in _NAMES or _ROW_AND_COLUMN.fullmatch(inner)):
@@ -77,9 +92,10 @@ def _is_place(inner: str, kind: str, barred: bool) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a picture goes: picture `number`, counted from 0, or the next one."""
+    """Where a picture goes: picture `number`, counted from 0, or the next one; or, if it has a `name`, the one that is named."""
 
     number: int | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,10 @@ class Placeholders:
             raise ConfigError(f"{key} is {list(given)}, but literal stands alone: remove it, or the others.")
         for text in given:
             _pattern_of(text, key)
+        try:
+            _compiled(tuple(given), True, ())
+        except re.error as error:
+            raise ConfigError(f"{key} is {list(given)}, whose patterns cannot be used together: {error}.") from None
         return cls(tuple(given))
 
     @property
@@ -124,6 +144,8 @@ class Placeholders:
 def _place(match: re.Match[str], named: tuple[str, ...]) -> Place:
     if named and match["named"] is not None:
         return Place(named.index(match["named"]))
+    if (name := match.groupdict().get("image")) is not None:
+        return Place(name=name.strip())
     number = next((group for group in match.groups() if group is not None and group.isdigit()), None)
     return Place() if number is None else Place(int(number) - 1)
 

@@ -57,7 +57,7 @@ class RecordFile(StoredFiles):
     """Files of records, each a stretch of bytes. A format says which stretches they are, and what each holds."""
 
     name = ""
-    settings: Mapping[str, Any] = {"rules": 3}
+    settings: Mapping[str, Any] = {"rules": 4}
     pictures = Pictures()
     honours = RECORD_OPTIONS
 

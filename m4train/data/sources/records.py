@@ -10,25 +10,29 @@ from typing import Any
 
 from m4train.data.documents.learning import refused
 from m4train.data.documents.sample import Sample, sample_from_dict
-from m4train.data.sources.answers import answered, caption_pairs, with_chosen
+from m4train.data.sources.answers import answered, asked_often, caption_pairs, with_chosen, with_context
 from m4train.data.sources.base import Member, content_hash
 from m4train.data.sources.dialogues import NAME_IN_TEXT, parsed, placed, question_answer_pairs, turns, with_system
-from m4train.data.sources.fields import CAPTIONS, PICTURE_COLUMNS, PICTURES, TITLE, TURNS, Reading, Record, asking
+from m4train.data.sources.fields import (
+    CAPTIONS,
+    PICTURE_COLUMNS,
+    PICTURES,
+    QUESTIONS,
+    TITLE,
+    TURNS,
+    Reading,
+    Record,
+    asking,
+)
 from m4train.data.sources.gallery import NUMBERED, Gallery, listed_pictures, picture_of
-from m4train.data.sources.media import is_empty, looks_like_media
-from m4train.data.sources.placeholders import stray
-from m4train.errors import BadSample
+from m4train.data.sources.media import is_empty, looks_like_media, says_nothing
+from m4train.data.sources.placeholders import stray, what_to_do
+from m4train.errors import BadSample, described
 from m4train.processing.images import frames_in, read_image_info
 
 _BAD_LABELS = ("false", "rejected", "undesirable", "dispreferred")
 # Elsewhere these may be the name of a class.
 _BAD_NEXT_TO_A_COMPLETION = (*_BAD_LABELS, "no", "0", "-1", "bad", "negative", "wrong", "incorrect", "dislike")
-_GROUNDING = ("<ref-object>", "<bbox>")
-_WAY_OUT = (
-    "stands for no image of the sample: name it with placeholder=..., or set placeholder=literal if it is text",
-    "stands for what is listed under `objects`, which is not filled in: write the names and the coordinates into the texts, "
-    "or set placeholder=literal if it is text",
-)
 MISSING = ("missing_image", "remote_image")  # reasons why an image is not there
 _ABOUT = ("source", "url", "general_metadata", "label")  # what is read of a record that is neither text nor picture
 
@@ -77,7 +81,9 @@ def _composed(content: Any, reading: Reading, stored: Sequence[str] | None, kept
     record.leave(*reading.where_fields)
     reading.check_where(content)
     if "label" not in reading.fields.values() and _not_preferred(content):
-        raise BadSample("not_preferred", f"its `label` is {content['label']!r}: an answer that should not be learned")
+        raise BadSample(
+            "not_preferred", f"its `label` is {described(content['label'])}: an answer that should not be learned"
+        )
     form = _form(record)
     if form == "documents":
         data, pictures = interleaved(record, kept)
@@ -101,11 +107,15 @@ def learning(record: Record) -> dict[str, float]:
         record.read.add(name)
         if poor:
             raise BadSample(
-                "not_preferred", f"its {name!r} is {record.content[name]!r}: an answer that should not be learned"
+                "not_preferred",
+                f"its {name!r} is {described(record.content[name])}: an answer that should not be learned",
             )
     weight = record.weight("a record")
     if weight == 0:
-        raise BadSample("not_learnt", f"it says that it is not learnt: {record.about_learning()}")
+        raise BadSample(
+            "not_learnt",
+            f"it says that it is not learnt: {', '.join(f'{n!r} is {described(v)}' for n, v in record.about_learning().items())}",
+        )
     return {} if weight == 1 else {"weight": weight}
 
 
@@ -130,7 +140,7 @@ def checked(sample: Sample, reading: Reading) -> Sample:
         said = "".join(item.get("text", "") for item in message["content"])
         if message["role"] == "assistant" and message.get("weight", 1) > 0 and not said.strip():
             raise BadSample("empty_answer", "an answer says nothing, so that only its end would be learned")
-        if message["role"] == "assistant" and message.get("weight", 1) > 0 and said.strip().lower() in ("nan", "<na>"):
+        if message["role"] == "assistant" and message.get("weight", 1) > 0 and says_nothing(said):
             raise BadSample(
                 "empty_answer", f"an answer is {said.strip()!r}, which programs write for one that is missing"
             )
@@ -138,7 +148,7 @@ def checked(sample: Sample, reading: Reading) -> Sample:
         for item in sample.all_items():
             found = stray(item.get("text", ""))
             if found is not None:
-                raise BadSample("stray_placeholder", f"a text holds {found!r}, which {_WAY_OUT[found in _GROUNDING]}")
+                raise BadSample("stray_placeholder", f"a text holds {found!r}, which {what_to_do(found, item['text'])}")
         if not sample.images:
             _check_names(sample)
     return sample
@@ -171,14 +181,37 @@ def _form(record: Record) -> str:
         return "turns"
     if any(record.offers(name) for name in asking()):
         return "answers"
-    if any(record.offers(name) for name in CAPTIONS) or (record.holds(TITLE) and _has_pictures(record)):
+    if record.offers(QUESTIONS) and record.offers("answers"):
+        return "questions"
+    caption = next((name for name in CAPTIONS if record.offers(name)), None)
+    if caption == "text" and record.offers("question_id"):
+        raise BadSample(
+            "empty_answer",
+            "it has a `question_id`, so that its `text` is a question, but no answer: leave it with "
+            "ignore_fields=[question_id] if the text is a caption",
+        )
+    if caption is not None or (record.holds(TITLE) and _has_pictures(record) and not record.offers("answers")):
         return "captions"
-    names = ", ".join(f"`{name}`" for name in (*TURNS, *asking(), *CAPTIONS))
-    holds = ", ".join(sorted(map(str, record.content)))[:500] or "nothing"
-    raise BadSample(
-        "bad_json",
-        f"it holds nothing under {names}, but {holds}: say which is which, as fields={{question: ..., answer: ...}}",
+    raise BadSample("bad_json", _unknown(record))
+
+
+def _unknown(record: Record) -> str:
+    """What is said of a record that has none of the forms."""
+    names = ", ".join(f"`{name}`" for name in (*TURNS, *asking(), QUESTIONS, *CAPTIONS))
+    holds = " ".join(", ".join(sorted(map(str, record.content))).split())[:500] or "nothing"
+    tables = (
+        str(name)
+        for name, value in record.content.items()
+        if isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(each, dict) for each in value)
+        and name not in PICTURES
     )
+    table = next(tables, None)
+    way_out = "say which is which, as fields={question: ..., answer: ...} or {caption: ...}"
+    if table is not None:
+        way_out = f"if the samples are those listed under {table!r}, write each on a line of its own, with its picture and text"
+    return f"it holds nothing under {names}, but {holds}: {way_out}"
 
 
 def _has_pictures(record: Record) -> bool:
@@ -197,14 +230,18 @@ def has_form(content: Any, reading: Reading) -> bool:
 
 def _turns(record: Record, gallery: Gallery) -> dict[str, Any]:
     name = next(name for name in TURNS if record.offers(name))
-    messages = with_chosen(turns(record, name, gallery), record, gallery)
+    messages = with_chosen(with_context(turns(record, name, gallery), record), record, gallery)
     return {"messages": placed(with_system(messages, record, gallery), gallery)}
 
 
 def _exchanges(record: Record, gallery: Gallery) -> dict[str, Any]:
     messages, dataset = question_answer_pairs(record, "texts", gallery)
-    data = {"messages": placed(with_system(messages, record, gallery), gallery)}
+    data = {"messages": placed(with_system(with_context(messages, record), record, gallery), gallery)}
     return data | ({"source": {"dataset": dataset}} if dataset else {})
+
+
+def _questions(record: Record, gallery: Gallery) -> dict[str, Any]:
+    return {"messages": placed(with_system(asked_often(record, gallery), record, gallery), gallery)}
 
 
 def _answers(record: Record, gallery: Gallery) -> dict[str, Any]:
@@ -215,6 +252,7 @@ _FORMS: dict[str, Callable[[Record, Gallery], dict[str, Any]]] = {
     "turns": _turns,
     "exchanges": _exchanges,
     "answers": _answers,
+    "questions": _questions,
     "captions": caption_pairs,
 }
 

@@ -138,7 +138,7 @@ class Pairs(TarFormat):
     text, `K.json` is what is known about the pair: its `url`, `weight` and the like."""
 
     name = "pairs"
-    settings: Mapping[str, Any] = {"rules": 3}
+    settings: Mapping[str, Any] = {"rules": 4}
     honours = frozenset({"fields", "where", "placeholder"})
     _QUESTION, _ANSWER, CAPTION, RECORD = range(4)
 

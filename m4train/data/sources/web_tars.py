@@ -14,7 +14,7 @@ from m4train.data.sources.media import words
 from m4train.data.sources.records import Composed, checked, compose, learning
 from m4train.data.sources.tar import Ref, TarFormat
 from m4train.data.sources.tar_formats import Named, Read, json_of, need
-from m4train.errors import BadSample
+from m4train.errors import BadSample, described
 from m4train.processing.images import to_rgb
 from m4train.processing.inputs import from_base64
 
@@ -213,6 +213,7 @@ def _sentence_of(record: dict[str, Any], info: dict[str, Any], number: int, sent
             raise BadSample("bad_json", f"image {number} is matched with no sentence") from None
     if type(match) is not int or not 0 <= match < sentences:
         raise BadSample(
-            "bad_json", f"image {number} is matched with sentence {match!r} of {sentences}, which does not exist"
+            "bad_json",
+            f"image {number} is matched with sentence {described(match)} of {sentences}, which does not exist",
         )
     return match

@@ -626,3 +626,51 @@ def test_odd_values_in_turns_and_items(name: str) -> None:
             except BadSample as error:
                 outcomes.add(error.reason)
     assert "read" in outcomes
+
+
+BYTES = b"\x89PNG\r\n\x1a\n" * 40
+HOLD_BYTES: list[Any] = [
+    BYTES,
+    [BYTES],
+    {"bytes": BYTES},
+    {"a": BYTES},
+    [{"a": [BYTES]}],
+    [[BYTES]],
+    {"a\nb": "x" * 5000},
+]
+
+
+@pytest.mark.parametrize(
+    "name", sorted(READABLE | {"image_1", "photo", "A", "answer_idx", "skip", "loss", "kto_tag", "topic"})
+)
+def test_no_message_shows_bytes_or_goes_on_for_pages(name: str) -> None:
+    """Whatever is wrong with a record, it is said in a line, with the bytes of a picture counted and not shown."""
+    bases: list[dict] = [{"messages": turns(Q, R)}, {"question": Q, "answer": R, "choices": ["x", "Red."]}, {}]
+    bases += [
+        {"texts": [{"user": Q, "assistant": R}]},
+        {"caption": R, "image": A},
+        {"texts": [R, None], "images": [None, A]},
+    ]
+    records = [base | {name: odd} for base in bases for odd in HOLD_BYTES]
+    records += [{"messages": [{"role": "user", "content": Q, name: odd}, turns(Q, R)[1]]} for odd in HOLD_BYTES]
+    records += [
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": Q, name: odd}]}]} for odd in HOLD_BYTES
+    ]
+    found = [
+        detail
+        for record in records
+        for options in ({}, {"where": f"{name} > 3"})
+        if (detail := refusal(record, options))
+    ]
+    assert found
+    wrong = [detail for detail in found if "b'" in detail or "\\x" in detail or "\n" in detail or len(detail) > 1500]
+    assert not wrong
+
+
+def refusal(record: dict, options: dict) -> str:
+    """Why a record is bad; empty if it is not."""
+    try:
+        composed(record, **options).unread()
+    except BadSample as error:
+        return error.detail
+    return ""
