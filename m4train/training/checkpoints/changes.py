@@ -6,13 +6,13 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from m4train.config import Config, compose
+from m4train.config import Config, ScheduleConfig, compose
 from m4train.errors import CheckpointError
-from m4train.run_files import inert
 from m4train.training.schedule import rate_factor
 
 EVERYTHING = ("*",)
@@ -128,7 +128,12 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration with the default of every key it lacks, also inside its sources and parts."""
-    return config_dict(OmegaConf.to_container(compose.completed(config), resolve=True))  # type: ignore[arg-type]
+    return json.loads(_completed(json.dumps(config)))
+
+
+@lru_cache(8)  # a start asks several times for the same two, each of which takes OmegaConf a good part of a second
+def _completed(config: str) -> str:
+    return json.dumps(OmegaConf.to_container(compose.completed(json.loads(config)), resolve=True))
 
 
 def matches(key: str, patterns: Sequence[str]) -> bool:
@@ -202,7 +207,7 @@ def continuing(state: Mapping[str, Any], config: Config, more: str = "") -> str:
     if changed:
         others = f" and {len(changed) - SHOWN_KEYS} more" if len(changed) > SHOWN_KEYS else ""
         text += f"; changed: {', '.join(changed[:SHOWN_KEYS])}{others}"
-    then, now = _rate(_rated(state["config"]), step + 1), _rate(config, step + 1)
+    then, now = (_rate(completed(values), step + 1) for values in (state["config"], config_dict(config)))
     if abs(then - now) > 1e-9 * max(then, now):
         text += f"; learning rate of step {step + 1}: {then:.3g} -> {now:.3g}"
     if starts_fresh_optimizer(state, config):
@@ -210,16 +215,10 @@ def continuing(state: Mapping[str, Any], config: Config, more: str = "") -> str:
     return text + more
 
 
-def _rate(config: Config, step: int) -> float:
-    return config.optimizer.lr * rate_factor(config.schedule, config.trainer.max_steps, step)
-
-
-def _rated(config: dict[str, Any]) -> Config:
-    """A configuration with those groups of a stored one that the learning rate depends on."""
-    groups = {name: completed(config)[name] for name in ("optimizer", "schedule", "trainer")}
-    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), inert(groups)))
-    assert isinstance(made, Config)
-    return made
+def _rate(config: Mapping[str, Any], step: int) -> float:
+    """The learning rate of a step under a completed configuration."""
+    factor = rate_factor(ScheduleConfig(**config["schedule"]), config["trainer"]["max_steps"], step)
+    return config["optimizer"]["lr"] * factor
 
 
 def value_of(config: Config, key: str) -> Any:
