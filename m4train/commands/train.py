@@ -21,6 +21,7 @@ from m4train.data.plan.lengths import needs_plan, passes, settled
 from m4train.data.plan.plan import Plan
 from m4train.errors import ConfigError
 from m4train.evaluation.answers import decoding_of, sample_answers
+from m4train.evaluation.benchmarks.training import benchmark_scores
 from m4train.inspection.outlook import outlook
 from m4train.run_files import CONFIG, PARAMETERS
 from m4train.training.callbacks import default_callbacks
@@ -111,6 +112,7 @@ def _train(
         quarantined=lambda: data.quarantine.bad,
         too_long=lambda: {name: data.quarantine.too_long(name) for name in config.data.sources},
         answers=lambda: sample_answers(data.validation, engine, model, processor, config, heart),
+        benchmarks=lambda: benchmark_scores(config, engine, model, processor, heart),
         heart=heart,
         bases=bases(config),  # again: by now data.prepare has made what it makes
         passed=None if data.plan is None else partial(passes, data.plan, until=config.trainer.epochs_until),

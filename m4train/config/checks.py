@@ -190,6 +190,7 @@ def _check_training(config: Config) -> None:
         trainer.eval_every == 0 or bool(config.data.validation),
         f"trainer.eval_every is {trainer.eval_every} but data.validation is empty: add a held-out source or set trainer.eval_every=0.",
     )
+    _check_benchmarks(config)
     one_of("trainer.precision", trainer.precision, ("auto", "fp32", "bf16", "fp16"))
     check_combinations(config)
     require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
@@ -283,6 +284,30 @@ def _check_adapter(adapter: AdapterConfig) -> None:
             require(value > 0, f"adapter.{key} gives {name!r} {value}, but must be above 0.")
     require(adapter.alpha > 0, f"adapter.alpha is {adapter.alpha}, but must be above 0.")
     require(0 <= adapter.dropout < 1, f"adapter.dropout is {adapter.dropout}, but must be at least 0 and below 1.")
+
+
+def _check_benchmarks(config: Config) -> None:
+    trainer = config.trainer
+    for name, count in trainer.benchmarks.items():
+        at_least(f"trainer.benchmarks.{name}", count, 1)
+    require(
+        not trainer.benchmarks or (trainer.eval_every != 0 and trainer.benchmark_data is not None),
+        "trainer.benchmarks needs trainer.eval_every, and trainer.benchmark_data, the folder of their data: set both.",
+    )
+    require(
+        not trainer.benchmarks or config.engine.name in ("single", "ddp"),
+        f"trainer.benchmarks works under engine=single and ddp, but engine.name is {config.engine.name}: evaluate checkpoints with "
+        "`m4train evaluate benchmarks=...`.",
+    )
+    require(
+        trainer.benchmark_data is None or bool(trainer.benchmarks),
+        "trainer.benchmark_data is set, but trainer.benchmarks names none: set it as well.",
+    )
+    for name, weight in trainer.benchmark_weights.items():
+        require(
+            name in trainer.benchmarks and weight > 0,
+            f"trainer.benchmark_weights gives {name} {weight}, but it must name one of trainer.benchmarks, above 0.",
+        )
 
 
 def _check_evaluation(config: Config) -> None:

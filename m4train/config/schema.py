@@ -210,6 +210,11 @@ class TrainerConfig:
     # between measurements of the held-out loss: optimizer steps, or a share of the run, or `epoch`; 0: never
     eval_every: Any = 0
     eval_first: bool = False  # measure the held-out loss before step 1 as well
+    # benchmark -> samples of it that are scored at each trainer.eval_every, always the same ones
+    benchmarks: dict[str, int] = field(default_factory=dict)
+    benchmark_data: str | None = None  # folder that holds a folder or file for each of trainer.benchmarks
+    # benchmark -> its weight in eval/benchmarks, which trainer.best.metric may name; not named: 1
+    benchmark_weights: dict[str, float] = field(default_factory=dict)
     # between lines of metrics.jsonl, the console and W&B: optimizer steps, or a share of the run, or `epoch`
     log_every: Any = 10
     best: BestConfig = field(default_factory=BestConfig)

@@ -85,6 +85,7 @@ class Trainer:
         quarantined: Callable[[], int] | None = None,
         too_long: Callable[[], Mapping[str, tuple[int, int]]] | None = None,
         answers: Callable[[], list[dict[str, Any]]] | None = None,
+        benchmarks: Callable[[], dict[str, float]] | None = None,
         heart: Heartbeat | None = None,
         bases: Mapping[str, str] | None = None,
         passed: Callable[[Mapping[str, Any]], dict[str, float]] | None = None,
@@ -92,6 +93,7 @@ class Trainer:
         self.config, self.model, self.loader, self.engine = config, model, loader, engine
         self.callbacks, self.validation, self.resume = list(callbacks), validation, resume
         self.quarantined, self.answers, self.passed = quarantined, answers, passed
+        self.benchmarks = benchmarks
         self._asked_to_stop = False
         self._seen = 0  # tokens of this rank since the start, and of all before it
         self._seen_before = resume.state.get("tokens_seen", 0) if resume else 0

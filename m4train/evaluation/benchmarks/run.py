@@ -69,13 +69,13 @@ def run_benchmark(benchmark: Benchmark, place: Path, setting: Setting, out: Path
     path.parent.mkdir(parents=True, exist_ok=True)
     of_this = {"model": setting.name, "prompt": prompt}
     lines = [line for line in keep_lines(path, needs=("number",)) if line.items() >= of_this.items()]
-    chosen = _chosen(benchmark, place, setting)
+    chosen = chosen_numbers(benchmark, place, setting)
     done = {line["number"] for line in lines}
-    asked = partial(_asked, benchmark, place, setting, None if chosen is None else chosen, done)
+    asked = to_ask(benchmark, place, setting, chosen, done)
     _replace(path, lines)
     with path.open("a", encoding="utf-8") as file:
-        for answer in _answers(benchmark, setting, asked()):
-            line = of_this | _line(benchmark, answer)
+        for answer in answered(benchmark, setting, asked):
+            line = of_this | answer
             lines.append(line)
             file.write(json.dumps(line) + "\n")
             file.flush()
@@ -116,7 +116,7 @@ def submission(result: Result) -> list[dict[str, Any]] | None:
     return [{name: key, "answer": answer} for key, answer in keys]
 
 
-def _chosen(benchmark: Benchmark, place: Path, setting: Setting) -> set[int] | None:
+def chosen_numbers(benchmark: Benchmark, place: Path, setting: Setting) -> set[int] | None:
     """The numbers of the samples of a subset: those whose keys have the lowest hashes, whatever stands next to them."""
     if setting.limit is None:
         return None
@@ -126,7 +126,7 @@ def _chosen(benchmark: Benchmark, place: Path, setting: Setting) -> set[int] | N
     return {number for _, number in sorted(hashed)[: setting.limit]}
 
 
-def _asked(
+def to_ask(
     benchmark: Benchmark, place: Path, setting: Setting, chosen: set[int] | None, done: set[int]
 ) -> Iterator[Asked]:
     ask = partial(_question, benchmark, setting.family)
@@ -154,6 +154,11 @@ def _room(setting: Setting, benchmark: Benchmark) -> int:
 def _tokens(setting: Setting, asked: Asked) -> int:
     """The length of a prompt in tokens, images expanded."""
     return inputs_of(setting.processor, [asked], torch.device("cpu"))["input_ids"].shape[1]
+
+
+def answered(benchmark: Benchmark, setting: Setting, asked: Iterator[Asked]) -> Iterator[Line]:
+    """The lines of answers as they are made."""
+    return (_line(benchmark, answer) for answer in _answers(benchmark, setting, asked))
 
 
 def _answers(benchmark: Benchmark, setting: Setting, asked: Iterator[Asked]) -> Iterator[Answer]:

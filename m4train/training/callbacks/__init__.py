@@ -5,6 +5,7 @@ from __future__ import annotations
 from m4train.config import Config
 from m4train.config.packages import uses_wandb
 from m4train.training.callbacks.base import Callback
+from m4train.training.callbacks.benchmarks import Benchmarks
 from m4train.training.callbacks.checkpointing import Checkpointing
 from m4train.training.callbacks.console import Console
 from m4train.training.callbacks.cursors import Cursors
@@ -23,6 +24,8 @@ def default_callbacks(config: Config) -> list[Callback]:
         callbacks.append(Evaluation(*measured))
         if config.evaluation.shown:
             callbacks.append(Samples(*measured))
+        if config.trainer.benchmarks:
+            callbacks.append(Benchmarks(*measured))
     if config.logging.console:
         callbacks.append(Console())
     callbacks += [Jsonl(), Cursors()]
