@@ -29,7 +29,19 @@ COMMANDS = {
     "evaluate benchmarks": Command(
         "public benchmarks with their official metrics and prompts",
         "benchmark:benchmark",
-        "benchmarks=[NAME,...] model=MODEL data=FOLDER [max_samples=N] [batch_size=N] [scoring=likelihood] [out=FOLDER]",
+        "benchmarks=[NAME,...] model=MODEL data=FOLDER [max_samples=N] [scoring=likelihood] [engine=NAME] [out=FOLDER]",
+        reads="",
+    ),
+    "evaluate follow": Command(
+        "benchmarks of each checkpoint of a run as it appears",
+        "follow:follow",
+        "run_dir=RUN follow=true|false [benchmarks={NAME: SAMPLES} data=FOLDER] [engine=NAME] [idle=SECONDS]",
+        reads="",
+    ),
+    "evaluate lmms": Command(
+        "tasks of lmms-eval with a model of m4train, if it is installed",
+        "lmms:evaluate",
+        "lmms_tasks=[NAME,...] model=MODEL [include=FOLDER] [limit=N] [out=FILE]",
         reads="",
     ),
     "evaluate compare": Command(
@@ -133,9 +145,9 @@ COMMANDS = {
         reads="",
     ),
     "launch slurm": Command(
-        "submit the run that train would start to SLURM",
+        "submit to SLURM the run that train would start, or an evaluation that follows one",
         "slurm:submit",
-        f"--nodes N [--SBATCH_OPTION ...] {OVERRIDES}",
+        f"[evaluate run_dir=RUN follow=true] [--nodes N] [--SBATCH_OPTION ...] {OVERRIDES}",
         reads="",
     ),
     "launch check": Command(
@@ -216,8 +228,9 @@ def _unforeseen(error: Exception) -> str:
 
 def _command_of(arguments: list[str]) -> tuple[str, list[str]]:
     """The name of the command, of one word or two, and the arguments after it."""
-    if arguments[0] == "evaluate" and any(argument.startswith("benchmarks=") for argument in arguments):
-        return "evaluate benchmarks", arguments[1:]
+    for key, word in (("follow", "follow"), ("lmms_tasks", "lmms"), ("benchmarks", "benchmarks")):
+        if arguments[0] == "evaluate" and any(argument.startswith(f"{key}=") for argument in arguments):
+            return f"evaluate {word}", arguments[1:]
     for words in (2, 1):
         name = " ".join(arguments[:words])
         if name in COMMANDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,23 @@ def model_folder(
                 "download it first, with a network, or give a folder."
             )
     return Path(folder)
+
+
+def dataset_files(name: str, pattern: str) -> Path:
+    """The files of the hub dataset `name` that match `pattern` (`*` matches any text, folders too), as the folder they are in and
+    that pattern, after a download or from the cache. Raises ConfigError if there are none within reach."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=[pattern]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"The hub dataset {name} is neither cached nor within reach ({reason}): download it, and give its folder."
+        ) from error
+    if not any(fnmatch(str(path.relative_to(folder)), pattern) for path in folder.rglob("*")):
+        raise ConfigError(
+            f"The hub dataset {name} holds no file {pattern}: download the benchmark, and give its folder."
+        )
+    return folder / pattern

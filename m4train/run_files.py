@@ -28,6 +28,7 @@ CHECKPOINTS = "checkpoints"  # the folder of step-NNNNNN folders
 STATE = "state.json"  # in a checkpoint: step, plan, configuration
 EVALUATION = "evaluation.json"  # loss and score of each held-out source
 ANSWERS = "answers.jsonl"  # every scored answer
+EVALUATIONS = "evaluation.jsonl"  # scores of benchmarks, a line a checkpoint and benchmark
 EXPORT = "export"  # the Hugging Face folder, unless export.folder names another
 REPORT = "report.html"
 PREVIEW = "preview.html"

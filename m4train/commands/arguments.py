@@ -208,7 +208,7 @@ class Command(NamedTuple):
         config = load(rest, asked.where())
         check_packages(config, self.needs)
         with scratch():
-            code = _handed_over(config, [*name.split(), *arguments]) if self.processes else None
+            code = handed_over(config, [*name.split(), *arguments]) if self.processes else None
             return self._load()(config, *values) if code is None else code
 
     def _load(self, place: str | None = None) -> Callable[..., Any]:
@@ -216,7 +216,7 @@ class Command(NamedTuple):
         return getattr(importlib.import_module(f"m4train.commands.{module}"), function)
 
 
-def _handed_over(config: Config, arguments: list[str]) -> int | None:
+def handed_over(config: Config, arguments: list[str]) -> int | None:
     """Runs `m4train ARGUMENTS` on the processes of launch.processes, if this process has to start them; its exit code then.
 
     Raises ConfigError if this process is one of a group that does not fit the configuration.

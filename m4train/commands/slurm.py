@@ -1,4 +1,5 @@
-"""`m4train launch slurm`: submits launch/slurm/train.sbatch for the run that `m4train train` would start here."""
+"""`m4train launch slurm`: submits launch/slurm/train.sbatch for the run that `m4train train` would start here, or for
+`m4train evaluate run_dir=RUN follow=true`."""
 
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ def submit(arguments: list[str]) -> int:
     that cannot work, if a package that it needs or sbatch is missing, or if it refuses.
     """
     nodes, arguments = Number("nodes", 1).take("launch slurm", arguments)
+    if arguments[:1] == ["evaluate"]:
+        return _evaluation(nodes, arguments[1:])
     asked, arguments = hydra_options(arguments)
     if asked.cfg is not None or asked.info is not None:
         return show(asked, [argument for argument in arguments if not argument.startswith("--")])
@@ -35,10 +38,33 @@ def submit(arguments: list[str]) -> int:
             "engine.name is single, but the job starts several processes: choose engine=ddp, fsdp2 or zero1 to zero3, or "
             "--nodes 1 launch.processes=1."
         )
+    return _submitted([*_sizes(nodes, config.launch.processes), *options], [*asked.again(), *overrides])
+
+
+def _evaluation(nodes: int, arguments: list[str]) -> int:
+    """A job that follows a run: it is checked here as far as it can be before it starts."""
+    from m4train.commands.benchmark import engine_config
+    from m4train.commands.follow import Watch, given_of
+
+    options = [argument for argument in arguments if argument.startswith("--")]
+    words = [argument for argument in arguments if not argument.startswith("--")]
+    given = given_of(words)
+    config = engine_config(given, Watch(given).run_dir)
+    if config.engine.name == "single" and nodes != 1:
+        raise ConfigError(
+            "engine is single, but the job starts several processes: choose engine=ddp, fsdp2 or zero1 to zero3."
+        )
+    sizes = ["--job-name=m4train-evaluate", *_sizes(nodes, config.launch.processes or 1)]
+    return _submitted([*sizes, *options], words, M4TRAIN_COMMAND="evaluate")
+
+
+def _submitted(options: list[str], words: list[str], **variables: str) -> int:
+    """Prints what sbatch answers; returns 0. Raises ConfigError if it is missing or refuses."""
     if shutil.which("sbatch") is None:
         raise ConfigError("sbatch is not on the PATH: `m4train launch slurm` works where jobs are submitted.")
-    command = ["sbatch", *_sizes(nodes, config.launch.processes), *options, str(_script()), *asked.again(), *overrides]
-    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    command = ["sbatch", *options, str(_script()), *words]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, **variables}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"sbatch refused the job: {' '.join((done.stderr or done.stdout).split())}.")

@@ -295,11 +295,6 @@ def _check_benchmarks(config: Config) -> None:
         "trainer.benchmarks needs trainer.eval_every, and trainer.benchmark_data, the folder of their data: set both.",
     )
     require(
-        not trainer.benchmarks or config.engine.name in ("single", "ddp"),
-        f"trainer.benchmarks works under engine=single and ddp, but engine.name is {config.engine.name}: evaluate checkpoints with "
-        "`m4train evaluate benchmarks=...`.",
-    )
-    require(
         trainer.benchmark_data is None or bool(trainer.benchmarks),
         "trainer.benchmark_data is set, but trainer.benchmarks names none: set it as well.",
     )

@@ -9,6 +9,7 @@ from m4train.config import Config
 from m4train.data.source import Source, conversations
 from m4train.evaluation.decoding import Decoding
 from m4train.evaluation.generation import Answer, Asked, answer_conversations, every_question, reference_losses
+from m4train.evaluation.likelihood import all_ranks
 from m4train.evaluation.metrics.registry import load_metric, metric_name
 from m4train.evaluation.metrics.said import Scores
 from m4train.processing.images import data_uri
@@ -43,7 +44,7 @@ def answers_of(
     """
     bounds = [n for n in (len(source), limit, config.evaluation.max_samples) if n is not None]
     numbers = range(engine.rank, min(bounds), engine.world_size)
-    together = (lambda here: engine.agree([not here])[0] == 0) if engine.sharded else None
+    together = all_ranks(engine)
     asked = _asked(source, numbers, unreadable, heart)
     place: dict[str, Any] = {"batch_size": config.evaluation.batch_size, "seed": config.seed}
     with engine.autocast():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -32,6 +34,15 @@ class Asked:
     about: Mapping[str, Any] = field(default_factory=dict)  # further fields of the record
     prefix: str = ""  # how the answer begins; it is part of the prompt
     template: str | None = None  # the chat template that writes the prompt; None: the model's own
+
+    @cached_property
+    def pictured(self) -> str:
+        """The same for what is about the same images."""
+        digest = hashlib.blake2b(digest_size=16)
+        for image in self.images:
+            digest.update(f"{image.mode}{image.size}".encode())
+            digest.update(image.tobytes())
+        return digest.hexdigest() if self.images else ""
 
 
 @dataclass(frozen=True)
@@ -151,13 +162,29 @@ def _batches(
     conversations: Iterable[Asked], size: int, all_ranks: AllRanks | None
 ) -> Iterator[tuple[list[Asked], list[Asked]]]:
     """(what is asked, that with a filler under `all_ranks`), until all ranks are through."""
-    iterator = iter(conversations)
+    batches = _cut(conversations, size)
     while True:
-        batch = list(islice(iterator, size))
+        batch = next(batches, [])
         done = not batch if all_ranks is None else all_ranks(not batch)
         if done:
             return
         yield batch, batch if all_ranks is None else [*batch, _FILLER]
+
+
+def _cut(conversations: Iterable[Asked], size: int) -> Iterator[list[Asked]]:
+    """Batches of at most `size`; neighbours about the same images, which are then read once, stay together if they fit."""
+    batch: list[Asked] = []
+    for _, group in groupby(conversations, key=lambda asked: (asked.pictured, asked.number if not asked.images else 0)):
+        together = list(group)
+        if batch and len(batch) + len(together) > size:
+            yield batch
+            batch = []
+        batch += together
+        while len(batch) >= size:
+            yield batch[:size]
+            batch = batch[size:]
+    if batch:
+        yield batch
 
 
 def _answer(asked: Asked, text: str, about: Mapping[str, Any] | None = None) -> Answer:

@@ -18,20 +18,25 @@ from m4train.models.padded import as_tensor
 AllRanks = Callable[[bool], bool]  # whether something holds on every rank
 
 
+def all_ranks(engine: Any) -> AllRanks | None:
+    """How ranks that share the weights keep together; None if each goes its own way."""
+    return (lambda here: engine.agree([not here])[0] == 0) if engine.sharded else None
+
+
 @torch.no_grad()
 def answer_losses(
-    model: Any, inputs: dict[str, Any], answers: Sequence[Sequence[list[int]]], all_ranks: AllRanks | None = None
+    model: Any, inputs: dict[str, Any], answers: Sequence[Sequence[list[int]]], together: AllRanks | None = None
 ) -> list[list[float]]:
     """For each prompt the summed loss, in nats, of each of its `answers` (token ids, at least one).
 
     Args:
         inputs: what the processor makes of the prompts, padded on the left, on the model's device.
-        all_ranks: under engines whose ranks share the weights: all make as many passes as the longest answer of any needs.
+        together: under engines whose ranks share the weights: all make as many passes as the longest answer of any needs.
     """
     images = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     longest = max((len(answer) for given in answers for answer in given), default=0)
-    steps = DecodingSteps(model, ids, mask, images, max(longest, 1))
+    steps = DecodingSteps(model, ids, mask, images, max(longest, 1), all_ranks=together)
     logits = steps()
     rows = [row for row, given in enumerate(answers) for _ in given] or [0]
     flat = [answer for given in answers for answer in given] or [[0]]
@@ -48,7 +53,7 @@ def answer_losses(
                 counted[:, step], torch.nn.functional.cross_entropy(logits, token, reduction="none"), 0
             )
         done = step + 1 >= tokens.shape[1]
-        if done if all_ranks is None else all_ranks(done):
+        if done if together is None else together(done):
             break
         logits, step = steps(token), step + 1
     found = iter(losses.tolist())

@@ -72,6 +72,13 @@ class KeyValueCache:
             held[rows, :, columns] = new
             store[layer] = held
 
+    def write_last(self, layer: int, count: int, key: Tensor, value: Tensor) -> None:
+        """Stores `key` and `value` (B * count, kv_heads, head_dim), row by row, in the last `count` columns of every row."""
+        for store, new in ((self.keys, key), (self.values, value)):
+            held = self._room(store.get(layer), new)
+            held[:, :, self.length - count : self.length] = new.unflatten(0, (-1, count)).transpose(1, 2)
+            store[layer] = held
+
     def select(self, rows: Tensor) -> None:
         """Keeps the rows `rows` (B',) of the batch, in this order."""
         assert self.mask is not None
@@ -137,13 +144,9 @@ class CachedContext:
 
     def __init__(self, tables: Tables, cache: KeyValueCache, count: int, window: int | None = None) -> None:
         assert cache.mask is not None
-        self.tables = tables
-        self.cache = cache
-        batch, length = cache.mask.shape
-        device = cache.mask.device
+        self.tables, self.cache, self.count = tables, cache, count
+        length, device = cache.mask.shape[1], cache.mask.device
         columns = torch.arange(length - count, length, device=device)
-        self.rows = torch.arange(batch, device=device).repeat_interleave(count)
-        self.columns = columns.repeat(batch)
         keys = torch.arange(length, device=device)
         visible = keys <= columns[:, None]
         if window is not None:
@@ -155,7 +158,7 @@ class CachedContext:
     @torch.compiler.disable
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(B * n, heads, head_dim), (B * n, kv_heads, head_dim) twice -> (B * n, heads, head_dim); weights drop out."""
-        self.cache.write(layer, self.rows, self.columns, key, value)
+        self.cache.write_last(layer, self.count, key, value)
         keys, values = self.cache[layer]
         batch, kv_heads = keys.shape[:2]
         count, group = query.shape[0] // batch, query.shape[1] // kv_heads

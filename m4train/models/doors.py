@@ -144,7 +144,7 @@ class ModelDoors(nn.Module):
         if every_column is None:
             every_column = not past and needs_padding(mask, None)
         # With a filled cache every column is computed, so that a step is the same few operations for any mask.
-        tokens = PaddedTokens.of(torch.ones_like(mask) if past or every_column else mask)
+        tokens = PaddedTokens.every(shape, embeds.device) if past or every_column else PaddedTokens.of(mask)
         if positions is None:
             positions = self.default_positions(mask, cache)
         tables = self.rotary.tables(tokens.flatten(positions.expand(shape)))

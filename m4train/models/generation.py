@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class GenerationMixin(nn.Module):
 
     config: Any
     generation_config: dict[str, Any]
+    shares_beginnings: ClassVar[bool] = True  # whether prompts with the same images may be read once, see `prefixes.py`
 
     def next_inputs(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Those of the further arguments that the model needs again for each new token, each (B, ...)."""
@@ -81,7 +82,8 @@ class GenerationMixin(nn.Module):
             warnings.warn("a prompt ends in padding, which the answer follows: pad prompts on the left", stacklevel=3)
         new = settings.most_new(mask.shape[1])
         settings = replace(settings, min_new_tokens=settings.fewest_new(mask.shape[1]), min_length=None)
-        steps = DecodingSteps(self, ids, mask, images, new if settings.use_cache else None, embeds)
+        room = new if settings.use_cache else None
+        steps = DecodingSteps(self, ids, mask, images, room, embeds, settings.all_ended)
         way = beam_search if settings.num_beams > 1 else _one_by_one
         output = way(steps, ids, settings, new, self._pad(settings))
         return output if settings.return_dict_in_generate else output.sequences

@@ -225,6 +225,7 @@ class IdeficsForVisionText2Text(MultimodalLM):
     """
 
     config_class: ClassVar[type[PretrainedConfig]] = IdeficsConfig
+    shares_beginnings = False  # what a later token sees of the images is said for each column
     embedding_name = "model.embed_tokens"
     documented_order: ClassVar[tuple[str, ...]] = (
         *IdeficsModel.image_arguments[:4],

@@ -12,6 +12,7 @@ from m4train.errors import DataError
 from m4train.models.contexts import CrossContext
 from m4train.models.doors import PaddedInputs
 from m4train.models.padded import PaddedTokens, real_images
+from m4train.models.prefixes import distinct
 
 _SOURCES = ("pixel_values", "image_encoder_embeddings", "perceiver_embeddings")
 
@@ -60,7 +61,11 @@ def _features(model: Any, source: str, images: dict[str, Any], mask: Tensor) -> 
             used[0, 0] = True  # the tower runs on every rank
         numbers = (used.flatten().cumsum(0) - 1).view(used.shape).masked_fill(~used, -1)
         frames = values[used].to(model.dtype)
-        return model.image_features(frames, bool(images.get("interpolate_pos_encoding"))), numbers
+        interpolate = bool(images.get("interpolate_pos_encoding"))
+        if torch.is_grad_enabled():
+            return model.image_features(frames, interpolate), numbers
+        first, which = distinct(frames)  # of several questions about one image it passes the tower once
+        return model.image_features(frames[first], interpolate), torch.where(used, which[numbers], -1)
     numbers = torch.arange(values.shape[0] * values.shape[1], device=values.device).view(values.shape[:2])
     features = values.flatten(0, 2).to(model.dtype)
     if source == "perceiver_embeddings":

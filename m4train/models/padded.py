@@ -30,8 +30,17 @@ class PaddedTokens:
         lengths = [n for n in mask.bool().sum(1).tolist() if n]
         return cls(rows, columns, Segments.of(lengths, mask.device), (mask.shape[0], mask.shape[1]))
 
+    @classmethod
+    def every(cls, shape: tuple[int, int], device: torch.device) -> PaddedTokens:
+        """All columns of `shape` (B, T), padding included, without waiting for the device."""
+        rows = torch.arange(shape[0], device=device).repeat_interleave(shape[1])
+        columns = torch.arange(shape[1], device=device).repeat(shape[0])
+        return cls(rows, columns, Segments.of([shape[1]] * shape[0], device), shape)
+
     def flatten(self, x: Tensor) -> Tensor:
         """(B, T, ...) -> (tokens, ...)"""
+        if len(self.rows) == self.shape[0] * self.shape[1]:
+            return x.flatten(0, 1)
         return x[self.rows, self.columns]
 
     def unflatten(self, x: Tensor) -> Tensor:

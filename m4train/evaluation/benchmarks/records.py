@@ -6,6 +6,8 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from fnmatch import fnmatch
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,15 @@ def place_of(data: Path, name: str) -> Path:
 
 
 def files_of(place: Path) -> list[Path]:
-    """The files of a benchmark: the one named, or all of a folder that have a known ending. Raises ConfigError."""
-    found = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix in _FORMS)
+    """The files of a benchmark: the one named, those of a folder that match a pattern such as `*/validation-*.parquet` behind it, or
+    all of a folder that have a known ending. Raises ConfigError."""
+    fixed = list(takewhile(lambda part: "*" not in part, place.parts))
+    if len(fixed) < len(place.parts):
+        wanted = str(Path(*place.parts[len(fixed) :]))
+        folder = Path(*fixed)
+        found = sorted(path for path in folder.rglob("*") if fnmatch(str(path.relative_to(folder)), wanted))
+    else:
+        found = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix in _FORMS)
     if not found or found[0].suffix not in _FORMS:
         raise ConfigError(f"{place} holds no {', '.join(_FORMS)} file: download the benchmark there.")
     return found
@@ -43,6 +52,16 @@ def records(place: Path) -> Iterator[tuple[Record, Path]]:
             yield from ((record, path.parent) for record in _READERS[path.suffix](path))
         except (ValueError, OSError, tarfile.TarError) as error:
             raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}): download it again.") from error
+
+
+def count_records(place: Path) -> int:
+    """How many records there are."""
+    if not all(path.suffix == ".parquet" for path in files_of(place)):
+        return sum(1 for _ in records(place))
+    need("pyarrow", "reading parquet")
+    import pyarrow.parquet
+
+    return sum(pyarrow.parquet.read_metadata(path).num_rows for path in files_of(place))
 
 
 def _parquet(path: Path) -> Iterator[Record]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from m4train.evaluation.benchmarks.spec import Benchmark
 from m4train.evaluation.generation import Asked
 
 _ASK = "Instruction: provide an answer to the question. Use the image to answer.\n"
-_CAPTION = ""
+_OWN = {
+    "vizwiz": "Task: Answer the questions based on the image when possible, otherwise say unanswerable.\n",
+}
 # Renders the messages that `ShotMaker` makes: each is one line of the prompt, the last without its answer.
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -36,19 +38,23 @@ class ShotMaker:
     support: Sequence[tuple[Record, Path]]
     count: int  # of shots; 0: two without images
     ask: Any  # (record, folder, number) -> Asked, as questions are made
+    similar: Callable[[int, int], list[int]] | None = None  # (number of a question, count) -> its shots; None: drawn
 
     @classmethod
-    def of(cls, benchmark: Benchmark, place: Path, count: int, ask: Any) -> ShotMaker:
+    def of(cls, benchmark: Benchmark, place: Path, count: int, ask: Any, similar: Any = None) -> ShotMaker:
         """Raises ConfigError for a support set that is too small."""
         support = list(records(place))
         if len(support) < max(count, 2):
             raise ConfigError(f"{place} holds {len(support)} samples, but {max(count, 2)} shots are drawn from it.")
-        return cls(benchmark, support, count, ask)
+        return cls(benchmark, support, count, ask, similar)
 
     def before(self, asked: Asked, seed: int = 42) -> list[Asked]:
-        """The shots for a question: drawn by its key, so that they do not depend on what is asked before."""
+        """The shots for a question: the most similar ones, or drawn by its key, so that they do not depend on what is asked
+        before."""
         draw = random.Random(f"{seed}/{self.benchmark.name}/{asked.key}/{asked.number}")
         numbers = draw.sample(range(len(self.support)), self.count) if self.count else [0, 1]
+        if self.similar is not None and self.count:
+            numbers = self.similar(asked.number, self.count)
         shots = [self.ask(*self.support[number], number) for number in numbers]
         return [replace(shot, images=[]) for shot in shots] if not self.count else shots
 
@@ -63,7 +69,7 @@ class ShotMaker:
 
     def prompt(self, shots: Sequence[Asked], asked: Asked) -> Asked:
         """The question behind its shots."""
-        start = _CAPTION if self.benchmark.metric == "cider" else _ASK
+        start = "" if self.benchmark.metric == "cider" else _OWN.get(self.benchmark.name, _ASK)
         lines = [[{"type": "text", "text": start}]] if start else []
         lines += [*(self.line(shot, True) for shot in shots), self.line(asked, False)]
         messages: list[dict[str, Any]] = [{"role": "user", "content": [item for line in lines for item in line]}]

@@ -28,6 +28,7 @@ class Benchmark:
     expected: int  # samples of the split
     metric: str
     prompts: Mapping[str, str]  # family, or `default` -> prompt with {question}, {options}, {hint}
+    files: str | None = None  # those of the release that hold the split; None: *SPLIT-*.parquet
     columns: Mapping[str, str] = field(default_factory=dict)  # our name of a field -> its name in the records
     about: tuple[str, ...] = ()  # further columns that the metric needs
     groups: tuple[str, ...] = ()  # columns by whose values scores are also reported

@@ -7,10 +7,12 @@ import io
 import json
 import re
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from m4train.config import Config
 from m4train.config.packages import need
 from m4train.errors import without_secrets
 from m4train.run_files import WANDB_ID
@@ -42,8 +44,8 @@ class Wandb(Callback):
         id_file = trainer.run_dir / WANDB_ID
         if trainer.resume is not None and trainer.resume.departs:
             self._id = None  # that of another run, or of the branch that was set aside
-        held = id_file.read_text(encoding="utf-8", errors="replace").strip() if id_file.exists() else ""
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", held):  # missing, or damaged
+        held = _held_id(trainer.run_dir)
+        if not held:
             held = self._id or uuid.uuid4().hex[:8]
             id_file.write_text(held, encoding="utf-8")
         self._id = held
@@ -89,6 +91,31 @@ class Wandb(Callback):
         if self._run is not None:
             self._run.finish(exit_code=int(self._failed))
             self._run = None
+
+
+def _held_id(run_dir: Path) -> str:
+    """The id of the W&B run of a run; empty if it is missing or damaged."""
+    path = run_dir / WANDB_ID
+    held = path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    return held if re.fullmatch(r"[A-Za-z0-9_-]+", held) else ""
+
+
+def post(config: Config, run_dir: Path, metrics: dict[str, Any]) -> None:
+    """Adds metrics, `step` among them, to the W&B run of a run from another process, also while it goes on. Without its id nothing
+    is added."""
+    need("wandb", f"logging.wandb={config.logging.wandb}")
+    import wandb
+
+    if not (held := _held_id(run_dir)):
+        print(f"{run_dir / WANDB_ID} names no W&B run: scores are in {run_dir} only.", flush=True)
+        return
+    online = config.logging.wandb == "online"
+    shared = wandb.Settings(mode="shared", x_primary=False, x_label="evaluation") if online else None
+    how: Any = {"settings": shared} if online else {"mode": "offline"}
+    run = wandb.init(project=config.logging.project, id=held, dir=run_dir, resume="allow", **how)
+    run.define_metric("*", step_metric="step")
+    run.log(metrics)
+    run.finish()
 
 
 def _side_by_side(links: list[str]) -> Image.Image:

@@ -15,7 +15,7 @@ from PIL import Image
 from m4train import Idefics3Config, Idefics3ForConditionalGeneration
 from m4train.cli import main
 from m4train.errors import ConfigError, DataError
-from m4train.evaluation.benchmarks import run
+from m4train.evaluation.benchmarks import asking
 from m4train.evaluation.benchmarks.questions import question
 from m4train.evaluation.benchmarks.shots import ShotMaker, fitting
 from m4train.evaluation.benchmarks.spec import benchmark_names, load_benchmark
@@ -94,26 +94,34 @@ def _row(name: str, n: int) -> dict[str, Any]:
     }[name]()
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_model(folder: Path) -> Path:
+    """A tiny model with its processor."""
     processor = tiny_idefics3_processor(image_size=16)
     text = {"vocab_size": len(processor.tokenizer), "eos_token_id": processor.eos_id}
     config = tiny_idefics3(text_config=text, image_token_id=processor.image_token_id)
     made = Idefics3ForConditionalGeneration(Idefics3Config.from_dict(config))
     perturb(made)
-    folder = tmp_path_factory.mktemp("model")
     made.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
+def save_data(folder: Path) -> Path:
+    """A few records of every benchmark."""
     for name in benchmark_names():
         (folder / name).mkdir()
         pa.parquet.write_table(pa.Table.from_pylist(rows_of(name)), folder / name / "part.parquet")
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_data(tmp_path_factory.mktemp("data"))
 
 
 def evaluated(model: Path, data: Path, out: Path, names: str, *more: str) -> dict[str, Any]:
@@ -187,14 +195,14 @@ def test_a_run_that_is_killed_goes_on_and_scores_nothing_twice(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluated(model, data, tmp_path / "whole", "textvqa")
-    answers = run._answers
+    answers = asking._answers
     place = [f"model={model}", f"data={data}", f"out={tmp_path / 'cut'}", "device=cpu"]
     stop = lambda *given: (answer for n, answer in enumerate(answers(*given)) if n < 2 or _stop())
-    monkeypatch.setattr(run, "_answers", stop)
+    monkeypatch.setattr(asking, "_answers", stop)
     assert main(["evaluate", "benchmarks=[textvqa]", *place]) == 130
     assert len((tmp_path / "cut" / "textvqa.jsonl").read_text().splitlines()) == 2
     asked: list[int] = []
-    monkeypatch.setattr(run, "_answers", lambda *given: _counted(answers(*given), asked))
+    monkeypatch.setattr(asking, "_answers", lambda *given: _counted(answers(*given), asked))
     assert evaluated(model, data, tmp_path / "cut", "textvqa") == whole
     assert len(asked) == 2
     assert lines_of(tmp_path / "cut", "textvqa") == lines_of(tmp_path / "whole", "textvqa")
