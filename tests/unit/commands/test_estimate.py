@@ -5,6 +5,8 @@ import json
 import pytest
 
 from m4train.cli import main
+from m4train.estimation.hardware import GPUS, Gpu
+from tests.helpers.processing import tokenizer_folder
 
 OWN = ["data=own", "data.sources={mine: {path: /no/such/shards}}", "model=smolvlm_256m", "trainer.micro_batch_size=1"]
 
@@ -18,9 +20,11 @@ def test_a_published_model_is_estimated_without_a_download(capsys, monkeypatch):
     assert max(len(line) for line in printed.splitlines()) <= 80
 
 
-def test_what_does_not_fit_is_an_exit_code_and_a_way_out(capsys):
-    large = ["data.sequence_length=65536", "data.images_per_pack=600", "optimizer=adamw"]
-    assert main(["estimate", "--json", "--gpu", "t4", *OWN, *large]) == 1
+def test_what_does_not_fit_is_an_exit_code_and_a_way_out(capsys, monkeypatch):
+    monkeypatch.setitem(GPUS, "t4", Gpu(65e12, 40 * 2**20, 320e9))
+    tiny = ["data=own", "data.sources={mine: {path: /no/such/shards}}", "model=tiny_idefics3"]
+    tiny += ["optimizer=adamw", f"model.tokenizer={tokenizer_folder()}"]
+    assert main(["estimate", "--json", "--gpu", "t4", *tiny]) == 1
     found = json.loads(capsys.readouterr().out)
     assert not found["fits"]
     assert found["memory"]["low"] < found["memory"]["expected"] < found["memory"]["high"]
