@@ -1,12 +1,13 @@
 """The process that parses pages, and its other end. A page may kill it: that page is known then, and the next is given to another one.
 
-Requests and answers are pickles with their length before them: (html, url, max_width), and what `page.extract` returns or the words
-of an error.
+A request is the lengths of the URL and the page and then both, in UTF-8 as the parser takes them; an answer is the length of a pickle and
+then that: what `page.extract` returns, or the words of an error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pickle
 import resource
@@ -17,7 +18,8 @@ import sys
 import time
 from typing import IO, Any
 
-_HEAD = struct.Struct("<Q")
+_REQUEST, _ANSWER = struct.Struct("<IQ"), struct.Struct("<Q")
+_PIPE = 1 << 20  # bytes of a pipe: with the usual 64 KB both ends take turns several times a page
 _RECYCLE = 20_000  # pages, after which a fresh process takes over: parsers have leaked before
 _MEMORY = 4 << 30  # bytes of address space
 
@@ -47,8 +49,10 @@ class Parser:
         assert self._process.stdout is not None
         self._pages += 1
         try:
-            _send(self._process.stdin, (html, url, self.max_width))
-            answer = _receive(self._process.stdout, time.monotonic() + self.seconds)
+            page, address = html.encode("utf-8", "ignore"), url.encode("utf-8", "ignore")
+            self._process.stdin.write(_REQUEST.pack(len(address), len(page)) + address + page)
+            self._process.stdin.flush()
+            answer = _received(self._process.stdout, time.monotonic() + self.seconds)
         except TimeoutError:
             self.close()
             raise PageLost("parser_timeout", f"it took more than {self.seconds:g} seconds") from None
@@ -65,11 +69,14 @@ class Parser:
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "data_pipelines.web.child"],
+            [sys.executable, "-m", "data_pipelines.web.child", str(self.max_width)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": paths},
         )
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):  # more than this user may have
+                fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, _PIPE)  # type: ignore[arg-type]
         self._pages = 0
 
     def close(self) -> None:
@@ -84,33 +91,26 @@ class Parser:
             process.wait()
 
 
-def _send(stream: IO[bytes], value: Any) -> None:
-    data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-    stream.write(_HEAD.pack(len(data)))
-    stream.write(data)
-    stream.flush()
+def _received(stream: IO[bytes], deadline: float) -> Any:
+    """The next answer. Raises EOFError if the other end is gone, TimeoutError after the deadline."""
+    size = _ANSWER.unpack(_exactly(stream.fileno(), _ANSWER.size, deadline))[0]
+    return pickle.loads(_exactly(stream.fileno(), size, deadline))
 
 
-def _receive(stream: IO[bytes], deadline: float | None = None) -> Any:
-    size = _HEAD.unpack(_exactly(stream, _HEAD.size, deadline))[0]
-    return pickle.loads(_exactly(stream, size, deadline))
-
-
-def _exactly(stream: IO[bytes], size: int, deadline: float | None) -> bytes:
-    """So many bytes. Raises EOFError if the other end is gone, TimeoutError after the deadline."""
-    descriptor = stream.fileno()
-    data = bytearray()
-    while len(data) < size:
-        if deadline is not None and not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+def _exactly(descriptor: int, size: int, deadline: float) -> bytes:
+    parts: list[bytes] = []
+    while size:
+        if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
             raise TimeoutError
-        part = os.read(descriptor, size - len(data))
+        part = os.read(descriptor, size)
         if not part:
             raise EOFError
-        data += part
-    return bytes(data)
+        size -= len(part)
+        parts.append(part)
+    return b"".join(parts)
 
 
-def serve() -> None:
+def serve(max_width: int) -> None:
     """Answers requests until there are no more."""
     from data_pipelines.web.page import extract
 
@@ -119,17 +119,17 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that is printed is taken for an answer
     requests = sys.stdin.buffer
-    while True:
-        try:
-            html, url, max_width = _receive(requests)
-        except EOFError:
-            return
+    while head := requests.read(_REQUEST.size):
+        of_url, of_page = _REQUEST.unpack(head)
+        url, html = requests.read(of_url).decode(), requests.read(of_page)
         try:
             answer: Any = extract(html, url, max_width)
         except Exception as error:
             answer = f"{type(error).__name__}: {error}"[:500]
-        _send(answers, answer)
+        data = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.write(_ANSWER.pack(len(data)) + data)
+        answers.flush()
 
 
 if __name__ == "__main__":
-    serve()
+    serve(int(sys.argv[1]))

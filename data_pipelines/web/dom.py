@@ -8,6 +8,7 @@ say about how texts follow each other is kept as a space, a line end, or an empt
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.web.page_images import PageImages
@@ -35,8 +36,26 @@ _INLINE = _words(
     "a abbr acronym b bdi bdo big cite code data del dfn em font form i ins kbd label mark math q ruby s samp small span strike strong "
     "sub sup time tt u var wbr mi mn mo mrow msub msup mfrac semantics body html"
 )
+_BLOCKS = _words(
+    "address article aside blockquote center details dir dl fieldset h1 h2 h3 h4 h5 h6 hgroup listing main noframes ol p plaintext section "
+    "table ul xmp"
+)
 _LINES = _words("li tr dt dd caption figcaption legend summary thead tbody tfoot")
 _CELLS = frozenset(("td", "th"))
+_SPECIAL = frozenset(("br", "hr", "noscript", "pre", "picture", "img", "amp-img", "image"))
+_LOOKED_AT = frozenset(("div", "figure", "header"))  # paragraphs, if a look at them does not say otherwise
+_TEXT, _LEAVE, _LOOK = -2, -1, 9
+# What to do about a tag: one of these, or the separator that it stands for. Looked up for every node, and so the only table
+_KINDS = {
+    "-text": _TEXT,
+    **dict.fromkeys(_DROPPED, _LEAVE),
+    **dict.fromkeys(_CELLS, SPACE),
+    **dict.fromkeys(_LINES, LINE),
+    **dict.fromkeys(_BLOCKS, PARAGRAPH),
+    **dict.fromkeys((*_SPECIAL, *_LOOKED_AT), _LOOK),
+}
+
+_SIMPLE = _INLINE | {"-comment"}  # text in them can be taken with that of what they are in
 
 _BOILERPLATE = frozenset(("footer", "site-info", "more-link"))  # of a class; the last leads on to the rest of a text
 _NAVIGATION = frozenset(
@@ -48,13 +67,16 @@ _ROLES = frozenset(("navigation", "contentinfo", "search", "banner", "menu", "me
 class Walk:
     """The nodes of one page."""
 
-    def __init__(self, html: str, images: PageImages) -> None:
+    def __init__(self, html: bytes, images: PageImages) -> None:
         self.nodes: list[dict[str, Any]] = []
         self.images = images
         self._parts: list[str] = []
         self._border, self._after_br = INLINE, False
         # Only what the page can hold is searched for
-        self._searched = ",".join(selector for word, selector in _LEFT_OUT if word in html)
+        small = html.lower()
+        self._searched = ",".join(
+            selector for word, shown, selector in _LEFT_OUT if word in small and (not shown or shown.search(small))
+        )
         self._left_out: dict[int, bool] = {}  # element -> whether a text ends there
         self._branching: set[int] = set()  # elements with more below them than text in inline elements
         self._in_content = 0  # open elements of _CONTENT
@@ -62,24 +84,35 @@ class Walk:
     def over(self, root: LexborNode) -> None:
         """Walks below `root`, in the order of the text, however deep it is. What holds nothing but text is taken at once."""
         self._look_ahead(root)
-        branching, left_out = self._branching, self._left_out
+        branching, left_out, kinds = self._branching, self._left_out, _KINDS
         levels: list[tuple[Any, int, bool]] = [(root.iter(include_text=True), INLINE, False)]
         while levels:
             for node in levels[-1][0]:
                 tag = node.tag
-                if tag == "-text":
-                    self._text(node.text_content or "")
+                level = kinds.get(tag, INLINE)
+                if level == _TEXT:
+                    # Most texts are the white space between two blocks
+                    if not self._border or not node.is_empty_text_node:
+                        self._text(node.text_content or "")
                     continue
                 place = node.mem_id
                 if place in left_out:
                     self._border = PARAGRAPH if left_out[place] else self._border
-                elif place not in branching and tag in _INLINE:
-                    self._text(node.text(deep=True))
-                elif (level := self._enter(node, tag, place)) is not None:
+                    continue
+                if level == _LOOK:
+                    level = self._looked_at(node, tag)
+                if level == _LEAVE:
+                    continue
+                if level > self._border:
+                    self._border = level
+                if place in branching:
                     inside = tag in _CONTENT
                     self._in_content += inside
                     levels.append((node.iter(include_text=True), level, inside))
                     break
+                self._text(node.text(deep=True))
+                if level > self._border:
+                    self._border = level
             else:
                 _, level, inside = levels.pop()
                 self._in_content -= inside
@@ -89,13 +122,13 @@ class Walk:
 
     def _look_ahead(self, root: LexborNode) -> None:
         """Finds what is left out by its attributes, and which elements have to be walked through."""
-        below: list[Any] = root.css(_NOT_INLINE)
+        branching = self._branching
+        below = [node for node in root.traverse() if node.tag not in _SIMPLE]
         for node in root.css(self._searched) if self._searched else ():
             attributes = node.attributes
             if _is_left_out(attributes, node.tag or ""):
                 self._left_out[node.mem_id] = "more-link" in (attributes.get("class") or "")
                 below.append(node)
-        branching = self._branching
         for node in below:
             parent = node.parent
             while parent is not None:
@@ -105,36 +138,26 @@ class Walk:
                 branching.add(place)
                 parent = parent.parent
 
-    def _enter(self, node: LexborNode, tag: str, place: int) -> int | None:
-        """The separator that an element stands for, if it has to be walked through; None if it is dealt with."""
-        if tag in _DROPPED or (tag == "header" and not self._in_content):
-            return None
-        if tag == "div" and _is_special_div(node.attributes):
-            return None
-        if tag in _SPECIAL:
-            return self._special(node, tag)
-        level = _LEVELS.get(tag, INLINE)
-        if level > self._border:
-            self._border = level
-        if place in self._branching:
-            if tag == "figure":
-                self._figure(node)
-            return level
-        self._text(node.text(deep=True))
-        if level > self._border:
-            self._border = level
-        return None
-
-    def _special(self, node: LexborNode, tag: str) -> int | None:
-        if tag == "br" or tag == "hr":
+    def _looked_at(self, node: LexborNode, tag: str) -> int:
+        """The separator that an element stands for, or that it is left out, or dealt with."""
+        if tag == "div":
+            return _LEAVE if _is_special_div(node.attributes) else PARAGRAPH
+        if tag == "img":
+            self._add(self.images.of_image(node))
+        elif tag == "br" or tag == "hr":
             self._line_end(tag)
+        elif tag == "figure":
+            self._figure(node)
+            return PARAGRAPH
+        elif tag == "header":
+            return PARAGRAPH if self._in_content else _LEAVE
         elif tag == "noscript":
             self._add(self.images.of_noscript(node, not self._parts))
         elif tag == "pre":
             return self._pre(node)
         else:
             self._add(self.images.of_picture(node) if tag == "picture" else self.images.of_image(node))
-        return None
+        return _LEAVE
 
     def _line_end(self, tag: str) -> None:
         level = PARAGRAPH if tag == "hr" or self._after_br else LINE
@@ -155,7 +178,7 @@ class Walk:
         self._border = SPACE if text[-1].isspace() else INLINE
         self._after_br = False
 
-    def _pre(self, node: LexborNode) -> int | None:
+    def _pre(self, node: LexborNode) -> int:
         """Keeps the lines of `pre`, unless there are images or line ends as elements in it."""
         self._border = PARAGRAPH
         if node.css_first("img,br") is not None:
@@ -166,7 +189,7 @@ class Walk:
                 self._parts.append(_SEPARATORS[PARAGRAPH])
             self._parts.append(text)
             self._after_br = False
-        return None
+        return _LEAVE
 
     def _figure(self, node: LexborNode) -> None:
         caption = node.css_first("figcaption")
@@ -189,25 +212,15 @@ class Walk:
         self._border, self._after_br = INLINE, False
 
 
-_SPECIAL = frozenset(("br", "hr", "noscript", "pre", "picture", "img", "amp-img", "image"))
-
-
-_BLOCKS = _words(
-    "address article aside blockquote center details dir div dl fieldset figure h1 h2 h3 h4 h5 h6 header hgroup listing main noframes ol p "
-    "plaintext section table ul xmp"
-)
-_LEVELS = {**dict.fromkeys(_BLOCKS, PARAGRAPH), **dict.fromkeys(_LINES, LINE), **dict.fromkeys(_CELLS, SPACE)}
-# All but the most frequent inline elements: the fewer names, the quicker it is to find them
-_NOT_INLINE = "*:not(span,a,code,em,strong,b)"
-
-# What elements are left out for, besides their names: a word of the page that shows that there can be some -> how to find them
+# What elements are left out for, besides their names: a word of the page, and what around it, in small letters, shows that there can be
+# some -> how to find them
 _LEFT_OUT = (
-    (" hidden", "[hidden]"),
-    ("display", "[style*=display]"),
-    ("role", "[role]"),
-    ("footer", "[class~=footer]"),
-    ("site-info", "[class~=site-info]"),
-    ("more-link", "[class~=more-link]"),
+    (b"hidden", re.compile(rb"hidden(?<=[\s\"'/]hidden)[\s=/>]"), "[hidden]"),
+    (b"display", re.compile(rb"display\s*:\s*none"), "[style*=display i]"),
+    (b"role", re.compile(rb"role\s*=\s*[\"']?(?:navigation|contentinfo|search|banner|menu)"), "[role]"),
+    (b"footer", None, "[class~=footer]"),
+    (b"site-info", None, "[class~=site-info]"),
+    (b"more-link", None, "[class~=more-link]"),
 )
 
 

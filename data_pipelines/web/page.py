@@ -11,10 +11,15 @@ from data_pipelines.web.page_images import PageImages
 _METAS = ("robots", "tdm-reservation", "tdm-policy", "googlebot")
 
 
-def extract(html: str, url: str, max_width: int) -> dict[str, Any]:
-    """Nodes in reading order, and `title`, `language`, and `meta` (robots and data-mining statements) if the page has them."""
+def extract(html: str | bytes, url: str, max_width: int) -> dict[str, Any]:
+    """Nodes in reading order, and `title`, `language`, and `meta` (robots and data-mining statements) if the page has them.
+
+    `html`: a text, or that in UTF-8.
+    """
     from selectolax.lexbor import LexborHTMLParser
 
+    if isinstance(html, str):
+        html = html.encode("utf-8", "ignore")
     parser = LexborHTMLParser(html)
     found: dict[str, Any] = {"nodes": []}
     root = parser.root

@@ -26,6 +26,7 @@ _LAZY = (
     "data-image",
     "src2",
 )
+_OTHER_PLACES = frozenset((*_LAZY_SETS, *_LAZY, "srcset"))
 _MIN_DATA = 1024  # bytes of an image within the page; smaller ones are placeholders and icons
 _MAX_DATA = 10_000_000
 _MAX_URL = 4096
@@ -91,7 +92,7 @@ class PageImages:
         self, image: LexborNode, attributes: dict[str, Any], candidates: list[tuple[str, float]]
     ) -> list[dict[str, Any]]:
         embedded = None
-        url = self._best(candidates)
+        url = self._best(candidates) if candidates else ""
         if not url:
             source = attributes.get("src") or ""
             url, embedded = self._embedded(source) if source[:5].lower() == "data:" else (self.address(source), None)
@@ -99,12 +100,16 @@ class PageImages:
             self._last = None
             return []
         node: dict[str, Any] = {"type": "image", "url": url}
-        alt = " ".join((attributes.get("alt") or "").split())
-        fields = {"alt": alt, "caption": self._captions.get(image.mem_id), "content": embedded}
-        for name in ("width", "height"):
-            pixels = _PIXELS.match(attributes.get(name) or "")
-            fields[f"rendered_{name}"] = int(pixels[1]) if pixels and int(pixels[1]) else None  # type: ignore[assignment]
-        node.update({name: value for name, value in fields.items() if value})
+        if alt := attributes.get("alt"):
+            if alt := " ".join(alt.split()):
+                node["alt"] = alt
+        if self._captions and (caption := self._captions.get(image.mem_id)):
+            node["caption"] = caption
+        if embedded:
+            node["content"] = embedded
+        for name, kept in (("width", "rendered_width"), ("height", "rendered_height")):
+            if (value := attributes.get(name)) and (pixels := _PIXELS.match(value)) and int(pixels[1]):
+                node[kept] = int(pixels[1])
         self._last = node
         self._placeholder = not candidates
         return [node]
@@ -154,6 +159,8 @@ _REMOVED = dict.fromkeys(map(ord, "\t\n\r"))
 
 def _candidates(attributes: dict[str, Any]) -> list[tuple[str, float]]:
     """The addresses of an `img` that are not its `src` alone, each with a width; lazy ones if there are any, then `srcset`."""
+    if _OTHER_PLACES.isdisjoint(attributes):
+        return []
     found: list[tuple[str, float]] = []
     for name in _LAZY_SETS:
         found += parse_srcset(attributes.get(name) or "")

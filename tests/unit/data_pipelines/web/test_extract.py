@@ -19,13 +19,13 @@ sys.path[:0] = {paths!r}
 from data_pipelines.web import child, page
 true = page.extract
 def extract(html, url, max_width):
-    if "KILL" in html: os.kill(os.getpid(), signal.SIGSEGV)
-    if "HANG" in html: time.sleep(60)
-    if "RAISE" in html: raise ValueError("not this one")
-    if "BOMB" in html: bytearray(1 << 40)
+    if b"KILL" in html: os.kill(os.getpid(), signal.SIGSEGV)
+    if b"HANG" in html: time.sleep(60)
+    if b"RAISE" in html: raise ValueError("not this one")
+    if b"BOMB" in html: bytearray(1 << 40)
     return true(html, url, max_width)
 page.extract = extract
-child.serve()
+child.serve(2048)
 """
 
 
