@@ -23,6 +23,7 @@ from data_pipelines.frame.store import packed, write_json
 from m4train.data.convert import image_extension
 from m4train.data.index.build import build_structure
 from m4train.data.shards import ShardWriter
+from m4train.data.sources.records import marked_literal
 from m4train.data.sources.tar import CanonicalTar
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.processing.images import read_image_info
@@ -122,7 +123,7 @@ class WriteShards(Step):
         named = {"licence": "license"}  # as `warc` calls it
         source |= {named.get(k, k): value for k, value in metadata.get("source", {}).items() if value is not None}
         kept = {name: metadata[name] for name in ("scores", "references") if metadata.get(name)}
-        return body | {"source": source} | kept, images
+        return marked_literal(body | {"source": source} | kept), images
 
     @staticmethod
     def _body(document: Document, items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -100,9 +100,8 @@ class PageImages:
             self._last = None
             return []
         node: dict[str, Any] = {"type": "image", "url": url}
-        if alt := attributes.get("alt"):
-            if alt := " ".join(alt.split()):
-                node["alt"] = alt
+        if (alt := attributes.get("alt")) and (alt := " ".join(alt.split())):
+            node["alt"] = alt
         if self._captions and (caption := self._captions.get(image.mem_id)):
             node["caption"] = caption
         if embedded:

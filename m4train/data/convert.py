@@ -20,6 +20,7 @@ from m4train.data.documents.sample import Sample
 from m4train.data.loading.quarantine import QuarantineEntry
 from m4train.data.shards import ShardWriter
 from m4train.data.source import Source
+from m4train.data.sources.records import marked_literal
 from m4train.errors import BadSample, DataError
 from m4train.processing.images import read_image_info
 from m4train.run_files import QUARANTINE
@@ -61,7 +62,7 @@ def canonical(source: Source, number: int) -> tuple[dict[str, Any], dict[str, by
     """The canonical JSON of a sample and its stored images by member name. Raises BadSample."""
     sample, images = source.read(number), source.stored_images(number)
     names = [f"{place}.{image_extension(read_image_info(data).format)}" for place, data in enumerate(images)]
-    return _content(sample, names, images), dict(zip(names, images))
+    return marked_literal(_content(sample, names, images)), dict(zip(names, images))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ it is, and what of it was not read."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from m4train.data.documents.learning import refused
@@ -26,13 +26,14 @@ from m4train.data.sources.fields import (
 )
 from m4train.data.sources.gallery import NUMBERED, Gallery, listed_pictures, picture_of
 from m4train.data.sources.media import is_empty, looks_like_media, says_nothing
-from m4train.data.sources.placeholders import stray, what_to_do
+from m4train.data.sources.placeholders import LITERAL, Placeholders, stray, what_to_do
 from m4train.errors import BadSample, described
 from m4train.processing.images import frames_in, read_image_info
 
 _BAD_LABELS = ("false", "rejected", "undesirable", "dispreferred")
 # Elsewhere these may be the name of a class.
 _BAD_NEXT_TO_A_COMPLETION = (*_BAD_LABELS, "no", "0", "-1", "bad", "negative", "wrong", "incorrect", "dislike")
+PLACEHOLDER = "placeholder"  # in a canonical sample: literal, or it is not there
 MISSING = ("missing_image", "remote_image")  # reasons why an image is not there
 _ABOUT = ("source", "url", "general_metadata", "label")  # what is read of a record that is neither text nor picture
 
@@ -144,22 +145,41 @@ def checked(sample: Sample, reading: Reading) -> Sample:
             raise BadSample(
                 "empty_answer", f"an answer is {said.strip()!r}, which programs write for one that is missing"
             )
-    if not reading.placeholders.literal:
-        for item in sample.all_items():
-            found = stray(item.get("text", ""))
-            if found is not None:
-                raise BadSample("stray_placeholder", f"a text holds {found!r}, which {what_to_do(found, item['text'])}")
-        if not sample.images:
-            _check_names(sample)
+    if not reading.placeholders.literal and (found := shaped_like_media(sample)) is not None:
+        raise found
     return sample
 
 
-def _check_names(sample: Sample) -> None:
-    """Raises BadSample `unread_media` if a text of a sample without a picture, other than an answer, is the name of one."""
+def shaped_like_media(sample: Sample) -> BadSample | None:
+    """What in the texts of a sample is shaped like a place for a picture, or is the name of one that it does not have; None if
+    nothing is."""
+    for item in sample.all_items():
+        found = stray(item.get("text", ""))
+        if found is not None:
+            return BadSample("stray_placeholder", f"a text holds {found!r}, which {what_to_do(found, item['text'])}")
+    if sample.images:
+        return None
     for message in sample.messages or [{"role": "user", "content": sample.items}]:
         for item in message["content"] if message["role"] == "user" else ():
             if looks_like_media(item.get("text", "")):
-                raise BadSample("unread_media", NAME_IN_TEXT.format(item["text"].strip()[:120]))
+                return BadSample("unread_media", NAME_IN_TEXT.format(item["text"].strip()[:120]))
+    return None
+
+
+def marked_literal(content: dict[str, Any]) -> dict[str, Any]:
+    """The canonical JSON of a sample whose images are all named, with the mark that its texts are text and stand for none, if they hold
+    something that would else be taken for one."""
+    return content if shaped_like_media(sample_from_dict(content)) is None else content | {PLACEHOLDER: LITERAL}
+
+
+def marked(content: Mapping[str, Any], reading: Reading) -> Reading:
+    """How a canonical sample is read: its texts as nothing but text if it says so. Raises BadSample for another mark."""
+    said = content.get(PLACEHOLDER)
+    if said is None:
+        return reading
+    if said != LITERAL:
+        raise BadSample("bad_json", f"{PLACEHOLDER!r} is {said!r}, but in a canonical sample can only be {LITERAL!r}")
+    return replace(reading, placeholders=Placeholders((LITERAL,)))
 
 
 def _form(record: Record) -> str:

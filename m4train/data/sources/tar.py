@@ -19,7 +19,7 @@ from m4train.data.documents.sample import Sample, json_value, parse_sample
 from m4train.data.sources.base import Member, ScannedSample, content_hash
 from m4train.data.sources.fields import Reading, Record
 from m4train.data.sources.media import looks_like_media, speaks_of_media
-from m4train.data.sources.records import checked, learning
+from m4train.data.sources.records import PLACEHOLDER, checked, learning, marked
 from m4train.data.sources.tarfiles import TarDamage, TarMember, walk_tar
 from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
@@ -292,12 +292,14 @@ class CanonicalTar(TarFormat):
         sample, content = parse_sample(raw), json_value(raw)
         self.reading.check_where(content)
         learning(Record(content, self.reading))
-        return checked(sample, self.reading)
+        return checked(sample, marked(content, self.reading))
 
     def record(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Record:
         content = json_value(texts[0][1])
         record = Record(content, self.reading)
-        record.leave("items", "messages", "references", "checksum", "kind", "v", *self.reading.where_fields)
+        record.leave(
+            "items", "messages", "references", "checksum", "kind", "v", PLACEHOLDER, *self.reading.where_fields
+        )
         lists = [("items[]", content.get("items") or [])]
         for message in content.get("messages") or []:
             part = record.part(message, "messages[]")

@@ -9,7 +9,7 @@ from m4train import cli
 from m4train.config import SourceConfig
 from m4train.data.convert import convert
 from m4train.data.source import Source, build_sources
-from m4train.errors import DataError
+from m4train.errors import ConfigError, DataError
 from tests.helpers.data import (
     FakeProcessor,
     conversations,
@@ -43,6 +43,32 @@ def contents(source: Source) -> dict[str, tuple]:
 
 def stored(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+
+
+def test_texts_that_are_shaped_like_pictures_stay_text_without_a_setting(tmp_path: Path) -> None:
+    texts = ["An <image> of ![a](b.png), and <img src=c.png>.", "plain"]
+    samples = [
+        (f"k{n}", {"items": [{"image": "0.png"}, {"text": text}]}, {"0.png": png(page_picture(0))}) for n, text in enumerate(texts)
+    ]
+    write_shards(tmp_path / "a", samples)
+    config = SourceConfig(path=str(tmp_path / "a"), placeholder="literal")
+    [source] = build_sources({"pages": config}, data_config(), FakeProcessor())
+    assert convert(source, tmp_path / "out") == {"written": 2}
+    after = opened(str(tmp_path / "out" / "*.tar"))
+    assert not after.index.bad_count
+    assert [after.read(n).items[1]["text"] for n in range(2)] == texts
+    [path] = (tmp_path / "out").glob("*.tar")
+    with tarfile.open(path) as tar:
+        marks = [
+            json.load(tar.extractfile(name)).get("placeholder") for name in tar.getnames() if name.endswith(".json")
+        ]
+    assert marks == ["literal", None]
+
+
+def test_another_mark_than_literal_makes_a_sample_a_bad_one(tmp_path: Path) -> None:
+    write_shards(tmp_path, [("k", {"items": [{"text": "a"}], "placeholder": "<x>"}, {})])
+    with pytest.raises(ConfigError, match="'placeholder' is '<x>', but in a canonical sample can only be 'literal'"):
+        opened(str(tmp_path))
 
 
 def test_samples_and_their_image_bytes_are_the_same(pages: Source, tmp_path: Path) -> None:

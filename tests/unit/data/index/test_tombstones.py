@@ -9,12 +9,15 @@ import pytest
 from m4train.config import DataConfig, SourceConfig
 from m4train.data.index import catalogue
 from m4train.data.index.tombstones import TOMBSTONES, Tombstone, bury, taken_down
+from m4train.data.loading.collate import Collator
 from m4train.data.loading.shard_stream import ShardStream
 from m4train.data.plan.plan import Plan
 from m4train.data.shards import ShardWriter, expand_shards
 from m4train.data.source import build_sources, open_sources, source_stats
 from m4train.data.sources.tar import CanonicalTar
 from m4train.errors import BadSample, DataError
+from m4train.inspection.preview import view_pack
+from m4train.inspection.replay import planned_step, replayed_samples
 from m4train.inspection.validate import validate_source
 from tests.helpers.data import FakeProcessor, document
 
@@ -112,6 +115,26 @@ def test_a_run_that_was_begun_goes_on_without_them(folder, cut):
             reasons.add(error.reason)
     assert readable == later - set(gone)
     assert reasons <= {"taken_down"}
+
+
+def test_a_replay_says_which_samples_of_a_step_are_taken_down_by_now(folder, tmp_path, caplog):
+    before = _plan(_source(folder))
+    steps = list(before.steps())
+    state = tmp_path / "run" / "checkpoints" / "step-000001"
+    state.mkdir(parents=True)
+    (state / "state.json").write_text(json.dumps({"plan": steps[0].state}))
+    shown = set(_planned(steps[1:2]))
+    _take(folder, sorted(shown))
+    source = _source(folder)
+    assert "samples are taken down" in caplog.text  # as at every start
+    collator = Collator([source], FakeProcessor(), DataConfig(sequence_length=400), 0)
+    planned = planned_step(_plan(source), 2, tmp_path / "run")
+    samples = replayed_samples(collator, [view_pack(collator, pack) for pack in planned.packs])
+    gone = {document(number)[0] for number in shown}
+    dropped = {sample.key for sample in samples if sample.dropped}
+    assert dropped  # of packs that were open when the state was saved
+    assert dropped == {sample.key for sample in samples} & gone
+    assert all("taken_down" in sample.dropped for sample in samples if sample.dropped)
 
 
 @pytest.mark.parametrize("prefix", ["", "file:", "pipe:cat "])

@@ -363,6 +363,46 @@ def test_text_like_the_reference_is_less_surprising_than_the_same_words_shuffled
     assert step.inputs() == [(str(tmp_path / "reference.txt"), (tmp_path / "reference.txt").stat().st_size)]
 
 
+ARPA = """\\data\\
+ngram 1=5
+ngram 2=3
+
+\\1-grams:
+-1.5\t<unk>\t0
+0\t<s>\t-0.2
+-1.0\t</s>\t0
+-0.5\tcat\t-0.3
+-0.7\tsits\t-0.4
+
+\\2-grams:
+-0.1\t<s> cat
+-0.2\tcat sits
+-0.3\tsits </s>
+
+\\end\\
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "surprise"),
+    [  # minus log10 of each word, with the weights of contexts that are not known
+        ("The", [1.5 + 0.2, 1.0]),
+        ("Cat sits.", [0.1, 0.2, 0.3]),
+        ("sits cat", [0.7 + 0.2, 0.5 + 0.4, 1.0 + 0.3]),
+    ],
+)
+def test_a_kenlm_model_by_path_scores_the_words(tmp_path, text, surprise):
+    pytest.importorskip(
+        "kenlm", reason="kenlm is not installed (a source package: pip install kenlm builds it by cmake)"
+    )
+    (tmp_path / "model.arpa").write_text(ARPA)
+    rules = {"document": {"perplexity": [None, 1e9]}, "models": {"perplexity": str(tmp_path / "model.arpa")}}
+    step = Filter(rules)
+    (out,) = step.run([page(1, [text])])
+    assert out.metadata["scores"]["perplexity"] == pytest.approx(10 ** (sum(surprise) / len(surprise)), rel=1e-4)
+    assert step.inputs() == [(str(tmp_path / "model.arpa"), len(ARPA))]
+
+
 # Plug-ins and refusals ------------------------------------------------------------------------------------------------
 
 

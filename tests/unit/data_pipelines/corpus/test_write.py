@@ -92,6 +92,18 @@ def test_a_document_can_be_dropped_or_refused_for_it(tmp_path, nodes, reason):
         _written(tmp_path, page(1, nodes), missing="error")
 
 
+def test_texts_about_pictures_are_read_as_text_without_a_setting(tmp_path):
+    texts = ["Write <img src=a.png> or ![a](b.png).", "photo.png", "The <image> tag."]
+    pages = [[n, [text], None, {}] for n, text in enumerate(texts)]
+    write = {"write": {"steps": {"write": {"validation": 0.0}}, "keep": False}}
+    assert run_stages(tmp_path, pages, write) == 0
+    (source,) = build_sources(
+        {"web": SourceConfig(path=str(tmp_path / "out" / "write" / "shards"))}, DataConfig(), FakeProcessor()
+    )
+    assert not source.index.bad_count
+    assert {source.read(n).items[0]["text"] for n in range(len(source))} == set(texts)
+
+
 def test_a_conversation_is_whole_or_dropped(tmp_path):
     chat = page(1, [picture(1), "What is it?", "A square."])
     chat.metadata["messages"] = [{"role": "user", "nodes": 2}, {"role": "assistant", "nodes": 1}]
