@@ -57,7 +57,8 @@ _KINDS = {
 
 _SIMPLE = _INLINE | {"-comment"}  # text in them can be taken with that of what they are in
 
-_BOILERPLATE = frozenset(("footer", "site-info", "more-link"))  # of a class; the last leads on to the rest of a text
+# Of a class; more-link leads on to the rest of a text, and headerlink is the paragraph mark after a heading of documentation
+_BOILERPLATE = frozenset(("footer", "site-info", "more-link", "headerlink"))
 _NAVIGATION = frozenset(
     ("footer", "header", "navigation", "nav", "navbar", "menu")
 )  # a whole id, class or title of a div
@@ -221,6 +222,7 @@ _LEFT_OUT = (
     (b"footer", None, "[class~=footer]"),
     (b"site-info", None, "[class~=site-info]"),
     (b"more-link", None, "[class~=more-link]"),
+    (b"headerlink", None, "[class~=headerlink]"),
 )
 
 

@@ -38,6 +38,7 @@ def shown(html, max_width=2048):
         ("one<br>two<br/>three<br><br>four<br> <br>five", ["one\ntwo\nthree\n\nfour\n\nfive"]),
         ("<div>one</div><div>two <span>three</span></div>", ["one\n\ntwo three"]),
         ("<h1>Title</h1>text<hr>more", ["Title\n\ntext\n\nmore"]),
+        ("<h1>Title<a class=headerlink href=#t>¶</a></h1>text", ["Title\n\ntext"]),
         ("<ul><li>one<ul><li>inner</li><li>other</li></ul></li><li>two</li></ul>", ["one\n\ninner\nother\n\ntwo"]),
         ("<dl><dt>word</dt><dd>meaning</dd></dl>", ["word\nmeaning"]),
         ("<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>", ["a b\n1 2"]),
