@@ -48,7 +48,8 @@ def stored(folder: Path) -> dict[str, bytes]:
 def test_texts_that_are_shaped_like_pictures_stay_text_without_a_setting(tmp_path: Path) -> None:
     texts = ["An <image> of ![a](b.png), and <img src=c.png>.", "plain"]
     samples = [
-        (f"k{n}", {"items": [{"image": "0.png"}, {"text": text}]}, {"0.png": png(page_picture("0"))}) for n, text in enumerate(texts)
+        (f"k{n}", {"items": [{"image": "0.png"}, {"text": text}]}, {"0.png": png(page_picture("0"))})
+        for n, text in enumerate(texts)
     ]
     write_shards(tmp_path / "a", samples)
     config = SourceConfig(path=str(tmp_path / "a"), placeholder="literal")
