@@ -52,7 +52,7 @@ class Rendered:
 @dataclass(frozen=True)
 class Prepared:
     """One variant of a sample: its pieces, whose images have their stored numbers; how each image is encoded; what the pieces
-    take; and the weights of turns that have one other than 1, of a document as that of turn -1."""
+    take; and the weights of turns that have one other than 1, that of a document under -1."""
 
     pieces: list[Piece]
     views: dict[int, View]
@@ -205,10 +205,11 @@ def expand(
 
 
 def turn_weights(turns: np.ndarray, weights: Mapping[int, float]) -> np.ndarray | None:
-    """(T,) float32, how much each token is learned, from its turn (T,) and the weights of turns; None if all are 1."""
+    """(T,) float32, how much each token is learned, from its turn (T,) and the weights of turns, -1 being that of all others, as of
+    a document; None if all are 1."""
     if not weights:
         return None
-    learned = np.ones(len(turns), np.float32)
+    learned = np.full(len(turns), weights.get(-1, 1.0), np.float32)
     for turn, weight in weights.items():
         learned[turns == turn] = weight
     return learned

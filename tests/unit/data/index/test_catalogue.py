@@ -202,4 +202,5 @@ def test_the_order_of_row_groups_costs_no_more_for_more_of_them(tmp_path: Path) 
         assert len(set(drawn)) == 4000
         return time.perf_counter() - begun
 
-    assert min(seconds(300_000) for _ in range(3)) < 5 * min(seconds(3000) for _ in range(3)) + 0.02
+    # A hundred times as many: a cost in proportion would be a hundred times as much.
+    assert min(seconds(300_000) for _ in range(3)) < 20 * min(seconds(3000) for _ in range(3)) + 0.02

@@ -260,3 +260,29 @@ def test_places_in_a_text_are_behind_its_paragraphs_and_sentences() -> None:
     assert [(said[-6:], paragraph) for said, paragraph in ends] == [
         ("of it.", 0), (' "No!"', 0), ("gain?)", 0), ("left.\n\n"[-6:], 1), ("ew one\n"[-6:], 1), (" line.", 0),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_what_all_ranks_of_a_run_left_out_is_counted_once(tmp_path: Path, monkeypatch, world: int) -> None:
+    pictures, digits = digit_pictures()
+    talks = [conversation(n, pictures[n], digits[n]) for n in range(9)]
+    unanswered = {"messages": [*talk(1)["messages"], {"role": "assistant", "content": [{"text": "x"}], "weight": 0}]}
+    unanswered["messages"][1]["weight"] = 0
+    write_shards(tmp_path / "a", [*talks, ("long0", talk(9), {}), ("long1", talk(9), {}), ("none", unanswered, {})])
+    write_shards(tmp_path / "b", [*talks[:4], ("long2", talk(9), {})])
+    sources = {name: SourceConfig(path=str(tmp_path / name / "*.tar"), epochs=1) for name in "ab"}
+    data = data_config(sequence_length=160, sources=sources, max_dropped_fraction=0.5, max_bad_fraction=0.5)
+    config = Config(data=data, model=ModelConfig(tokenizer="any"), run_dir=str(tmp_path / f"run{world}"))
+    config.trainer.global_batch_size, config.trainer.micro_batch_size = 3, 1
+    monkeypatch.setattr(build, "build_layout", lambda *_: FRAMES)
+    ranks = [build.build_data(config, FakeProcessor(), rank, world) for rank in range(world)]
+    for rank in ranks:
+        assert list(rank.steps(None))
+    assert sum(rank.quarantine.bad for rank in ranks) == 1
+    for name, lost in {"a": (2, 9), "b": (1, 4)}.items():
+        assert tuple(map(sum, zip(*(rank.quarantine.too_long(name) for rank in ranks)))) == lost
+    assert left_out_at_end(rank.quarantine.counted for rank in ranks) == [
+        "left out: a: 1 no_label (8.3%), next to 9 documents used",
+        "left out: a: 2 too_long (16.7%), next to 9 documents used",
+        "left out: b: 1 too_long (20.0%), next to 4 documents used",
+    ]

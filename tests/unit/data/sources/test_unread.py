@@ -14,8 +14,10 @@ from PIL import Image
 
 from m4train.config import SourceConfig
 from m4train.data.convert import canonical, convert
+from m4train.data.loading.collate import Collator
 from m4train.data.loading.shard_stream import streamed_sample
 from m4train.data.loading.stream_loader import StreamLoader
+from m4train.data.plan.plan import Plan
 from m4train.data.source import build_sources, open_sources, source_stats
 from m4train.data.sources.base import SEVERAL_FRAMES
 from m4train.data.sources.fields import Reading
@@ -481,6 +483,34 @@ def test_conversion_keeps_how_much_turns_are_learned(tmp_path: Path) -> None:
     after = _source(str(tmp_path / "out" / "*.tar"), "canonical")
     assert after.read(0).messages == built.read(0).messages
     assert [message.get("weight", 1) for message in after.read(0).messages] == [1, 0, 0, 1, 0.5]
+
+
+def test_how_much_documents_are_learned_reaches_the_loss_from_records_and_from_shards(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(RED)
+    rows: list[dict] = [
+        {"text": "Whole."},
+        {"text": "Half.", "weight": 0.5},
+        {"image": "a.png", "caption": "Red.", "weight": 0.25},
+    ]
+    rows += [{"texts": ["A ", None, "cup."], "images": [None, "a.png", None], "sample_weight": 2.0}]
+    built = _source(_written(tmp_path, "json", rows), "json", epochs=1)
+    convert(built, tmp_path / "out")
+    data = data_config()
+    for source in (built, _source(str(tmp_path / "out" / "*.tar"), "canonical", epochs=1)):
+        assert [source.read(number).weight for number in range(4)] == [1, 0.5, 0.25, 2]
+        collator = Collator([source], FakeProcessor(), data, 0)
+        [step] = Plan([source], data, 0, 4).steps()
+        batch, bad = collator.batch(step.packs, step.step)
+        assert not bad
+        weights = {
+            record.key.rpartition("-")[2]: (record.loss_weight, record.loss_tokens) for record in batch.documents
+        }
+        expected = {str(n): (w * len(t) + w, len(t) + 1) for n, (w, t) in enumerate(
+            [(1, "Whole."), (0.5, "Half."), (0.25, "Red."), (2, "A cup.")])}  # fmt: skip
+        assert {key: (n if w is None else w, n) for key, (w, n) in weights.items()} == expected
+        assert sorted(batch.target_weights.tolist()) == sorted(
+            w for w, t in [(1.0, "Whole."), (0.5, "Half."), (0.25, "Red."), (2.0, "A cup.")] for _ in range(len(t) + 1)
+        )
 
 
 @pytest.mark.parametrize(
