@@ -98,7 +98,14 @@ def _letter(value: Any, choices: dict[str, str]) -> str | None:
     said = str(value).strip()
     bare = said.strip("().: ")
     if bare in choices or (len(bare) == 1 and bare.upper() in choices):
-        return bare if bare in choices else bare.upper()
+        letter = bare if bare in choices else bare.upper()
+        other = next((each for each, text in choices.items() if text.strip() == said and each != letter), letter)
+        if other != letter:
+            detail = f"the answer {described(value)} may mean choice {letter} or the text of choice {other}"
+            raise BadSample(
+                "not_a_choice", f"{detail}: write the one that is right as it stands in the question, with its letter"
+            )
+        return letter
     for letter, text in choices.items():
         if text.strip() == said:
             return letter

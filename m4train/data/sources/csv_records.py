@@ -59,7 +59,10 @@ class CsvRecords(RecordFile):
             raise BadSample("bad_csv", "a field begins with a quotation mark that is not closed")
         values = _fields(raw, delimiter)
         if len(values) != len(names):
-            raise BadSample("bad_csv", f"a row of {len(values)} fields, but the header has {len(names)}")
+            raise BadSample(
+                "bad_csv",
+                f"a row of {len(values)} fields, but the header has {len(names)}: put those that hold {delimiter!r} in quotes",
+            )
         twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
         if twice is not None:
             raise BadSample("bad_csv", f"the header names {twice!r} twice, of which only one could be read: rename one")

@@ -51,7 +51,10 @@ def detect(files: FileReader, shards: Sequence[str], key: str) -> tuple[str, str
             f"{shards[0]} is a folder of pictures, with a text or record of the same name next to each",
         )
     if kind not in FORMATS_BY_EXTENSION:
-        raise ConfigError(f"{key}.format is auto, but nothing is known of files like {shards[0]}: name the format.")
+        raise ConfigError(
+            f"{key}.format is auto, but nothing is known of files like {shards[0]}: name the format, or write them "
+            "as JSON lines, CSV, parquet or tar."
+        )
     named = FORMATS_BY_EXTENSION[kind]
     if named is not None:
         return named, f"its files end in {kind}"

@@ -112,9 +112,10 @@ def _message(turn: Record, number: int, gallery: Gallery) -> Message:
     said_by = turn.first("role", "from")
     role = ROLES.get(str(said_by).strip(" \t\r\n<|>").lower())
     if role is None:
-        raise BadSample(
-            "bad_json", f"turn {number} has the role {described(said_by)}, which is none of {', '.join(ROLES)}"
-        )
+        who = f"turn {number} has the role {described(said_by)}, which is none of {', '.join(ROLES)}: rename it"
+        if said_by is None:
+            who = f"turn {number} has no role, but is {described(turn.content)}: say which is which, as fields={{role: ..., content: ...}}"
+        raise BadSample("bad_json", who)
     calls = [_call(call, number) for call in _calls(turn)]
     content = _said(turn, "content", "value")
     if isinstance(content, dict):

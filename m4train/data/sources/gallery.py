@@ -169,7 +169,10 @@ class Gallery:
                 item["image"] = len(self.pictures) - 1
             if self.pictures[item["image"]] is None:
                 number = f"{item['image']} of {len(self.pictures)}"
-                raise BadSample("missing_image", f"image {number} is null or empty in the record")
+                raise BadSample(
+                    "missing_image",
+                    f"image {number} is null or empty in the record: name it, or set missing_images=drop_sample to do without the sample",
+                )
             item["image"] = str(item["image"])
 
     def _number(self, places: Sequence[Item], owned: Sequence[Item]) -> None:
@@ -186,7 +189,10 @@ class Gallery:
         used = len(set(given)) if given else len(numbers)
         if used != len(self.listed):
             found = f"{used} places for images but {len(self.listed)} images"
-            raise BadSample("image_count", found + (f", next to {len(owned)} that name their own" if owned else ""))
+            found += f", next to {len(owned)} that name their own" if owned else ""
+            raise BadSample(
+                "image_count", f"{found}: give one for each, or say with placeholder=... what stands for one"
+            )
         following = iter(range(len(self.listed)))
         for item in places:
             if isinstance(item["image"], Place):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -46,7 +47,7 @@ class Pictures:
         elif scheme and scheme[2]:
             return name
         root = self.folder if self.folder is not None else os.path.dirname(shard)
-        return os.path.join(os.path.expanduser(root), name)
+        return _as_stored(os.path.join(os.path.expanduser(root), name))
 
     def files_of(self, shard: str, names: Sequence[str]) -> tuple[str, ...]:
         """The local files that names mean, whether they are there or not."""
@@ -99,12 +100,31 @@ class Pictures:
         except FileNotFoundError:
             coded = _short_base64(name)
             if coded is None:
-                raise BadSample("missing_image", f"no file {place[:1000]}") from None
+                raise BadSample("missing_image", f"no file {place[:1000]}: {_advice(name, self.folder)}") from None
             return coded, IN_RECORD
         except (ConfigError, ValueError) as error:
             if not is_remote(place):
                 raise
             raise BadSample("remote_image", f"{name[:_SHOWN]} cannot be opened: {error}") from None
+
+
+def _as_stored(path: str) -> str:
+    """A local path as its file is called if that is written otherwise: with the slashes of Windows, or with accents as macOS
+    or others write them."""
+    if is_remote(path) or (path.isascii() and "\\" not in path) or os.path.exists(path):
+        return path
+    slashes = path.replace("\\", "/")
+    others = (unicodedata.normalize(form, each) for each in (path, slashes) for form in ("NFC", "NFD"))
+    return next((each for each in (slashes, *others) if os.path.exists(each)), path)
+
+
+def _advice(name: str, folder: str | None) -> str:
+    if os.path.isabs(name):
+        return "put it there, or correct the name"
+    known = "image_folder, where relative names begin," if folder is not None else "the name"
+    return f"put it there, or correct {known}" + (
+        "" if folder is not None else ", or set image_folder to where relative names begin"
+    )
 
 
 _MEND = "restore it, or run `m4train data index` to index what there is now"

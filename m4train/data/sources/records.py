@@ -140,7 +140,10 @@ def checked(sample: Sample, reading: Reading) -> Sample:
     for message in sample.messages or ():
         said = "".join(item.get("text", "") for item in message["content"])
         if message["role"] == "assistant" and message.get("weight", 1) > 0 and not said.strip():
-            raise BadSample("empty_answer", "an answer says nothing, so that only its end would be learned")
+            raise BadSample(
+                "empty_answer",
+                "an answer says nothing, so that only its end would be learned: write it, or give it the weight 0",
+            )
         if message["role"] == "assistant" and message.get("weight", 1) > 0 and says_nothing(said):
             raise BadSample(
                 "empty_answer", f"an answer is {said.strip()!r}, which programs write for one that is missing"

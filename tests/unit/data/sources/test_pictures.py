@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +194,16 @@ def test_an_edited_record_is_a_bad_sample_until_its_file_is_indexed_anew(tmp_pat
     assert error.value.reason == "damaged"
     os.utime(path, ns=(1, 1))
     assert opened(path).read(1).messages[1]["content"] == [{"text": "B."}]
+
+
+@pytest.mark.parametrize(
+    "name", ["sub\\caf\u00e9 1.png", "sub/cafe\u0301 1.png", "sub\\cafe\u0301 1.png", "./sub\\caf\u00e9 1.png"]
+)
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_as_windows_and_macos_write_them(tmp_path: Path, name: str, form: str) -> None:
+    path = written(tmp_path, name)
+    (tmp_path / "sub" / unicodedata.normalize(form, "caf\u00e9 1.png")).write_bytes(png(BLUE))
+    built = opened(path)
+    assert not bad(built)
+    assert np.array_equal(built.images(1)[0], np.asarray(BLUE))
+    assert "image_folder" in bad(opened(written(tmp_path, "a\\b.png")))["1"][1]

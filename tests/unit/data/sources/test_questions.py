@@ -190,3 +190,21 @@ def test_ways_out_of_conflicts() -> None:
     assert asked(record, ignore=("prompt",)) == (Q, "Red.")
     assert asked(record, fields={"question": "prompt"}) == ("Draw.", "Red.")
     assert asked({"context": {"t": "x"}, "question": Q, "answer": "Red."}, ignore=("context",)) == (Q, "Red.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "learnt"),
+    [
+        ("A", None),
+        ("B", None),
+        ("(B)", "B. A"),
+        ("a", "A. B"),
+        ("C", "C. D"),
+        ("D", "C. D"),
+        (0, "A. B"),
+        ("A. B", "A. B"),
+    ],
+)
+def test_an_answer_that_is_the_letter_of_one_choice_and_the_text_of_another(answer: Any, learnt: str | None) -> None:
+    found = asked({"question": Q, "options": ["B", "A", "D"], "answer": answer})
+    assert found == "not_a_choice" if learnt is None else found[1] == learnt
