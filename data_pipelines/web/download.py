@@ -13,7 +13,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import ThreadedResolver
 
 from data_pipelines.web.hosts import Hosts, Manners
-from data_pipelines.web.opt_outs import of_headers
+from data_pipelines.web.opt_outs import Listed, in_content, of_headers
 from m4train.downloads import is_own_network
 from m4train.errors import BadSample
 from m4train.processing.images import ImageInfo, read_image_info
@@ -72,8 +72,9 @@ class _Resolver(AbstractResolver):
 class Downloader:
     """Downloads images within an event loop; `async with` opens and closes its connections."""
 
-    def __init__(self, limits: Limits, manners: Manners, user_agent: str) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, manners: Manners, user_agent: str, listed: Listed) -> None:
+        """`listed`: what must not be asked for."""
+        self.limits, self.listed = limits, listed
         self.hosts = Hosts(manners, self._small)
         self._agent, self._user_agent = manners.agent, user_agent
         self._respect = manners.respect_opt_out
@@ -96,7 +97,11 @@ class Downloader:
         """The image behind a URL, following redirects by the rules of every host on the way."""
         here = url
         for _ in range(self.limits.max_redirects + 1):
-            refusal = self._address_refusal(here) or await self.hosts.refusal(here)
+            refusal = (
+                "opt_out_listed"
+                if here in self.listed
+                else self._address_refusal(here) or await self.hosts.refusal(here)
+            )
             if refusal:
                 return Outcome(refusal)
             turn = await self.hosts.turn(here)
@@ -144,7 +149,8 @@ class Downloader:
             if size > self.limits.max_bytes:
                 return Outcome("too_large", code)
             parts.append(chunk)
-        return checked(b"".join(parts), code)
+        content = b"".join(parts)
+        return Outcome("opt_out_c2pa", code) if self._respect and in_content(content) else checked(content, code)
 
     async def _small(self, url: str, max_bytes: int) -> tuple[int, bytes] | str:
         """Status and beginning of a small text, over redirects; a word if there is no answer."""

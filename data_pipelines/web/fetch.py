@@ -7,6 +7,7 @@ asks only for what may succeed later.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from data_pipelines.frame.step import Step
 from data_pipelines.web.download import Downloader, Limits, Outcome
 from data_pipelines.web.hosts import Manners
 from data_pipelines.web.images import settle, wanted, without_missing
-from data_pipelines.web.opt_outs import NO_AI, RESERVED, of_page
+from data_pipelines.web.opt_outs import NO_AI, RESERVED, Listed, of_page
 from m4train.errors import ConfigError
 
 _AHEAD = 2  # images asked for ahead of the document that is next, as a multiple of `concurrency`; so much memory holds
@@ -47,10 +48,12 @@ class Fetch(Step):
         respect_robots: bool = True,
         respect_opt_out: bool = True,
         allow_private: bool = False,
+        refused: list[str] | None = None,
         drop_missing: bool = False,
     ) -> None:
         """`agent`: name for robots.txt; `contact`: address of who to ask, told to every server. `per_host`, `delay`, `max_delay`:
-        requests at once, seconds between two, and the most a host may ask for. The numbers hold for one rank."""
+        requests at once, seconds between two, and the most a host may ask for. The numbers hold for one rank. `refused`: files of URLs
+        and domains, one a line, that are not asked for, and whose pages are left out."""
         super().__init__()
         positive = {"per_host": per_host, "concurrency": concurrency, "seconds": seconds, "max_bytes": max_bytes}
         for key, value in positive.items():
@@ -59,13 +62,17 @@ class Fetch(Step):
         if delay < 0 or max_redirects < 0:
             raise ConfigError("fetch.delay and fetch.max_redirects must not be below 0.")
         self.retry, self.drop_missing = retry, drop_missing
+        self.refused, self.listed = refused or [], Listed(refused or [])
         self.window = _AHEAD * concurrency
         self.limits = Limits(max_bytes, max_redirects, seconds, idle_seconds, concurrency, allow_private)
         self.manners = Manners(agent, per_host, delay, max_delay, respect_robots, respect_opt_out)
         self.user_agent = f"{agent}/1.0 (+{contact})" if contact else f"{agent}/1.0"
 
+    def inputs(self) -> list[tuple[str, int]]:
+        return [(path, os.path.getsize(path)) for path in self.refused]
+
     def process(self, documents: Iterable[Document], rank: int, world_size: int) -> Iterator[Document]:
-        with _Loop(Downloader(self.limits, self.manners, self.user_agent), self.window) as loop:
+        with _Loop(Downloader(self.limits, self.manners, self.user_agent, self.listed), self.window) as loop:
             waiting: deque[tuple[Document, list[tuple[dict[str, Any], Future[Outcome]]]]] = deque()
             for document in documents:
                 if self._is_forbidden(document):
@@ -78,6 +85,9 @@ class Fetch(Step):
 
     def _is_forbidden(self, document: Document) -> bool:
         """Whether the page forbids training; `noimageai` of a page leaves its text."""
+        if document.metadata["url"] in self.listed:
+            self.count("opt_out_listed_page", example=document)
+            return True
         if not self.manners.respect_opt_out:
             return False
         asked = of_page(document.metadata, self.manners.agent)

@@ -1,11 +1,15 @@
 """The step `fetch` against a server on loopback that lies, stalls, redirects and forbids."""
 
 import hashlib
+import io
 import socket
+import struct
 import time
+import zlib
 from itertools import pairwise
 
 import pytest
+from PIL import Image
 
 from data_pipelines.frame.document import image_bytes, image_node, images_of, new_document, text_node
 from data_pipelines.web.fetch import Fetch
@@ -27,8 +31,8 @@ def server(site):
         yield address
 
 
-def document(*urls, key="k", **metadata):
-    found = new_document(key, "http://example.org/", {}, [text_node("text"), *(image_node(url) for url in urls)])
+def document(*urls, key="k", url="http://example.org/", **metadata):
+    found = new_document(key, url, {}, [text_node("text"), *(image_node(url) for url in urls)])
     found.metadata.update(metadata)
     return found
 
@@ -189,6 +193,65 @@ def test_opt_outs_of_an_image(site, server, headers, status):
     site.pages["/a.png"] = (200, headers, PNG)
     assert statuses(f"{server}/a.png") == [status]
     assert statuses(f"{server}/a.png", respect_opt_out=False) == ["ok"]
+
+
+def _cbor(value):
+    """Maps and texts of less than 256 bytes."""
+    if isinstance(value, dict):
+        return bytes([0xA0 + len(value)]) + b"".join(_cbor(part) for item in value.items() for part in item)
+    data = value.encode()
+    return (bytes([0x60 + len(data)]) if len(data) < 24 else bytes([0x78, len(data)])) + data
+
+
+def _box(kind, content):
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def _with_credentials(entries, by="c2pa", kind="png"):
+    """An image with an assertion on training, in a JUMBF box in the chunk or segment where C2PA puts it."""
+    described = _box(b"jumd", b"cbor\0\x11\0\x10\x80\0\0\xaa\0\x38\x9b\x71\x03" + f"{by}.training-mining\0".encode())
+    uses = {f"{by}.{name}": {"use": use} for name, use in entries.items()}
+    boxes = _box(b"jumb", described + _box(b"cbor", _cbor({"entries": uses})))
+    if kind == "png":
+        chunk = struct.pack(">I", len(boxes)) + b"caBX" + boxes + struct.pack(">I", zlib.crc32(b"caBX" + boxes))
+        return PNG[:33] + chunk + PNG[33:]
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    segment = b"JP\0\1\0\0\0\1" + boxes
+    return buffer.getvalue()[:2] + b"\xff\xeb" + struct.pack(">H", 2 + len(segment)) + segment + buffer.getvalue()[2:]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+@pytest.mark.parametrize(
+    ("entries", "by", "status"),
+    [
+        ({"ai_training": "notAllowed"}, "c2pa", "opt_out_c2pa"),
+        ({"ai_inference": "allowed", "ai_generative_training": "notAllowed"}, "cawg", "opt_out_c2pa"),
+        ({"data_mining": "constrained"}, "c2pa", "opt_out_c2pa"),
+        ({"ai_training": "allowed", "ai_inference": "notAllowed"}, "c2pa", "ok"),
+        ({"ai_training": "allowed", "data_mining": "allowed"}, "cawg", "ok"),
+    ],
+)
+def test_content_credentials_of_an_image(site, server, entries, by, status, kind):
+    site.add("/a", _with_credentials(entries, by, kind))
+    assert statuses(f"{server}/a") == [status]
+    assert statuses(f"{server}/a", respect_opt_out=False) == ["ok"]
+
+
+def test_what_lists_name_is_not_asked_for_and_its_pages_are_left_out(site, server, tmp_path):
+    for path in ("/a.png", "/b.png", "/c.png"):
+        site.add(path, PNG)
+    site.add("/to-b", b"", 302, location="/b.png")
+    (tmp_path / "list.txt").write_text(f"# opted out\n{server}/b.png\nListed.example  # a domain\n\n")
+    urls = [f"{server}{path}" for path in ("/a.png", "/b.png", "/to-b")] + ["http://sub.listed.example:8/x.png"]
+    pages = [document(*urls), document(key="gone", url="http://www.listed.example/page")]
+    (found,), step = fetched(pages, refused=[str(tmp_path / "list.txt")], respect_opt_out=False)
+    assert [node["fetch"]["status"] for node in images_of(found)] == ["ok", *["opt_out_listed"] * 3]
+    assert step.ledger.counts["opt_out_listed_page"] == 1
+    assert not site.asked["/b.png"]
+    assert step.inputs() == [(str(tmp_path / "list.txt"), (tmp_path / "list.txt").stat().st_size)]
+    with pytest.raises(ConfigError, match=r"fetch\.refused names .*none\.txt"):
+        Fetch(refused=[str(tmp_path / "none.txt")])
 
 
 def test_reservations_of_a_site(site, server):
