@@ -6,6 +6,7 @@ documents in the same number of tasks, which `dedup` checks.
 
 from __future__ import annotations
 
+import copy
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from data_pipelines.corpus.buckets import (
     save,
 )
 from data_pipelines.corpus.dedup_rules import DedupRules, image_keys, newest_first, paragraph_keys
-from data_pipelines.frame.document import BETWEEN_TEXTS, nodes_of, set_nodes, text_node
+from data_pipelines.frame.document import BETWEEN_TEXTS, Node, nodes_of, set_nodes, text_node
 from data_pipelines.frame.step import Step
 from m4train.errors import ConfigError, DataError
 
@@ -116,6 +117,7 @@ class Dedup(Step):
             failed = next((rule for rule, numbers in dropped.items() if number in numbers), None)
             if failed is not None:
                 self.count(failed, example=document)
+                self.lose(failed, document)
             elif self._clean(document, listed):
                 self.count("kept", example=document)
                 yield document
@@ -136,24 +138,30 @@ class Dedup(Step):
 
     def _clean(self, document: Document, listed: dict[str, Listed]) -> bool:
         """Removes images and paragraphs that are listed; returns whether the document stays: a conversation only whole."""
-        kept, removed = [], False
+        kept: list[Node] = []
+        lost: list[tuple[str, str | None]] = []  # rule, and the paragraph, or None for an image
         for node in nodes_of(document):
             if node["type"] == "text":
-                text = self._text(document, node["text"], listed)
-                removed |= text != node["text"]
+                text = self._text(document, node["text"], listed, lost)
                 kept += [node if text == node["text"] else text_node(text)] if text else []
             elif (rule := self._image_rule(document, node, listed)) is not None:
                 self.count(rule, example=document, image=node.get("url"))
-                removed = True
+                lost.append((rule, None))
             else:
                 kept.append(node)
-        if not removed:
-            return True
-        if document.metadata.get("messages") is not None or not kept:
-            self.count("conversation" if kept else "empty", example=document)
+        if lost and document.metadata.get("messages") is not None:
+            self.count("conversation", example=document)
+            self.lose("conversation", document)
             return False
-        set_nodes(document, kept)
-        return True
+        for rule, what in lost:
+            self.lose(rule, what)
+        if lost:
+            example = copy.copy(document) if not kept else None
+            set_nodes(document, kept)
+            if example is not None:
+                self.count("empty", example=example)
+                self.lose("empty", document)
+        return bool(kept) or not lost
 
     @staticmethod
     def _image_rule(document: Document, node: dict[str, Any], listed: dict[str, Listed]) -> str | None:
@@ -162,13 +170,16 @@ class Dedup(Step):
                 return rule
         return None
 
-    def _text(self, document: Document, text: str, listed: dict[str, Listed]) -> str:
+    def _text(
+        self, document: Document, text: str, listed: dict[str, Listed], lost: list[tuple[str, str | None]]
+    ) -> str:
         if "paragraph" not in listed:
             return text
         kept = []
         for paragraph in text.split(BETWEEN_TEXTS):
             if any(key in listed["paragraph"] for key in paragraph_keys(document, paragraph)):
                 self.count("paragraph", example=document, paragraph=paragraph[:500])
+                lost.append(("paragraph", paragraph))
             else:
                 kept.append(paragraph)
         return BETWEEN_TEXTS.join(kept)

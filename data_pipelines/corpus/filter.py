@@ -50,7 +50,7 @@ class Filter(Step):
 
     def _nodes(self, document: Document) -> bool:
         """Removes the images and paragraphs that fail; returns whether the document stays: a conversation only as a whole."""
-        whole = document.metadata.get("messages") is not None
+        self._whole = whole = document.metadata.get("messages") is not None
         kept: list[dict[str, Any]] = []
         texts: list[Text] = []
         seen: set[str] = set()
@@ -65,6 +65,7 @@ class Filter(Step):
                 kept += [text_node(BETWEEN_TEXTS.join(part.text for part in paragraphs))] if paragraphs else []
             if failed and whole:
                 self.count("conversation", example=document)
+                self.lose("conversation", document)
                 return False
         if not whole:
             set_nodes(document, kept)
@@ -146,10 +147,10 @@ class Filter(Step):
             except BadSample as error:
                 self._drop(document, "image/unreadable", None, image=node.get("url"), why=error.detail)
                 bad.append(id(node))
-        if self._fails(document, "document", rule, worst):
-            return False
         if bad:
             set_nodes(document, [node for node in nodes_of(document) if id(node) not in bad])
+        if self._fails(document, "document", rule, worst):
+            return False
         document.metadata.setdefault("scores", {})["nsfw"] = round(worst, 4)
         images = self.rules.images
         return not (bad and images and self._fails(document, "document", images, sum(1 for _ in images_of(document))))
@@ -169,9 +170,12 @@ class Filter(Step):
             return False
         if part == "paragraph" and text is not None:
             why["paragraph"] = text.text[:500]
-        return self._drop(document, f"{part}/{rule.name}", value, **why)
+        return self._drop(document, f"{part}/{rule.name}", value, text.text if text else "", **why)
 
-    def _drop(self, document: Document, label: str, value: float | None, **why: Any) -> bool:
+    def _drop(self, document: Document, label: str, value: float | None, text: str = "", **why: Any) -> bool:
         found = why if value is None else {**why, "value": value}
         self.count(label, example=document, **found)
+        part = label.partition("/")[0]
+        if part == "document" or not self._whole:  # a conversation goes as a whole, or not at all
+            self.lose(label, {"document": document, "paragraph": text}.get(part))
         return True

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Sequence
 from html import escape
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 170, 8, 22, 34
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 160, 8, 22, 22
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], thresholds: Sequence[float], name: str) -> str:
@@ -21,21 +21,27 @@ def histogram(edges: Sequence[float], counts: Sequence[int], thresholds: Sequenc
         height = (HEIGHT - TOP - BOTTOM) * count / top
         x, y = LEFT + number * width, HEIGHT - BOTTOM - height
         parts.append(
-            f'<rect x="{x + 1:.1f}" y="{y:.1f}" width="{width - 2:.1f}" height="{height:.1f}" fill="#2563eb"/>'
+            f'<rect x="{x + 1:.1f}" y="{y:.1f}" width="{width - 2:.1f}" height="{height:.1f}" class="column"/>'
         )
         if count:
             parts.append(f'<text x="{x + width / 2:.1f}" y="{y - 3:.1f}" text-anchor="middle">{count:,}</text>')
+    every = 2 if len(counts) > 14 else 1  # so that labels do not run into each other
+    bold = {f"{value:.6g}" for value in thresholds}  # written below
     for number, edge in enumerate(edges, 1):
-        parts.append(
-            f'<text x="{LEFT + number * width:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{edge:.6g}</text>'
-        )
+        label = f"{edge:.6g}"
+        if (
+            label not in bold
+            and number % every == 0
+            and not any(abs(number - _place(edges, v)) < every for v in thresholds)
+        ):
+            parts.append(
+                f'<text x="{LEFT + number * width:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{label}</text>'
+            )
     for value in thresholds:
         x = LEFT + width * _place(edges, value)
+        parts.append(f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(
-            f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{HEIGHT - BOTTOM}" stroke="#c0362c" stroke-width="1.8" stroke-dasharray="4 3"/>'
-        )
-        parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - 4}" text-anchor="middle"><tspan font-weight="700">{value:.6g}</tspan></text>'
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle"><tspan font-weight="700">{value:.6g}</tspan></text>'
         )
     return "".join([*parts, "</svg>"])
 
@@ -43,7 +49,9 @@ def histogram(edges: Sequence[float], counts: Sequence[int], thresholds: Sequenc
 def _place(edges: Sequence[float], value: float) -> float:
     """Where a value lies on the axis, in bins from the left."""
     number = bisect.bisect_right(edges, value)
-    if number == 0 or number == len(edges):
+    if number == 0:  # its bin ends just after it, see `Rule.edges`
+        return 1.0
+    if number == len(edges):
         return float(number)
     low, high = edges[number - 1], edges[number]
     return number + (value - low) / (high - low)

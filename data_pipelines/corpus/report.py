@@ -29,6 +29,8 @@ REPORT = "report.html"
 KEPT = "kept"
 _SIZES = ("documents", "images", "words")
 _IMAGES = 4  # of an example that are shown
+_SIDE = 280  # pixels of the longer side of one: twice what is shown, for screens that are finer
+_PARTS = ("image", "paragraph", "document")  # in the order in which `filter` applies its rules
 
 
 class Report(Step):
@@ -93,10 +95,23 @@ def _step(ledger: Ledger, folder: Path) -> dict[str, Any]:
         "before": {size: ledger.before.get(size, 0) for size in _SIZES},
         "after": {size: ledger.after.get(size, 0) for size in _SIZES},
         "counts": counts,
+        "funnel": _funnel(ledger),
         "dropped": [(label, examples[label]) for label, _ in counts if label != KEPT and label in examples],
         "kept": examples.get(KEPT, []),
         "charts": charts,
     }
+
+
+def _funnel(ledger: Ledger) -> list[dict[str, Any]]:
+    """What went into and out of every rule of a step that says what it lost: one begins with what the other left."""
+    rows = []
+    now = {size: ledger.before.get(size, 0) for size in _SIZES}
+    part = lambda label: _PARTS.index(label.partition("/")[0]) if label.partition("/")[0] in _PARTS else len(_PARTS)
+    for label, lost in sorted(ledger.lost.items(), key=lambda item: (part(item[0]), -ledger.counts[item[0]], item[0])):
+        after = {size: now[size] - lost.get(size, 0) for size in _SIZES}
+        rows.append({"label": label, "count": ledger.counts[label], "before": now, "after": after})
+        now = after
+    return rows
 
 
 def _example(example: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -124,6 +139,6 @@ def _picture(place: dict[str, Any], folder: Path) -> str | None:
             content = file.read(place["length"])
         if hashlib.sha256(content).hexdigest() != place["id"]:
             return None
-        return data_uri(decode_image(content))
+        return data_uri(decode_image(content), _SIDE, "JPEG")
     except (OSError, BadSample):
         return None

@@ -29,6 +29,7 @@ class Ledger:
     before: Counter[str] = field(default_factory=Counter)  # documents, images, words (between white space), characters
     after: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)  # label, such as a filter's name -> how often
+    lost: dict[str, Counter[str]] = field(default_factory=dict)  # label -> documents, images and words that went for it
     # label -> id, url, nodes, media (paths relative to the folder of the stage) and why of what it was counted for
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     histograms: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> edges, counts, thresholds
@@ -37,6 +38,8 @@ class Ledger:
         """Adds the numbers of another rank. Raises ValueError if its histograms have other edges."""
         for mine, theirs in ((self.before, other.before), (self.after, other.after), (self.counts, other.counts)):
             mine.update(theirs)
+        for label, sizes in other.lost.items():
+            self.lost.setdefault(label, Counter()).update(sizes)
         for label, examples in other.examples.items():
             kept = self.examples.setdefault(label, [])
             kept.extend(examples[: EXAMPLES - len(kept)])
@@ -70,7 +73,8 @@ class Ledger:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Ledger:
         counters = {name: Counter(values[name]) for name in ("before", "after", "counts")}
-        return cls(values["name"], **counters, examples=values["examples"], histograms=values["histograms"])
+        lost = {label: Counter(sizes) for label, sizes in values.get("lost", {}).items()}
+        return cls(values["name"], **counters, lost=lost, examples=values["examples"], histograms=values["histograms"])
 
 
 def size_of(document: Document) -> dict[str, int]:
@@ -79,8 +83,13 @@ def size_of(document: Document) -> dict[str, int]:
     if "nodes" not in document.metadata:
         return sizes
     text = document.text
-    words = text.count(" ") + text.count("\n") + 1 - text.count("\n\n")
-    return sizes | {"images": sum(1 for _ in images_of(document)), "words": words if text.strip() else 0}
+    words = words_in(text) if text.strip() else 0
+    return sizes | {"images": sum(1 for _ in images_of(document)), "words": words}
+
+
+def words_in(text: str) -> int:
+    """Words, counted by the white space that `extract` leaves, so that those of paragraphs add up to those of their document."""
+    return text.count(" ") + text.count("\n") + 1 - text.count("\n\n")
 
 
 def merged(folder: Path) -> list[Ledger]:

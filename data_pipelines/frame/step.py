@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_pipelines.frame.statistics import Ledger, size_of
+from data_pipelines.frame.statistics import Ledger, size_of, words_in
 from m4train.errors import ConfigError
 
 
@@ -73,6 +74,11 @@ class Step(PipelineStep):
         self.ledger.counts[label] += number
         if example is not None:
             self.ledger.example(label, example, why)
+
+    def lose(self, label: str, lost: Document | str | None) -> None:
+        """Counts by size what goes for the reason `label`: a document, paragraphs of one, or, None, an image."""
+        sizes = {"images": 1} if lost is None else {"words": words_in(lost)} if isinstance(lost, str) else size_of(lost)
+        self.ledger.lost.setdefault(label, Counter()).update(sizes)
 
     def measure(self, name: str, value: float, edges: Sequence[float], thresholds: Iterable[float] = ()) -> None:
         """Counts a value in the histogram `name`; edges and thresholds are those of the first call."""

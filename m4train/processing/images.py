@@ -301,10 +301,10 @@ def _name(source: bytes | str | os.PathLike) -> str:
     return f"an image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def data_uri(image: Image.Image) -> str:
-    """An image, made small if it is large, as a link that holds it."""
+def data_uri(image: Image.Image, side: int = _LINKED_SIDE, kind: str = "PNG") -> str:
+    """An image, made small if a side is longer than `side` pixels, as a link that holds it, as PNG or JPEG."""
     small = to_rgb(image).copy()
-    small.thumbnail((_LINKED_SIDE, _LINKED_SIDE))
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    small.save(buffer, kind)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

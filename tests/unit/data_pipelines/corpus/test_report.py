@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 
@@ -80,6 +81,35 @@ def test_the_funnel_is_what_is_on_disk_and_adds_up(tmp_path):
     assert counts["paragraph/words"] == 30
 
 
+def _rules(page):
+    """The rows of the tables of rules, by step."""
+    rows = [row for row in _Cells(page).rows if len(row) == 7 and row[0] != "rule"]
+    return [(row[0], *(int(cell.replace(",", "")) for cell in row[1:])) for row in rows]
+
+
+def test_rules_one_after_the_other_lead_from_what_came_in_to_what_went_out(tmp_path):
+    repeated = {"image": 1, "paragraph": 3, "url": True}
+    stages = {
+        "clean": STAGES["clean"],
+        "keys": {"steps": {"keys": {"rules": repeated}}, "keep": False},
+        "buckets": {"steps": {"buckets": {"rules": repeated}}, "keep": False, "reads": None},
+        "once": {"steps": {"dedup": {"rules": repeated}}},
+        "report": STAGES["report"],
+    }
+    pages = [[n, [f"Page {n % 25} is about\n\nnothing but  words.\n\n\n\nAll of these are shared by all.", f"png:{n % 9}", "Two words", *(["png:3"] * (n % 5))], f"http://s.org/{n % 20}", {"date": f"20{10 + n}"}] for n in range(40)]  # fmt: skip
+    assert run_stages(tmp_path, pages, stages) == 0
+    page = (tmp_path / "out" / REPORT).read_text()
+    funnel, rules = _funnel(page), _rules(page)
+    numbers = lambda row: [int(cell.replace(",", "")) for cell in row[2:8]]
+    for step, labels in (("filter", ("image/", "paragraph/", "document/")), ("dedup", ("url", "image", "paragraph"))):
+        rows = [row for row in rules if row[0].startswith(labels) and ("/" in row[0]) == (step == "filter")]
+        came_in, went_out = numbers(funnel[step])[::2], numbers(funnel[step])[1::2]
+        assert len(rows) >= 2
+        assert list(rows[0][1::2]) == came_in
+        assert all(list(before[2::2]) == list(after[1::2]) for before, after in pairwise(rows))
+        assert list(rows[-1][2::2]) == went_out, (step, rows)
+
+
 def test_the_page_is_escaped_and_needs_nothing_from_outside(tmp_path):
     assert run_stages(tmp_path, PAGES, STAGES) == 0
     page = (tmp_path / "out" / REPORT).read_text()
@@ -88,7 +118,7 @@ def test_the_page_is_escaped_and_needs_nothing_from_outside(tmp_path):
     assert cells.outside == []
     assert "&lt;script&gt;alert(" in page
     assert "?&lt;b&gt;" in page
-    assert page.count('src="data:image/png;base64,') >= 3  # pictures of what was kept
+    assert page.count('src="data:image/jpeg;base64,') >= 3  # pictures of what was kept
     assert "paragraph: Two words" in page
     assert "value: 2" in page
 
@@ -131,9 +161,19 @@ def test_histograms_draw_thresholds_where_values_are_divided():
     svg = histogram(rule.edges, counts, rule.thresholds, "<words>")
     assert 'aria-label="&lt;words&gt;"' in svg
     lines = [float(x) for x in re.findall(r'class="threshold" x1="([\d.]+)"', svg)]
-    edges = re.findall(r'<text x="([\d.]+)" y="150" text-anchor="middle">([\d.e+]+)</text>', svg)
-    at = {label: float(x) for x, label in edges}
-    assert lines == pytest.approx([at["4"], at["1000"]], abs=0.2)
+    width = (640 - 2 * 8) / len(counts)
+    assert lines == pytest.approx([8 + width * (rule.edges.index(4) + 1), 8 + width * (above + 1)], abs=0.2)
+    labels = re.findall(
+        r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle">([\d.e+]+|<tspan[^<]*</tspan>)</text>', svg
+    )
+    places = sorted((float(x), label) for x, label in labels if label not in ("1", "2"))  # but the counts on columns
+    assert [re.sub("<.*?>", "", label) for _, label in places][:2] == ["4", "10"]
+    assert min(after - before for (before, _), (after, _) in pairwise(places)) > width / 2  # none on another
+    share = Rule("flagged_words", float("-inf"), 0.01)  # its only threshold is the first border
+    first = histogram(share.edges, [1] * (len(share.edges) + 1), share.thresholds, "x")
+    assert float(re.search(r'class="threshold" x1="([\d.]+)"', first)[1]) == pytest.approx(
+        8 + 624 / (len(share.edges) + 1), abs=0.1
+    )
     inside = histogram([0, 10], [1, 1, 1], [5], "x")
     assert float(re.search(r'class="threshold" x1="([\d.]+)"', inside)[1]) == pytest.approx(8 + 624 / 3 * 1.5, abs=0.1)
 
