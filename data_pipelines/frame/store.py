@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from data_pipelines.frame.document import new_document, set_nodes
+from m4train.durable import fsync_folder
 from m4train.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,16 +43,7 @@ def aside(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts on disk which files a folder holds."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_folder(path.parent)
 
 
 def write_json(path: Path, values: Any) -> None:

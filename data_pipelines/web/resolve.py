@@ -12,12 +12,13 @@ from datatrove.data import Document
 from filelock import FileLock
 
 from data_pipelines.frame.step import Step
-from data_pipelines.frame.store import aside, sync_folder
+from data_pipelines.frame.store import aside
 from data_pipelines.web.download import Outcome, checked
 from data_pipelines.web.images import settle, wanted, without_missing
 from data_pipelines.web.img2dataset import images_of_shard, read_member
 from data_pipelines.web.records import Pointer, opened, read_pointer, read_records
 from m4train.data.storage.files import find_files, stamps
+from m4train.durable import fsync_folder
 from m4train.errors import ConfigError
 
 INDEX = "places.npy"  # in the folder of the stage: where every image is, by the hash of its URL
@@ -98,7 +99,7 @@ class Resolve(Step):
             if not (folder / INDEX).is_file():
                 with aside(folder / INDEX) as file:
                     np.save(file, self._looked_up())
-                sync_folder(folder)
+                fsync_folder(folder)
         return np.load(folder / INDEX, mmap_mode="r")
 
     def _looked_up(self) -> np.ndarray:

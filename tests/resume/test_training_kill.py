@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from m4train import durable
 from m4train.training.checkpoints import files as checkpoint_files
 from m4train.training.checkpoints import save as checkpoint
 from m4train.training.checkpoints import saver as saving
@@ -81,6 +82,7 @@ def test_every_point_of_a_save_is_listed(tmp_path, monkeypatch):
         if callable(function) and getattr(function, "__module__", "") in (
             checkpoint.__name__,
             checkpoint_files.__name__,
+            durable.__name__,
         ):
             monkeypatch.setattr(checkpoint, name, seen(name, function))
     monkeypatch.setattr(saving, "write_checkpoint", checkpoint.write_checkpoint)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from m4train.durable import fsync_folder
 from m4train.errors import CheckpointError
 from m4train.run_files import STATE
 
@@ -26,15 +27,6 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints of a run, oldest first, each with its step; anything else in the folder is ignored."""
     named = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*")]
     return sorted((int(match[1]), path) for match, path in named if match)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fsync_tree(folder: Path) -> None:

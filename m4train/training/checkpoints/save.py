@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 import m4train
+from m4train.durable import fsync_folder
 from m4train.errors import CheckpointError, ConfigError
 from m4train.json_files import read_mapping
 from m4train.run_files import BEST, STATE
 from m4train.training.checkpoints.files import (
     checkpoints_in,
     file_hashes,
-    fsync_folder,
     fsync_tree,
     write_json,
     write_manifest,
