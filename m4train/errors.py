@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
+import traceback
 from typing import Any
 
 _SECRET = re.compile(r"(?<=://)[^/@\s'\"]*:[^/@\s'\"]*(?=@)")
@@ -68,10 +70,22 @@ class TrainingError(M4Error):
 def of_the_system(error: Exception) -> str | None:
     """A sentence on what the operating system refused: its own word for it, such as "No space left on device", the path, and
     what to do. None for an error that is not of that kind, as a defect of this program is."""
-    if not isinstance(error, OSError) or error.errno is None or not isinstance(error.filename, (str, bytes)):
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    path = error.filename if isinstance(error.filename, (str, bytes)) else _being_written(error)
+    if path is None:
         return None
     advice = _ADVICE.get(error.errno, "look at that path")
-    return f"{error.strerror}: {os.fsdecode(error.filename)}; {advice}, and run the same command again."
+    return f"{error.strerror}: {os.fsdecode(path)}; {advice}, and run the same command again."
+
+
+def _being_written(error: OSError) -> str | None:
+    """The file that the innermost function had open when a write failed, which the error itself does not say."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        names = [held.name for held in frame.f_locals.values() if isinstance(held, io.IOBase) and hasattr(held, "name")]
+        found = next((name for name in names if isinstance(name, str)), found)
+    return found
 
 
 _ADVICE = {

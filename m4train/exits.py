@@ -20,6 +20,9 @@ REFUSED = 2  # nothing was begun
 STOPPED_EARLY = 3  # a signal, the time limit or the stop file ended the run with a checkpoint
 INTERRUPTED = 130  # Ctrl-C, at once
 
+# What asks a run to stop: a terminal's Ctrl-C and its end, launchers, SLURM.
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+
 FOLDER = "M4TRAIN_OUTCOME"  # the folder in which the processes of one launch leave word for who started them
 _STOPPED = "stopped-early"
 

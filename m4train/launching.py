@@ -20,8 +20,7 @@ from m4train import exits, scratch
 from m4train.config import Config
 from m4train.errors import ConfigError, TrainingError
 from m4train.run_files import CHECKPOINTS
-
-_FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+from m4train.terminal import leave_terminal
 
 
 def launched() -> bool:
@@ -77,7 +76,7 @@ def launch(arguments: list[str], processes: int, run_dir: Path) -> int:
     """Runs `m4train ARGUMENTS` on `processes` processes of this machine through torch's elastic launcher; returns what they would
     return as one.
 
-    SIGINT, SIGTERM and SIGUSR1 are passed on, and the processes decide what they mean. If one fails, the others are
+    SIGINT, SIGTERM, SIGUSR1 and SIGHUP are passed on, and the processes decide what they mean. If one fails, the others are
     ended. Raises TrainingError that names the first to fail, or ConfigError if it refused the configuration.
     """
     check_devices(processes)
@@ -95,7 +94,7 @@ def launch(arguments: list[str], processes: int, run_dir: Path) -> int:
         local_addr="127.0.0.1",
         run_id=f"m4train-{os.getpid()}",
         max_restarts=0,
-        signals_to_handle="SIGHUP,SIGQUIT",  # the others are passed on, so that the run ends with a checkpoint
+        signals_to_handle="SIGQUIT",  # the others are passed on, so that the run ends with a checkpoint
     )
     with _signals_passed_on(), scratch.launching(), tempfile.TemporaryDirectory(prefix="m4train-") as folder:
         outcome, os.environ[exits.FOLDER] = Path(folder), folder
@@ -133,6 +132,8 @@ def _signals_passed_on() -> Iterator[None]:
     import psutil
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         children = psutil.Process().children()
         if not children:  # nobody could hear it
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
@@ -140,7 +141,8 @@ def _signals_passed_on() -> Iterator[None]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in _FORWARDED}
+    heard = [number for number in exits.STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup asks
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         yield
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from m4train.commands.export_adapter import BASE, has_rows_of, is_model_folder, 
 from m4train.commands.export_check import Rendered, rendered_by_transformers
 from m4train.config import Config
 from m4train.config.checks import size_in_bytes
+from m4train.durable import remove
 from m4train.errors import CheckpointError, ConfigError
 from m4train.families import FAMILIES
 from m4train.hub import WEIGHT_FILES, model_folder
@@ -68,9 +68,9 @@ def export_checkpoint(config: Config) -> Exported:
     checkpoint = find_checkpoint(config, among=MODEL_KEYS)
     if checkpoint is None:
         raise CheckpointError(f"{config.run_dir} holds no checkpoint: train first, or set run_dir to a trained run.")
-    target = Path(config.export.folder or Path(config.run_dir) / EXPORT)
+    target = Path(config.export.folder or Path(config.run_dir) / EXPORT).resolve()  # what a link points to is replaced
     unfinished = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    remove(unfinished)
     unfinished.mkdir(parents=True)
     processor = restore_processor(config, checkpoint.folder)
     processor.save_pretrained(unfinished)
@@ -85,8 +85,12 @@ def export_checkpoint(config: Config) -> Exported:
         else None
     )
     _describe(config, checkpoint, unfinished, drift, rendered)
-    shutil.rmtree(target, ignore_errors=True)
+    earlier = target.with_name(f".{target.name}.earlier")
+    remove(earlier)
+    if target.exists():
+        target.rename(earlier)
     unfinished.rename(target)
+    remove(earlier)
     return Exported(checkpoint.step, target, drift, rendered)
 
 

@@ -19,13 +19,14 @@ from m4train.config.compose import save_config
 from m4train.data.loading.quarantine import left_out_at_end
 from m4train.data.plan.lengths import needs_plan, passes, settled
 from m4train.data.plan.plan import Plan
-from m4train.errors import ConfigError
+from m4train.errors import ConfigError, TrainingError, of_the_system
 from m4train.evaluation.answers import decoding_of, sample_answers
 from m4train.evaluation.benchmarks.training import benchmark_scores
 from m4train.inspection.outlook import outlook
-from m4train.run_files import CONFIG, PARAMETERS
+from m4train.run_files import CHECKPOINTS, CONFIG, PARAMETERS
 from m4train.training.callbacks import default_callbacks
 from m4train.training.checkpoints.bases import bases
+from m4train.training.checkpoints.files import checkpoints_in
 from m4train.training.checkpoints.find import agreed_checkpoint
 from m4train.training.checkpoints.state import Checkpoint
 from m4train.training.claim import claim
@@ -40,7 +41,21 @@ EARLY = ("signal", "time_limit", "stop_file")  # ways to stop that are not what 
 
 
 def train(config: Config) -> int:
-    """Trains, or continues, the run of `config`; returns 0, or 3 if a signal, the time limit or the stop file ended it early."""
+    """Trains, or continues, the run of `config`; returns 0, or 3 if a signal, the time limit or the stop file ended it early.
+
+    Raises TrainingError, saying which checkpoint is kept, if the operating system refuses to read or write.
+    """
+    try:
+        return _train_claimed(config)
+    except OSError as error:
+        held = checkpoints_in(Path(config.run_dir) / CHECKPOINTS)
+        kept = f"{held[-1][1].name} is kept" if held else "there is no checkpoint yet"
+        if (refused := of_the_system(error)) is None:
+            raise
+        raise TrainingError(f"{refused} {kept[0].upper()}{kept[1:]}.") from error
+
+
+def _train_claimed(config: Config) -> int:
     _make_run_dir(Path(config.run_dir))
     _set_up(config)
     engine = make_engine(config)

@@ -77,7 +77,14 @@ class Heartbeat:
         return f"rank {self.rank}: in {self._stage} of step {self._step} for {since:.0f} s, samples: {keys}"
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(1.0, self.timeout / 4)):
+        interval, before = min(1.0, self.timeout / 4), time.monotonic()
+        while not self._closed.wait(interval):
+            now = time.monotonic()
+            if (
+                asleep := now - before - interval
+            ) > interval:  # this process was stopped as a whole, as a suspended job is
+                self._last = min(now, self._last + asleep)
+            before = now
             limit = self.timeout * (PATIENCE if self._stage in _PREPARATION else 1)
             if time.monotonic() - self._last > limit:
                 self._report(limit)

@@ -9,25 +9,26 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from m4train.exits import check_interrupts
+from m4train.durable import remove
+from m4train.exits import STOPS, check_interrupts
 from m4train.run_files import STOP
-
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+from m4train.terminal import leave_terminal
 
 
 def forget_request(run_dir: Path) -> None:
     """Removes a stop file that was there before the run started, which was meant for another start, and says so."""
     if (run_dir / STOP).exists():
-        (run_dir / STOP).unlink(missing_ok=True)
+        remove(run_dir / STOP)
         print(
             f"{run_dir / STOP} was there before this start and is removed; make it again to stop this one.", flush=True
         )
 
 
 class StopRequests:
-    """Listens for SIGINT, SIGTERM, SIGUSR1 and the file `run_dir/stop` while it is open.
+    """Listens for SIGINT, SIGTERM, SIGUSR1, SIGHUP and the file `run_dir/stop` while it is open.
 
-    A second SIGINT is not caught, so that a user can always leave. Handlers are put back on exit.
+    A second SIGINT is not caught, so that a user can always leave. SIGHUP stays ignored if it is, as nohup asks; it says that the
+    terminal is gone, so that nothing more is written to it. Handlers are put back on exit.
     """
 
     def __init__(self, run_dir: Path, max_hours: float | None = None) -> None:
@@ -39,7 +40,8 @@ class StopRequests:
     def __enter__(self) -> StopRequests:
         check_interrupts()  # of what came before
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+            heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._on_signal) for number in heard}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -48,6 +50,8 @@ class StopRequests:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number).name
+        if self._received == "SIGHUP":
+            leave_terminal()
         if number == signal.SIGINT:
             signal.signal(number, self._before[number])
 
@@ -65,4 +69,4 @@ class StopRequests:
 
     def clear(self) -> None:
         """Removes the stop file once it was obeyed, so that the next run does not stop at once."""
-        self.file.unlink(missing_ok=True)
+        remove(self.file)

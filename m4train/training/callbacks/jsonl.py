@@ -30,17 +30,17 @@ class Jsonl(Callback):
             self._file = path.open("a", encoding="utf-8")
 
     def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        if self._file is not None:
+        if (file := self._file) is not None:
             if metrics["step"] == self._step:  # the same step with more about it
-                self._file.truncate(self._before)
-            self._step, self._before = metrics["step"], self._file.seek(0, os.SEEK_END)
-            self._file.write(json.dumps({key: _finite(value) for key, value in metrics.items()}) + "\n")
-            self._file.flush()
+                file.truncate(self._before)
+            self._step, self._before = metrics["step"], file.seek(0, os.SEEK_END)
+            file.write(json.dumps({key: _finite(value) for key, value in metrics.items()}) + "\n")
+            file.flush()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def _finite(value: Any) -> Any:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 import m4train
-from m4train.durable import fsync_folder
+from m4train.durable import fsync_folder, remove
 from m4train.errors import CheckpointError, ConfigError
 from m4train.json_files import read_mapping
 from m4train.run_files import BEST, STATE
@@ -204,7 +204,7 @@ def _refusal(aside: Path) -> str | None:
 
 def _make_folder(aside: Path) -> None:
     for stale in aside.parent.glob(".writing-*"):  # left by a run that was killed in the middle of a save
-        shutil.rmtree(stale)
+        remove(stale)
     aside.parent.mkdir(exist_ok=True)  # not the run directory: one that vanished takes its metrics with it
     aside.mkdir()
 
@@ -262,8 +262,7 @@ def _seal(aside: Path, hashes: Mapping[str, str]) -> None:
 
 def _publish(aside: Path, target: Path) -> None:
     """The moment the checkpoint comes to exist. One of the same step can only be damaged, or it would have been resumed."""
-    if target.exists():
-        shutil.rmtree(target)
+    remove(target)
     os.rename(aside, target)
     fsync_folder(target.parent)
 
@@ -277,7 +276,7 @@ def _prune(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
             continue
         doomed = folder / f".writing-{old.name}"
         os.rename(old, doomed)
-        shutil.rmtree(doomed)
+        remove(doomed)
 
 
 def best_step(folder: Path) -> int | None:
