@@ -201,8 +201,8 @@ def test_a_checkpoint_of_an_earlier_version_lacks_keys_at_their_default(tmp_path
     (folder / MANIFEST).unlink()
     write_manifest(folder)
     assert find_checkpoint(config).step == 12
-    config.freeze.frozen_dtype = "bf16"
-    with pytest.raises(CheckpointError, match=r"frozen_dtype"):
+    config.freeze.new_rows_from = 60
+    with pytest.raises(CheckpointError, match=r"new_rows_from"):
         find_checkpoint(config)
 
 
