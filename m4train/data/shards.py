@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from m4train.data.documents.sample import dump_sample, sample_from_dict
-from m4train.data.sources.detect import extension
+from m4train.data.sources.detect import extension, way_out
 from m4train.data.sources.folders import check_splits, counts_as_shard, look_into, splits_in
 from m4train.data.sources.picture_folder import PictureFolder
 from m4train.data.storage.files import find_files, is_there
@@ -44,8 +44,11 @@ def expand_shards(pattern: str, form: str = "auto") -> list[str]:
             if len(splits) > 1:
                 _LOG.warning("%r matches files of several splits: %s", name, ", ".join(sorted(splits)))
         if not found:
+            there = look_into(folder).others if os.path.isdir(folder) else []
+            advice = way_out(there)
+            also = f", which holds files like {os.path.basename(there[0])}" if advice else ""
             raise DataError(
-                f"No shard matches {name!r} (from {pattern!r}): write it first or correct the source's path."
+                f"No shard matches {name!r} (from {pattern!r}){also}: {advice or 'write it first'} or correct the source's path."
             )
         shards.extend(found)
     if len(set(shards)) != len(shards):

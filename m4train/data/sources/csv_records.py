@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from m4train.data.sources.fields import PICTURE_COLUMNS, Reading, is_choice, is_column
+from m4train.data.sources.media import looks_like_media
 from m4train.data.sources.record_files import RecordFile
 from m4train.data.storage.files import FileReader
 from m4train.errors import BadSample
@@ -50,7 +51,7 @@ class CsvRecords(RecordFile):
                     file.seek(offset + len(line))
                 if not header and row.strip():
                     yield offset, row.rstrip(b"\r\n")
-                header = header and not row.removeprefix(BYTE_ORDER_MARK).strip()
+                header = header and not _is_header(row)
                 offset += len(row)
 
     def parse(self, files: FileReader, path: str, raw: bytes) -> dict[str, Any]:
@@ -78,13 +79,23 @@ class CsvRecords(RecordFile):
                 start = files.read(path, 0, _LONGEST_HEADER).removeprefix(BYTE_ORDER_MARK)
             except FileNotFoundError:
                 start = b""
-            line = next((line for line in start.splitlines() if line.strip()), b"")
+            line = next(filter(_is_header, start.splitlines()), b"")
             said = line.decode("utf-8", "replace")
             tabs = ".tsv" in os.path.basename(path).lower()
             delimiter = "\t" if tabs else max(_DELIMITERS, key=said.count)
             names = [_column(name.strip(), self.reading) for name in _fields(line, delimiter)]
+            sample = next(filter(looks_like_media, names), None)
+            if sample is not None:
+                detail = f"it holds {sample[:120]!r}, as a row of a sample does: write a first row that names the columns, as image,caption"
+                raise BadSample("bad_csv", detail)
             self._headers[path] = delimiter, [name or f"column {n}" for n, name in enumerate(names, start=1)]
         return self._headers[path]
+
+
+def _is_header(row: bytes) -> bool:
+    """Whether the first row that is one is the header: not an empty one, nor what spreadsheets write about the delimiter."""
+    said = row.removeprefix(BYTE_ORDER_MARK).strip()
+    return bool(said) and re.fullmatch(rb'"?sep=.?"?', said) is None
 
 
 def with_picture(record: dict[str, Any], reading: Reading) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,13 @@ from m4train.processing.images import PICTURE_EXTENSIONS
 FORMATS_BY_EXTENSION = {
     ".json": "json", ".jsonl": "json", ".ndjson": "json", ".jsonlines": "json",
     ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": None, ".tgz": None,
+}  # fmt: skip
+_WAYS_OUT = {  # of files that are not read
+    ".arrow": "write them as parquet, with datasets.load_from_disk(FOLDER).to_parquet(FILE)",
+    ".zip": "unpack them first, with unzip", ".7z": "unpack them first, with 7z x", ".rar": "unpack them first, with unrar x",
+    ".bz2": "unpack them first, with bunzip2", ".xz": "unpack them first, with unxz",
+    ".xlsx": "save them as CSV in UTF-8", ".xls": "save them as CSV in UTF-8", ".pdf": "render their pages to pictures first",
+    ".txt": "set format=csv if they are tables", ".yaml": "write them as JSON lines", ".yml": "write them as JSON lines",
 }  # fmt: skip
 PACKED = (".gz", ".zst")
 _LOOKED_AT = 2000  # members of a tar
@@ -37,6 +44,12 @@ def is_shard(path: str) -> bool:
     return extension(path) in FORMATS_BY_EXTENSION
 
 
+def way_out(paths: Iterable[str]) -> str | None:
+    """What to do about the first of some files that are not read; None if that is not known."""
+    kinds = (os.path.splitext(path.lower())[1] for path in paths)
+    return next((_WAYS_OUT[kind] for kind in kinds if kind in _WAYS_OUT), None)
+
+
 def detect(files: FileReader, shards: Sequence[str], key: str) -> tuple[str, str]:
     """The format of the shards of the source called `key`, and what it was told by. Raises ConfigError if it cannot be told."""
     kinds = {extension(shard) for shard in shards} if not os.path.isdir(shards[0]) else {""}
@@ -52,8 +65,7 @@ def detect(files: FileReader, shards: Sequence[str], key: str) -> tuple[str, str
         )
     if kind not in FORMATS_BY_EXTENSION:
         raise ConfigError(
-            f"{key}.format is auto, but nothing is known of files like {shards[0]}: name the format, or write them "
-            "as JSON lines, CSV, parquet or tar."
+            f"{key}.format is auto, but nothing is known of files like {shards[0]}: {way_out(shards) or 'name the format'}."
         )
     named = FORMATS_BY_EXTENSION[kind]
     if named is not None:
@@ -93,9 +105,14 @@ def _tar_format(files: FileReader, shard: str, sample: Mapping[str, TarMember]) 
     if texts:
         turns = isinstance(_json(files, shard, sample[texts[0]]), list)
         return ("m4_conversations", ", and turns in its text") if turns else ("m4_documents", "")
+    pictures = [suffix for suffix in sample if os.path.splitext(f"_.{suffix}")[1].lower() in PICTURE_EXTENSIONS]
     record = _json(files, shard, sample["json"]) if "json" in sample else None
     if isinstance(record, dict):
         has = lambda *names: all(isinstance(record.get(name), list) for name in names)
+        named = [f'"{suffix}"' for suffix in pictures]
+        nameless = len(named) == 1 and has("messages") and named[0] not in json.dumps(record)
+        if nameless:
+            return "pairs", ", with `messages` that name no member"
         if has("items") or has("messages"):
             return "canonical", f", with `{'items' if has('items') else 'messages'}`"
         if has("text_list", "image_info"):
@@ -106,8 +123,9 @@ def _tar_format(files: FileReader, shard: str, sample: Mapping[str, TarMember]) 
             return "energon", ", with `images` and `texts`"
         if has("texts"):
             return "llava_onevision", ", with `texts`"
-    pictures = [suffix for suffix in sample if os.path.splitext(f"_.{suffix}")[1].lower() in PICTURE_EXTENSIONS]
-    if len(pictures) == 1 and (has_form(record, Reading()) or any(suffix.endswith("txt") for suffix in sample)):
+    if len(pictures) == 1 and (
+        has_form(record, Reading()) or any(suffix.endswith(("txt", "caption")) for suffix in sample)
+    ):
         return "pairs", ""
     return None
 

@@ -13,7 +13,7 @@ from m4train.data.sources.detect import FORMATS_BY_EXTENSION, extension, is_shar
 from m4train.data.sources.fields import Reading, split_of
 from m4train.data.sources.json_records import JsonRecords
 from m4train.data.sources.picture_folder import ABOUT, SAID
-from m4train.data.sources.record_files import is_metadata, is_picture
+from m4train.data.sources.record_files import is_metadata, is_picture, walk_folder
 from m4train.data.sources.records import has_form
 from m4train.data.sources.tarfiles import is_junk
 from m4train.data.storage.files import FileReader
@@ -31,6 +31,7 @@ class Folder:
     said: list[str]  # texts and JSON files that have the name of a picture next to them
     metadata: list[str]  # tables and records that describe the pictures next to them, as of Hugging Face's imagefolder
     records: list[str]  # all other shards
+    others: list[str]  # what is neither a picture nor a shard
 
     def of_kind(self, form: str) -> list[str]:
         """The shards that a folder holds of a format that is given. Raises DataError if they are texts of pictures."""
@@ -66,10 +67,7 @@ class Folder:
 
 def look_into(folder: str) -> Folder:
     """What a folder holds."""
-    files: list[str] = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not (name.startswith(".") or is_junk(f"{name}/x")))
-        files += [os.path.join(place, name) for name in sorted(names) if not (name.startswith(".") or is_junk(name))]
+    files = [os.path.join(place, name) for place, _, names in walk_folder(folder) for name in names]
     pictures = [path for path in files if is_picture(path)]
     stems = {os.path.splitext(path)[0] for path in pictures}
     said = [path for path in files if path.lower().endswith(SAID) and os.path.splitext(path)[0] in stems]
@@ -78,7 +76,8 @@ def look_into(folder: str) -> Folder:
     shards = [path for path in files if is_shard(path) and counts_as_shard(path) and path not in kept]
     metadata = [path for path in shards if is_metadata(path)]
     records = [path for path in shards if path not in metadata and not _is_about(path, tars)]
-    return Folder(folder, pictures, said, metadata, records)
+    known = {*pictures, *said, *shards}
+    return Folder(folder, pictures, said, metadata, records, [path for path in files if path not in known])
 
 
 def counts_as_shard(path: str) -> bool:

@@ -13,10 +13,9 @@ from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample, StoredFiles, content_hash
 from m4train.data.sources.csv_records import BYTE_ORDER_MARK
 from m4train.data.sources.fields import Reading
-from m4train.data.sources.record_files import is_picture
+from m4train.data.sources.record_files import is_picture, walk_folder
 from m4train.data.sources.records import Composed, image_member, unchanged
 from m4train.data.sources.tar_formats import Pairs, check_own_picture, json_of
-from m4train.data.sources.tarfiles import is_junk
 from m4train.data.storage.files import FileReader, Range
 from m4train.errors import BadSample
 
@@ -130,12 +129,11 @@ def _samples(path: str) -> dict[str, tuple[list[str], list[str]]]:
     """The pictures and the texts of every sample, by their paths in the folder without an extension, in order."""
     found: dict[str, tuple[list[str], list[str]]] = {}
     alone: list[str] = []  # JSON files: those of no picture may be about something else
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+    for folder, _, names in walk_folder(path):
+        for name in names:
             relative = os.path.relpath(os.path.join(folder, name), path)
             kind = 0 if is_picture(name) else 1 if os.path.splitext(name)[1].lower() in SAID else None
-            if kind is None or is_junk(relative) or name.startswith("."):
+            if kind is None:
                 continue
             if name.lower().endswith(".json"):
                 alone.append(relative)

@@ -27,6 +27,18 @@ def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PICTURE_EXTENSIONS and not is_junk(name)
 
 
+def walk_folder(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk in the order of names, also behind links to folders, each folder once, without what is hidden or junk."""
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        folders[:] = sorted(name for name in folders if not (name.startswith(".") or is_junk(f"{name}/x")))
+        yield place, folders, sorted(name for name in names if not (name.startswith(".") or is_junk(name)))
+
+
 def is_metadata(path: str) -> bool:
     """Whether a file of records describes the pictures next to it."""
     return os.path.basename(path).lower().startswith("metadata.")
@@ -34,12 +46,11 @@ def is_metadata(path: str) -> bool:
 
 def _described(folder: str) -> Iterator[str]:
     """The pictures that the metadata of a folder should describe: not those below it that have metadata of their own."""
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in walk_folder(folder):
         if place != folder and any(map(is_metadata, names)):
             folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not (name.startswith(".") or is_junk(f"{name}/x")))
-        yield from (os.path.join(place, name) for name in sorted(names) if is_picture(name))
+        yield from (os.path.join(place, name) for name in names if is_picture(name))
 
 
 def _other_encoding(start: bytes) -> str | None:

@@ -128,6 +128,7 @@ class M4Conversations(_Numbered):
         return compose({"texts": turns}, self.reading, [str(part) for part in images])
 
 
+_BOXES = re.compile(r"\s*(?:\d+(?:[ \t]+-?\d*\.\d+(?:e-?\d+)?){4,}\s*)+")  # a class and where it is, on each line
 # What img2dataset writes of each picture that it fetched.
 _DOWNLOADED = words("url key status error_message width height original_width original_height exif sha256 md5 alt")
 
@@ -152,7 +153,7 @@ class Pairs(TarFormat):
         if "question.txt" in named:
             need(named, "answer.txt")
             return [Ref("question.txt", self._QUESTION), Ref("answer.txt", self._ANSWER), *record], images
-        text = next((suffix for suffix in ("txt", "text.txt") if suffix in named), None)
+        text = next((suffix for suffix in ("txt", "text.txt", "caption") if suffix in named), None)
         if text is not None:
             return [Ref(text, self.CAPTION), *record], images
         need(named, "json")
@@ -175,6 +176,11 @@ class Pairs(TarFormat):
             said = {"question": _text(found[self._QUESTION]), "answer": _text(found[self._ANSWER])}
         elif self.CAPTION in found:
             said = {"caption": _text(found[self.CAPTION]).strip("\ufeff")}
+            if _BOXES.fullmatch(said["caption"]):
+                raise BadSample(
+                    "no_text",
+                    "its text is the boxes of a detector and not words: leave such texts out, or put words into them",
+                )
         else:
             said = {}
         if not (has_form(said, Reading()) if said else has_form(content, self.reading)):

@@ -398,3 +398,96 @@ def test_a_small_file_that_unpacks_to_very_much_is_refused_before_it_is_held(
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 40_000_000
+
+
+# Files that are nearly what is read
+
+
+@pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\r\n', "\ufeffsep=;\r\n", "\r\n\r\n"])
+def test_what_spreadsheets_write_before_the_header(tmp_path: Path, first: str) -> None:
+    pixels = pictures(tmp_path, 2)
+    (tmp_path / "a.csv").write_bytes(f"{first}image;caption\r\n0.png;A, B\r\n1.png;C\r\n".encode())
+    check(opened(tmp_path / "a.csv"), ["A, B", "C"], pixels)
+
+
+@pytest.mark.parametrize(
+    "rows", ["0.png,A cat\n1.png,A dog\n", "0.png#0\tA cat\n", "a cat\thttps://x.org/a.jpg\nb\thttps://x.org/b.jpg\n"]
+)
+def test_a_table_without_a_header_loses_no_row_in_silence(tmp_path: Path, rows: str) -> None:
+    pictures(tmp_path, 2)
+    (tmp_path / "a.tsv").write_text(rows.replace(",", "\t"))
+    with pytest.raises(ConfigError, match="write a first row that names the columns, as image,caption"):
+        opened(tmp_path / "a.tsv", fields={"caption": "A cat"})
+
+
+def test_a_table_that_ends_in_txt(tmp_path: Path) -> None:
+    pixels = pictures(tmp_path, 1)
+    (tmp_path / "captions.txt").write_text("image,caption\n0.png,A cat\n")
+    with pytest.raises(ConfigError, match=r"captions\.txt: set format=csv if they are tables"):
+        opened(tmp_path / "captions.txt")
+    check(opened(tmp_path / "captions.txt", "csv"), ["A cat"], pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("data-00000-of-00001.arrow", "to_parquet"),
+        ("a.zip", "unzip"),
+        ("a.jsonl.bz2", "bunzip2"),
+        ("a.pdf", "render their pages"),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_files_that_are_not_read_and_what_to_do_with_them(tmp_path: Path, name: str, advice: str, whole: bool) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "state.json" if whole else tmp_path / "README.md").write_text("{}")
+    with pytest.raises((ConfigError, DataError), match=advice):
+        opened(tmp_path if whole else tmp_path / name)
+
+
+def test_folders_that_are_links_are_looked_into_once(tmp_path: Path) -> None:
+    pixels = pictures(tmp_path / "elsewhere", 2)
+    for number in range(2):
+        (tmp_path / "elsewhere" / f"{number}.txt").write_text(f"Digit {number}")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photos").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "mine")
+    check(opened(tmp_path / "mine"), ["Digit 0", "Digit 1"], pixels)
+    (tmp_path / "elsewhere" / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "A"}\n')
+    (tmp_path / "elsewhere" / "0.txt").unlink()
+    (tmp_path / "elsewhere" / "1.txt").unlink()
+    assert bad(opened(tmp_path / "mine")) == {"1.png": "no_text"}
+
+
+@pytest.mark.parametrize(
+    "text", ["0 0.5 0.5 0.1 0.1", "3 0.1 0.2 0.30 .4\n12 0.5 0.5 0.1 1e-3\n".replace("1e-3", "0.001")]
+)
+def test_the_boxes_of_a_detector_are_no_caption(tmp_path: Path, text: str) -> None:
+    pictures(tmp_path, 2)
+    (tmp_path / "0.txt").write_text(text)
+    (tmp_path / "1.txt").write_text("3 cups of 0.5 l")
+    assert bad(opened(tmp_path)) == {"0": "no_text"}
+
+
+@pytest.mark.parametrize("suffix", ["txt", "caption", "text.txt"])
+def test_pairs_whose_text_is_called_otherwise(tmp_path: Path, suffix: str) -> None:
+    [pixels] = pictures(tmp_path, 1)
+    content = {"0.png": (tmp_path / "0.png").read_bytes(), f"0.{suffix}": b"A cup."}
+    check(opened(tar(tmp_path / "a.tar", content)), ["A cup."], [pixels])
+
+
+def test_turns_next_to_their_picture_in_a_tar(tmp_path: Path) -> None:
+    [pixels] = pictures(tmp_path, 1)
+    content = {"0.png": (tmp_path / "0.png").read_bytes(), "0.json": json.dumps({"messages": TURNS}).encode()}
+    built = opened(tar(tmp_path / "a.tar", content))
+    assert said(built.read(0)) == [None, "What?", "A."]
+    assert (np.asarray(built.images(0)[0]) == pixels).all()
+
+
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
