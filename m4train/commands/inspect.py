@@ -39,8 +39,8 @@ def plan(config: Config, ranks: int, as_json: bool) -> int:
     planned = build.build_plan(config, processor)
     trainer = settled(config, lambda: planned).trainer
     report = plan_report(planned, trainer.max_steps, ranks, trainer.micro_batch_size)
-    sources = open_sources(build.all_sources(data), data, processor)
-    found = [left_out(source, data) for source in sources]
+    held_out = {name: source for name, source in build.all_sources(data).items() if name not in data.sources}
+    found = [left_out(source, data) for source in (*planned.sources, *open_sources(held_out, data, processor))]
     stops = above_limit(found, data)
     said = [*left_out_lines(found), *([f"the run would stop before training: {stops}"] if stops else [])]
     show(dataclasses.asdict(report) | {"stops": stops}, [*plan_tables(report), *said], as_json)

@@ -12,8 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from m4train.config import SourceConfig
+from m4train import build
+from m4train.commands import data as data_commands
+from m4train.commands import inspect as inspect_run
+from m4train.config import Config, ModelConfig, SourceConfig
 from m4train.data.convert import canonical, convert
+from m4train.data.documents.image_layout import FRAMES
 from m4train.data.loading.collate import Collator
 from m4train.data.loading.shard_stream import streamed_sample
 from m4train.data.loading.stream_loader import StreamLoader
@@ -747,3 +751,26 @@ def test_a_file_of_one_picture_is_not_counted(form: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(buffer, form)
     assert frames_in(buffer.getvalue()) == 1
+
+
+def test_every_command_lists_once_what_is_not_read(tmp_path: Path, monkeypatch, caplog, capsys) -> None:
+    rows = [{"messages": TALK, "topic": "t"}] * 3 + [{"messages": TALK}]
+    sources = {"own": SourceConfig(path=_written(tmp_path, "json", rows), format="auto")}
+    data = data_config(sources=sources, epochs=1)
+    config = Config(data=data, model=ModelConfig(tokenizer="any"), run_dir=str(tmp_path / "run"))
+    monkeypatch.setattr(build, "prepared_processor", lambda _: FakeProcessor())
+    monkeypatch.setattr(build, "build_layout", lambda *_: FRAMES)
+    asked = {
+        "index": lambda: data_commands.index(config),
+        "stats": lambda: data_commands.stats(config),
+        "validate": lambda: inspect_run.validate(config, 1, as_json=True),
+        "plan": lambda: inspect_run.plan(config, 1, as_json=True),
+        "the start of a run": lambda: build.build_data(config, FakeProcessor(), 0, 1),
+    }
+    for command, ask in asked.items():
+        caplog.clear()
+        ask()
+        lines = [record.getMessage() for record in caplog.records if "fields not read" in record.getMessage()]
+        assert lines == ["data source 'own': fields not read: topic (3 of 4)"], command
+        shown = capsys.readouterr().out
+        assert command not in ("validate", "plan") or "topic (3 of 4)" in shown
