@@ -60,4 +60,4 @@ docs: setup
 	@echo "open build/site/index.html"
 
 clean-demo:
-	rm -rf runs/digits_pretrain runs/digits_sft
+	rm -rf runs/digits

@@ -5,27 +5,22 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-pretrain=(experiment=digits_pretrain "$@")
-sft=(experiment=digits_sft model.pretrained=runs/digits_pretrain/export "$@")
+run=(experiment=digits "$@")
 started=$SECONDS
-stage() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
+part() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
 
-stage "1/6 pretraining a tiny Idefics3 from scratch on interleaved documents"
-m4train train "${pretrain[@]}"
-m4train export "${pretrain[@]}"
+part "1/5 a tiny Idefics3 from scratch on documents, then LoRA on conversations with the connector in full, vision frozen"
+m4train train "${run[@]}"
 
-stage "2/6 fine-tuning on conversations: LoRA on the text model, connector in full, vision frozen"
-m4train train "${sft[@]}"
+part "2/5 answering questions about held-out scans"
+m4train evaluate "${run[@]}"
 
-stage "3/6 answering questions about held-out scans"
-m4train evaluate "${sft[@]}"
+part "3/5 exporting to a Hugging Face folder, LoRA merged"
+m4train export "${run[@]}"
 
-stage "4/6 exporting to a Hugging Face folder, LoRA merged"
-m4train export "${sft[@]}"
+part "4/5 loading the export with m4train and with transformers"
+python launch/compare_with_transformers.py runs/digits/sft/export
 
-stage "5/6 loading the export with m4train and with transformers"
-python launch/compare_with_transformers.py runs/digits_sft/export
-
-stage "6/6 writing the report"
-m4train report "${sft[@]}"
+part "5/5 writing the report"
+m4train report "${run[@]}"
 printf '\nDone in %d s.\n' $((SECONDS - started))

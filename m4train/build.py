@@ -26,10 +26,10 @@ from m4train.hub import PROCESSOR_FILES, WEIGHT_FILES, model_folder
 from m4train.processing.processor import END_OF_UTTERANCE, FAKE, IMAGE
 from m4train.processing.protocol import SampleProcessor
 from m4train.restore import merged_model
-from m4train.run_files import CHECKPOINTS, QUARANTINE, STATE
+from m4train.run_files import QUARANTINE, STATE
 from m4train.stops import stop_ids
 from m4train.training.checkpoints.adapter_files import start_adapter
-from m4train.training.checkpoints.files import checkpoints_in
+from m4train.training.checkpoints.files import start_folder
 from m4train.training.checkpoints.state import Checkpoint, open_checkpoint
 from m4train.training.compiling import compile_blocks
 from m4train.training.equip import equip
@@ -106,12 +106,6 @@ def _check_agreement(settings: dict[str, Any], implied: dict[str, int]) -> None:
             raise ConfigError(
                 f"model.processor.{name} is {settings[name]}, but the model takes {value}: leave it out, or change the model."
             )
-
-
-def start_folder(pretrained: str) -> str:
-    """The folder or hub id to start from; of a run directory its newest checkpoint."""
-    checkpoints = checkpoints_in(Path(pretrained, CHECKPOINTS))
-    return str(checkpoints[-1][1]) if checkpoints else pretrained
 
 
 def _backbones(config: Config) -> tuple[Path, Path]:

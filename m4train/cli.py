@@ -13,8 +13,9 @@ from m4train.exits import FAILED, INTERRUPTED, REFUSED, interrupts_noted, say_on
 
 COMMANDS = {
     "train": Command(
-        "train a model; continues by itself if run_dir holds a checkpoint",
-        "train:train",
+        "train a model, in stages if it lists some; continues by itself if run_dir holds a checkpoint",
+        "stages:train_stages",
+        reads="stages",
         processes=True,
         needs=TRAINS,
     ),

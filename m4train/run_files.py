@@ -36,6 +36,7 @@ DEEPSPEED = "deepspeed.json"  # what DeepSpeed was given
 STALLED = "stalled"  # a folder: what each rank was doing when a run hung
 WANDB_ID = "wandb_id"  # of the W&B run, so that a continued run is the same one
 CLAIM = "claim"  # which process trains the run; locked while it does
+STAGES = "stages.json"  # of a run of several stages: their names in order, and which are trained
 STOP = "stop"  # a file of this name ends the run with a checkpoint
 LINEAGE_FILE = "m4train.json"  # in an exported folder: which run and step it came from
 
@@ -88,6 +89,29 @@ def read_run(folder: Path) -> RunFiles:
     )
 
 
+def stage_names(folder: Path) -> list[str]:
+    """The stages of the run in `folder`, in their order; none of a run that has none."""
+    return list(noted_stages(folder))
+
+
+def noted_stages(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is noted of each stage of the run in `folder`, by its name: once it is trained, the content of the checkpoints that it
+    ended with (`checkpoint`) and began from (`began_from`)."""
+    entries = [entry for entry in _json(folder / STAGES, []) if isinstance(entry, dict)]
+    return {entry["name"]: entry for entry in entries if isinstance(entry.get("name"), str)}
+
+
+def whole_of(run_dir: Path) -> Path:
+    """The folder of the run that the run in `run_dir` is a stage of; `run_dir` itself if it is none."""
+    return run_dir.parent if run_dir.name in stage_names(run_dir.parent) else run_dir
+
+
+def newest_stage(folder: Path) -> Path:
+    """Of a run of several stages the folder of the last one that has begun; of another run, or of a path that is none, itself."""
+    begun = [folder / name for name in stage_names(folder) if (folder / name / CONFIG).is_file()]
+    return begun[-1] if begun else folder
+
+
 def lineage(folder: Path) -> list[RunFiles]:
     """This run and the runs its starting weights came from, oldest first."""
     runs = [read_run(folder)]
@@ -104,6 +128,7 @@ def lineage(folder: Path) -> list[RunFiles]:
 
 def _origin(start: Path) -> str | None:
     """The run directory that an exported folder, a checkpoint or a run directory comes from."""
+    start = newest_stage(start)
     if (start / CONFIG).is_file():
         return str(start)
     if (start / STATE).is_file():

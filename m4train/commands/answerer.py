@@ -19,7 +19,7 @@ from m4train.evaluation.decoding import Decoding
 from m4train.json_files import read_mapping
 from m4train.models.quantized import BitsAndBytesConfig, quantize_linears
 from m4train.restore import merged_model
-from m4train.run_files import CHECKPOINTS, STATE
+from m4train.run_files import CHECKPOINTS, STATE, newest_stage
 from m4train.training.checkpoints.files import checkpoints_in
 from m4train.training.checkpoints.state import open_checkpoint
 from m4train.training.precision import half_of, machine_precision
@@ -109,7 +109,7 @@ class Pieces:
 
 def load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """The model, its adapters merged, and the processor of a folder, hub id, run, checkpoint or adapter folder."""
-    folder = Path(name)
+    folder = newest_stage(Path(name))
     if (folder / CHECKPOINTS).is_dir():
         checkpoints = checkpoints_in(folder / CHECKPOINTS)
         if not checkpoints:

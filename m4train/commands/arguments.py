@@ -163,8 +163,8 @@ class Command(NamedTuple):
     """One command: `function` ("module:name" in this package) is loaded only after its arguments are known to be right.
 
     It is called with the configuration and the values of `options`, by position, and returns the exit status. `reads` says
-    where the configuration comes from: `overrides`, `run` (a run that was trained, overrides on top), or nothing, in which
-    case the function gets the list of arguments itself. `processes`: it runs on all processes of launch.processes.
+    where the configuration comes from: `overrides`, `stages` (the same, for all stages of a run), `run` (a run that was
+    trained, overrides on top), or nothing, in which case the function gets the list of arguments itself. `processes`: it runs on all processes of launch.processes.
     `needs`: the groups of the configuration that decide which packages must be installed.
     """
 
@@ -200,23 +200,29 @@ class Command(NamedTuple):
             return sweep(asked, rest)
         if asked.multirun:
             raise ConfigError(f"{name} takes no sweep: -m is for `m4train train`.")
-        from m4train.config.compose import load_known_config, load_run_config
+        from m4train.config.compose import load_known_config, load_run_config, load_stages
         from m4train.config.packages import check_packages
         from m4train.scratch import scratch
 
-        load = load_known_config if self.reads == "overrides" else load_run_config
-        config = load(rest, asked.where())
-        check_packages(config, self.needs)
+        if self.reads == "stages":
+            subject: Any = load_stages(rest, asked.where())
+            configs = subject.configs
+        else:
+            load = load_known_config if self.reads == "overrides" else load_run_config
+            subject = load(rest, asked.where())
+            configs = [subject]
+        for config in configs:
+            check_packages(config, self.needs)
         with scratch():
-            code = handed_over(config, [*name.split(), *arguments]) if self.processes else None
-            return self._load()(config, *values) if code is None else code
+            code = handed_over(configs, [*name.split(), *arguments]) if self.processes else None
+            return self._load()(subject, *values) if code is None else code
 
     def _load(self, place: str | None = None) -> Callable[..., Any]:
         module, _, function = (place or self.function).partition(":")
         return getattr(importlib.import_module(f"m4train.commands.{module}"), function)
 
 
-def handed_over(config: Config, arguments: list[str]) -> int | None:
+def handed_over(configs: Sequence[Config], arguments: list[str]) -> int | None:
     """Runs `m4train ARGUMENTS` on the processes of launch.processes, if this process has to start them; its exit code then.
 
     Raises ConfigError if this process is one of a group that does not fit the configuration.
@@ -225,7 +231,9 @@ def handed_over(config: Config, arguments: list[str]) -> int | None:
 
     from m4train import launching
 
-    launching.check_launched(config)
+    for config in configs:
+        launching.check_launched(config)
+    config = configs[0]
     if not launching.starts_processes(config):
         return None
     return launching.launch(arguments, config.launch.processes or 1, Path(config.run_dir))

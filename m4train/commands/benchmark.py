@@ -44,7 +44,7 @@ def benchmark(arguments: list[str]) -> int:
     names = [name.strip() for name in given["benchmarks"].strip("[]").split(",") if name.strip()]
     chosen = load_chosen(names, given.get("scoring"))
     places = places_of(chosen, given["data"])
-    if (code := handed_over(config, ["evaluate", *arguments])) is not None:
+    if (code := handed_over([config], ["evaluate", *arguments])) is not None:
         return code
     engine = made_engine(config, given)
     setting = setting_of(given, given["model"], _name(given["model"]), engine, out)

@@ -44,7 +44,7 @@ def follow(arguments: list[str]) -> int:
     given = given_of(arguments)
     watch = Watch(given)
     config = engine_config(given, watch.run_dir)
-    if (code := handed_over(config, ["evaluate", *arguments])) is not None:
+    if (code := handed_over([config], ["evaluate", *arguments])) is not None:
         return code
     engine, told = made_engine(config, given), []
     for number in (signal.SIGTERM, signal.SIGUSR1):

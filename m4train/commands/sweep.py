@@ -44,6 +44,8 @@ def run_point(options: list[str], fixed: list[str], composed: Any) -> float:
     of eval/loss, or of loss."""
     from hydra.core.hydra_config import HydraConfig
 
+    if composed.stages:
+        raise ConfigError("a sweep trains one run at each point, not stages: choose the experiment of one stage.")
     task = [str(override) for override in HydraConfig.get().overrides.task]
     kept = {override.partition("=")[0] for override in fixed}  # sweepers write values in their own way
     point = [override for override in task if override.partition("=")[0] not in kept]

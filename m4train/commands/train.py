@@ -38,10 +38,16 @@ from m4train.training.stopping import forget_request
 from m4train.training.trainer import Trainer, TrainResult
 
 EARLY = ("signal", "time_limit", "stop_file")  # ways to stop that are not what the configuration asked for
+ALREADY = "trained"  # there was nothing left to do
 
 
 def train(config: Config) -> int:
-    """Trains, or continues, the run of `config`; returns 0, or 3 if a signal, the time limit or the stop file ended it early.
+    """Trains, or continues, the run of `config`; returns 0, or 3 if a signal, the time limit or the stop file ended it early."""
+    return exits.stopped_early() if train_run(config) in EARLY else exits.COMPLETE
+
+
+def train_run(config: Config) -> str:
+    """Trains, or continues, one run; returns what stopped it, as `TrainResult.stopped_by` says, or ALREADY.
 
     Raises TrainingError, saying which checkpoint is kept, if the operating system refuses to read or write.
     """
@@ -55,11 +61,11 @@ def train(config: Config) -> int:
         raise TrainingError(f"{refused} {kept[0].upper()}{kept[1:]}.") from error
 
 
-def _train_claimed(config: Config) -> int:
-    _make_run_dir(Path(config.run_dir))
+def _train_claimed(config: Config) -> str:
+    make_run_dir(Path(config.run_dir))
     _set_up(config)
     engine = make_engine(config)
-    stopped_by, plan = "", None
+    stopped_by, plan = ALREADY, None
     claimed = claim(Path(config.run_dir), engine)
     if engine.rank == 0:
         forget_request(Path(config.run_dir))
@@ -80,7 +86,7 @@ def _train_claimed(config: Config) -> int:
         elif engine.rank == 0:
             print(f"{config.run_dir} is trained already: {resume.folder.name} is its last step.")
     engine.shutdown()
-    return exits.stopped_early() if stopped_by in EARLY else exits.COMPLETE
+    return stopped_by
 
 
 def _plan(config: Config, engine: Engine) -> Plan:
@@ -147,7 +153,7 @@ def describe_model(folder: Path, model: Any, processor: Any) -> None:
     processor.save_pretrained(folder)
 
 
-def _make_run_dir(path: Path) -> None:
+def make_run_dir(path: Path) -> None:
     """Raises ConfigError, before anything is built, if the folder cannot be written into."""
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -141,6 +141,15 @@ def _check_batch_ramp(ramp: BatchRampConfig, size: int) -> None:
     )
 
 
+def _check_optimizer_start(config: Config) -> None:
+    one_of("optimizer.start", config.optimizer.start, ("fresh", "kept"))
+    require(
+        config.optimizer.start == "fresh" or (config.model.pretrained is not None and config.adapter.kind == "none"),
+        "optimizer.start is kept, which needs model.pretrained to name a checkpoint of the same parameters, and no adapter: leave it "
+        "out.",
+    )
+
+
 def _check_optimizer(optimizer: OptimizerConfig) -> None:
     require(
         len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas),
@@ -195,6 +204,7 @@ def _check_training(config: Config) -> None:
     check_combinations(config)
     require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _check_optimizer(optimizer)
+    _check_optimizer_start(config)
     if trainer.epochs is None and config.schedule.warmup_fraction is None:  # else again, once the steps are counted
         check_schedule(config.schedule, trainer.max_steps)
     else:

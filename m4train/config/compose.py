@@ -35,13 +35,14 @@ from m4train.config.loading import (
     search_path,
 )
 from m4train.config.scale import scale_down
+from m4train.config.stages import Outline, Staged, of_run, read_outline, stage_overrides
 from m4train.config.start import composed_start, forget_scratch, starts_from, take_nearest
 from m4train.config.texts import text_of
 from m4train.config.trust import check_code
 from m4train.config.values import Reader, fields_of
 from m4train.errors import ConfigError
 from m4train.json_files import read_mapping
-from m4train.run_files import CONFIG, STATE, inert, load_yaml
+from m4train.run_files import CONFIG, STAGES, STATE, inert, load_yaml
 
 _RUN = "configuration_of_a_run"  # the root that stands for what a run was trained with
 HERE = Where()
@@ -92,13 +93,66 @@ def compose(overrides: list[str], where: Where = HERE, schema: Any = Config) -> 
         return composed
 
 
-def load_config(overrides: list[str], where: Where = HERE) -> Config:
-    """Composes `conf/train.yaml` with Hydra overrides and checks the result.
+def load_config(overrides: list[str], where: Where = HERE, trained: bool = False) -> Config:
+    """Composes `conf/train.yaml` with Hydra overrides and checks the result. Of several stages it is the one that `stage=NAME`
+    chooses, else the first, or the last for a command about what is `trained`.
 
     Raises ConfigError, in one sentence, for an unknown key or choice, a wrong type, or a combination that cannot work.
     """
     _SAID.clear()
-    composed = composed_start(lambda given: compose(given, where), overrides)
+    outline = read_outline(lambda given: compose(given, where), overrides)
+    if not outline.stages:
+        return _loaded(overrides, where, outline.composed)
+    names, asked = outline.names(), outline.composed.stage
+    if asked is None:
+        asked = names[-1 if trained else 0]
+        hint_once(f"this is about stage {asked}; stage=NAME chooses another of {', '.join(names)}.")
+    return _stage(outline, names.index(asked), overrides, where)
+
+
+def load_stages(overrides: list[str], where: Where = HERE) -> Staged:
+    """What `m4train train` trains: every stage of a configuration, the one of `stage=NAME`, or the run if it has no stages.
+
+    A run_dir that holds a run without stages stands for the configuration it is trained with. Raises ConfigError as
+    `load_config`, and for stages that ask for different numbers of processes.
+    """
+    given = {override.partition("=")[0]: text_of(override) for override in overrides}
+    folder = Path(given.get("run_dir", ""))
+    if "run_dir" in given and not given.keys() & {"experiment", "stages"} and (folder / STAGES).is_file():
+        raise ConfigError(
+            f"{folder} holds a run of several stages: give experiment=NAME again, which lists them; stage=NAME trains one."
+        )
+    if "run_dir" in given and (folder / CONFIG).is_file():
+        config = load_known_config(overrides, where)
+        return Staged(Path(config.run_dir), [config])
+    _SAID.clear()
+    outline = read_outline(lambda found: compose(found, where), overrides)
+    if not outline.stages:
+        config = _loaded(overrides, where, outline.composed)
+        return Staged(Path(config.run_dir), [config])
+    configs = [_stage(outline, number, overrides, where) for number in range(len(outline.stages))]
+    processes = {config.name: config.launch.processes for config in configs}
+    if len(set(processes.values())) > 1:
+        raise ConfigError(
+            f"launch.processes differs between stages ({processes}), but all of them are trained by the same processes."
+        )
+    return Staged(Path(str(outline.composed.run_dir)), configs, outline.composed.stage)
+
+
+def _stage(outline: Outline, number: int, overrides: list[str], where: Where) -> Config:
+    """The configuration of one stage. Raises ConfigError that names the stage."""
+    own, name = stage_overrides(outline, number, overrides), outline.stages[number].name
+    try:
+        config = _loaded(own, where, compose(own, where))
+    except ConfigError as error:
+        raise ConfigError(f"stage {name}: {error}") from error
+    config.stage = name
+    return config
+
+
+def _loaded(overrides: list[str], where: Where, composed: Any) -> Config:
+    """The checked object of a composition of `overrides`."""
+    composed = composed_start(lambda given: compose(given, where), overrides, composed)
     take_nearest(composed, overrides)
     _say_what_is_kept(composed, overrides, where)
     config = _object(composed, where)
@@ -120,7 +174,9 @@ def load_run_config(overrides: list[str], where: Where = HERE) -> Config:
     _SAID.clear()
     given = {override.partition("=")[0]: text_of(override) for override in overrides}
     if "experiment" in given or "data" in given or not given.keys() & {"run_dir", "resume"}:
-        return load_config(overrides, where)
+        return load_config(overrides, where, trained=True)
+    overrides = of_run(overrides)
+    given = {override.partition("=")[0]: text_of(override) for override in overrides}
     stored, file = _stored(Path(given["run_dir"]) if "run_dir" in given else None, Path(given.get("resume", "auto")))
     merged = OmegaConf.create(inert(_read_stored(stored)))
     if "model" in merged:
@@ -140,6 +196,8 @@ def load_run_config(overrides: list[str], where: Where = HERE) -> Config:
 def load_known_config(overrides: list[str], where: Where = HERE) -> Config:
     """The configuration for a command that looks at a run, or goes on with it, by `run_dir` alone once that holds one; of a run
     that has not begun as for training."""
+    if not any(override.startswith("experiment=") for override in overrides):
+        overrides = of_run(overrides)
     run_dirs = [text_of(override) for override in overrides if override.startswith("run_dir=")]
     begun = bool(run_dirs) and (Path(run_dirs[-1]) / CONFIG).is_file()
     return load_run_config(overrides, where) if begun else load_config(overrides, where)

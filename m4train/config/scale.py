@@ -30,20 +30,27 @@ def scale_down(config: Config, given: Sequence[str], conf: Path) -> None:
     weights, short and few packs, few steps; data, mixture, freezing, adapters, optimizer and schedule stay. `conf` holds the tiny models."""
     if config.scale != "tiny":
         return
+    if config.model.family != "idefics2":  # whose tiny processor alone leaves images different sizes
+        for source in config.data.sources.values():
+            source.images.upscale_max = 1.0
+    if "model.pretrained" not in given:
+        _scale_model(config, conf)
+    else:  # a tiny model, whose folder says everything
+        config.model.architecture, config.model.processor, config.model.tokenizer = {}, {}, None
+    for key, most in _MOST.items():
+        group, _, name = key.partition(".")
+        value = getattr(getattr(config, group), name)
+        if key not in given and isinstance(value, int | float) and value > most:  # `epoch` stays
+            setattr(getattr(config, group), name, most)
+
+
+def _scale_model(config: Config, conf: Path) -> None:
     model = config.model
     own = conf / "model" / f"tiny_{model.family}.yaml"
     tiny: Any = OmegaConf.load(own if own.is_file() else conf / "model" / "tiny_idefics3.yaml")
     model.architecture, model.processor = _plain(tiny.architecture), _plain(tiny.processor)
     model.pretrained = model.vision_pretrained = model.text_pretrained = None
     model.tokenizer = model.tokenizer or f"{config.data.root}/tokenizer"
-    if model.family != "idefics2":  # whose tiny processor alone leaves images different sizes
-        for source in config.data.sources.values():
-            source.images.upscale_max = 1.0
-    for key, most in _MOST.items():
-        group, _, name = key.partition(".")
-        value = getattr(getattr(config, group), name)
-        if key not in given and isinstance(value, int | float) and value > most:  # `epoch` stays
-            setattr(getattr(config, group), name, most)
 
 
 def _plain(node: Any) -> Any:

@@ -138,6 +138,8 @@ class OptimizerConfig:
     momentum: float | None = None  # muon: decay per step of the momentum of the matrices; null: 0.95
     # per step, times the learning rate; not on norms, biases, gates, embeddings (see decay_all)
     weight_decay: float = 0.1
+    # fresh; or kept: begin with the optimizer state of the checkpoint that model.pretrained names, of the same parameters
+    start: str = "fresh"
     # other values for a part of the model: vision, connector, cross_attention, text, embeddings, new_tokens, lm_head
     parts: dict[str, PartOptimizerConfig] = field(default_factory=dict)
 
@@ -246,6 +248,7 @@ class LoggingConfig:
     console: bool = True  # print what trains, a line per logged step, and a progress bar in a terminal
     wandb: str = "offline"  # Weights & Biases: offline (files in run_dir), online, disabled
     project: str = "m4train"  # project name in Weights & Biases
+    group: str | None = None  # group of the run in Weights & Biases; null: none, or of a stage the name of the whole
 
 
 @dataclass
@@ -293,6 +296,16 @@ class ExportConfig:
 
 
 @dataclass
+class StageConfig:
+    """One of several runs that follow each other, each from the weights of the one before."""
+
+    name: str = ""  # of the stage: its folder in run_dir, and what `stage=NAME` chooses
+    experiment: str | None = None  # choice of conf/experiment that it trains; null: this same configuration
+    # overrides of this stage, as on the command line, whose own come after them: [freeze=none, optimizer.lr=1e-4]
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -307,6 +320,11 @@ class Config:
     # tiny: rehearse the same recipe with a tiny model of the family from random weights, short packs and a few steps;
     # null: as it is
     scale: str | None = None
+    # runs that `m4train train` trains one after another, each in run_dir/NAME and from the last one's weights; []: one run
+    stages: list[StageConfig] = field(default_factory=list)
+    stage: str | None = (
+        None  # the one of `stages` that a command is about; train: only this one, again if it is trained
+    )
     threads: int | None = None  # CPU threads of torch per process; null: torch's own choice
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -15,9 +15,9 @@ from m4train.errors import ConfigError
 NEUTRAL = "backbones"  # the choice of conf/model that says nothing of an architecture
 
 
-def composed_start(compose: Callable[[list[str]], Any], overrides: Sequence[str]) -> Any:
-    """The composition of `overrides`, without the architecture of a choice of `model` if the result starts from a folder."""
-    composed = compose(list(overrides))
+def composed_start(compose: Callable[[list[str]], Any], overrides: Sequence[str], composed: Any) -> Any:
+    """The composition of `overrides`, which is `composed`, without the architecture of a choice of `model` if it starts from a
+    folder."""
     if composed.model.pretrained is None or not composed.model.architecture:
         return composed
     again = [f"model={NEUTRAL}", f"model.family={composed.model.family}"]

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 import m4train
 from m4train.config import Config
 from m4train.inspection.stage_charts import stage_charts
-from m4train.run_files import REPORT, RunFiles, lineage, shown_score
+from m4train.run_files import REPORT, RunFiles, lineage, shown_score, whole_of
 
 SHOWN_ANSWERS = 24
 SHOWN_KEYS = 6  # of dropped samples, per reason
@@ -20,11 +20,12 @@ SHOWN_STEPS = 4  # of the answers given while a run trained
 
 
 def write_report(config: Config) -> Path:
-    """Writes `run_dir/report.html` and returns its path; raises DataError if run_dir holds no run."""
+    """Writes `report.html` into run_dir, or into the folder of the whole if it is a stage, and returns its path; raises
+    DataError if run_dir holds no run."""
     runs = lineage(Path(config.run_dir))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(_page(runs))
-    path = Path(config.run_dir) / REPORT
+    path = whole_of(Path(config.run_dir)) / REPORT
     path.write_text(page)
     return path
 

@@ -25,14 +25,15 @@ def forget_request(run_dir: Path) -> None:
 
 
 class StopRequests:
-    """Listens for SIGINT, SIGTERM, SIGUSR1, SIGHUP and the file `run_dir/stop` while it is open.
+    """Listens for SIGINT, SIGTERM, SIGUSR1, SIGHUP and the file `run_dir/stop`, of a stage also that of the `whole`, while it is
+    open.
 
     A second SIGINT is not caught, so that a user can always leave. SIGHUP stays ignored if it is, as nohup asks; it says that the
     terminal is gone, so that nothing more is written to it. Handlers are put back on exit.
     """
 
-    def __init__(self, run_dir: Path, max_hours: float | None = None) -> None:
-        self.file = run_dir / STOP
+    def __init__(self, run_dir: Path, max_hours: float | None = None, whole: Path | None = None) -> None:
+        self.files = [folder / STOP for folder in (run_dir, whole) if folder is not None]
         self._deadline = None if max_hours is None else time.monotonic() + 3600.0 * max_hours
         self._received: str | None = None
         self._before: dict[int, Any] = {}
@@ -60,8 +61,8 @@ class StopRequests:
         return self._received is not None
 
     def file_present(self) -> bool:
-        """Whether the stop file exists."""
-        return self.file.exists()
+        """Whether a stop file exists."""
+        return any(file.exists() for file in self.files)
 
     def out_of_time(self) -> bool:
         """Whether this process has trained for its `max_hours`."""
@@ -69,4 +70,5 @@ class StopRequests:
 
     def clear(self) -> None:
         """Removes the stop file once it was obeyed, so that the next run does not stop at once."""
-        remove(self.file)
+        for file in self.files:
+            remove(file)

@@ -18,6 +18,7 @@ from m4train.run_files import CHECKPOINTS
 from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoints.aside import set_aside
 from m4train.training.checkpoints.changes import config_dict, continuing, starts_fresh_optimizer
+from m4train.training.checkpoints.find import start_checkpoint
 from m4train.training.checkpoints.live import check_live
 from m4train.training.checkpoints.save import load_checkpoint, versions
 from m4train.training.checkpoints.saver import Saver
@@ -111,7 +112,8 @@ class Trainer:
         self._origin = {"lineage": resume.lineage if resume else [], "bases": dict(bases or {})}
         self._first_step = self.step + 1
         self.plan_state: dict[str, Any] = resume.plan if resume else {}
-        self._stops = StopRequests(self.run_dir, config.trainer.max_hours)
+        whole = self.run_dir.parent if config.stage else None
+        self._stops = StopRequests(self.run_dir, config.trainer.max_hours, whole)
         self.heart = heart or Heartbeat(self.run_dir, engine.rank, engine.world_size, config.trainer.hang_timeout)
         self._noise: EmbeddingNoise | None = None
         trainer, folder = config.trainer, self.run_dir / CHECKPOINTS
@@ -185,6 +187,8 @@ class Trainer:
         self._skips = SkipCounter(self.engine.device, saved.get("skipped", 0))
         if self.resume:
             load_checkpoint(self.resume, self.engine, not self._fresh, self._anew.join)
+        elif self.config.optimizer.start == "kept":  # with the weights that the model has already
+            load_checkpoint(start_checkpoint(self.config), self.engine, whole=True)
         for callback in self.callbacks:
             callback.load(saved.get("callbacks", {}).get(type(callback).__name__, {}))
             callback.on_start(self)

@@ -30,7 +30,7 @@ def default_callbacks(config: Config) -> list[Callback]:
         callbacks.append(Console())
     callbacks += [Jsonl(), Cursors()]
     if uses_wandb(config.logging):
-        callbacks.append(Wandb(config.logging.wandb, config.logging.project))
+        callbacks.append(Wandb(config.logging.wandb, config.logging.project, config.logging.group))
     if config.trainer.best.metric is not None:
         callbacks.append(Best(config.trainer.best))
     if config.trainer.early_stopping.patience:

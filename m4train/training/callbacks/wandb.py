@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class Wandb(Callback):
-    """Logs on rank 0 in `mode` offline or online."""
+    """Logs on rank 0 in `mode` offline or online, as one of the runs of `group`."""
 
-    def __init__(self, mode: str, project: str) -> None:
+    def __init__(self, mode: str, project: str, group: str | None = None) -> None:
         need("wandb", f"logging.wandb={mode}")
-        self.mode, self.project = mode, project
+        self.mode, self.project, self.group = mode, project, group
         self._run: Any = None
         self._failed = True  # until the run comes to a regular end
         self._id: str | None = None
@@ -51,6 +51,7 @@ class Wandb(Callback):
         self._id = held
         self._run = wandb.init(
             project=self.project,
+            group=self.group,
             name=trainer.config.name,
             id=self._id,
             dir=trainer.run_dir,

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from m4train.config import Config
-from m4train.run_files import CHECKPOINTS, LINEAGE_FILE
+from m4train.run_files import CHECKPOINTS, LINEAGE_FILE, newest_stage
 from m4train.training.checkpoints.changes import BASES, value_of
 from m4train.training.checkpoints.files import checkpoints_in
 from m4train.training.checkpoints.state import checkpoint_id
@@ -24,7 +24,7 @@ def bases(config: Config) -> dict[str, str]:
 
 def _content(folder: Path) -> str | None:
     """Of a checkpoint or of the newest one of a run its manifest; of another folder its configuration and weights."""
-    checkpoints = checkpoints_in(folder / CHECKPOINTS)
+    checkpoints = checkpoints_in(newest_stage(folder) / CHECKPOINTS)
     if checkpoints:
         return checkpoint_id(checkpoints[-1][1])
     return checkpoint_id(folder) or _files(folder)

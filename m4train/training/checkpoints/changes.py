@@ -28,6 +28,8 @@ OF_A_START = ("resume", "resume_optimizer", "launch.*", "trainer.stop_after", "t
 WITHOUT_EFFECT = (
     "name",
     "run_dir",
+    "stage",
+    "stages",
     "threads",
     "logging.*",
     "engine.*",

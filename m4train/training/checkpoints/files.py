@@ -12,7 +12,7 @@ from typing import Any
 
 from m4train.durable import fsync_folder
 from m4train.errors import CheckpointError
-from m4train.run_files import STATE
+from m4train.run_files import CHECKPOINTS, STATE, newest_stage
 
 MANIFEST = "manifest.json"
 
@@ -27,6 +27,12 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints of a run, oldest first, each with its step; anything else in the folder is ignored."""
     named = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*")]
     return sorted((int(match[1]), path) for match, path in named if match)
+
+
+def start_folder(pretrained: str) -> str:
+    """The folder or hub id to start from; of a run directory its newest checkpoint, of one with stages that of the last."""
+    checkpoints = checkpoints_in(newest_stage(Path(pretrained)) / CHECKPOINTS)
+    return str(checkpoints[-1][1]) if checkpoints else pretrained
 
 
 def fsync_tree(folder: Path) -> None:

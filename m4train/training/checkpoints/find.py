@@ -10,7 +10,7 @@ from m4train.config import Config
 from m4train.errors import CheckpointError, ConfigError, M4Error
 from m4train.run_files import CHECKPOINTS
 from m4train.training.checkpoints.changes import EVERYTHING, check_changes
-from m4train.training.checkpoints.files import checkpoints_in
+from m4train.training.checkpoints.files import checkpoints_in, start_folder
 from m4train.training.checkpoints.state import Checkpoint, checkpoint_id, open_checkpoint
 from m4train.training.engines.base import Engine
 
@@ -88,6 +88,11 @@ def _came_from(own: Checkpoint, named: Path, within: bool) -> bool:
     content, path = checkpoint_id(named), str(named.resolve())
     starts = own.lineage[-1:] if within else own.lineage
     return any(start["id"] == content if content else start["checkpoint"] == path for start in starts)
+
+
+def start_checkpoint(config: Config) -> Checkpoint:
+    """The checkpoint that model.pretrained names. Raises CheckpointError if it names none."""
+    return open_checkpoint(Path(start_folder(str(config.model.pretrained))))
 
 
 def agreed_checkpoint(

@@ -98,15 +98,17 @@ def write_checkpoint(
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, engine: Engine, optimizer: bool = True, begin: Collection[str] = ()
+    checkpoint: Checkpoint, engine: Engine, optimizer: bool = True, begin: Collection[str] = (), whole: bool = False
 ) -> None:
     """Overwrites the engine's live tensors from a checkpoint, those of its optimizer as asked; all ranks call it.
 
     `begin`: canonical names of the parameters whose optimizer state stays as it begins, since they did not train before.
-    Raises CheckpointError naming what the model has and the checkpoint lacks, or has in another shape.
+    Raises CheckpointError naming what the model has and the checkpoint lacks, or has in another shape, and with `whole` what
+    the optimizer of the checkpoint has and this one lacks.
     """
     folder = checkpoint.folder / TENSORS
     held = stored_tensors(folder)
+    seen: set[str] = set()
 
     def is_there(name: str) -> bool:
         """False for what begins here: a run may go on in fp16, or watch for outliers, from a checkpoint that did not."""
@@ -117,6 +119,7 @@ def load_checkpoint(
     def read(tensors: dict[str, Tensor]) -> None:
         wanted = {name: t for name, t in tensors.items() if optimizer or name.startswith((PARAMETER, BUFFER))}
         read_tensors(folder, {name: t for name, t in wanted.items() if is_there(name)})
+        seen.update(wanted)
 
     native = optimizer and _is_native(checkpoint, engine, held)
     try:
@@ -126,6 +129,12 @@ def load_checkpoint(
         raise CheckpointError(
             f"Checkpoint {checkpoint.folder} does not fit this model: {cause.rstrip('.')}."
         ) from error
+    left = [name for name in held if name.startswith(OPTIMIZER) and name not in seen]
+    if whole and left:
+        raise CheckpointError(
+            f"optimizer.start is kept, but checkpoint {checkpoint.folder} has {left[0]}, and this run trains other parameters or "
+            "has another optimizer: set optimizer.start=fresh."
+        )
 
 
 def _is_native(checkpoint: Checkpoint, engine: Engine, names: Iterable[str]) -> bool:

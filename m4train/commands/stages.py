@@ -1,0 +1,157 @@
+"""What `m4train train` does with a run of several stages: one after another, and on from wherever it was stopped.
+
+`stages.json` in the folder of the whole lists the stages and, of each that is trained, which checkpoint it ended with and which
+it began from. It is written when a stage has ended, so that a kill at any moment leaves a stage that goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m4train import exits
+from m4train.commands.train import ALREADY, EARLY, make_run_dir, train, train_run
+from m4train.config import Config
+from m4train.config.stages import Staged
+from m4train.errors import ConfigError, M4Error
+from m4train.run_files import CHECKPOINTS, STAGES, noted_stages
+from m4train.training.checkpoints.files import checkpoints_in, write_json
+from m4train.training.checkpoints.state import checkpoint_id
+from m4train.training.claim import claim
+from m4train.training.engines import make_engine
+from m4train.training.engines.base import Engine
+from m4train.training.stopping import forget_request
+
+_DONE = ("max_steps", "end_of_data", "early_stopping", ALREADY)  # a stage that ended like this is trained
+
+
+def train_stages(staged: Staged) -> int:
+    """Trains what is not trained yet, or the one stage that was asked for; returns 0, or 3 if it was ended early.
+
+    Raises ConfigError for a stage whose start is not trained, or was trained again since.
+    """
+    if not staged.whole:
+        return train(staged.configs[0])
+    make_run_dir(staged.folder)
+    distributed = [config for config in staged.configs if config.engine.name != "single"]
+    group = make_engine(copy.deepcopy([*distributed, *staged.configs][0]))  # one process group for all stages
+    stopped_by = ALREADY
+    with claim(staged.folder, group) or nullcontext():
+        if group.rank == 0:
+            forget_request(staged.folder)
+        began = time.monotonic()
+        for number in range(len(staged.configs)):
+            if _agreed(group, lambda number=number: _is_due(staged, number)):
+                stopped_by = _train_stage(staged, number, group, time.monotonic() - began)
+                if stopped_by not in _DONE:
+                    break
+    group.shutdown()
+    return exits.stopped_early() if stopped_by in EARLY else exits.COMPLETE
+
+
+def _train_stage(staged: Staged, number: int, group: Engine, seconds: float) -> str:
+    """Trains one stage, `seconds` after this start began, and notes if it is trained; returns what stopped it."""
+    config = copy.deepcopy(staged.configs[number])
+    if config.trainer.max_hours is not None:
+        config.trainer.max_hours -= seconds / 3600
+        if group.agree([config.trainer.max_hours <= 0])[0]:
+            return "time_limit"
+    if group.rank == 0:
+        print(f"stage {number + 1} of {len(staged.configs)}: {config.stage}, in {config.run_dir}", flush=True)
+    threads = torch.get_num_threads()
+    try:
+        stopped_by = train_run(config)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+    if group.rank == 0 and stopped_by in _DONE:
+        _note(staged, number)
+    group.barrier()
+    gc.collect()  # the model of this stage, before the next one's
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return stopped_by
+
+
+def _agreed(group: Engine, decide: Callable[[], bool]) -> bool:
+    """What `decide` says on rank 0, on every rank; what it raises there, it raises on every rank."""
+    found: bool | M4Error = False
+    if group.rank == 0:
+        try:
+            found = decide()
+        except M4Error as error:
+            found = error
+    found = group.broadcast(found)
+    if isinstance(found, M4Error):
+        raise found
+    return found
+
+
+def _is_due(staged: Staged, number: int) -> bool:
+    """Whether a stage is to be trained now. One that is trained and asked for is set aside first."""
+    config, asked = staged.configs[number], staged.asked
+    if asked is not None and config.stage != asked:
+        return False
+    noted, folder = noted_stages(staged.folder), Path(config.run_dir)
+    _write(staged, noted)  # the names, for those who look
+    trained = _is_trained(noted, config)
+    before = staged.configs[number - 1] if number else None
+    if before is not None and not _is_trained(noted, before):
+        raise ConfigError(
+            f"stage {config.stage} starts from {before.stage}, which is not trained yet: leave stage out, or train "
+            f"stage={before.stage} first."
+        )
+    if trained and asked is not None:
+        _set_aside(folder)
+        return True
+    if trained and before is not None and noted[str(config.stage)].get("began_from") != _content(before):
+        raise ConfigError(
+            f"stage {config.stage} in {folder} began from weights of {before.stage} that are no longer there: "
+            f"stage={config.stage} trains it again, and keeps what it replaces."
+        )
+    if trained:
+        print(f"stage {number + 1} of {len(staged.configs)}: {config.stage} is trained already.", flush=True)
+    return not trained
+
+
+def _is_trained(noted: dict[str, dict[str, Any]], config: Config) -> bool:
+    """Whether a stage is noted as trained, and its run is still what was noted."""
+    held = noted.get(str(config.stage), {}).get("checkpoint")
+    return held is not None and held == _content(config)
+
+
+def _content(config: Config) -> str | None:
+    """The content of the newest checkpoint of a stage; None if there is none."""
+    checkpoints = checkpoints_in(Path(config.run_dir, CHECKPOINTS))
+    return checkpoint_id(checkpoints[-1][1]) if checkpoints else None
+
+
+def _set_aside(folder: Path) -> None:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.before-{number}")).exists():
+        number += 1
+    os.rename(folder, aside)
+    print(f"stage {folder.name} is trained again; what it was is kept in {aside}.", flush=True)
+
+
+def _note(staged: Staged, number: int) -> None:
+    config = staged.configs[number]
+    start = _content(staged.configs[number - 1]) if number else None
+    entry = {"name": config.stage, "checkpoint": _content(config), "began_from": start}
+    _write(staged, {**noted_stages(staged.folder), str(config.stage): entry})
+
+
+def _write(staged: Staged, noted: dict[str, dict[str, Any]]) -> None:
+    """Written aside and renamed, so that it is whole whenever it is read."""
+    names = [str(config.stage) for config in staged.configs]
+    aside = staged.folder / f".{STAGES}"
+    write_json(aside, [noted.get(name, {"name": name}) for name in names])
+    os.replace(aside, staged.folder / STAGES)

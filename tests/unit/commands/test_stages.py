@@ -1,0 +1,280 @@
+"""Runs of several stages: each starts from the last one's weights, a kill at any moment loses nothing, and one may be redone."""
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from m4train.cli import main
+from m4train.commands import stages
+from m4train.config.compose import load_config, load_run_config, load_stages
+from m4train.config.stages import Staged
+from m4train.errors import ConfigError
+from m4train.run_files import STAGES, read_run
+from m4train.training.checkpoints.tensor_files import read_tensors, stored_tensors
+from tests.helpers import warm
+from tests.helpers.data import conversations, documents, write_shards
+from tests.helpers.processing import tokenizer_folder
+
+SIZES = [
+    "data.num_workers=0",
+    "data.sequence_length=256",
+    "data.images_per_pack=16",
+    "data.packing_pool=6",
+    "threads=1",
+]
+SIZES += ["trainer.global_batch_size=1", "trainer.micro_batch_size=1", "trainer.precision=fp32", "trainer.max_steps=2"]
+SIZES += [
+    "trainer.log_every=1",
+    "trainer.save_every=1",
+    "schedule.warmup_steps=1",
+    "trainer.eval_every=0",
+    "logging=none",
+]
+SIZES += ["data.prepare=null", "trainer.worst_batch_first=false"]
+MEASURED = ("step", "loss", "grad_norm", "data_hash")
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory):
+    """Two stages of two steps: full training on documents, then LoRA on conversations."""
+    folder = tmp_path_factory.mktemp("data")
+    write_shards(folder / "pages", documents(10))
+    write_shards(folder / "talks", conversations(10))
+    paths = [f"'data.sources.documents.path={folder}/pages/*.tar'", "'~data.validation.documents'"]
+    first = f"{{name: pretrain, experiment: digits_pretrain, overrides: [{', '.join(paths)}]}}"
+    paths = [f"'data.sources.{name}.path={folder}/talks/*.tar'" for name in ("single", "multi")]
+    paths += ["'~data.validation.single'", "'~data.validation.multi'"]
+    second = f"{{name: sft, experiment: digits_sft, overrides: [{', '.join(paths)}]}}"
+    return [f"stages=[{first}, {second}]", f"model.tokenizer={tokenizer_folder()}", "name=digits", *SIZES]
+
+
+def rows(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [tuple(json.loads(line)[key] for key in MEASURED) for line in lines]
+
+
+def train(folder, overrides):
+    return main(["train", f"run_dir={folder}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def composed(overrides):
+    return load_stages([*overrides, "run_dir=WHOLE"])
+
+
+def again(composed, folder, asked=None, **changes):
+    """Trains the composed stages in another folder; returns the exit code."""
+    configs = copy.deepcopy(composed.configs)
+    for config in configs:
+        config.run_dir = config.run_dir.replace("WHOLE", str(folder))
+        config.model.pretrained = config.model.pretrained and config.model.pretrained.replace("WHOLE", str(folder))
+        config.seed = changes.get("seed", 0)
+        config.trainer.max_hours = changes.get("max_hours")
+    return stages.train_stages(Staged(folder, configs, asked))
+
+
+@pytest.fixture(scope="module")
+def whole(overrides, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train(folder, overrides) == 0
+    return folder
+
+
+def test_each_stage_starts_from_the_weights_of_the_one_before(whole, overrides, tmp_path, capsys):
+    alone = ["experiment=digits_sft", f"run_dir={tmp_path}/alone", f"model.pretrained={whole}/pretrain", *overrides[2:]]
+    alone += [
+        f"data.sources.{n}.path={load_stages(overrides).configs[1].data.sources[n].path}" for n in ("single", "multi")
+    ]
+    alone += ["~data.validation.single", "~data.validation.multi"]
+    assert main(["train", *alone]) == 0
+    assert rows(whole / "sft") == rows(tmp_path / "alone")
+    assert [row[0] for row in rows(whole / "pretrain")] == [1, 2]
+    assert train(whole, overrides) == 0  # nothing is left to do
+    assert capsys.readouterr().out.count("is trained already") == 2
+
+
+def test_a_command_about_the_whole_is_about_its_last_stage(whole, overrides, capsys):
+    assert load_run_config([f"run_dir={whole}"]).run_dir == f"{whole}/sft"
+    assert load_run_config([f"run_dir={whole}", "stage=pretrain"]).run_dir == f"{whole}/pretrain"
+    assert load_config([*overrides, f"run_dir={whole}"]).stage == "pretrain"
+    assert "stage=NAME chooses another of pretrain, sft" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="holds pretrain, sft: choose another"):
+        load_run_config([f"run_dir={whole}", "stage=other"])
+    with pytest.raises(ConfigError, match="give experiment=NAME again"):
+        load_stages([f"run_dir={whole}"])
+    assert main(["report", f"run_dir={whole}"]) == 0
+    page = (whole / "report.html").read_text()
+    assert "digits_pretrain: curves" in page
+    assert "digits_sft: curves" in page
+    config = load_run_config([f"run_dir={whole}"])
+    assert config.logging.group == "digits"
+    assert read_run(whole / "sft").config.model.pretrained == f"{whole}/pretrain"
+
+
+class Killed(BaseException):
+    """What nobody catches: files are as a kill leaves them."""
+
+
+BORDERS = ["_is_due", "_write", "write_json", "train_run", "_note", "make_run_dir", "claim"]
+
+
+def kill_at(monkeypatch, name, when, count):
+    calls, function = [], getattr(stages, name)
+
+    def killing(*args, **keywords):
+        calls.append(name)
+        if (len(calls), when) == (count, "before"):
+            raise Killed
+        result = function(*args, **keywords)
+        if (len(calls), when) == (count, "after"):
+            raise Killed
+        return result
+
+    monkeypatch.setattr(stages, name, killing)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Stages that leave a checkpoint whose content depends on that of the stage before, and train no model."""
+    trained = []
+
+    def train_run(config):
+        folder = Path(config.run_dir) / "checkpoints" / "step-000002"
+        if folder.exists():
+            return "trained"
+        start = config.model.pretrained
+        before = (Path(start) / "checkpoints" / "step-000002" / "manifest.json").read_text() if start else "new"
+        folder.mkdir(parents=True)
+        (Path(config.run_dir) / "config.yaml").write_text("name: x\n")
+        (folder / "manifest.json").write_text(f"{before} {config.stage} {config.seed}")
+        trained.append(config.stage)
+        return "max_steps"
+
+    monkeypatch.setattr(stages, "train_run", train_run)
+    return trained
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("point", BORDERS)
+def test_killed_at_every_border(point, when, count, quick, composed, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        kill_at(patch, point, when, count)
+        try:
+            again(composed, tmp_path)
+        except Killed:
+            pass
+        else:
+            assert point in ("make_run_dir", "claim"), "the point was never reached"
+    assert again(composed, tmp_path) == 0
+    assert sorted(quick) == ["pretrain", "sft"]  # each once
+    noted = json.loads((tmp_path / STAGES).read_text())
+    assert [entry["name"] for entry in noted] == ["pretrain", "sft"]
+    assert noted[1]["began_from"] == noted[0]["checkpoint"] != noted[1]["checkpoint"]
+
+
+def test_one_stage_alone_and_again(quick, composed, tmp_path):
+    with pytest.raises(ConfigError, match="starts from pretrain, which is not trained yet"):
+        again(composed, tmp_path, "sft")
+    assert again(composed, tmp_path, "pretrain") == 0
+    assert quick == ["pretrain"]
+    assert again(composed, tmp_path) == 0
+    assert quick == ["pretrain", "sft"]
+    assert again(composed, tmp_path, "sft") == 0
+    assert (tmp_path / "sft.before-1" / "checkpoints").is_dir()
+    assert again(composed, tmp_path, "pretrain", seed=1) == 0
+    assert quick == ["pretrain", "sft", "sft", "pretrain"]
+    with pytest.raises(ConfigError, match="stage=sft trains it again"):  # it no longer follows from the first
+        again(composed, tmp_path, seed=1)
+    assert again(composed, tmp_path, "sft", seed=1) == 0
+    assert again(composed, tmp_path, seed=1) == 0
+    assert len(quick) == 5
+
+
+@pytest.mark.parametrize("stopped_by", ["signal", "time_limit", "stop_file", "stop_after"])
+def test_a_stage_that_was_stopped_is_not_passed_over(stopped_by, quick, composed, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "train_run", lambda config: stopped_by)
+        assert again(composed, tmp_path) == (0 if stopped_by == "stop_after" else 3)
+    assert "checkpoint" not in json.loads((tmp_path / STAGES).read_text())[0]
+    assert again(composed, tmp_path) == 0
+    assert quick == ["pretrain", "sft"]
+
+
+def test_the_time_limit_is_that_of_the_whole(quick, composed, tmp_path):
+    assert again(composed, tmp_path, max_hours=1e-9) == 3
+    assert quick == []
+
+
+def test_the_stop_file_of_the_whole_stops_a_stage(composed, monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, "forget_request", lambda folder: (folder / "stop").touch())
+    assert again(composed, tmp_path) == 3
+    assert not (tmp_path / "stop").exists()
+    assert not (tmp_path / "sft").exists()
+
+
+def test_the_optimizer_is_kept_where_asked(overrides, tmp_path):
+    path = load_stages(overrides).configs[0].data.sources["documents"].path
+    plain = [
+        f"data.sources.documents.path={path}",
+        "~data.validation.documents",
+        "experiment=digits_pretrain",
+        *overrides[1:],
+    ]
+    listed = "stages=[{name: a}, {name: fresh}, {name: kept, overrides: ['optimizer.start=kept']}]"
+    assert train(tmp_path, [listed, *plain]) == 0
+    counts = {}
+    for stage in ("a", "fresh", "kept"):
+        folder = tmp_path / stage / "checkpoints" / "step-000002" / "tensors"
+        name = next(name for name in stored_tensors(folder) if name.startswith("optimizer/step/"))
+        read = {name: torch.zeros(())}
+        read_tensors(folder, read)
+        counts[stage] = int(read[name])
+    assert counts == {"a": 2, "fresh": 2, "kept": 4}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["stage=other"], "stage is 'other', but must be one of pretrain, sft"),
+        (["experiment=digits_sft", "stages=[]", "stage=sft"], "lists no stages"),
+        (["stages=[{name: a, experiment: digits_pretrain}, {name: a}]"], "has a twice"),
+        (["stages=[{name: a/b, experiment: digits_pretrain}]"], "must be a name for a folder"),
+        (["stages=[{name: a, experiment: digits_pretrain, overrides: ['run_dir=x']}]"], "sets run_dir, which follows"),
+        (["stages=[{nam: a}]"], "did you mean stages.0.name?"),
+        (["experiment=digits_sft", "stages=[{name: a, experiment: digits_pretrain}]"], "stands next to stages"),
+        (["trainer.max_step=7"], "did you mean trainer.max_steps?"),
+        (["optimizer.start=kept"], "stage pretrain: optimizer.start is kept, which needs model.pretrained"),
+        (["launch.processes=2"], "which runs on one"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(given, said, overrides):
+    with pytest.raises(ConfigError) as refused:
+        load_stages([*overrides, *given])
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def _train_killed(folder, overrides):
+    note = stages._note
+
+    def killed(*args):
+        note(*args)
+        os.kill(os.getpid(), 9)
+
+    stages._note = killed
+    main(["train", f"run_dir={folder}", *overrides])
+
+
+@pytest.mark.slow
+def test_a_real_kill_between_stages_changes_nothing(whole, overrides, tmp_path):
+    killed = warm.start(_train_killed, str(tmp_path / "run"), overrides, output=tmp_path / "log")
+    assert killed.wait(timeout=120) == -9, killed.said()
+    assert not (tmp_path / "run" / "sft").exists()
+    assert train(tmp_path / "run", overrides) == 0
+    for stage in ("pretrain", "sft"):
+        assert rows(tmp_path / "run" / stage) == rows(whole / stage)
