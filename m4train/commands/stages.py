@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def train_stages(staged: Staged) -> int:
             forget_request(staged.folder)
         began = time.monotonic()
         for number in range(len(staged.configs)):
-            if _agreed(group, lambda number=number: _is_due(staged, number)):
+            if _agreed(group, partial(_is_due, staged, number)):
                 stopped_by = _train_stage(staged, number, group, time.monotonic() - began)
                 if stopped_by not in _DONE:
                     break

@@ -133,7 +133,7 @@ class _Reads(ast.NodeVisitor):
 
     def _bind(self, target: ast.expr, groups: Groups) -> None:
         for node in ast.walk(target):
-            if isinstance(node, ast.Name):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):  # not the `self` of an attribute
                 self.names[node.id] = groups
 
     def _groups(self, node: ast.expr) -> Groups:

@@ -71,13 +71,18 @@ def read_outline(compose: Compose, overrides: Sequence[str]) -> Outline:
             composed = None
         if composed is None or not composed.stages:
             raise
-    listed: Any = OmegaConf.to_container(composed.stages, resolve=False)  # what they refer to is resolved in each
-    stages = [StageConfig(**stage) for stage in listed]
+    stages = _listed(composed)
     outline = Outline(composed, stages)
     _check(outline, given)
     if any(stage.experiment for stage in stages):
         _check_nothing_lost(compose, outline, given)
     return outline
+
+
+def _listed(composed: Config) -> list[StageConfig]:
+    """The stages of a composition; what they refer to is resolved in each."""
+    listed: Any = OmegaConf.to_container(composed.stages, resolve=False)
+    return [StageConfig(**stage) for stage in listed]
 
 
 def _check(outline: Outline, given: list[str]) -> None:
