@@ -117,7 +117,8 @@ class _Reads(ast.NodeVisitor):
     visit_ListComp = visit_SetComp = visit_GeneratorExp = visit_DictComp = _comprehension
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        self.found |= {(group, node.attr) for group in self._groups(node.value) if node.attr in FIELDS[group]}
+        if isinstance(node.ctx, ast.Load):
+            self.found |= {(group, node.attr) for group in self._groups(node.value) if node.attr in FIELDS[group]}
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
