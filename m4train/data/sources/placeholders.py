@@ -19,7 +19,7 @@ _DEFAULT = r"<image(?:_(\d+))?>"
 
 _CANDIDATE = re.compile(
     r"<(?P<named>(?:image|img|video|audio)\s*[:=])[^<>\n]{0,200}>"
-    r"|<\|?\s*/?\s*(?P<angle>[^\W\d_][\w :#.\-]{0,39}?)\s*/?\s*\|?>"
+    r"|(?:[<＜]|&lt;)\|?\s*/?\s*(?P<angle>[^\W\d_][\w :#.\-]{0,39}?)\s*/?\s*\|?(?:[>＞]|&gt;)"
     r"|(?<![\w\])])[\[【]{1,2}\s*/?\s*(?P<square>[^\W\d_][\w :#\-]{0,39}?)\s*[\]】]{1,2}"
     r"|(?<![\w\\$])\{{1,2}\s*(?P<curly>[^\W\d_][\w #\-]{0,39}?)\s*\}{1,2}"
     r"|(?<!\w)(?:__|%%|@@|\#\#)(?P<marks>[^\W\d_][A-Za-z0-9_ ]{0,39}?)(?:__|%%|@@|\#\#)(?!\w)",
@@ -33,7 +33,12 @@ _MEDIA_IN_ANGLES = _MEDIA | words("vision visual speech sound sounds voice frame
 _COMPANIONS = words(
     "placeholder here token tokens pad padding start end begin bos eos of the context patch patches content feature "
     "features soft newline break sep separator row col global special fake around mask embed embedding embeddings "
-    "slot input file url path data tag id no number index"
+    "slot input file url path data tag id no number index insert gen feat unk sentinel"
+)
+# Words of one of them and of companions, written as one.
+_FUSED = re.compile(
+    "(?:c|begin|start|end|of|the|dummy|fake|unk)*(?:image|img|video|audio|vision)s?"
+    "(?:pad|token|patch|start|begin|end|here|placeholder|context|feature|newline|sep)*"
 )
 _NAMES = words("im_start im_end im_patch boi eoi bov eov ref-object bbox")
 _GROUNDING = ("<ref-object>", "<bbox>")
@@ -44,7 +49,7 @@ _MARKUP = re.compile(
     r"|<(?:img|image|video|audio|source|picture|embed)\s[^<>=]{0,200}=[^<>]{0,100000}>|(?m:^)[ \t]*\.\. (?:image|figure)::",
     re.IGNORECASE,
 )
-_START = re.compile(r"[<\[【{]|__|%%|@@|##")
+_START = re.compile(r"[<＜\[【{]|&lt;|__|%%|@@|##")
 # One of these is in all that is shaped like a place, which most texts do not hold.
 _HINTS = words(
     "ima img im_ pic photo vid audio media screenshot 图 视频 音频 vision visual speech sound voice frame multimodal "
@@ -84,10 +89,13 @@ def what_to_do(found: str, text: str) -> str:
 def _is_place(inner: str, kind: str, barred: bool) -> bool:
     """`barred`: with the bars of special tokens, as in <|im_end|>, which ends a turn of a conversation."""
     if kind == "angle" and (inner.lower() in _NAMES or _ROW_AND_COLUMN.fullmatch(inner)):
-        return not barred
+        return not barred or inner.lower() not in ("im_start", "im_end")
     found = words_of(inner)
     media = _MEDIA_IN_ANGLES if kind == "angle" else _MEDIA
-    return any(word in media for word in found) and all(word in media or word in _COMPANIONS for word in found)
+    names = [word in media or (kind == "angle" and _FUSED.fullmatch(word) is not None) for word in found]
+    if barred:  # as special tokens are written, and nothing else that speaks of media
+        return any(names)
+    return any(names) and all(name or word in _COMPANIONS for name, word in zip(names, found))
 
 
 @dataclass(frozen=True)

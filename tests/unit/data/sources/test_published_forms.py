@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from PIL import Image
 
 from m4train.config import SourceConfig
 from m4train.data.source import build_sources
+from m4train.data.sources.media import words
+from m4train.data.sources.placeholders import stray
 from m4train.errors import BadSample
 from tests.helpers.data import FakeProcessor, data_config
 from tests.unit.data.sources.test_records import A, B, Pic, composed, said, same
@@ -269,3 +272,60 @@ def test_the_examples_of_the_documents_are_read_with_their_pictures(tmp_path: Pa
         seen = list(built.images(number).values())
         assert bool(seen) == (kind == "parquet" or "photos/" in lines[number])
         assert seen == [] or max(seen[0].getpixel((5, 5))) > 200
+
+
+# Places for pictures of published templates, and what only looks like them.
+PLACES = sorted(
+    words("""<image> <Image> </img> <image/> <|image|> <|image_1|> <image1> <image-1> <image:1> [image1] {{image}} {image_1} <ImageHere>
+<image_soft_token> <start_of_image> <|vision_start|> <|image_pad|> <|VIDEO|> <IMG_CONTEXT> <im_start> <|im_patch|> <boi> <eoi>
+<fake_token_around_image> <row_1_col_1> <global-img> <|media_placeholder|> <ref-object> <bbox> <图片> 【图片】 <|endofimage|> <imgpad>
+<imagetoken> <unk_image> <cimage> <image_gen> <|image_sentinel|> %%image%% __image__ ##IMAGE## [[image]] <frame1> <audio_bos>
+＜image＞ &lt;image&gt; &lt;|image|&gt; <ImageFeature> <dummyimage> <Screenshot>""")
+)
+PLACES += [
+    "<image 1>",
+    "[Image #1]",
+    "< image >",
+    "[INSERT IMAGE]",
+    "<image id=1>",
+    '<image src="a.jpg">',
+    "![a](b.png)",
+]
+TEXTS = sorted(
+    words("""<div> <p> <|im_start|> <|im_end|> <s> </s> <think> <answer>3</answer> [1] {x} ${image} a[image] f(x)={x} \\frac{image}{x}
+@image __init__ <box>(1,2)</box> <ref>cup</ref> <loc_12> [link](a.html) <OD> <CAPTION> {{name}} {%image%} &lt;p&gt; <ImageGallery>
+<|box_start|> <VideoPlayer> [pictured]""")
+)
+TEXTS += [
+    "[Figure 1]",
+    "[Image credit: NASA]",
+    "[frame 3]",
+    "x <= image",
+    "a<image && b>c",
+    "# Image",
+    "(image 1)",
+    "<vision statement>",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_places_for_pictures(place: str) -> None:
+    assert stray(f"Look at {place} here.") is not None
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_that_are_no_places(text: str) -> None:
+    assert stray(f"Look at {text} here.") is None
+
+
+def test_looking_for_places_takes_time_in_proportion() -> None:
+    for text in (
+        "<" * 100_000 + " image",
+        "<img " * 20_000,
+        "[image " * 20_000,
+        "{{image" * 20_000,
+        "&lt;" * 30_000 + "img",
+    ):
+        begun = time.perf_counter()
+        stray(text)
+        assert time.perf_counter() - begun < 10  # 0.2 s, and hours if it were not
