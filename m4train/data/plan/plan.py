@@ -124,9 +124,10 @@ class Plan:
         if state is not None:
             same = state.get("plan") == self.fingerprint()
             if not same and state.get("content") != self.content():
+                named = ", ".join(f"{source.name} in {source.config.path}" for source in self.sources)
                 raise DataError(
                     "The data of this run is not what the checkpoint was made with (sources, budgets, seed, tokenizer, or the "
-                    "content of the shards differ): restore the settings, or start a new run from its weights."
+                    f"content of the shards differ; it has {named[:500]}): restore them, or start a new run from its weights."
                 )
             cursor.load_state(state, same)
         while (step := cursor.next_step()) is not None:

@@ -505,6 +505,30 @@ def test_parquet_is_drawn_window_by_window_so_that_row_groups_are_read_once(tmp_
     assert built.shard_format.groups_read <= 2 * 8 + 2  # a window's end may lie in the next pack
 
 
+@pytest.mark.parametrize("checksums", [False, True])
+def test_page_checksums_of_parquet_are_compared_where_there_are_some(tmp_path: Path, checksums: bool) -> None:
+    """A flipped bit in a page reads as another text if there is no checksum; with one it costs its row group, by name."""
+    import pyarrow.parquet
+
+    table = pyarrow.table({"texts": [[f"text number {number} of some length"] for number in range(8)]})
+    path = tmp_path / "a.parquet"
+    layout = {"compression": "none", "use_dictionary": False, "write_statistics": False, "row_group_size": 4}
+    pyarrow.parquet.write_table(table, path, write_page_checksum=checksums, **layout)
+    whole = path.read_bytes()
+    for number in range(8):
+        flipped = bytearray(whole)
+        flipped[whole.index(f"text number {number} of".encode()) + 2] ^= 1 << number % 3
+        path.write_bytes(flipped)
+        if checksums:
+            built = source(str(path), "parquet")
+            named = reasons(built)
+            assert list(named.values()) == ["damaged"] * 4, named
+            good = set(range(8)) - set(range(number // 4 * 4, number // 4 * 4 + 4))
+            assert all(built.read(row).items[0]["text"] == f"text number {row} of some length" for row in good)
+        else:  # nothing can tell
+            assert "text number" not in source(str(path), "parquet").read(number).items[0]["text"]
+
+
 def test_a_file_that_is_no_parquet_and_one_without_texts_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("nothing")
     with pytest.raises(DataError, match=r"a\.parquet is not a readable parquet"):
