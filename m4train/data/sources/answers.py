@@ -181,7 +181,7 @@ def _text(value: Any, name: str) -> str:
         return json.dumps(value)
     if not isinstance(value, str) and not is_empty(value):
         raise BadSample("bad_json", f"`{name}` is a {type(value).__name__}, but must be a text")
-    return value or ""
+    return value if isinstance(value, str) else ""
 
 
 def with_chosen(messages: list[Message], record: Record, gallery: Gallery) -> list[Message]:

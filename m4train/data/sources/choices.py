@@ -22,7 +22,7 @@ def choices_of(record: Record) -> dict[str, str]:
         return _in_columns(record)
     choices = written(record.get(name))
     if isinstance(choices, dict) and all(isinstance(choices.get(each), list) for each in ("label", "text")):  # ARC
-        choices = dict(zip(choices["label"], choices["text"]))
+        choices = dict(zip(map(str, choices["label"]), choices["text"]))
     if isinstance(choices, list):
         choices = dict(zip(_LETTERS, choices)) if len(choices) <= len(_LETTERS) else None
     if not isinstance(choices, dict) or not all(isinstance(text, (str, int, float)) for text in choices.values()):

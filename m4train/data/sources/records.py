@@ -192,6 +192,7 @@ def _form(record: Record) -> str:
         found is None
         and isinstance(record.content.get(record.named("texts")), list)
         and record.content.get(record.named("images"))
+        and not any(isinstance(text, dict) for text in record.content[record.named("texts")])
     ):
         found = "texts"  # a document that is nothing but images
     if found == "texts":

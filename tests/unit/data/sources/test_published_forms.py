@@ -1,8 +1,12 @@
 """The forms of public repositories and datasets, rebuilt small: what each is read as, and what the others are told to do."""
 
+import copy
 import json
+import random
 import re
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from m4train.data.sources.media import words
 from m4train.data.sources.placeholders import stray
 from m4train.errors import BadSample
 from tests.helpers.data import FakeProcessor, data_config
-from tests.unit.data.sources.test_records import A, B, Pic, composed, said, same
+from tests.unit.data.sources.test_records import FORMS, ODD, A, B, Pic, composed, said, same
 
 PA, PB = Pic(A), Pic(B)
 WEB = "https://cdn.example.org/abc?id=3"
@@ -329,3 +333,82 @@ def test_looking_for_places_takes_time_in_proportion() -> None:
         begun = time.perf_counter()
         stray(text)
         assert time.perf_counter() - begun < 10  # 0.2 s, and hours if it were not
+
+
+BASES = [
+    *(case[0] for case in READ.values()),
+    *(case[0] for case in REFUSED.values()),
+    *(form for form, _ in FORMS.values()),
+]
+BASES = [base for base in BASES if isinstance(base, dict)]
+STRANGE = [
+    *ODD,
+    10**30,
+    -1,
+    0.5,
+    float("inf"),
+    "<image>",
+    "<img>a</img>",
+    "nan",
+    "[1, 2",
+    "{'a': 1}",
+    [{"role": "user"}],
+    [[["a"]]],
+]
+STRANGE += [
+    {"role": "user", "content": [{"type": "image"}]},
+    {"text": ["a", "b"]},
+    [{"type": "image_url", "image_url": {}}],
+]
+NAMES = sorted({name for base in BASES for name in base}) + [
+    "role",
+    "value",
+    "weight",
+    "A",
+    "B",
+    "option_a",
+    "answer_idx",
+    "history",
+]
+
+
+def places(value: Any, place: tuple = ()) -> Iterator[tuple]:
+    yield place
+    for name in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[name], (*place, name))
+
+
+def changed(value: Any, place: tuple, change: Callable[[Any, Any], None]) -> Any:
+    """The value after a change to what holds its part at `place`."""
+    value = copy.deepcopy(value)
+    holder = value
+    for name in place[:-1]:
+        holder = holder[name]
+    change(holder, place[-1])
+    return value
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_a_record_holds_it_is_a_sample_or_a_bad_one(seed: int) -> None:
+    """Records of all forms with parts replaced, lost, repeated and under other names end in nothing but a bad sample."""
+    draw = random.Random(seed)
+
+    def repeat(holder: Any, name: Any) -> None:
+        if isinstance(holder, list):
+            holder.append(holder[name])
+        else:
+            holder[draw.choice(NAMES)] = holder[name]
+
+    changes = (lambda h, n: h.__setitem__(n, draw.choice(STRANGE)), lambda h, n: h.__delitem__(n), repeat)
+    outcomes = Counter()
+    for _ in range(600):
+        record = draw.choice(BASES)
+        for _ in range(draw.randint(1, 3)):
+            inner = [place for place in places(record) if place]
+            record = changed(record, draw.choice(inner), draw.choice(changes)) if inner else record
+        try:
+            composed(record).unread()
+            outcomes["read"] += 1
+        except BadSample as error:
+            outcomes[error.reason] += 1
+    assert len(outcomes) > 8
