@@ -38,6 +38,9 @@ KEYS = {
 }
 
 
+_WIND_UP = (signal.SIGTERM, signal.SIGUSR1)  # what SLURM sends ahead of the end of a job
+
+
 def follow(arguments: list[str]) -> int:
     """Appends a line a checkpoint and benchmark to RUN/evaluation.jsonl, skipping what it holds, and posts it to the run's own W&B
     run. Returns 0, or 3 if a signal ended it, after what was being answered."""
@@ -47,11 +50,14 @@ def follow(arguments: list[str]) -> int:
     if (code := handed_over([config], ["evaluate", *arguments])) is not None:
         return code
     engine, told = made_engine(config, given), []
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda given, frame: told.append(given))
-    with engine.autocast():
-        while (task := engine.broadcast(watch.next(bool(told)) if engine.rank == 0 else None)) is not None:
-            watch.score(task, engine)
+    before = {number: signal.signal(number, lambda given, frame: told.append(given)) for number in _WIND_UP}
+    try:
+        with engine.autocast():
+            while (task := engine.broadcast(watch.next(bool(told)) if engine.rank == 0 else None)) is not None:
+                watch.score(task, engine)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     engine.shutdown()
     return exits.stopped_early() if told else exits.COMPLETE
 
@@ -161,16 +167,21 @@ class Watch:
 
     def _post(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Into the W&B run of the run, at the step of the checkpoint, as the curves of trainer.benchmarks."""
-        from m4train.config.packages import uses_wandb
-        from m4train.training.callbacks.wandb import post
-
         scores = {row["benchmark"]: row["value"] for row in rows if "value" in row}
-        if not scores or not uses_wandb(self.config.logging):
+        if not scores:
             return
         weights = {name: self.config.trainer.benchmark_weights.get(name, 1.0) for name in scores}
         mean = sum(weights[name] * value for name, value in scores.items()) / sum(weights.values())
         curves = {f"eval/benchmark/{name}": value for name, value in scores.items()} | {"eval/benchmarks": mean}
-        post(self.config, self.run_dir, {**curves, "step": step})
+        _posted(self.config, self.run_dir, {**curves, "step": step})
+
+
+def _posted(config: Config, run_dir: Path, metrics: dict[str, Any]) -> None:
+    from m4train.config.packages import uses_wandb
+    from m4train.training.callbacks.wandb import post
+
+    if uses_wandb(config.logging):
+        post(config, run_dir, metrics)
 
 
 def _limits(text: str) -> dict[str, int | None]:

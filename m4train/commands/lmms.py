@@ -100,7 +100,8 @@ class M4Train(_Base):
         return [said[number] for number in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """The log-probability of each request's target behind its context; the second is not known, and False."""
+        """The summed loss of each request's target behind its context, as lmms-eval's own models return it: its multiple choice
+        takes the smallest. Whether the target is the greedy answer is not known, and False."""
         from m4train.evaluation.generation import answer_ids, inputs_of
         from m4train.evaluation.likelihood import answer_losses
 
@@ -111,7 +112,7 @@ class M4Train(_Base):
             text = target if isinstance(target, str) else str(target(document))
             ids = answer_ids(self.processor, asked, text.strip())
             losses = answer_losses(self.model_, inputs_of(self.processor, [asked], self.device_), [[ids]])
-            found.append((-losses[0][0], False))
+            found.append((losses[0][0], False))
         return found
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:

@@ -10,8 +10,8 @@ import pytest
 
 from data_pipelines.frame import config as pipelines
 from m4train.cli import COMMANDS, _command_of
+from m4train.commands import benchmark, follow, lmms
 from m4train.commands.arguments import Flag, hydra_options
-from m4train.commands.benchmark import KEYS
 from m4train.config import compose
 from m4train.evaluation.benchmarks.spec import load_benchmark
 
@@ -55,11 +55,13 @@ def test_commands_and_keys_exist(page):
             if rest[0] in pipelines.presets():
                 pipelines.load_pipeline(rest[0], [word for word in rest[1:] if "=" in word])
             continue
-        if name.startswith("evaluate "):
+        if name.startswith("evaluate ") or rest[:1] == ["evaluate"]:
+            name = name if name.startswith("evaluate ") else "evaluate follow"
+            keys = {"follow": follow.KEYS, "lmms": lmms.KEYS}.get(name.split()[1], benchmark.KEYS)
             given = dict(word.partition("=")[::2] for word in rest if "=" in word)
-            assert set(given) <= set(KEYS)
-            for benchmark in given.get("benchmarks", "").strip("[]").split(","):
-                assert not benchmark or benchmark.endswith(".yaml") or load_benchmark(benchmark)
+            assert set(given) <= set(keys)
+            for asked in given.get("benchmarks", "").strip("[]{}").split(","):
+                assert not asked or asked.endswith(".yaml") or load_benchmark(asked.partition(":")[0].strip())
             continue
         asked, rest = hydra_options(rest)
         for option in COMMANDS[name].options:

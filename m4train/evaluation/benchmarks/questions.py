@@ -82,8 +82,9 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _references(record: Record, benchmark: Benchmark, options: tuple[str, ...]) -> tuple[str, ...]:
-    value = _field(record, benchmark, "references")
+    value = _field(record, benchmark, "references", record.get("references"))
     if options:
+        value = value[0] if isinstance(value, list) and value else value  # of a canonical shard
         return (_letter(value, options),) if value is not None else ()
     found = _listed(value) or ([] if value is None else [value])
     texts = [

@@ -87,7 +87,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
 
 
 def _tar(path: Path) -> Iterator[Record]:
-    """Canonical shards: the fields of KEY.json, and under `image` its stored pictures."""
+    """Canonical shards: the fields of KEY.json, under `image` its stored pictures, and of a conversation its last question and answer."""
     held: dict[str, Record] = {}
     with tarfile.open(path) as file:
         for member in file:
@@ -100,7 +100,21 @@ def _tar(path: Path) -> Iterator[Record]:
                 record.update(json.loads(data.read()))
             else:
                 record["image"].append({"bytes": data.read()})
-    yield from held.values()
+    yield from (_last_turn(record) for record in held.values())
+
+
+def _last_turn(record: Record) -> Record:
+    """`question` and `references` as the messages of a conversation give them, if its own fields do not."""
+    said = record.get("messages")
+    if not isinstance(said, list) or len(said) < 2:
+        return record
+    asked, answer = (
+        message["content"]
+        if isinstance(message["content"], str)
+        else "".join(item.get("text", "") for item in message["content"])
+        for message in said[-2:]
+    )
+    return {"question": asked, "references": [answer], **record}
 
 
 _READERS = {".parquet": _parquet, ".json": _json, ".jsonl": _jsonl, ".tar": _tar}
