@@ -1,7 +1,7 @@
 """Documents and images on disk between two stages, and files that are whole as soon as they have their name.
 
 A stage folder holds for every rank `documents-00000.jsonl.gz`, a JSON object a line, and `images-00000.tar` with the bytes
-that this rank added, each once, named by their SHA-256. Documents refer to bytes of earlier stages by path, relative to
+that this rank added, named by their SHA-256. Documents refer to bytes of earlier stages by path, relative to
 their own folder, so that images are written once and a pipeline's folder can be moved. The same documents give the same bytes.
 """
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LEVEL = 3  # of gzip: half the time of the default for a tenth more bytes
 _UNFINISHED = ".unfinished"
+_REMEMBERED = 100_000  # images of one rank; one that comes again after so many others is written again
 
 
 @contextlib.contextmanager
@@ -142,7 +143,7 @@ def _document(record: dict[str, Any], folder: Path) -> Document:
 
 
 class _Images:
-    """The images tar of one rank: every content once."""
+    """The images tar of one rank: every content once, if it comes again soon."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self._file, self._path = file, path
@@ -160,6 +161,8 @@ class _Images:
             header.size = len(content)
             head = header.tobuf(tarfile.USTAR_FORMAT)
             self._places[media.id] = (self._end + len(head), len(content))
+            if len(self._places) > _REMEMBERED:
+                del self._places[next(iter(self._places))]
             padding = -len(content) % tarfile.BLOCKSIZE
             self._file.write(head)
             self._file.write(content)

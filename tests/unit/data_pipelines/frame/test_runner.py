@@ -1,6 +1,7 @@
 """Attempts of a pipeline: what is refused, what goes on, and that the end is always the same."""
 
 import json
+import os
 
 import pytest
 
@@ -129,6 +130,36 @@ def test_a_wrong_key_or_value_is_refused_with_what_was_meant(start, tmp_path, ov
         start(override)
     assert said in str(error.value)
     assert not (tmp_path / "out" / "pages").exists()
+
+
+@pytest.mark.parametrize(
+    ("queue", "refused"),
+    [("RUNNING None", True), ("PENDING Dependency\nPENDING Resources", True), ("PENDING DependencyNeverSatisfied", False), ("", False)],
+)  # fmt: skip
+def test_a_second_call_while_jobs_of_the_first_are_in_the_queue_is_refused(
+    start, tmp_path, monkeypatch, queue, refused
+):
+    """With programs that only say what SLURM's would; tests/slurm has the real ones."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, said in (("squeue", queue), ("sbatch", "Submitted batch job 8")):
+        (programs / name).write_text(f"#!/bin/sh\necho {name} \"$@\" >> {tmp_path}/asked\nprintf '{said}'\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    slurm = ["executor=slurm", "executor.partition=any", "executor.wait=false"]
+    (tmp_path / "out" / "pages").mkdir(parents=True)
+    (tmp_path / "out" / "pages" / "jobs.json").write_text('["7"]')
+    if refused:
+        with pytest.raises(
+            ConfigError, match=r"SLURM jobs of this pipeline are not finished \(7\): wait for them, or scancel"
+        ):
+            start(*slurm)
+        assert not (tmp_path / "out" / "pages" / "manifest.json").exists()  # nothing was begun
+        assert "sbatch" not in (tmp_path / "asked").read_text()
+        return
+    assert start(*slurm) == 0
+    assert json.loads((tmp_path / "out" / "pages" / "jobs.json").read_text()) == ["8"]
+    assert (tmp_path / "asked").read_text().count("sbatch") == 2  # a job for each stage
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
