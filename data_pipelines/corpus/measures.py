@@ -15,10 +15,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 PUNCTUATION = ",;:?!."
 CHARACTER_NGRAM, WORD_NGRAM = 10, 5
+_LONG = 600  # characters, from which on arrays count n-grams faster than a dictionary
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_MARKS = frozenset(PUNCTUATION)
 _TOKENS = re.compile(rf"[\w']+|[{PUNCTUATION}]")
 
 
@@ -69,11 +73,25 @@ def word_count(text: Text) -> float:
 def character_repetition(text: Text) -> float:
     """Of all 10-grams of characters, the share of the most frequent ones: the root of their number, if so many repeat."""
     size, chars = CHARACTER_NGRAM, text.text
-    found = Counter(chars[i : i + size] for i in range(len(chars) - size + 1))
-    if not found:
+    total = len(chars) - size + 1
+    if total < 1:
         return 0.0
-    repeated = sorted([count for count in found.values() if count > 1], reverse=True)  # a list: a third faster
-    return sum(repeated[: math.isqrt(len(found))]) / (len(chars) - size + 1)
+    if total < _LONG:
+        counts = list(Counter([chars[i : i + size] for i in range(total)]).values())
+        repeated = sorted([count for count in counts if count > 1], reverse=True)
+        return sum(repeated[: math.isqrt(len(counts))]) / total
+    found = _counts_of_ngrams(chars)
+    return int(np.sort(found[found > 1])[::-1][: math.isqrt(len(found))].sum()) / total
+
+
+def _counts_of_ngrams(chars: str) -> np.ndarray:
+    """How often each different n-gram of a long text occurs, by a hash of 64 bits: four times as fast as a dictionary of strings."""
+    codes = np.frombuffer(chars.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    size = CHARACTER_NGRAM
+    hashes = np.zeros(len(codes) - size + 1, np.uint64)
+    for place in range(size):
+        hashes = hashes * _FACTOR + codes[place : place + len(hashes)]
+    return np.unique(hashes * _FACTOR, return_counts=True)[1]
 
 
 def word_repetition(text: Text) -> float:
@@ -94,15 +112,19 @@ def special_characters(text: Text) -> float:
 
 def punctuation(text: Text) -> float:
     """Share of the tokens, words and marks of punctuation, that are punctuation."""
-    tokens = _TOKENS.findall(text.text)
-    return sum(token in PUNCTUATION for token in tokens) / len(tokens) if tokens else 0.0
+    return _punctuation(_TOKENS.findall(text.text))
+
+
+def _punctuation(tokens: list[str]) -> float:
+    return sum(map(_MARKS.__contains__, tokens)) / len(tokens) if tokens else 0.0
 
 
 def punctuation_from(least: int) -> Callable[[Text], float]:
     """As `punctuation`, but 1 for texts of fewer tokens than `least`, of which it says nothing."""
 
     def measure(text: Text) -> float:
-        return punctuation(text) if len(_TOKENS.findall(text.text)) >= least else 1.0
+        tokens = _TOKENS.findall(text.text)
+        return _punctuation(tokens) if len(tokens) >= least else 1.0
 
     return measure
 
@@ -111,7 +133,7 @@ def share_in(listed: Collection[str]) -> Callable[[Text], float]:
     """The share of a text's words that are listed; 0 of a text without words."""
 
     def measure(text: Text) -> float:
-        return sum(word in listed for word in text.words) / len(text.words) if text.words else 0.0
+        return sum(map(listed.__contains__, text.words)) / len(text.words) if text.words else 0.0
 
     return measure
 

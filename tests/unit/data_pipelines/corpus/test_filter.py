@@ -165,6 +165,22 @@ def test_every_measure_is_what_its_definition_says(text):
         assert measures.share_in(measures.word_lists()[listed])(measured) == pytest.approx(plain[name])
 
 
+def test_long_texts_are_measured_as_short_ones():
+    """Those that arrays count: of letters that repeat, and of any."""
+    rng = np.random.default_rng(0)
+    for alphabet, length in (
+        ("ab", 700),
+        ("abcdefgh 漢🙂", 3000),
+        ("é", 900),
+        ("".join(map(chr, range(32, 500))), 2000),
+    ):
+        text = "".join(rng.choice(list(alphabet), length))
+        text += text[:200] * 2
+        assert measures.character_repetition(Text.of(text)) == pytest.approx(
+            plain_repetition([text[i : i + 10] for i in range(len(text) - 9)], True)
+        )
+
+
 @settings(max_examples=150, deadline=None)
 @given(nodes=st.lists(texts | st.just(END_OF_DOCUMENT), min_size=1, max_size=4))
 def test_a_document_is_judged_as_the_plain_implementation_judges_it(common, nodes):
