@@ -117,6 +117,8 @@ def _given(record: Record, name: str) -> bool:
 
 def _holds_turns(record: Record, name: str | None) -> bool:
     value = record.content.get(record.named(name)) if name is not None else None
+    if isinstance(value, dict):  # as OpenAI stores what was asked, in preference data
+        value = value.get("messages")
     return (
         isinstance(value, list)
         and bool(value)
@@ -129,10 +131,12 @@ def _question_turns(record: Record, name: str, gallery: Gallery) -> list[Message
     """What was said before the answer: context, not to be learned."""
     if not _holds_turns(record, name):
         return exchange(gallery.parts(_text(record.get(name), name)), [])[:1]
-    return [
-        message | ({"weight": 0.0} if message["role"] == "assistant" else {})
-        for message in turns(record, name, gallery)
-    ]
+    value = record.content.get(record.named(name))
+    if isinstance(value, dict):
+        said = turns(record.part(record.get(name), name), "messages", gallery)
+    else:
+        said = turns(record, name, gallery)
+    return [message | ({"weight": 0.0} if message["role"] == "assistant" else {}) for message in said]
 
 
 def _history(record: Record, gallery: Gallery) -> list[Message]:

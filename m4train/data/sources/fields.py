@@ -240,7 +240,7 @@ PAIRS = (  # fields that ask, fields that answer: those of the first that fits, 
     (("prompt",), ("completion", "chosen", "response", "answer", "output")),
     (("question",), ("answer", "answers")),
     (("problem",), ("solution", "answer")),
-    (("input",), ("output",)),
+    (("input",), ("output", "preferred_output")),
     (("inputs",), ("outputs",)),
     (("prefix",), ("suffix",)),
 )

@@ -99,6 +99,11 @@ READ: dict[str, tuple[dict, list] | tuple[dict, list, dict]] = {
             {"type": "image_url", "image_url": {"url": A, "detail": "low"}}, TEXT)], "parallel_tool_calls": False, "tools": []},
         [("system", ["S"]), *SEEN],
     ),
+    "OpenAI, preferences": (
+        {"input": {"messages": [*ua("1?", "1."), *items({"type": "image_url", "image_url": {"url": A}}, TEXT)[:1]], "tools": [],
+                   "parallel_tool_calls": True}, "preferred_output": ua(Q)[1:], "non_preferred_output": ua(Q, "No.")[1:]},
+        [("user", ["1?"]), ("assistant", ["1."]), *SEEN],
+    ),
     "Label Studio, JSON_MIN": (
         {"image": A, "id": 1, "caption": R, "annotator": 1, "annotation_id": 2, "created_at": "2024-01-01", "lead_time": 3.2},
         CAPTION,
@@ -201,7 +206,7 @@ REFUSED: dict[str, tuple[Any, str, str] | tuple[Any, str, str, dict]] = {
     "an InternVL list of datasets": ({"mine": {"root": "x", "annotation": "a.jsonl", "repeat_time": 1}}, "bad_json", "mine"),
     "Label Studio": ({"id": 1, "data": {"image": A}, "annotations": [{"result": []}]}, "bad_json", LISTED),
     "OpenAI's batches": ({"custom_id": "1", "url": "/v1/chat", "body": {"messages": ua(Q)}}, "bad_json", "body"),
-    "OpenAI's preferences": ({"input": {"messages": ua(Q)[:1]}, "preferred_output": ua(Q)[1:]}, "empty_answer", "'input'"),
+    "OpenAI's preferences without the better one": ({"input": {"messages": ua(Q)[:1]}, "non_preferred_output": ua(Q)[1:]}, "empty_answer", "'input'"),
     "Qwen-VL": (QWEN_VL, "stray_placeholder", "placeholder='/<img>(?P<image>.*?)</img>/'"),
     "MMMU": (MMMU, "stray_placeholder", "placeholder="),
     "ms-swift, a video": ({"messages": ua("<video>Which?"), "videos": ["v.mp4"]}, "stray_placeholder", "only pictures are trained on"),
@@ -235,6 +240,13 @@ def test_what_cannot_be_read_as_it_is_says_what_to_do(name: str) -> None:
 def test_addresses_of_texts_are_where_they_come_from() -> None:
     assert composed({"text": "A page.", "url": WEB, "timestamp": "2024"}).unread() == ("url", "timestamp")
     assert composed({"image": A, "caption": R, "url": WEB}).unread() == ("url",)
+
+
+def test_of_preferences_only_the_better_answer_is_learnt() -> None:
+    record, _ = READ["OpenAI, preferences"]
+    found = composed(record)
+    assert [message.get("weight", 1) for message in found.sample.messages] == [1, 0, 1, 1]
+    assert found.unread() == ("non_preferred_output", "input.parallel_tool_calls")
 
 
 def test_a_context_next_to_turns_is_counted_until_it_is_asked_for() -> None:
