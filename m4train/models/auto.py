@@ -15,7 +15,7 @@ class AutoModelForImageTextToText:
     """Loads a model with the class its config.json names; not to be made itself."""
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
         """The model of a folder or hub model; `options` as in `from_pretrained` of its class.
 
         Raises:
@@ -23,7 +23,7 @@ class AutoModelForImageTextToText:
         """
         pickle = options.get("allow_pickle", False) or options.get("use_safetensors") is False
         hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
-        folder = weight_folder(name, pickle, **hub)
+        folder = weight_folder(pretrained_model_name_or_path, pickle, **hub)
         return model_class_of(folder).from_pretrained(folder, **options)
 
 

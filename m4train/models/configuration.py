@@ -6,7 +6,6 @@ Both vintages of the files are read: `torch_dtype`/`dtype`, `rope_theta` + `rope
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from m4train.errors import ConfigError
-from m4train.hub import CONFIG_FILES, model_folder
-from m4train.json_files import read_mapping
+from m4train.hub import CONFIG_FILES, HUB_OPTIONS, model_folder, refuse_upload
+from m4train.json_files import AsJson, read_mapping
 
 # Keys that releases of transformers dump into every config and that change no computation here.
 _GENERIC_KEYS = frozenset(
@@ -32,6 +31,17 @@ _GENERIC_KEYS = frozenset(
     use_bfloat16""".splitlines()
     for key in line.split()
 )
+
+# What is read of a configuration that does not say it.
+_IF_NOT_SAID: dict[str, Any] = {
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+    "use_return_dict": True,
+    "architectures": None,
+    "is_encoder_decoder": False,
+    "name_or_path": "",
+}
 
 
 class _TakesAnyKey(type):
@@ -50,7 +60,7 @@ class _TakesAnyKey(type):
 
 
 @dataclass(kw_only=True)
-class PretrainedConfig(metaclass=_TakesAnyKey):
+class PretrainedConfig(AsJson, metaclass=_TakesAnyKey):
     """Fields shared by every configuration.
 
     `extra` holds the keys of a config.json, or further arguments, that no field has; they can be read as attributes, and are
@@ -91,10 +101,10 @@ class PretrainedConfig(metaclass=_TakesAnyKey):
         return cls(**values)
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["extra"][name]
-        except KeyError:
-            raise AttributeError(f"{type(self).__name__} has no field {name}") from None
+        for values in (self.__dict__.get("extra", {}), _IF_NOT_SAID):
+            if name in values:
+                return values[name]
+        raise AttributeError(f"{type(self).__name__} has no field {name}")
 
     @classmethod
     def for_type(cls, model_type: str | None) -> type[PretrainedConfig]:
@@ -111,16 +121,34 @@ class PretrainedConfig(metaclass=_TakesAnyKey):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        **changes: Any,
     ) -> Self:
-        """Reads config.json of a folder or hub model.
+        """Reads config.json of a folder or hub model; `changes` are fields that take the place of the file's, and HUB_OPTIONS.
 
         Raises:
             ConfigError: the file is missing or describes another kind of model.
         """
-        path = model_folder(folder, CONFIG_FILES, revision, cache_dir, required=(CONFIG_FILES,)) / "config.json"
+        hub = {name: changes.pop(name) for name in HUB_OPTIONS if name in changes}
+        folder = model_folder(
+            pretrained_model_name_or_path, CONFIG_FILES, revision, cache_dir, required=(CONFIG_FILES,), **hub
+        )
+        path = folder / "config.json"
         if not path.is_file():
             raise ConfigError(f"there is no config.json in {folder}: name a folder that holds a saved model")
+        return cls._read(path, changes)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | Path) -> Self:
+        """Reads a file of the form of config.json. Raises as `from_pretrained`."""
+        return cls._read(Path(json_file), {})
+
+    @classmethod
+    def _read(cls, path: Path, changes: dict[str, Any]) -> Self:
         values = read_mapping(path)
         if values.get("model_type", cls.model_type) not in (cls.model_type, *cls.also_reads()):
             raise ConfigError(
@@ -128,7 +156,7 @@ class PretrainedConfig(metaclass=_TakesAnyKey):
                 "use the class of that model"
             )
         try:
-            config = cls.from_dict(values)
+            config = cls.from_dict({**values, **changes})
         except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
             raise ConfigError(
                 f"{path} holds a value of a kind that {cls.__name__} cannot have ({error}): correct it, or copy the file again."
@@ -167,17 +195,27 @@ class PretrainedConfig(metaclass=_TakesAnyKey):
             values["text_config"] = {**values["text_config"], "tie_word_embeddings": values["tie_word_embeddings"]}
         return {**self.extra, **values}
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `folder`/config.json. Raises ConfigError for a value it cannot hold, such as a function."""
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, default=_refuse_value) + "\n"
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "config.json").write_text(text, encoding="utf-8")
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What of `to_dict` is not as in a configuration that is given nothing; always the model_type."""
+        plain = type(self)().to_dict()
+        return {key: value for key, value in self.to_dict().items() if key == "model_type" or plain.get(key) != value}
 
+    def update(self, values: dict[str, Any]) -> None:
+        """Sets fields, and keys that no field has, as `from_dict` would."""
+        names = {f.name for f in fields(self)}
+        for name, value in self._modernise(dict(values)).items():
+            if name in names:
+                setattr(self, name, value)
+            else:
+                self.extra[name] = value
+        PretrainedConfig.__post_init__(self)  # a sub-configuration may be given as a mapping
 
-def _refuse_value(value: Any) -> Any:
-    raise ConfigError(
-        f"the configuration holds {value!r}, which config.json cannot: give a function such as hidden_act by its name"
-    )
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False) -> None:
+        """Writes `save_directory`/config.json. Raises ConfigError for a value it cannot hold, such as a function."""
+        refuse_upload(push_to_hub)
+        text = self.to_json_string()
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        (Path(save_directory) / "config.json").write_text(text, encoding="utf-8")
 
 
 def check_dropout(config: PretrainedConfig, *names: str) -> None:

@@ -27,7 +27,6 @@ class GenerationMixin(nn.Module):
     """Adds `generate` to a model with a head; `generation_config` holds the defaults its folder states."""
 
     config: Any
-    generation_config: dict[str, Any]
     shares_beginnings: ClassVar[bool] = True  # whether prompts with the same images may be read once, see `prefixes.py`
 
     def next_inputs(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -35,13 +34,13 @@ class GenerationMixin(nn.Module):
         return {}
 
     @property
-    def stated_ends(self) -> list[int]:
+    def stated_ends(self: Any) -> list[int]:
         """The ids that end an answer by what the folder of the model states."""
         return stated_ends(self.config, self.generation_config)
 
     @torch.no_grad()
     def generate(
-        self,
+        self: Any,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,

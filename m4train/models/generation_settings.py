@@ -133,6 +133,22 @@ class GenerationSettings:
 _NAMES = {field.name: field.default for field in fields(GenerationSettings)}
 
 
+class StatedSettings(dict):
+    """What a generation_config.json states: a mapping whose keys are also attributes; an attribute that it does not state has
+    its default."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self or name in _NAMES:
+            return self.get(name, _NAMES.get(name))
+        raise AttributeError(f"generation_config states no {name}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self)
+
+
 def stated_ends(config: Any, stated: Mapping[str, Any]) -> list[int]:
     """The ids that end a row by generation_config.json `stated`, else by the model's `config`."""
     given = stated.get("eos_token_id")
@@ -150,7 +166,7 @@ def generation_settings(config: Any, stated: Mapping[str, Any], options: Mapping
         values = {name: getattr(given, name) for name in _NAMES}
     else:
         values = {name: _id_of(config, name) for name in ("eos_token_id", "pad_token_id")}
-        values |= _stated(stated, "generation_config.json") | _stated(_as_mapping(given), "generation_config")
+        values |= _stated(stated, "generation_config.json") | _stated(as_mapping(given), "generation_config")
     for name in options.keys() & _NAMES.keys():
         values[name] = _NEUTRAL.get(name, _NAMES[name]) if options[name] is None else options[name]
     settings = GenerationSettings(**values)
@@ -158,7 +174,7 @@ def generation_settings(config: Any, stated: Mapping[str, Any], options: Mapping
     return settings
 
 
-def _as_mapping(given: Any) -> Mapping[str, Any]:
+def as_mapping(given: Any) -> Mapping[str, Any]:
     """A generation_config that a call gives: nothing, a mapping, or an object of another library that becomes one."""
     if given is None or isinstance(given, Mapping):
         return given or {}

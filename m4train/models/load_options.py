@@ -15,7 +15,6 @@ from m4train.errors import ConfigError
 _NOTHING = ("low_cpu_mem_usage", "trust_remote_code", "weights_only", "resume_download", "use_fast", "is_main_process")
 # What is refused unless it is None or False, and the way out.
 _REFUSED = {
-    "output_loading_info": "from_pretrained refuses missing and extra tensors unless strict=False",
     "ignore_mismatched_sizes": "make a model of another shape from its configuration",
     "state_dict": "name a folder that holds the tensors",
     "subfolder": "name the folder itself",
@@ -42,7 +41,12 @@ def refuse_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def one_device(device: Any, device_map: Any) -> Any:
-    """The device for all of a model. Raises ConfigError for a map that names several."""
+    """The device for all of a model. Raises ConfigError for a map that names several, and where no tensor can be read."""
+    if torch.get_default_device().type == "meta":
+        raise ConfigError(
+            "from_pretrained is called under torch.device('meta'), where weights cannot be: leave that context, as a model "
+            "takes no memory here before its weights are read"
+        )
     if device_map is None:
         return device
     if isinstance(device_map, Mapping):

@@ -46,6 +46,15 @@ class MultimodalModel(ModelDoors, PretrainedModel):
     def rotary(self) -> Rotary:
         return self.text_model.rotary
 
+    @property
+    def image_token_id(self) -> int:
+        """The id whose places images take, of the configuration."""
+        return self.config.image_token_id
+
+    @image_token_id.setter
+    def image_token_id(self, value: int) -> None:
+        self.config.image_token_id = value
+
     def image_features(self, images: PackedImages) -> Tensor:
         """Features (images x tokens per image, H) of all images, in one call of the tower."""
         raise NotImplementedError

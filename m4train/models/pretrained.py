@@ -17,7 +17,7 @@ from m4train.hub import HUB_OPTIONS, weight_folder
 from m4train.json_files import read_mapping
 from m4train.models.attention import check_attention
 from m4train.models.configuration import PretrainedConfig
-from m4train.models.generation_settings import stated_ends
+from m4train.models.generation_settings import StatedSettings, as_mapping, stated_ends
 from m4train.models.load_options import changed_config, given_config, one_device, refuse_options, shard_bytes
 from m4train.models.public_methods import PublicMethods
 from m4train.models.quantized import BitsAndBytesConfig, is_quantized, quantize_linears
@@ -38,7 +38,16 @@ class PretrainedModel(PublicMethods):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        self.generation_config: dict[str, Any] = {}
+        self.generation_config = {}
+
+    @property
+    def generation_config(self) -> StatedSettings:
+        """How `generate` answers unless a call says otherwise; may be set to a mapping, or an object of another library."""
+        return self.__dict__["_generation_config"]
+
+    @generation_config.setter
+    def generation_config(self, given: Any) -> None:
+        self.__dict__["_generation_config"] = StatedSettings(as_mapping(given))
 
     def tied_names(self) -> dict[str, str]:
         return {}
@@ -64,7 +73,7 @@ class PretrainedModel(PublicMethods):
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
@@ -77,9 +86,11 @@ class PretrainedModel(PublicMethods):
         attn_implementation: str | None = None,
         quantization_config: Any = None,
         load_in_4bit: bool = False,
+        output_loading_info: bool = False,
         **options: Any,
-    ) -> Self:
-        """A model with the weights of a folder or hub model `name`, in evaluation mode.
+    ) -> Any:
+        """A model with the weights of a folder or hub model, in evaluation mode; with `output_loading_info` also a mapping of
+        the names of missing and unexpected tensors.
 
         A head that is stored with other values than the embeddings it is tied to is kept, untied, with a warning.
 
@@ -107,18 +118,27 @@ class PretrainedModel(PublicMethods):
         allow_pickle = allow_pickle or use_safetensors is False
         changes = refuse_options(f"{cls.__name__}.from_pretrained", options)
         hub = {name: changes.pop(name) for name in HUB_OPTIONS if name in changes}
-        folder, device = weight_folder(name, allow_pickle, **hub), one_device(device, device_map)
+        folder = weight_folder(pretrained_model_name_or_path, allow_pickle, **hub)
+        device = one_device(device, device_map)
         model = cls._without_weights(folder, config, changes, allow_pickle)
-        missing = model.load_folder(
-            folder, dtype=dtype or torch_dtype, device=device, strict=strict, allow_pickle=allow_pickle
-        )
-        if missing:
-            model._fill_missing(missing, dtype or torch_dtype, device)
+        info = model._fill(folder, dtype or torch_dtype, device, strict, allow_pickle)
         check_attention(attn_implementation, model.dtype)
         if four_bits is not None:
             quantize_linears(model, four_bits)
         model._read_generation_config(folder)
-        return model.eval()
+        return (model.eval(), info) if output_loading_info else model.eval()
+
+    def _fill(self, folder: Path, dtype: Any, device: Any, strict: bool, allow_pickle: bool) -> dict[str, Any]:
+        """Reads the weights of a folder, makes up those that it lacks, and says which, as transformers does."""
+        missing, extra = self.load_folder(folder, dtype=dtype, device=device, strict=strict, allow_pickle=allow_pickle)
+        if missing:
+            self._fill_missing(missing, dtype, device)
+        return {
+            "missing_keys": set(missing),
+            "unexpected_keys": set(extra),
+            "mismatched_keys": set(),
+            "error_msgs": [],
+        }
 
     def _read_generation_config(self, folder: Path) -> None:
         """What the folder says of generation, with all that ends an answer."""
@@ -165,11 +185,11 @@ class PretrainedModel(PublicMethods):
         device: torch.device | str = "cpu",
         strict: bool = True,
         allow_pickle: bool = False,
-    ) -> list[str]:
+    ) -> tuple[list[str], list[str]]:
         """Replaces the parameters by the tensors of `folder`, without a second copy in memory.
 
         Returns:
-            names of parameters the folder does not hold (only with `strict` False).
+            names of parameters the folder does not hold, and of what it holds beyond them (only with `strict` False).
         """
         wanted = _dtype_of(dtype)
         stored = TensorFolder(folder, allow_pickle)
@@ -189,7 +209,7 @@ class PretrainedModel(PublicMethods):
             tensor = stored[names[name]]
             self._replace(name, tensor.to(device=device, dtype=wanted))
         self.tie_weights()
-        return missing
+        return missing, extra
 
     def _stored_names(self, stored: TensorFolder) -> dict[str, str]:
         """Parameter name here -> name in the folder."""

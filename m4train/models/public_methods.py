@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from m4train.errors import ConfigError
+from m4train.models.attention import check_attention
 from m4train.models.token_rows import has_own_rows, resize_rows
 
 
@@ -18,6 +19,23 @@ class PublicMethods(nn.Module):
 
     config: Any
     embedding_name: ClassVar[str]  # of the module that embeds tokens
+    main_input_name: ClassVar[str] = "input_ids"
+    base_model_prefix: ClassVar[str] = "model"
+    supports_gradient_checkpointing: ClassVar[bool] = True
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return hasattr(cls, "generate")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embeddings, without those that an Idefics keeps apart."""
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The model without head."""
+        return getattr(self, self.base_model_prefix, self)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.get_submodule(self.embedding_name)
@@ -70,6 +88,25 @@ class PublicMethods(nn.Module):
         left_out = {id(p) for p in self.get_input_embeddings().parameters()} if exclude_embeddings else set()
         counted = (p for p in self.parameters() if id(p) not in left_out and (p.requires_grad or not only_trainable))
         return sum(p.numel() for p in counted)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters, and of the buffers."""
+        held = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Raises ConfigError for kernels that this model would not use: device and dtype alone decide."""
+        check_attention(attn_implementation, next(self.parameters()).dtype)
+
+    def enable_input_require_grads(self) -> None:
+        """Lets gradients flow through the embeddings though they are frozen, as checkpointing with adapters asks for."""
+        self.disable_input_require_grads()
+        hook = self.get_input_embeddings().register_forward_hook(lambda module, given, out: out.requires_grad_(True))
+        self.__dict__["_input_grads"] = hook
+
+    def disable_input_require_grads(self) -> None:
+        if (hook := self.__dict__.pop("_input_grads", None)) is not None:
+            hook.remove()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """Keeps only the inputs of each layer while training, and computes the rest again in the backward pass.

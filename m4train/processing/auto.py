@@ -7,7 +7,7 @@ from typing import Any
 
 from m4train.errors import ConfigError
 from m4train.families import FAMILIES
-from m4train.hub import HUB_OPTIONS, PROCESSOR_FILES, model_folder
+from m4train.hub import HUB_OPTIONS, PROCESSOR_FILES, WITHOUT_MEANING, model_folder
 from m4train.processing.files import read_json
 from m4train.processing.processor import Processor
 from m4train.processing.tokenizer import Tokenizer
@@ -18,11 +18,14 @@ class AutoProcessor:
 
     @staticmethod
     def from_pretrained(
-        name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None, **settings: Any
+        pretrained_model_name_or_path: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        **settings: Any,
     ) -> Any:
         """The processor of a folder or hub model. Raises ConfigError if the folder names none of this family."""
         hub = {option: settings.pop(option) for option in HUB_OPTIONS if option in settings}
-        folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir, **hub)
+        folder = model_folder(pretrained_model_name_or_path, PROCESSOR_FILES, revision, cache_dir, **hub)
         return _class_of(folder).from_pretrained(folder, **settings)
 
 
@@ -31,11 +34,16 @@ class AutoTokenizer:
 
     @staticmethod
     def from_pretrained(
-        name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None, **settings: Any
+        pretrained_model_name_or_path: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        **settings: Any,
     ) -> Tokenizer:
         """The tokenizer of a folder or hub model; `settings` override those of its tokenizer_config.json."""
         hub = {option: settings.pop(option) for option in HUB_OPTIONS if option in settings}
-        return Tokenizer.from_pretrained(model_folder(name, PROCESSOR_FILES, revision, cache_dir, **hub), **settings)
+        folder = model_folder(pretrained_model_name_or_path, PROCESSOR_FILES, revision, cache_dir, **hub)
+        settings = {name: value for name, value in settings.items() if name not in WITHOUT_MEANING}
+        return Tokenizer.from_pretrained(folder, **settings)
 
 
 def _class_of(folder: Path) -> type[Processor]:

@@ -13,11 +13,11 @@ from m4train.processing.inputs import from_base64, is_image, nest_images
 Call = TypeVar("Call", bound=Callable[..., Any])
 
 ROW_OPTIONS = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side")
-_GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
+_GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs", "processor_kwargs")
 
 
 def options_in_groups(call: Call) -> Call:
-    """Lets options be given in the dictionaries text_kwargs, images_kwargs and common_kwargs too.
+    """Lets options be given in the dictionaries text_kwargs, images_kwargs, common_kwargs and processor_kwargs too.
 
     Raises ValueError if an option is given twice, with two values.
     """

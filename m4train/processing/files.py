@@ -80,15 +80,25 @@ def templates_of(given: Any) -> tuple[str | None, dict[str, str]]:
     return given.get("default"), {name: template for name, template in given.items() if name != "default"}
 
 
-def write_processor_files(folder: str | Path, files: ProcessorFiles) -> None:
-    """Writes the form that transformers reads from 4.46 to 5.x: flat image settings, processor settings, template."""
+def write_processor_files(folder: str | Path, files: ProcessorFiles) -> list[Path]:
+    """Writes the form that transformers reads from 4.46 to 5.x: flat image settings, processor settings, template.
+
+    Returns the files. Raises ConfigError for a template whose name would be a file elsewhere.
+    """
     folder = Path(folder)
+    for name in files.named_templates:
+        if not name or Path(name).name != name or "\\" in name or name.startswith("."):
+            raise ConfigError(f"a chat template is called {name!r}, which is no name for a file: give it another.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "preprocessor_config.json", files.image_processor)
     write_json(folder / "processor_config.json", files.processor)
+    written = [folder / "preprocessor_config.json", folder / "processor_config.json"]
     if files.chat_template is not None:
-        write_json(folder / "chat_template.json", {"chat_template": files.chat_template})
-        (folder / "chat_template.jinja").write_text(files.chat_template, encoding="utf-8")
+        written += [folder / "chat_template.json", folder / "chat_template.jinja"]
+        write_json(written[-2], {"chat_template": files.chat_template})
+        written[-1].write_text(files.chat_template, encoding="utf-8")
     for name, template in files.named_templates.items():
         (folder / "additional_chat_templates").mkdir(exist_ok=True)
-        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(template, encoding="utf-8")
+        written.append(folder / "additional_chat_templates" / f"{name}.jinja")
+        written[-1].write_text(template, encoding="utf-8")
+    return written

@@ -65,6 +65,10 @@ class IdeficsProcessor(Processor):
     def opening(self) -> list[int]:
         return [self.tokenizer.convert_tokens_to_ids(FAKE)]
 
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "image_attention_mask"]
+
     def _framing(self) -> Framing:
         return replace(super()._framing(), prefix=[i for i in [self.bos_id] if i is not None])
 

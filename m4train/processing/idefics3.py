@@ -24,6 +24,7 @@ class Idefics3Processor(Processor):
     image_processor_class = Idefics3ImageProcessor
     default_template: ClassVar[str] = IDEFICS3_TEMPLATE
     image_processor: Idefics3ImageProcessor
+    global_image_tag = global_image_token = GLOBAL_IMAGE
 
     def __init__(
         self,
@@ -38,6 +39,11 @@ class Idefics3Processor(Processor):
 
     def structural_tokens(self) -> list[str]:
         return [*super().structural_tokens(), GLOBAL_IMAGE, *position_tokens()]
+
+    @property
+    def global_image_token_id(self) -> int | None:
+        """None, or that of the unknown token, in a vocabulary that spells the tag in several tokens."""
+        return self.tokenizer.convert_tokens_to_ids(GLOBAL_IMAGE)
 
     @classmethod
     def _own_settings(cls) -> tuple[str, ...]:

@@ -68,6 +68,14 @@ class Idefics3ImageProcessor(ImageProcessor):
         width, height = self._tiled_size(*self._resized(width, height))
         return (height // side, width // side) if max(width, height) > side else (0, 0)
 
+    def get_number_of_image_patches(
+        self, height: int, width: int, images_kwargs: dict[str, Any] | None = None
+    ) -> tuple[int, int, int]:
+        """How many frames an image of this size becomes, and the rows and columns of its tiles, with the settings of
+        `images_kwargs`; three zeros if it is one frame, as in transformers."""
+        rows, columns = self.replace(**(images_kwargs or {})).grid(width, height)
+        return (rows * columns + 1 if rows else 0), rows, columns
+
     @property
     def fixed_size(self) -> bool:
         return self.do_resize

@@ -23,6 +23,7 @@ class IdeficsImageProcessor(ImageProcessor):
     """Resizes every image to `image_size` x `image_size`; a dictionary may say so as equal "height" and "width"."""
 
     documented_order = ("image_num_channels", "image_size", "image_mean", "image_std", "transform")
+    model_input_names = ["pixel_values"]
 
     def __init__(
         self,

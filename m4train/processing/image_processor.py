@@ -10,7 +10,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from PIL import Image
 
-from m4train.hub import PROCESSOR_FILES, model_folder
+from m4train.hub import HUB_OPTIONS, PROCESSOR_FILES, WITHOUT_MEANING, model_folder, refuse_upload
+from m4train.json_files import AsJson, read_mapping
 from m4train.processing.features import Features
 from m4train.processing.files import read_processor_files, write_json
 from m4train.processing.images import normalize_into, pixel_table
@@ -23,7 +24,7 @@ Self = TypeVar("Self", bound="ImageProcessor")
 _MARKS = ("image_processor_type", "processor_class")  # in files, written again by every save
 
 
-class ImageProcessor:
+class ImageProcessor(AsJson):
     """Base of the image processors. Attributes are the settings of preprocessor_config.json, and may be changed.
 
     `upstream_reading` reads images as transformers does, for exact comparison: Pillow images are not rotated as their EXIF
@@ -36,6 +37,7 @@ class ImageProcessor:
     """
 
     documented_order: ClassVar[tuple[str, ...]] = ()  # of the arguments of `preprocess` after the images
+    model_input_names: ClassVar[list[str]] = ["pixel_values", "pixel_attention_mask"]  # what it makes
 
     def __init__(
         self,
@@ -86,22 +88,31 @@ class ImageProcessor:
     @classmethod
     def from_pretrained(
         cls: type[Self],
-        name: str | Path,
+        pretrained_model_name_or_path: str | Path,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         **settings: Any,
     ) -> Self:
-        """Reads preprocessor_config.json, or the image part of processor_config.json; `settings` override it.
-
-        Raises TypeError for a setting there is not.
+        """Reads preprocessor_config.json, or the image part of processor_config.json; `settings` override it, or are
+        HUB_OPTIONS. Raises TypeError for a setting there is not.
         """
-        folder = model_folder(name, PROCESSOR_FILES, revision, cache_dir)
+        hub = {option: settings.pop(option) for option in HUB_OPTIONS if option in settings}
+        settings = {name: value for name, value in settings.items() if name not in WITHOUT_MEANING}
+        folder = model_folder(pretrained_model_name_or_path, PROCESSOR_FILES, revision, cache_dir, **hub)
         return cls.from_dict(read_processor_files(folder).image_processor).replace(**settings)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes preprocessor_config.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(Path(folder) / "preprocessor_config.json", self.to_dict())
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False) -> list[str]:
+        """Writes preprocessor_config.json, and returns its path."""
+        refuse_upload(push_to_hub)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        path = Path(save_directory) / "preprocessor_config.json"
+        write_json(path, self.to_dict())
+        return [str(path)]
+
+    @classmethod
+    def from_json_file(cls: type[Self], json_file: str | Path) -> Self:
+        """Reads a file of the form of preprocessor_config.json. Raises ConfigError if it cannot be read."""
+        return cls.from_dict(read_mapping(Path(json_file)))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as they are written to preprocessor_config.json."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from PIL import Image
 
-from m4train.hub import HUB_OPTIONS, PROCESSOR_FILES, model_folder
+from m4train.hub import HUB_OPTIONS, PROCESSOR_FILES, WITHOUT_MEANING, model_folder, refuse_upload
 from m4train.processing.calls import (
     ROW_OPTIONS,
     conversations_of,
@@ -25,8 +25,9 @@ from m4train.processing.calls import (
 )
 from m4train.processing.chat import ChatTemplate
 from m4train.processing.detail import Detail
+from m4train.processing.doors import END_OF_UTTERANCE, FAKE, IMAGE, ProcessorDoors
 from m4train.processing.features import Features
-from m4train.processing.files import ProcessorFiles, read_processor_files, templates_of, write_processor_files
+from m4train.processing.files import ProcessorFiles, read_processor_files, write_processor_files
 from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.inputs import nest_images, read_image
 from m4train.processing.pieces import EncodedImage, ImagePiece, Piece, TextPiece
@@ -35,12 +36,10 @@ from m4train.processing.settings import known_alone, no_setting, warn_of_unused
 from m4train.processing.spans import Span, truncate
 from m4train.processing.tokenizer import SETTINGS, Place, Tokenizer
 
-FAKE, IMAGE, END_OF_UTTERANCE = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
-
 Self = TypeVar("Self", bound="Processor")
 
 
-class Processor(Detail):
+class Processor(Detail, ProcessorDoors):
     """Base of the processors: a tokenizer, an image processor and a chat template that agree on the image tokens."""
 
     image_processor_class: ClassVar[type[ImageProcessor]]
@@ -50,9 +49,10 @@ class Processor(Detail):
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self._other_settings: dict[str, Any] = {}  # of processor_config.json, kept for whoever knows them
-        given, named = templates_of(chat_template)
-        self.named_templates = {**tokenizer.named_templates, **named}
-        self.chat_template = given or tokenizer.chat_template or self.default_template
+        self.named_templates = dict(tokenizer.named_templates)
+        self.chat_template = tokenizer.chat_template or self.default_template
+        if chat_template is not None:
+            self.chat_template = chat_template
         # A template that closes turns otherwise needs no other token, for which the model may have no row.
         tokenizer.add_special_tokens([FAKE, IMAGE, *[END_OF_UTTERANCE] * (END_OF_UTTERANCE in self.chat_template)])
         tokenizer.reserve(self.structural_tokens())
@@ -66,51 +66,33 @@ class Processor(Detail):
         """Ids before an image that does not directly follow another one; none for most processors."""
         return []
 
-    # Ids of the tokens that have a meaning
-
-    @property
-    def image_token_id(self) -> int:
-        return self.tokenizer.convert_tokens_to_ids(IMAGE)
-
-    @property
-    def end_of_utterance_id(self) -> int:
-        return self.tokenizer.convert_tokens_to_ids(END_OF_UTTERANCE)
-
-    @property
-    def bos_id(self) -> int | None:
-        return self.tokenizer.bos_token_id
-
-    @property
-    def eos_id(self) -> int | None:
-        return self.tokenizer.eos_token_id
-
-    @property
-    def pad_id(self) -> int | None:
-        return self.tokenizer.pad_token_id
-
     # Files
 
     @classmethod
     def from_pretrained(
         cls: type[Self],
-        name: str | Path,
+        pretrained_model_name_or_path: str | Path,
         tokenizer_folder: str | Path | None = None,
         **settings: Any,
     ) -> Self:
         """Reads a folder of any form, or a hub model; its tokenizer, if one is named, from another folder.
 
         `settings` override those of this processor ("chat_template" among them), its image processor and its tokenizer;
-        those given as None stay. HUB_OPTIONS (revision, cache_dir, token ...) are those of a hub model. Raises ConfigError if a file is missing or unreadable, or the hub out of reach, and
+        those given as None stay. An `image_processor` or `tokenizer` among them takes the place of the folder's. HUB_OPTIONS (revision, cache_dir, token ...) are those of a hub model. Raises ConfigError if a file is missing or unreadable, or the hub out of reach, and
         TypeError for a setting that none of the three has.
         """
         hub = {option: settings.pop(option) for option in HUB_OPTIONS if option in settings}
+        settings = {name: value for name, value in settings.items() if name not in WITHOUT_MEANING}
+        made = {part: settings.pop(part, None) for part in ("image_processor", "tokenizer")}
         own, of_tokenizer, of_images = cls._sorted(settings)
-        folder = model_folder(name, PROCESSOR_FILES, **hub)
+        folder = model_folder(pretrained_model_name_or_path, PROCESSOR_FILES, **hub)
         files = read_processor_files(folder)
         stated = {key: value for key, value in files.processor.items() if key in cls._own_settings()}
         processor = cls(
-            cls.image_processor_class.from_dict(files.image_processor).replace(**of_images),
-            Tokenizer.from_pretrained(tokenizer_folder or folder, **of_tokenizer),
+            (made["image_processor"] or cls.image_processor_class.from_dict(files.image_processor)).replace(
+                **of_images
+            ),
+            made["tokenizer"] or Tokenizer.from_pretrained(tokenizer_folder or folder, **of_tokenizer),
             chat_template=of_tokenizer.get("chat_template") or files.chat_template,
             **{key: value for key, value in (stated | own).items() if value is not None},
         )
@@ -138,15 +120,24 @@ class Processor(Detail):
         own, of_tokenizer, of_images = ({key: given[key] for key in given if key in some} for some in names)
         return own, of_tokenizer, of_images
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes tokenizer, image settings, processor settings and chat template, as transformers 4.46 to 5.x reads them."""
-        settings = {name: value for name in self._own_settings() if (value := getattr(self, name)) not in (None, False)}
-        settings = self._other_settings | settings | {"processor_class": type(self).__name__}
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False) -> list[str]:
+        """Writes tokenizer, image settings, processor settings and chat template, as transformers 4.46 to 5.x reads them.
+
+        Returns the files.
+        """
+        refuse_upload(push_to_hub)
+        folder, settings = Path(save_directory), self._stated_settings()
         image = self.image_processor.to_dict() | {"processor_class": type(self).__name__}
         self.tokenizer.chat_template, self.tokenizer.named_templates = self.chat_template, self.named_templates
         self.tokenizer.config["processor_class"] = type(self).__name__
         self.tokenizer.save_pretrained(folder)
-        write_processor_files(folder, ProcessorFiles(image, settings, self.chat_template, self.named_templates))
+        files = ProcessorFiles(image, settings, self.chat_template, self.named_templates)
+        return [str(path) for path in write_processor_files(folder, files)]
+
+    def _stated_settings(self) -> dict[str, Any]:
+        """What processor_config.json holds."""
+        settings = {name: value for name in self._own_settings() if (value := getattr(self, name)) not in (None, False)}
+        return self._other_settings | settings | {"processor_class": type(self).__name__}
 
     @classmethod
     def settings_for(cls, architecture: Any) -> dict[str, int]:
@@ -333,12 +324,6 @@ class Processor(Detail):
         if not several and not return_tensors:
             inputs |= {name: inputs[name][0] for name in ("input_ids", "attention_mask")}
         return inputs if return_dict else inputs["input_ids"]
-
-    def decode(self, ids: Any, **options: Any) -> str:
-        return self.tokenizer.decode(ids, **options)
-
-    def batch_decode(self, rows: Any, **options: Any) -> list[str]:
-        return self.tokenizer.batch_decode(rows, **options)
 
     # Inside
 

@@ -27,6 +27,7 @@ from m4train.processing.sentencepiece_rules import (
 )
 from m4train.processing.settings import no_setting
 from m4train.processing.token_forms import clean_up, content_of, flags_of
+from m4train.processing.tokenizer_doors import TokenizerDoors
 
 Place = Literal["start", "after_token", "inside"]
 
@@ -37,7 +38,7 @@ SETTINGS = (  # of tokenizer_config.json, those that change something here
 )  # fmt: skip
 
 
-class Tokenizer:
+class Tokenizer(TokenizerDoors):
     """Text to token ids and back. `config` holds what tokenizer_config.json and special_tokens_map.json hold."""
 
     def __init__(self, backend: Backend, config: dict[str, Any] | None = None) -> None:
@@ -54,7 +55,9 @@ class Tokenizer:
         self._add_configured_tokens()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, rule: str = "4.46", **settings: Any) -> Tokenizer:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, rule: str = "4.46", **settings: Any
+    ) -> Tokenizer:
         """Reads tokenizer.json and, if they exist, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
         `rule` "4.46" takes the tokenizer as it is stored, "5.23" as transformers 5.x rebuilds it (other ids after special
@@ -64,7 +67,7 @@ class Tokenizer:
         for name in settings:
             if name not in SETTINGS:
                 raise no_setting(cls.__name__, name, SETTINGS)
-        folder = Path(folder)
+        folder = Path(pretrained_model_name_or_path)
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ConfigError(f"{folder} holds no tokenizer.json: point to a folder of a fast tokenizer.")
@@ -86,9 +89,9 @@ class Tokenizer:
         config |= {name: value for name, value in settings.items() if value is not None}
         return cls(rebuilt_as_5x(backend, config) if rule == "5.23" else backend, config)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, as transformers reads them."""
-        folder = Path(folder)
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
         special = {name: getattr(self, name) for name in NAMED_TOKENS if getattr(self, name) is not None}

@@ -49,7 +49,10 @@ def records(place: Path) -> Iterator[tuple[Record, Path]]:
     """Every record, with the folder that its pictures are named from. Raises DataError."""
     for path in files_of(place):
         try:
-            yield from ((record, path.parent) for record in _READERS[path.suffix](path))
+            for record in _READERS[path.suffix](path):
+                if not isinstance(record, dict):
+                    raise ValueError(f"{str(record)[:40]!r} is not a record")
+                yield record, path.parent
         except (ValueError, OSError, tarfile.TarError) as error:
             raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}): download it again.") from error
 

@@ -40,6 +40,13 @@ def folders(tmp_path_factory):
         '{"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}'
     )
     (root / "foreign" / "tokenizer.json").write_text("[1]")
+    (root / "list.yaml").write_text("[1, 2]")
+    shutil.copytree(root / "no_checkpoint", root / "lines_of_nothing")
+    (root / "lines_of_nothing" / "metrics.jsonl").write_text("hello\n[1]\n")
+    (root / "no_answers").mkdir()
+    (root / "no_answers" / "evaluation.json").write_text('{"textvqa": [1]}')
+    (root / "records" / "textvqa").mkdir(parents=True)
+    (root / "records" / "textvqa" / "test.json").write_text('[1, "x", {"question": 5}]')
     write_shards(root / "shards", conversations(4))
     whole = next((root / "shards").glob("*.tar")).read_bytes()
     (root / "cut.tar").write_bytes(whole[:700])
@@ -193,6 +200,48 @@ def test_another_model_or_none(command, given, folders, capsys):
         ["train", "{}/text.txt"],
         ["launch", "slurm", "--nodes", "x"],
         ["launch", "nowhere"],
+        ["launch", "check", "run_dir={}/text.txt"],
+        ["launch", "check", "run_dir={}/new", "no.such.key=1"],
+        ["compare", "{}/nowhere"],
+        ["compare", "{}/text.txt"],
+        ["compare", "{}/picture.png"],
+        ["compare", "{}/empty"],
+        ["compare", "{}/run", "--mode", "best"],
+        ["compare", "{}/run", "--metric", "no such"],
+        ["compare", "{}/lines_of_nothing"],
+        ["evaluate", "compare", "{}/nowhere", "{}/empty"],
+        ["evaluate", "compare", "{}/text.txt", "{}/picture.png"],
+        ["evaluate", "compare", "{}/foreign"],
+        ["evaluate", "compare", "{}/no_answers", "{}/no_answers"],
+        ["evaluate", "benchmarks=[no_such]", "model={}/good", "data={}/empty"],
+        ["evaluate", "benchmarks=[textvqa]", "model={}/good", "data={}/nowhere"],
+        ["evaluate", "benchmarks=[textvqa]", "model={}/good", "data={}/text.txt"],
+        ["evaluate", "benchmarks=[textvqa]", "model={}/foreign", "data={}/records"],
+        ["evaluate", "benchmarks=[textvqa]", "model={}/picture.png", "data={}/records"],
+        ["evaluate", "benchmarks=[textvqa]", "model={}/good", "data={}/records"],
+        ["evaluate", "benchmarks=[{}/text.txt]", "model={}/good", "data={}/empty"],
+        ["evaluate", "benchmarks=[{}/picture.png]", "model={}/good", "data={}/empty"],
+        ["evaluate", "benchmarks=[textvqa]", "model={}/good", "data={}/records", "batch_size=x"],
+        ["init", "{}/text.txt"],
+        ["init", "{}/text.txt/inside"],
+        ["init", "{}/run"],
+        ["init", "{}/new_project", "--model", "no such"],
+        ["init", "{}/new_project", "--epochs", "x"],
+        ["init"],
+        ["estimate", "experiment=digits_pretrain", "model.pretrained={}/nowhere"],
+        ["estimate", "experiment=digits_pretrain", "model.pretrained={}/text.txt"],
+        ["estimate", "experiment=digits_pretrain", "model.pretrained={}/foreign"],
+        ["estimate", "experiment=digits_pretrain", "--ranks", "x"],
+        ["estimate", "experiment=digits_pretrain", "--mfu", "x"],
+        ["replay", "--step", "x", "run_dir={}/run"],
+        ["replay", "run_dir={}/run"],
+        ["replay", "--step", "1", "run_dir={}/run/config.yaml"],
+        ["pipeline", "{}/empty"],
+        ["pipeline", "{}/list.yaml"],
+        ["pipeline", "digits", "no.such.key=1"],
+        ["completion", "no_shell"],
+        ["data", "index", "data.sources={}/text.txt"],
+        ["data", "nowhere"],
     ],
     ids=" ".join,
 )

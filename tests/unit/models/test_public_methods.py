@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import m4train
 from m4train.errors import ConfigError
@@ -160,7 +161,6 @@ REFUSED: dict[str, tuple[dict[str, Any], type, str]] = {
     ),
     "8 bits": ({"load_in_8bit": True}, ConfigError, "does not implement load_in_8bit"),
     "eager": ({"attn_implementation": "eager"}, ConfigError, "attn_implementation is 'eager'"),
-    "info": ({"output_loading_info": True}, ConfigError, "does not implement output_loading_info"),
     "typo": ({"torch_dtyp": "bfloat16"}, TypeError, "has no argument torch_dtyp"),
 }
 
@@ -181,6 +181,60 @@ def test_what_cannot_act_is_one_sentence(name: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=said) as raised:
         m4train.Idefics3ForConditionalGeneration.from_pretrained(folder, **given)
     assert "\n" not in str(raised.value)
+
+
+def test_what_was_missing_is_told_if_asked(tmp_path: Path) -> None:
+    model, folder = folder_of(tmp_path)
+    kind = type(model)
+    _, info = kind.from_pretrained(pretrained_model_name_or_path=folder, output_loading_info=True)
+    assert info == {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+    weights = load_file(folder / "model.safetensors")
+    weights["other"] = weights.pop("lm_head.weight")
+    save_file(weights, folder / "model.safetensors")
+    _, info = kind.from_pretrained(folder, output_loading_info=True, strict=False)
+    assert (info["missing_keys"], info["unexpected_keys"]) == ({"lm_head.weight"}, {"other"})
+    with torch.device("meta"), pytest.raises(ConfigError, match="called under"):
+        kind.from_pretrained(folder)
+
+
+def test_gradients_through_frozen_embeddings() -> None:
+    model = made("Idefics3", "ForConditionalGeneration")
+    model.requires_grad_(False)
+    ids = torch.tensor([[5, 6]])
+    assert not model(ids).logits.requires_grad
+    model.enable_input_require_grads()
+    assert model(ids).logits.requires_grad
+    model.disable_input_require_grads()
+    assert not model(ids).logits.requires_grad
+
+
+def test_how_to_generate_is_set_as_attributes_or_as_a_whole() -> None:
+    model, ids = made("Idefics3", "ForConditionalGeneration"), torch.tensor([[5, 6]])
+    assert model.generation_config.num_beams == 1
+    model.generation_config.max_new_tokens = 3
+    assert model.generate(ids).shape == (1, 5)
+    model.generation_config = transformers.GenerationConfig(max_new_tokens=2, eos_token_id=None)
+    assert model.generation_config.max_new_tokens == 2
+    assert model.generate(ids).shape == (1, 4)
+    model.generation_config = {"max_new_tokens": 4}
+    assert model.generation_config == {"max_new_tokens": 4} == model.generation_config.to_dict()
+    assert not hasattr(model.generation_config, "no_such_setting")
+
+
+@pytest.mark.parametrize(("name", "end"), CLASSES)
+def test_what_is_asked_of_any_model(name: str, end: str) -> None:
+    model = made(name, end)
+    theirs = getattr(transformers, f"{name}{end}")
+    assert model.can_generate() == theirs.can_generate() == (end != "Model")
+    assert (model.main_input_name, model.base_model_prefix) == (theirs.main_input_name, theirs.base_model_prefix)
+    assert model.vocab_size == model.config.get_text_config().vocab_size == 97
+    assert set(model.config.to_diff_dict()) < set(model.config.to_dict())
+    assert type(model.config).from_dict(model.config.to_diff_dict()).to_dict() == model.config.to_dict()
+    assert model.base_model is (model if end == "Model" else model.model)
+    assert model.get_memory_footprint(return_buffers=False) == 4 * model.num_parameters()
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ConfigError, match="attn_implementation is 'eager'"):
+        model.set_attn_implementation("eager")
 
 
 def test_a_configuration_instead_of_the_folders(tmp_path: Path) -> None:
