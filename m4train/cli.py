@@ -7,7 +7,19 @@ import sys
 import tempfile
 import traceback
 
-from m4train.commands.arguments import CORES, EVALUATES, JSON, OF_RUN, OVERRIDES, TRAINS, Command, Folder, Number, Word
+from m4train.commands.arguments import (
+    CORES,
+    EVALUATES,
+    JSON,
+    OF_RUN,
+    OVERRIDES,
+    TRAINS,
+    Command,
+    Flag,
+    Folder,
+    Number,
+    Word,
+)
 from m4train.errors import ConfigError, M4Error, of_the_system
 from m4train.exits import FAILED, INTERRUPTED, REFUSED, interrupts_noted, say_once
 
@@ -59,9 +71,10 @@ COMMANDS = {
         reads="",
     ),
     "export": Command(
-        "write a checkpoint as a Hugging Face folder, adapters merged or apart",
+        "write a checkpoint as a Hugging Face folder, adapters merged or apart, and push it to the Hub if asked",
         "export:export",
-        OF_RUN,
+        f"[--push-to ORG/NAME [--private]] {OF_RUN}",
+        (Word("push-to", "push_to", "ORG/NAME"), Flag("private", True)),
         reads="run",
         needs=("adapter",),
     ),
@@ -81,6 +94,12 @@ COMMANDS = {
         "a table of several runs, sorted by a metric, and one page of their curves",
         "compare:compare",
         "RUN RUN ... [--metric NAME] [--mode min|max] [--out FILE] [--json]",
+        reads="",
+    ),
+    "sync": Command(
+        "send what a run wrote for W&B while it was offline, its starts as one run",
+        "sync:sync",
+        "RUN [RUN ...]",
         reads="",
     ),
     "report": Command("write report.html into the run directory", "inspect:report", OF_RUN, reads="run", needs=()),

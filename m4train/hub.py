@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m4train.errors import ConfigError
+from m4train.wandb_artifacts import FROM, artifact_folder
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "additional_chat_templates/*")  # everything of a model folder but its weights
 WEIGHT_FILES = (*PROCESSOR_FILES, "*.safetensors")  # what ends an answer is known by the chat template too
@@ -49,7 +50,8 @@ def model_folder(
     required: Sequence[Sequence[str]] = (),
     **download: Any,
 ) -> Path:
-    """The folder `name`, or where the files of hub model `name` that match `patterns` are after a download.
+    """The folder `name`, or where the files of hub model `name` (also `name@revision`) that match `patterns` are after a
+    download; also of an artifact `wandb:ENTITY/PROJECT/NAME:ALIAS`.
 
     Files already in the cache are not fetched again, and are enough without a network. `download` holds `token`,
     `local_files_only` and `force_download`, as huggingface_hub takes them. Raises ConfigError if there is
@@ -59,6 +61,10 @@ def model_folder(
     if Path(name).is_dir():
         return Path(name)
     text = str(name)
+    if text.startswith(FROM):
+        return artifact_folder(text)
+    text, _, named = text.partition("@")
+    revision = named or revision
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise ConfigError(f"There is no folder {text}: give an existing folder, or a hub id of the form owner/name.")
     from huggingface_hub import snapshot_download

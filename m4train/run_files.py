@@ -34,7 +34,8 @@ REPORT = "report.html"
 PREVIEW = "preview.html"
 DEEPSPEED = "deepspeed.json"  # what DeepSpeed was given
 STALLED = "stalled"  # a folder: what each rank was doing when a run hung
-WANDB_ID = "wandb_id"  # of the W&B run, so that a continued run is the same one
+WANDB = "wandb.json"  # id and group of the W&B run, and the last step it has, so that a continued run is the same one
+TENSORBOARD = "tensorboard"  # the folder of its files
 CLAIM = "claim"  # which process trains the run; locked while it does
 STAGES = "stages.json"  # of a run of several stages: their names in order, and which are trained
 STOP = "stop"  # a file of this name ends the run with a checkpoint
@@ -116,7 +117,7 @@ def lineage(folder: Path) -> list[RunFiles]:
     """This run and the runs its starting weights came from, oldest first."""
     runs = [read_run(folder)]
     while (start := runs[0].config.model.pretrained) is not None:
-        origin = _origin(Path(start))
+        origin = origin_of(Path(start))
         if origin is None or not (Path(origin) / CONFIG).is_file():
             break
         earlier = read_run(Path(origin))
@@ -126,7 +127,7 @@ def lineage(folder: Path) -> list[RunFiles]:
     return runs
 
 
-def _origin(start: Path) -> str | None:
+def origin_of(start: Path) -> str | None:
     """The run directory that an exported folder, a checkpoint or a run directory comes from."""
     start = newest_stage(start)
     if (start / CONFIG).is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,29 +83,34 @@ class Folder(NamedTuple):
 
 
 class Word(NamedTuple):
-    """`--NAME VALUE`, any text, which may be left out; also as `NAME=VALUE`."""
+    """`--NAME VALUE`, any text, which may be left out; also as `NAME=VALUE`, or `plain=VALUE`."""
 
     name: str
+    plain: str = ""
+    value: str = ""  # what stands for the value in help
 
     def shown(self) -> str:
-        return f"[--{self.name} {self.name.upper()}]"
+        return f"[--{self.name} {self.value or self.name.upper()}]"
 
     def take(self, command: str, arguments: list[str]) -> tuple[Any, list[str]]:
-        given, rest = taken([f"--{self.name}"], arguments, self.name)
+        given, rest = taken([f"--{self.name}"], arguments, self.plain or self.name)
         return given or None, rest
 
 
 class Flag(NamedTuple):
-    """`--NAME`."""
+    """`--NAME`; if `plain`, also `NAME=true`."""
 
     name: str
+    plain: bool = False
 
     def shown(self) -> str:
         return f"[--{self.name}]"
 
     def take(self, command: str, arguments: list[str]) -> tuple[Any, list[str]]:
-        option = f"--{self.name}"
-        return option in arguments, [argument for argument in arguments if argument != option]
+        option, words = f"--{self.name}", {f"{self.name}={value}": value == "true" for value in ("true", "false")}
+        on = option in arguments or (self.plain and any(words.get(argument, False) for argument in arguments))
+        known = {option, *(words if self.plain else ())}
+        return on, [argument for argument in arguments if argument not in known]
 
 
 class Composed(NamedTuple):
@@ -151,6 +157,7 @@ def hydra_options(arguments: list[str]) -> tuple[Composed, list[str]]:
     return Composed(folders, name, cfg, package, resolve, info, multirun), rest
 
 
+_KEY = re.compile(r"--[a-zA-Z_][\w.@/]*=")  # an override as `wandb agent` writes it
 CORES = os.cpu_count() or 1
 # The groups of a configuration that decide which packages a command needs, see config/packages.py
 READS = ("data",)
@@ -204,6 +211,8 @@ class Command(NamedTuple):
         from m4train.config.packages import check_packages
         from m4train.scratch import scratch
 
+        if name == "train":
+            rest = [argument.removeprefix("--") if _KEY.match(argument) else argument for argument in rest]
         if self.reads == "stages":
             subject: Any = load_stages(rest, asked.where())
             configs = subject.configs

@@ -12,6 +12,7 @@ import torch
 
 from m4train import build
 from m4train.config import Config, ModelConfig
+from m4train.config.packages import check_packages
 from m4train.data.documents.image_layout import image_layout
 from m4train.errors import CheckpointError, ConfigError
 from m4train.evaluation.answers import answer_lines, answers_of, decoding_of, in_order, metric_of, scores_of
@@ -22,6 +23,7 @@ from m4train.families import FAMILIES
 from m4train.json_files import read_mapping
 from m4train.restore import restore_model, restore_processor
 from m4train.run_files import ANSWERS, EVALUATION, shown_score
+from m4train.training.callbacks.tracker import make_trackers
 from m4train.training.checkpoints.changes import MODEL_KEYS
 from m4train.training.checkpoints.find import agreed_checkpoint
 from m4train.training.engines import make_engine
@@ -89,6 +91,7 @@ def _evaluate(config: Config, engine: Engine, heart: Heartbeat) -> None:
                 lines += answer_lines(config, source.name, gathered, scored, PICTURED_ANSWERS, decoding)
     if engine.rank == 0:
         _write(Path(config.run_dir), scores, lines, subject.name)
+        _tell(config, subject.name, scores, lines)
 
 
 def _subject(config: Config, engine: Engine) -> Subject:
@@ -146,6 +149,16 @@ def stated_scores(metric: str, scored: Scores) -> dict[str, Any]:
     if scored.shown_times != 100:
         stated["shown_times"] = scored.shown_times  # not a share, to be shown as a percentage
     return stated | scored.counts | {name: round(value, 4) for name, value in scored.others.items()}
+
+
+def _tell(config: Config, name: str, scores: dict[str, dict[str, Any]], lines: list[dict[str, Any]]) -> None:
+    """Gives the results to the trackers; one that is not within reach is said, since the files are written."""
+    try:
+        check_packages(config, ("logging",))
+        for tracker in make_trackers(config):
+            tracker.on_evaluation(name, scores, lines)
+    except ConfigError as error:
+        print(f"The results are in {config.run_dir} alone: {error}", flush=True)
 
 
 def _write(run_dir: Path, scores: dict[str, dict[str, Any]], lines: list[dict[str, Any]], name: str) -> None:

@@ -19,8 +19,11 @@ from m4train import build
 from m4train.commands import export_check
 from m4train.commands.export_adapter import BASE, has_rows_of, is_model_folder, peft_model, write_adapter
 from m4train.commands.export_check import Rendered, rendered_by_transformers
+from m4train.commands.model_card import write_card
+from m4train.commands.push import check_push, push
 from m4train.config import Config
 from m4train.config.checks import size_in_bytes
+from m4train.config.wandb_keys import uses_wandb
 from m4train.durable import remove
 from m4train.errors import CheckpointError, ConfigError
 from m4train.families import FAMILIES
@@ -28,7 +31,8 @@ from m4train.hub import WEIGHT_FILES, model_folder
 from m4train.models.pretrained import TensorFolder
 from m4train.models.weight_files import write_weights
 from m4train.restore import hub_weights, restore_model, restore_processor
-from m4train.run_files import EVALUATION, EXPORT, LINEAGE_FILE
+from m4train.run_files import EXPORT, LINEAGE_FILE
+from m4train.training import wandb_runs
 from m4train.training.checkpoints.changes import MODEL_KEYS
 from m4train.training.checkpoints.find import find_checkpoint
 from m4train.training.checkpoints.state import Checkpoint
@@ -50,18 +54,38 @@ class Exported:
     rendered: Rendered | None = None
 
 
-def export(config: Config) -> int:
-    """Writes export.folder from the newest checkpoint of run_dir, or from the one `resume` names; returns 0."""
-    done = export_checkpoint(config)
+def export(config: Config, push_to: str | None = None, private: bool = False) -> int:
+    """Writes export.folder from the newest checkpoint of run_dir, or from the one `resume` names, and pushes it to the Hub if
+    `push_to` names a repository; returns 0."""
+    if private and push_to is None:
+        raise ConfigError("--private goes with --push-to ORG/NAME: nothing is pushed without it.")
+    if push_to is not None:
+        check_push(push_to)
+    done = export_checkpoint(config, push_to)
     checked = "not verified" if done.drift is None else f"largest logit difference after reloading {done.drift:.1e}"
     print(f"exported step {done.step} to {done.folder} ({checked})")
     if done.rendered is not None:
         print(*done.rendered.lines(), sep="\n")
+    if uses_wandb(config.logging) and config.logging.wandb.artifacts != "none":
+        _log_artifact(config, done)
+    if push_to is not None:
+        print(f"pushed to {push(done.folder, push_to, private, f'Step {done.step} of {config.name}')}", flush=True)
     return 0
 
 
-def export_checkpoint(config: Config) -> Exported:
-    """Writes the folder aside, verifies it and replaces an earlier one by it.
+def _log_artifact(config: Config, done: Exported) -> None:
+    """The folder as a version of NAME-ID-export, from a W&B run of its own in the group of the training."""
+    held = wandb_runs.remembered(Path(config.run_dir))
+    run = wandb_runs.open_run(config, wandb_runs.EXPORT, held)
+    name = f"{wandb_runs.artifact_name(config, held.get('id', run.id))}-export"
+    wandb_runs.log_model(
+        run, config, done.folder, name, [f"step-{done.step:06d}"], {"step": done.step, "drift": done.drift}
+    )
+    run.finish()
+
+
+def export_checkpoint(config: Config, push_to: str | None = None) -> Exported:
+    """Writes the folder aside, verifies it and replaces an earlier one by it; with a model card for `push_to`, if it is given.
 
     Raises CheckpointError if there is no checkpoint, or if what was written does not answer as the checkpoint does.
     """
@@ -85,6 +109,8 @@ def export_checkpoint(config: Config) -> Exported:
         else None
     )
     _describe(config, checkpoint, unfinished, drift, rendered)
+    if config.export.model_card or push_to is not None:
+        write_card(config, checkpoint, unfinished, push_to or str(target), _stated_base(config, unfinished))
     earlier = target.with_name(f".{target.name}.earlier")
     remove(earlier)
     if target.exists():
@@ -173,11 +199,17 @@ def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any)
 def _rendered(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any) -> Rendered:
     """What transformers makes of the folder, against the checkpoint's model."""
     base = str(folder)
-    if config.export.adapters == "apart":
-        stated = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if (stated := _stated_base(config, folder)) is not None:
         base = str(folder / BASE) if (folder / BASE).is_dir() else stated
     gc.collect()
     return rendered_by_transformers(folder, base, processor, restore_model(config, checkpoint.folder))
+
+
+def _stated_base(config: Config, folder: Path) -> str | None:
+    """The model that an adapter apart needs; None if the folder holds a whole one."""
+    if config.export.adapters != "apart":
+        return None
+    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
 def _tolerance(config: Config) -> float:
@@ -209,7 +241,7 @@ def _logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 def _describe(
     config: Config, checkpoint: Checkpoint, folder: Path, drift: float | None, rendered: Rendered | None
 ) -> None:
-    """m4train.json: where the folder came from; and README.md, if one is asked for."""
+    """m4train.json: where the folder came from."""
     origin = {
         "run_dir": str(config.run_dir),
         "step": checkpoint.step,
@@ -222,21 +254,3 @@ def _describe(
         "m4train": m4train.__version__,
     }
     (folder / LINEAGE_FILE).write_text(json.dumps(origin, indent=1) + "\n")
-    if config.export.model_card:
-        (folder / "README.md").write_text(_card(config, checkpoint), encoding="utf-8")
-
-
-def _card(config: Config, checkpoint: Checkpoint) -> str:
-    """The model card: the facts the run knows, for a person to complete."""
-    base = f"base_model: {config.model.pretrained}\n" if config.model.pretrained else ""
-    sources = "\n".join(f"- {name} (weight {source.weight:g})" for name, source in config.data.sources.items())
-    trained = f"Trained for {checkpoint.step:,} optimizer steps of {config.trainer.global_batch_size} packs of up to"
-    scores = Path(config.run_dir) / EVALUATION
-    results = json.loads(scores.read_text()) if scores.is_file() else {}
-    lines = [f"- {name}: {key} {value}" for name, row in results.items() for key, value in row.items()]
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n{base}---\n\n# {config.name}\n\n"
-        f"{trained} {config.data.sequence_length:,} tokens with m4train {m4train.__version__}"
-        f"{'' if config.adapter.kind == 'none' else f', {config.adapter.kind} adapters'}.\n\n## Data\n\n{sources}\n"
-        + (f"\n## Held-out results\n\n{chr(10).join(lines)}\n" if lines else "")
-    )

@@ -23,6 +23,7 @@ from m4train.errors import ConfigError, TrainingError, of_the_system
 from m4train.evaluation.answers import decoding_of, sample_answers
 from m4train.evaluation.benchmarks.training import benchmark_scores
 from m4train.inspection.outlook import outlook
+from m4train.inspection.pack_lines import first_packs
 from m4train.run_files import CHECKPOINTS, CONFIG, PARAMETERS
 from m4train.training.callbacks import default_callbacks
 from m4train.training.checkpoints.bases import bases
@@ -137,6 +138,7 @@ def _train(
         heart=heart,
         bases=bases(config),  # again: by now data.prepare has made what it makes
         passed=None if data.plan is None else partial(passes, data.plan, until=config.trainer.epochs_until),
+        packs=None if data.plan is None else partial(first_packs, data.plan, processor, config),
     )
     result = trainer.train()
     lines = left_out_at_end(engine.gather(data.quarantine.counted))

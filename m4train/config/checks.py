@@ -27,6 +27,7 @@ from m4train.config import (
 )
 from m4train.config.combinations import check_combinations
 from m4train.config.data_checks import check_data
+from m4train.config.logging_checks import check_logging
 from m4train.config.require import at_least, leaves, one_of, require
 from m4train.errors import ConfigError
 from m4train.families import FAMILIES
@@ -217,7 +218,7 @@ def _check_training(config: Config) -> None:
     )
     at_least("trainer.hang_timeout", trainer.hang_timeout, 0)
     _check_adapter(config.adapter)
-    one_of("logging.wandb", config.logging.wandb, ("offline", "online", "disabled"))
+    check_logging(config)
     _check_export(config.export)
     _check_evaluation(config)
 

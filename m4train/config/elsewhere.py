@@ -16,7 +16,7 @@ _EPOCHS = "trainer.epochs; the same number"
 _STEPS = "trainer.max_steps; the same number of optimizer steps"
 _WORKERS = "data.num_workers; the same number per rank"
 _CHECKPOINTING = "trainer.gradient_checkpointing: true or false"
-_WANDB = "logging.wandb: offline, online or disabled; metrics.jsonl is always written"
+_WANDB = "logging.trackers: a list of wandb and tensorboard; metrics.jsonl is always written (logging.wandb.mode: offline, online)"
 _TEMPLATE = "model.processor={chat_template: TEXT}; that of model.pretrained is used if it is not set"
 
 # The last word of a key elsewhere -> ours. Words of transformers, TRL, peft, accelerate, LLaMA-Factory, axolotl, ms-swift,
@@ -183,12 +183,18 @@ WORDS = {
     "report_to": _WANDB,
     "use_wandb": _WANDB,
     "log_with": _WANDB,
-    "wandb_project": "logging.project; the same text",
+    "wandb_project": "logging.wandb.project; the same text",
+    "wandb_entity": "logging.wandb.entity; the same text",
+    "wandb_name": "logging.wandb.name; the same text",
+    "wandb_run_name": "logging.wandb.name; the same text",
+    "wandb_run_id": "logging.wandb.id; the same text",
+    "wandb_log_model": "logging.wandb.artifacts: none, last, best or all",
+    "hub_model_id": "no key of training: m4train export --push-to ORG/NAME run_dir=RUN",
     "project_name": "logging.project; the same text",
     "random_seed": "seed; the same number",
     "data_seed": "seed, from which every draw follows",
     "temperature": "evaluation.decoding.temperature, with evaluation.decoding.do_sample=true",
-    "push_to_hub": "no key of training: m4train export writes the folder to push",
+    "push_to_hub": "no key of training: m4train export --push-to ORG/NAME run_dir=RUN",
 }
 
 

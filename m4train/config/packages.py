@@ -10,8 +10,10 @@ import os
 from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 
-from m4train.config import Config, LoggingConfig, optimizer_kind
+from m4train.config import Config, optimizer_kind
+from m4train.config.wandb_keys import mode_of, uses_wandb
 from m4train.errors import ConfigError
+from m4train.trackers import tracker_kind
 
 _INSTALLED_AS = {"sklearn": "scikit-learn"}  # packages whose name in pip is not the one they are imported by
 
@@ -21,19 +23,15 @@ def check_packages(config: Config, groups: Collection[str]) -> None:
     for group, package, because, instead in _needed(config):
         if group in groups:
             need(package, because, instead)
-    if "logging" in groups and uses_wandb(config.logging) and config.logging.wandb == "online" and not _has_wandb_key():
+    online = uses_wandb(config.logging) and mode_of(config.logging.wandb) in ("online", "shared")
+    if "logging" in groups and online and not has_wandb_key():
         raise ConfigError(
-            "logging.wandb=online, but there is no W&B key: run `wandb login`, set WANDB_API_KEY, or choose logging=offline."
+            "logging.wandb.mode is online, but there is no W&B key: run `wandb login`, set WANDB_API_KEY, or choose "
+            "logging=offline."
         )
 
 
-def uses_wandb(logging: LoggingConfig) -> bool:
-    """Whether a run logs to W&B: its configuration and W&B's own variables can both say no."""
-    off = os.environ.get("WANDB_MODE") == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1")
-    return logging.wandb != "disabled" and not off
-
-
-def _has_wandb_key() -> bool:
+def has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("//")[2].partition("/")[0]
@@ -67,8 +65,10 @@ def _needed(config: Config) -> Iterator[tuple[str, str, str, str]]:
         yield "adapter", "peft", f"adapter.kind={adapter}", "adapter=none"
     if adapter == "qlora":
         yield "adapter", "bitsandbytes", "adapter.kind=qlora", "adapter=lora or dora"
-    if uses_wandb(config.logging):
-        yield "logging", "wandb", f"logging.wandb={config.logging.wandb}", "logging=none"
+    for name in config.logging.trackers:
+        package = tracker_kind(name).package
+        if package and (name != "wandb" or uses_wandb(config.logging)):
+            yield "logging", package, f"logging.trackers={name}", "logging=none"
     for kind, sources in (("sources", config.data.sources), ("validation", config.data.validation)):
         for name, source in sources.items():
             if source.format == "parquet":

@@ -2,4 +2,11 @@
 
 from __future__ import annotations
 
-RENAMED = {"trainer.save_beside": "trainer.async_checkpoint"}  # old -> new; both are settings within a group
+# old -> new; the new one is in the group of the old one, or below it
+RENAMED = {
+    "trainer.save_beside": "trainer.async_checkpoint",
+    "logging.project": "logging.wandb.project",
+    "logging.group": "logging.wandb.group",
+}
+# A group of keys -> the one that is meant by a value in place of the group
+MEANT = {"logging.wandb": "mode"}

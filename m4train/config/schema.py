@@ -31,7 +31,8 @@ class ModelConfig:
     """What is trained. Either `pretrained` (a Hugging Face folder) or `architecture` (fields of config.json)."""
 
     family: str = "idefics3"  # which architecture: idefics, idefics2, idefics3 or smolvlm; must be that of `pretrained`
-    # start from: Hugging Face folder, hub id, run directory, checkpoint; null: a new model
+    # start from: Hugging Face folder, hub id (also ORG/NAME@REVISION), run directory, checkpoint, artifact
+    # (wandb:ENTITY/PROJECT/NAME:best); null: a new model
     pretrained: str | None = None
     vision_pretrained: str | None = None  # folder or hub id of a new model's vision tower; needs text_pretrained
     text_pretrained: str | None = None  # folder or hub id of a new model's text model; needs vision_pretrained
@@ -242,13 +243,42 @@ class LaunchConfig:
 
 
 @dataclass
+class WandbConfig:
+    """Weights & Biases. What is null is said by its variable (in brackets), else by what follows it."""
+
+    # offline (files in run_dir, which `m4train sync` sends), online, disabled; null: [WANDB_MODE], else offline
+    mode: str | None = None
+    entity: str | None = None  # team or user; null: [WANDB_ENTITY], else that of the key
+    project: str | None = None  # null: [WANDB_PROJECT], else m4train
+    # runs shown together; null: [WANDB_RUN_GROUP], else the name of the run that the first stage was
+    group: str | None = None
+    job_type: str | None = None  # what a run is within its group; null: [WANDB_JOB_TYPE], else train or evaluate
+    name: str | None = None  # of the run; null: [WANDB_NAME], else `name`
+    id: str | None = None  # of the run; null: [WANDB_RUN_ID], else that of run_dir, or a new one
+    tags: list[str] = field(default_factory=list)  # words to find runs by; empty: [WANDB_TAGS], else none
+    notes: str | None = None  # a longer text about the run; null: [WANDB_NOTES], else none
+    dir: str | None = None  # folder in which the folder wandb is written; null: [WANDB_DIR], else run_dir
+    # what happens if the id is known to the server: allow (go on), must, never, auto; null: [WANDB_RESUME], else allow
+    resume: str | None = None
+    save_code: bool | None = None  # keep the code of m4train with the run; null: [WANDB_SAVE_CODE], else false
+    # checkpoints that become artifacts NAME-ID: none, last (when a start of the run ends), best (by trainer.best.metric), all; with
+    # another value than none, `m4train export` makes one of what it writes as well
+    artifacts: str = "none"
+    # artifacts hold paths instead of copies: for a run_dir on storage that every machine sees under the same path
+    by_reference: bool = False
+
+
+@dataclass
 class LoggingConfig:
     """Where metrics go besides metrics.jsonl."""
 
     console: bool = True  # print what trains, a line per logged step, and a progress bar in a terminal
-    wandb: str = "offline"  # Weights & Biases: offline (files in run_dir), online, disabled
-    project: str = "m4train"  # project name in Weights & Biases
-    group: str | None = None  # group of the run in Weights & Biases; null: none, or of a stage the name of the whole
+    # what follows the run besides metrics.jsonl: wandb, tensorboard, or a class of the kind of Tracker as package.module:Class
+    trackers: list[str] = field(default_factory=lambda: ["wandb"])
+    first_packs: int = (
+        2  # packs of step 1 that trackers get as a table, with what is trained on and what is not; 0: none
+    )
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
 @dataclass
@@ -292,7 +322,10 @@ class ExportConfig:
     # weights to merge adapters into: trained (dequantised under qlora), original (model.pretrained)
     base: str = "trained"
     verify: bool = True  # load the export and compare its logits with the checkpoint's; takes the memory of the model
-    model_card: bool = False  # write README.md into the folder
+    model_card: bool = False  # write README.md into the folder; --push-to always does
+    license: str | None = (
+        None  # of the weights, on the model card, as the Hub names it, such as apache-2.0; null: none is named
+    )
 
 
 @dataclass

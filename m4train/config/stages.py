@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from m4train.config.require import leaves, one_of, require
 from m4train.config.schema import Config, StageConfig
 from m4train.config.texts import text_of
+from m4train.config.wandb_keys import said
 from m4train.errors import ConfigError
 from m4train.run_files import CONFIG, STAGES, stage_names
 
@@ -139,8 +140,8 @@ def stage_overrides(outline: Outline, number: int, given: Sequence[str]) -> list
     ]
     if number:
         forced.append(f"{_START}={outline.run_dir(outline.stages[number - 1])}")
-    if outline.composed.logging.group is None:
-        forced.append(f"logging.group={outline.composed.name}")
+    if said(outline.composed.logging.wandb, "group") is None:
+        forced.append(f"logging.wandb.group={outline.composed.name}")
     return [*experiment, *stage.overrides, *mine, *forced]
 
 

@@ -25,6 +25,7 @@ def code_named(config: Config) -> dict[str, str]:
     metrics = {f"evaluation.metrics.{name}": metric for name, metric in evaluation.metrics.items()}
     named = {"data.prepare": data.prepare or "", "evaluation.metric": evaluation.metric, **metrics}
     named["optimizer.name"] = config.optimizer.name
+    named |= {f"logging.trackers.{number}": name for number, name in enumerate(config.logging.trackers)}
     found = {key: value for key, value in named.items() if ":" in value}
     for group, sources in (("sources", data.sources), ("validation", data.validation)):
         for name, source in sources.items():

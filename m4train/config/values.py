@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from m4train.config.elsewhere import here
-from m4train.config.renamed import RENAMED
+from m4train.config.renamed import MEANT, RENAMED
 from m4train.errors import ConfigError
 
 
@@ -60,6 +60,9 @@ class Reader:
         return self._read(value, written, hint_of(self._schema, path), path)
 
     def _read(self, value: Any, written: Any, hint: Any, path: list[str]) -> Any:
+        meant = MEANT.get(".".join(path))
+        if meant is not None and isinstance(value, (str, bool, int, float)):
+            value, written = {meant: value}, {meant: written}
         if isinstance(value, dict):
             return self._mapping(value, written if isinstance(written, dict) else {}, hint, path)
         if isinstance(value, list):
@@ -73,20 +76,25 @@ class Reader:
         return float(value) if hint is float and isinstance(value, int) and not isinstance(value, bool) else value
 
     def _mapping(self, value: dict, written: dict, hint: Any, path: list[str]) -> dict:
-        read, hints = {}, fields_of(hint)
+        read: dict[Any, Any] = {}
+        hints = fields_of(hint)
         names, of = typing.get_args(hint) if typing.get_origin(hint) is dict else (Any, Any)
         for name, inner in value.items():
             text, key = written.get(str(name), inner), [*path, str(name)]
             if hints:
                 key = self._known(key, hints, inner)
-                name, of = key[-1], hints[key[-1]]
+                below = key[len(path) + 1 :]  # of a new name that is further down
+                name, inner, text = key[len(path)], nested(below, inner), nested(below, text)
+                of, key = hints[name], key[: len(path) + 1]
             elif names is int:
                 if not str(name).isdigit():
                     raise ConfigError(
                         f"{self._where}{'.'.join(key)} is not a configuration key: {'.'.join(path)} takes whole numbers for keys."
                     )
                 name = int(name)
-            read[name] = self._read(inner, text, of, key)
+            found = self._read(inner, text, of, key)
+            both = isinstance(found, dict) and isinstance(read.get(name), dict)
+            read[name] = {**read[name], **found} if both else found
         return read
 
     def _known(self, key: list[str], hints: dict[str, Any], value: Any) -> list[str]:

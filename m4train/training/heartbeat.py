@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,6 +41,7 @@ class Heartbeat:
         self._last = time.monotonic()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self.tell: Callable[[str], None] | None = None  # called on rank 0 before it ends, with what the ranks said
 
     def start(self) -> None:
         """Begins to watch, unless it does already, and forgets what an earlier run left behind."""
@@ -105,9 +107,17 @@ class Heartbeat:
             ]
             print("\n".join(lines), file=sys.stderr, flush=True)
             _write(self.folder / TABLE, "\n".join(lines))
+            self._tell(lines[0])
         else:
             _wait_for([self.folder / TABLE])
         os._exit(EXIT_CODE)  # the main thread is stuck, often inside a collective that nothing can interrupt
+
+    def _tell(self, line: str) -> None:
+        """In a thread of its own, which may be stuck as well."""
+        if self.tell is not None:
+            telling = threading.Thread(target=self.tell, args=(line,), daemon=True)
+            telling.start()
+            telling.join(_GRACE)
 
 
 def _write(path: Path, text: str) -> None:

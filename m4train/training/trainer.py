@@ -69,8 +69,9 @@ class Trainer:
     continue from, whose plan state the loader was already given. `save_extra(folder)` adds files to every checkpoint.
     `quarantined()` counts the samples this rank has dropped since the run began, `too_long()` by source those that it left out
     for their length and the documents that it used. `answers()`, which all ranks call, gives rank 0 what the model answers
-    to held-out questions. `passed(state)` says how often the run has been through its data by a state of the plan. `heart` already watches what came before. `bases` names the content of what the run starts from,
-    for its checkpoints.
+    to held-out questions. `passed(state)` says how often the run has been through its data by a state of the
+    plan, `packs()` gives rank 0 the documents of the first packs. `heart` already watches what came before. `bases` names the
+    content of what the run starts from, for its checkpoints.
     """
 
     def __init__(
@@ -90,10 +91,11 @@ class Trainer:
         heart: Heartbeat | None = None,
         bases: Mapping[str, str] | None = None,
         passed: Callable[[Mapping[str, Any]], dict[str, float]] | None = None,
+        packs: Callable[[], list[dict[str, Any]]] | None = None,
     ) -> None:
         self.config, self.model, self.loader, self.engine = config, model, loader, engine
         self.callbacks, self.validation, self.resume = list(callbacks), validation, resume
-        self.quarantined, self.answers, self.passed = quarantined, answers, passed
+        self.quarantined, self.answers, self.passed, self.packs = quarantined, answers, passed, packs
         self.benchmarks = benchmarks
         self._asked_to_stop = False
         self._seen = 0  # tokens of this rank since the start, and of all before it
@@ -138,7 +140,11 @@ class Trainer:
                     callback.on_end(self, result)
                 self.heart.beat("save", self.step)
                 self._saver.wait()
+                self._announce()
                 return result
+        except BaseException as error:
+            self._tell_failure(error)
+            raise
         finally:
             self._saver.close()
             self.heart.close()
@@ -167,11 +173,27 @@ class Trainer:
         self._saver.save(state)
         self.saved_step = self.step
 
+    def _announce(self) -> None:
+        for folder in self._saver.take_written():
+            for callback in self.callbacks:
+                callback.on_saved(self, folder)
+
+    def _tell_failure(self, error: BaseException) -> None:
+        for callback in self.callbacks:
+            callback.on_failure(self, error)
+
+    def _stalled(self, line: str) -> None:
+        """In a thread of the heartbeat, right before the process ends."""
+        self._tell_failure(TrainingError(f"The run made no progress. {line}"))
+        for callback in self.callbacks:
+            callback.close()
+
     def ask_to_stop(self) -> None:
         """Ends the run at the next step border, as `early_stopping`; any rank may ask."""
         self._asked_to_stop = True
 
     def _start(self) -> None:
+        self.heart.tell = self._stalled
         self.heart.start()
         self.heart.beat("start", self.step)
         if self.engine.rank == 0:
@@ -210,6 +232,7 @@ class Trainer:
                 window = _Window()
             for callback in self.callbacks:
                 callback.on_step_end(self)
+            self._announce()
         if reason == "stop_file" and self.engine.rank == 0:
             self._stops.clear()
         if reason != "failed_save":

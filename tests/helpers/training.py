@@ -284,7 +284,7 @@ def make_config(run_dir: Path | str, **trainer: Any) -> Config:
     config = Config(name="tiny", run_dir=str(run_dir))
     config.data.sources = {name: SourceConfig() for name in SOURCES}
     config.data.validation = {name: SourceConfig() for name in SOURCES}
-    config.logging.console, config.logging.wandb = False, "disabled"
+    config.logging.console, config.logging.trackers = False, []
     config.optimizer.lr = 1e-2
     config.schedule.warmup_steps = 3
     config.data.sequence_length, config.data.images_per_pack = 32, 3

@@ -165,7 +165,7 @@ ALSO_OF_A_RUN = {
     run_files.EVALUATION: '{"web": {"loss": 1.0}}\n',
     run_files.DEEPSPEED: '{"zero_optimization": {"stage": 2}}\n',
     run_files.BEST: '{"step": 8, "value": 1.0}\n',
-    run_files.WANDB_ID: "0a1b2c3d",
+    run_files.WANDB: '{"id": "0a1b2c3d", "group": "run", "step": -1}\n',
     run_files.CLAIM: "process 1 on elsewhere\n",
     run_files.CONFIG: "name: run\n",
     run_files.REPORT: "<html></html>",
@@ -173,7 +173,14 @@ ALSO_OF_A_RUN = {
     f"{run_files.STALLED}/ranks.txt": "rank 0: in step 3\n",
     run_files.replay_page(3): "<html></html>",
 }
-OTHERS = {run_files.CHECKPOINTS, run_files.STATE, run_files.EXPORT, run_files.STOP, run_files.LINEAGE_FILE}
+OTHERS = {
+    run_files.CHECKPOINTS,
+    run_files.STATE,
+    run_files.EXPORT,
+    run_files.STOP,
+    run_files.LINEAGE_FILE,
+    run_files.TENSORBOARD,
+}
 
 
 def test_every_file_of_a_run_is_damaged_somewhere_in_here():
@@ -194,15 +201,15 @@ def test_no_other_file_of_a_run_keeps_it_from_going_on(how, begun, tmp_path, mon
         (run_dir / name).write_text(content)
         _damage(run_dir / name, how)
     ids = []
-    fake = lambda **options: ids.append(options["id"]) or MagicMock()
+    fake = lambda **options: ids.append(options["id"]) or MagicMock(offline=False)
     monkeypatch.setattr("wandb.init", fake)
     trainer = _trainer(run_dir)
-    trainer.callbacks += [Samples(100, 12), Wandb("offline", "project")]
+    trainer.callbacks += [Samples(100, 12), Wandb(trainer.config)]
     with claim(run_dir, trainer.engine):
         assert trainer.train().step == 12
     assert _losses(run_dir) == begun[1]
     assert re.fullmatch(r"[A-Za-z0-9_-]+", ids[0])
-    assert (run_dir / run_files.WANDB_ID).read_text() == ids[0]
+    assert json.loads((run_dir / run_files.WANDB).read_text())["id"] == ids[0]
     quarantine = Quarantine(run_dir / run_files.QUARANTINE, 0.5)
     quarantine.add([QuarantineEntry(9, 0, "web", "k", "a.tar", "no_image", "")], 9)
     whole = [line for line in read_lines(run_dir / run_files.QUARANTINE) if line["key"] == "k"]

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 from m4train.data.storage.block_cache import BlockCache
+from m4train.data.storage.hub_cache import HUB, cached_files, hub_files, is_offline
 from m4train.data.storage.packed import Unpacked, is_packed
 from m4train.data.storage.remote_stream import RemoteStream
 from m4train.errors import ConfigError, DataError
@@ -35,6 +36,7 @@ _VERSION_FIELDS = (
     "Last-Modified",
     "md5Hash",
     "checksum",
+    "blob_id",
     "updated",
     "mtime",
     "created",
@@ -61,6 +63,8 @@ def is_there(path: str) -> bool:
 
 def find_files(pattern: str) -> list[str]:
     """The files a path without braces names, sorted if it is a glob. An object store's single name is not looked up."""
+    if pattern.startswith(HUB):
+        return cached_files(pattern) if is_offline() else hub_files(pattern, *_filesystem(pattern), _patiently)
     if is_remote(pattern):
         if not set("*[") & set(pattern):  # `?` begins the query of a URL
             return [pattern]

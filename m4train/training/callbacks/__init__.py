@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from m4train.config import Config
-from m4train.config.packages import uses_wandb
 from m4train.training.callbacks.base import Callback
 from m4train.training.callbacks.benchmarks import Benchmarks
 from m4train.training.callbacks.checkpointing import Checkpointing
 from m4train.training.callbacks.console import Console
 from m4train.training.callbacks.cursors import Cursors
 from m4train.training.callbacks.evaluation import Evaluation
-from m4train.training.callbacks.jsonl import Jsonl
+from m4train.training.callbacks.first_packs import FirstPacks
+from m4train.training.callbacks.jsonl import Jsonl as Jsonl
 from m4train.training.callbacks.samples import Samples
-from m4train.training.callbacks.wandb import Wandb
+from m4train.training.callbacks.tracker import Tracker as Tracker
+from m4train.training.callbacks.tracker import make_trackers
 from m4train.training.callbacks.watched import Best, EarlyStopping
 
 
@@ -28,9 +29,9 @@ def default_callbacks(config: Config) -> list[Callback]:
             callbacks.append(Benchmarks(*measured))
     if config.logging.console:
         callbacks.append(Console())
-    callbacks += [Jsonl(), Cursors()]
-    if uses_wandb(config.logging):
-        callbacks.append(Wandb(config.logging.wandb, config.logging.project, config.logging.group))
+    callbacks += [*make_trackers(config), Cursors()]
+    if config.logging.first_packs:
+        callbacks.append(FirstPacks())
     if config.trainer.best.metric is not None:
         callbacks.append(Best(config.trainer.best))
     if config.trainer.early_stopping.patience:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ class Callback:
     """One optional thing a trainer can do, in its own file. Every hook does nothing unless overridden.
 
     Order: `load`, `on_start`; per step `measures`, (on logged steps) `measure`, `on_metrics`, then `on_step_end`; at a
-    regular end `on_end`; `close` in every case.
+    regular end `on_end`, else `on_failure`; `close` in every case.
     """
 
     def on_start(self, trainer: Trainer) -> None:
@@ -32,11 +33,20 @@ class Callback:
     def on_samples(self, trainer: Trainer, samples: list[dict[str, Any]]) -> None:
         """Held-out questions and what the model answers, on rank 0: lines of samples.jsonl."""
 
+    def on_packs(self, trainer: Trainer, lines: list[dict[str, Any]]) -> None:
+        """The documents of the first packs, on rank 0 before step 1: see `m4train.inspection.pack_lines`."""
+
+    def on_saved(self, trainer: Trainer, folder: Path) -> None:
+        """A checkpoint that is whole and in its place, at a step border after it was asked for."""
+
     def on_step_end(self, trainer: Trainer) -> None:
         """After every optimizer step."""
 
     def on_end(self, trainer: Trainer, result: TrainResult) -> None:
         """After the last step, however the run was stopped."""
+
+    def on_failure(self, trainer: Trainer, error: BaseException) -> None:
+        """Instead of `on_end`, if the run ends by an error."""
 
     def close(self) -> None:
         """Releases what is held, also after an error."""

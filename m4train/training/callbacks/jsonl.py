@@ -9,38 +9,33 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from m4train.json_lines import keep_lines
 from m4train.run_files import METRICS
-from m4train.training.callbacks.base import Callback
+from m4train.training.callbacks.tracker import Tracker
 
 if TYPE_CHECKING:
     from m4train.training.trainer import Trainer
 
 
-class Jsonl(Callback):
-    """Appends to `run_dir/metrics.jsonl` on rank 0; on resume, what a killed run logged after its checkpoint is cut off."""
+class Jsonl(Tracker):
+    """Appends to `run_dir/metrics.jsonl`; on resume, what a killed run logged after its checkpoint is cut off."""
 
-    def __init__(self) -> None:
-        self._file: TextIO | None = None
-        self._step = self._before = 0  # the step of the last line, and where that line begins
+    _file: TextIO
+    _step = _before = 0  # the step of the last line, and where that line begins
 
-    def on_start(self, trainer: Trainer) -> None:
-        if trainer.engine.rank == 0:
-            path = trainer.run_dir / METRICS
-            path.parent.mkdir(parents=True, exist_ok=True)
-            keep_lines(path, trainer.step)
-            self._file = path.open("a", encoding="utf-8")
+    def begin(self, trainer: Trainer) -> None:
+        path = trainer.run_dir / METRICS
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep_lines(path, trainer.step)
+        self._file = path.open("a", encoding="utf-8")
 
-    def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        if (file := self._file) is not None:
-            if metrics["step"] == self._step:  # the same step with more about it
-                file.truncate(self._before)
-            self._step, self._before = metrics["step"], file.seek(0, os.SEEK_END)
-            file.write(json.dumps({key: _finite(value) for key, value in metrics.items()}) + "\n")
-            file.flush()
+    def log(self, metrics: dict[str, Any]) -> None:
+        if metrics["step"] == self._step:  # the same step with more about it
+            self._file.truncate(self._before)
+        self._step, self._before = metrics["step"], self._file.seek(0, os.SEEK_END)
+        self._file.write(json.dumps({key: _finite(value) for key, value in metrics.items()}) + "\n")
+        self._file.flush()
 
-    def close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+    def finish(self) -> None:
+        self._file.close()
 
 
 def _finite(value: Any) -> Any:

@@ -1,86 +1,107 @@
-"""Weights & Biases, offline or online; a resumed run goes on in the same W&B run."""
+"""Weights & Biases, offline or online; a run that goes on after a stop or a kill is the same W&B run, each step once."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import re
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
 
 from m4train.config import Config
 from m4train.config.packages import need
 from m4train.errors import without_secrets
-from m4train.run_files import WANDB_ID
-from m4train.training.callbacks.base import Callback
-from m4train.training.checkpoints.changes import config_dict
-from m4train.training.checkpoints.save import versions
+from m4train.run_files import BEST, WANDB
+from m4train.training import wandb_runs
+from m4train.training.callbacks.tracker import Tracker, numbers
+from m4train.training.wandb_runs import BENCHMARK, EVALUATE, TRAIN
+from m4train.wandb_artifacts import FROM
 
 if TYPE_CHECKING:
     from m4train.training.trainer import Trainer, TrainResult
 
 
-class Wandb(Callback):
-    """Logs on rank 0 in `mode` offline or online, as one of the runs of `group`."""
+class Wandb(Tracker):
+    """Logs with the keys of logging.wandb."""
 
-    def __init__(self, mode: str, project: str, group: str | None = None) -> None:
-        need("wandb", f"logging.wandb={mode}")
-        self.mode, self.project, self.group = mode, project, group
+    def __init__(self, config: Config) -> None:
+        need("wandb", "logging.trackers=wandb")
+        super().__init__(config)
         self._run: Any = None
         self._failed = True  # until the run comes to a regular end
         self._id: str | None = None
+        self._saved: Path | None = None  # the newest checkpoint
+        self._texts: dict[str, str] = {}
 
-    def on_start(self, trainer: Trainer) -> None:
-        if trainer.engine.rank != 0:
-            return
-        import wandb
+    def begin(self, trainer: Trainer) -> None:
+        self._held = wandb_runs.remembered(trainer.run_dir)
+        departs = trainer.resume is not None and trainer.resume.departs
+        if self._id and not departs and not self._held:  # the file is gone: the checkpoint knows it as well
+            self._held = {"id": self._id, "step": trainer.step, "group": self.config.name}
+        self._run = wandb_runs.open_run(self.config, TRAIN, self._held)
+        self._id, self._before = self._held["id"], self._held["step"]
+        start = self.config.model.pretrained
+        if start is not None and start.startswith(FROM) and not self._run.offline:
+            self._run.use_artifact(start.removeprefix(FROM))
 
-        mode: Any = self.mode
-        trainer.run_dir.mkdir(parents=True, exist_ok=True)
-        id_file = trainer.run_dir / WANDB_ID
-        if trainer.resume is not None and trainer.resume.departs:
-            self._id = None  # that of another run, or of the branch that was set aside
-        held = _held_id(trainer.run_dir)
-        if not held:
-            held = self._id or uuid.uuid4().hex[:8]
-            id_file.write_text(held, encoding="utf-8")
-        self._id = held
-        self._run = wandb.init(
-            project=self.project,
-            group=self.group,
-            name=trainer.config.name,
-            id=self._id,
-            dir=trainer.run_dir,
-            mode=mode,
-            resume="allow",
-            config=_public({**config_dict(trainer.config), "versions": versions()}),
-        )
-        self._run.define_metric("*", step_metric="step")
-
-    def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        if self._run is not None:
-            self._run.log(metrics)
+    def log(self, metrics: dict[str, Any]) -> None:
+        step = metrics["step"]
+        self._texts |= {name: value for name, value in metrics.items() if isinstance(value, str)}
+        if step > self._before:  # what a killed run logged after its checkpoint is there, with the same values
+            self._run.log(numbers(metrics), step=step)
+            self._held["step"] = step
+            wandb_runs.remember(Path(self.config.run_dir), self._held)
 
     def on_samples(self, trainer: Trainer, samples: list[dict[str, Any]]) -> None:
-        if self._run is None:
-            return
-        import wandb
+        if self.active and trainer.step > self._before:
+            self._run.log({"samples": wandb_runs.answers_table(samples)}, step=trainer.step)
 
-        table = wandb.Table(columns=["step", "source", "images", "question", "answer", "references", "score"])
-        for line in samples:
-            images = wandb.Image(_side_by_side(line["images"])) if line["images"] else None
-            said = (line["question"], line["answer"], " | ".join(line["references"]), line["score"])
-            table.add_data(line["step"], line["source"], images, *said)
-        self._run.log({"samples": table, "step": trainer.step})
+    def on_packs(self, trainer: Trainer, lines: list[dict[str, Any]]) -> None:
+        if self.active and trainer.step > self._before:
+            self._run.log({"first_packs": wandb_runs.packs_table(lines)}, step=trainer.step)
+
+    def on_saved(self, trainer: Trainer, folder: Path) -> None:
+        if not self.active:
+            return
+        self._saved, policy = folder, self.config.logging.wandb.artifacts
+        if policy == "all" or (policy == "best" and self._is_best(folder)):
+            self._log_checkpoint()
+
+    def _log_checkpoint(self) -> None:
+        assert self._saved is not None
+        best, name = self._is_best(self._saved), wandb_runs.artifact_name(self.config, self._held["id"])
+        aliases, about = [self._saved.name, *(["best"] if best else [])], {"step": _step_of(self._saved)}
+        wandb_runs.log_model(self._run, self.config, self._saved, name, aliases, about)
+
+    def _is_best(self, folder: Path) -> bool:
+        try:
+            return json.loads((Path(self.config.run_dir) / BEST).read_text(encoding="utf-8"))["step"] == _step_of(
+                folder
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def on_evaluation(self, name: str, scores: dict[str, dict[str, Any]], lines: list[dict[str, Any]]) -> None:
+        held = wandb_runs.remembered(Path(self.config.run_dir))
+        run = wandb_runs.open_run(self.config, EVALUATE, held)
+        run.summary.update(
+            {f"{source}/{key}": value for source, found in scores.items() for key, value in numbers(found).items()}
+        )
+        run.summary["model"] = name
+        if lines:
+            run.log(
+                {"answers": wandb_runs.answers_table(lines)}, step=held["step"] if run.id == held.get("id") else None
+            )
+        run.finish()
 
     def on_end(self, trainer: Trainer, result: TrainResult) -> None:
-        if self._run is not None:
-            self._run.summary["stopped_by"] = result.stopped_by
+        if self.active:
+            self._run.summary.update({**self._texts, "stopped_by": result.stopped_by})
             self._failed = False
+
+    def on_failure(self, trainer: Trainer, error: BaseException) -> None:
+        self._failed = True
+        if self.active and isinstance(error, Exception):
+            said = without_secrets(f"At step {trainer.step}: {error}")
+            self._run.alert(f"{self.config.name} ended badly", said, level="ERROR")
 
     def state(self) -> dict[str, Any]:
         return {"id": self._id} if self._id else {}
@@ -88,48 +109,23 @@ class Wandb(Callback):
     def load(self, state: dict[str, Any]) -> None:
         self._id = state.get("id")
 
-    def close(self) -> None:
-        if self._run is not None:
-            self._run.finish(exit_code=int(self._failed))
-            self._run = None
-
-
-def _held_id(run_dir: Path) -> str:
-    """The id of the W&B run of a run; empty if it is missing or damaged."""
-    path = run_dir / WANDB_ID
-    held = path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
-    return held if re.fullmatch(r"[A-Za-z0-9_-]+", held) else ""
+    def finish(self) -> None:
+        if self.config.logging.wandb.artifacts == "last" and self._saved is not None:
+            self._log_checkpoint()
+        self._run.finish(exit_code=int(self._failed))
 
 
 def post(config: Config, run_dir: Path, metrics: dict[str, Any]) -> None:
-    """Adds metrics, `step` among them, to the W&B run of a run from another process, also while it goes on. Without its id nothing
-    is added."""
-    need("wandb", f"logging.wandb={config.logging.wandb}")
-    import wandb
-
-    if not (held := _held_id(run_dir)):
-        print(f"{run_dir / WANDB_ID} names no W&B run: scores are in {run_dir} only.", flush=True)
+    """Adds metrics, `step` among them, to the run of benchmarks next to the W&B run of a training, also while that goes on. Without
+    its id nothing is added."""
+    held = wandb_runs.remembered(run_dir)
+    if not held:
+        print(f"{run_dir / WANDB} names no W&B run: scores are in {run_dir} only.", flush=True)
         return
-    online = config.logging.wandb == "online"
-    shared = wandb.Settings(mode="shared", x_primary=False, x_label="evaluation") if online else None
-    how: Any = {"settings": shared} if online else {"mode": "offline"}
-    run = wandb.init(project=config.logging.project, id=held, dir=run_dir, resume="allow", **how)
-    run.define_metric("*", step_metric="step")
-    run.log(metrics)
+    run = wandb_runs.open_run(config, BENCHMARK, held)
+    run.log(numbers(metrics), step=metrics["step"])
     run.finish()
 
 
-def _side_by_side(links: list[str]) -> Image.Image:
-    """One picture of the images that data links hold: a cell of a table shows one."""
-    images = [Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) for link in links]
-    strip = Image.new("RGB", (sum(image.width + 2 for image in images) - 2, max(image.height for image in images)))
-    left = 0
-    for image in images:
-        strip.paste(image, (left, 0))
-        left += image.width + 2
-    return strip
-
-
-def _public(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without the passwords that URLs of data may hold."""
-    return json.loads(without_secrets(json.dumps(config)))
+def _step_of(folder: Path) -> int:
+    return int(folder.name.partition("-")[2])

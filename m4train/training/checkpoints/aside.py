@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from m4train.json_lines import keep_lines, lines_past
-from m4train.run_files import CHECKPOINTS, CURSORS, METRICS, SAMPLES, STARTS, WANDB_ID
+from m4train.run_files import CHECKPOINTS, CURSORS, METRICS, SAMPLES, STARTS, WANDB
 from m4train.training.checkpoints.files import checkpoints_in
 
 SET_ASIDE = "set-aside"
@@ -32,8 +32,8 @@ def set_aside(run_dir: Path, step: int, departs: bool) -> str | None:
     for name, past in lines.items():
         (aside / name).write_bytes(past)
         keep_lines(run_dir / name, step)
-    if departs and (run_dir / WANDB_ID).exists():
-        os.rename(run_dir / WANDB_ID, aside / WANDB_ID)
+    if departs and (run_dir / WANDB).exists():
+        os.rename(run_dir / WANDB, aside / WANDB)
     held = [path.name for path in later] + list(lines)
     return f"{', '.join(held)} past step {step} set aside in {aside}; delete it when nobody needs it."
 

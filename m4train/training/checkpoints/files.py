@@ -13,6 +13,7 @@ from typing import Any
 from m4train.durable import fsync_folder
 from m4train.errors import CheckpointError
 from m4train.run_files import CHECKPOINTS, STATE, newest_stage
+from m4train.wandb_artifacts import FROM, artifact_folder
 
 MANIFEST = "manifest.json"
 
@@ -30,7 +31,10 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
 
 
 def start_folder(pretrained: str) -> str:
-    """The folder or hub id to start from; of a run directory its newest checkpoint, of one with stages that of the last."""
+    """The folder or hub id to start from; of a run directory its newest checkpoint, of one with stages that of the last, of an
+    artifact of W&B its folder."""
+    if pretrained.startswith(FROM):
+        return str(artifact_folder(pretrained))
     checkpoints = checkpoints_in(newest_stage(Path(pretrained)) / CHECKPOINTS)
     return str(checkpoints[-1][1]) if checkpoints else pretrained
 

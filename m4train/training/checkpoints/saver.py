@@ -31,6 +31,11 @@ class Saver:
         self._rest = (keep_last, keep_every, save_extra)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._written: list[Path] = []  # whole checkpoints that nobody was told of
+
+    def take_written(self) -> list[Path]:
+        """The checkpoints that came into their place since the last call."""
+        return [self._written.pop(0) for _ in range(len(self._written))]  # of one list, which a thread adds to
 
     def save(self, state: dict[str, Any]) -> None:
         """Saves the engine's tensors as they are now, with `state`; first waits for the save before it.
@@ -39,7 +44,7 @@ class Saver:
         """
         self.wait()
         if not self.in_background:
-            save_checkpoint(self.folder, self.engine, state, *self._rest)
+            self._written.append(save_checkpoint(self.folder, self.engine, state, *self._rest))
             return
         tensors = self.engine.staged()
         self._thread = threading.Thread(target=self._write, args=(tensors, state), name="checkpoint")
@@ -47,7 +52,8 @@ class Saver:
 
     def _write(self, tensors: dict[str, Any], state: dict[str, Any]) -> None:
         try:
-            write_checkpoint(self.folder, self.engine, tensors, state, *self._rest)
+            path = write_checkpoint(self.folder, self.engine, tensors, state, *self._rest)
+            self._written.append(path)
         except BaseException as error:
             self._error = error
 

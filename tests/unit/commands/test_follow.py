@@ -16,7 +16,7 @@ import pytest
 from m4train.cli import main
 from m4train.commands import follow, slurm
 from m4train.config.compose import load_run_config, save_config
-from m4train.run_files import WANDB_ID
+from m4train.run_files import WANDB
 from tests.helpers.checkpoints import saved_run
 from tests.unit.evaluation.benchmarks.test_run import rows_of
 
@@ -97,14 +97,14 @@ def test_a_signal_ends_it_after_what_is_being_scored_and_it_goes_on(
 def test_scores_go_to_the_wandb_run_of_the_run(run: tuple[Path, Path]) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     folder, data = run
-    (folder / WANDB_ID).write_text("abc12345")
+    (folder / WANDB).write_text('{"id": "abc12345", "group": "run", "step": 5}')
     config = load_run_config([f"run_dir={folder}"])
-    config.logging.wandb = "offline"
+    config.logging.trackers, config.logging.wandb.mode = ["wandb"], "offline"
     config.trainer.benchmarks, config.trainer.benchmark_data = {"docvqa": 1}, str(data)
     config.trainer.eval_every = 3
     save_config(config, folder / "config.yaml")
     assert main(["evaluate", f"run_dir={folder}", "follow=false", *WATCH]) == 0  # benchmarks and data are the run's own
-    found = list((folder / "wandb").glob("offline-run-*-abc12345/*.wandb"))
+    found = list((folder / "wandb").glob("offline-run-*-abc12345-benchmark/*.wandb"))
     assert len(found) == 1
     assert b"eval/benchmark/docvqa" in found[0].read_bytes()
 

@@ -111,7 +111,7 @@ def test_a_command_about_the_whole_is_about_its_last_stage(whole, overrides, cap
     assert "digits_pretrain: curves" in page
     assert "digits_sft: curves" in page
     config = load_run_config([f"run_dir={whole}"])
-    assert config.logging.group == "digits"
+    assert config.logging.wandb.group == "digits"
     assert read_run(whole / "sft").config.model.pretrained == f"{whole}/pretrain"
 
 

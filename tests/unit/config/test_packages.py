@@ -12,7 +12,7 @@ from m4train.errors import ConfigError
 from m4train.training.callbacks import default_callbacks
 from tests.helpers import warm
 
-PACKAGES = ("deepspeed", "bitsandbytes", "wandb", "peft", "pyarrow")
+PACKAGES = ("deepspeed", "bitsandbytes", "wandb", "tensorboard", "peft", "pyarrow")
 PARQUET = "data.sources={c: {path: rows.parquet, format: parquet}}"
 # What a run asks for, the package that takes, and what the sentence must name.
 NEEDS = [
@@ -21,8 +21,9 @@ NEEDS = [
     ("deepspeed", "engine.name=zero3", "single", ["engine=zero3", "launch.processes=2"]),
     ("bitsandbytes", "optimizer.name=adamw_8bit", "optimizer=adamw", ["optimizer=adamw_8bit"]),
     ("bitsandbytes", "adapter.kind=qlora", "adapter=lora", ["adapter=qlora"]),
-    ("wandb", "logging.wandb=offline", "logging=none", ["logging=offline"]),
-    ("wandb", "logging.wandb=online", "logging=none", ["logging=online"]),
+    ("wandb", "logging.trackers=wandb", "logging=none", ["logging=offline"]),
+    ("wandb", "logging.trackers=wandb", "logging=none", ["logging=online"]),
+    ("tensorboard", "logging.trackers=tensorboard", "logging=none", ["logging=tensorboard"]),
     ("peft", "adapter.kind=lora", "adapter=none", ["adapter=lora"]),
     ("peft", "adapter.kind=dora", "adapter=none", ["adapter=dora"]),
     ("pyarrow", "data.sources.c.format=parquet", "m4train data convert", ["data=own", PARQUET, "trainer.eval_every=0"]),
@@ -111,7 +112,7 @@ def test_the_functions_say_it_too(without):
     """Python users get the same sentence as the command line."""
     from torch import nn
 
-    from m4train.config import AdapterConfig, OptimizerConfig
+    from m4train.config import AdapterConfig, Config, OptimizerConfig
     from m4train.models import Idefics3ForConditionalGeneration
     from m4train.training.adapters import apply_adapters
     from m4train.training.callbacks.wandb import Wandb
@@ -121,7 +122,7 @@ def test_the_functions_say_it_too(without):
     without(*PACKAGES)
     targets = {"text": ["q_proj"]}
     calls = {
-        "wandb": lambda: Wandb("offline", "m4train"),
+        "wandb": lambda: Wandb(Config()),
         "deepspeed": deepspeed._library,
         "bitsandbytes": lambda: make_optimizer([], OptimizerConfig("adamw_8bit")),
         "bitsandbytes ": lambda: Idefics3ForConditionalGeneration.from_pretrained(
@@ -168,7 +169,7 @@ def test_a_process_without_them_pretrains_evaluates_and_exports(digits_root, tmp
 @pytest.mark.parametrize("name", ["WANDB_MODE", "WANDB_DISABLED"])
 def test_wandb_that_its_own_variables_disable_is_not_needed(name, monkeypatch):
     monkeypatch.setattr(packages, "find_spec", lambda package: None)
-    config = load_config(["experiment=digits_pretrain", "logging=online"])
+    config = load_config(["experiment=digits_pretrain"])
     monkeypatch.setenv(name, "disabled" if name == "WANDB_MODE" else "true")
     packages.check_packages(config, ["logging"])
     assert not any(type(callback).__name__ == "Wandb" for callback in default_callbacks(config))

@@ -3,26 +3,21 @@ import json
 import re
 from dataclasses import replace
 
-import pytest
-from PIL import Image
 from rich.console import Console as RichConsole
 
-from m4train.errors import TrainingError
-from m4train.processing.images import data_uri
-from m4train.training.callbacks import Checkpointing, Console, Jsonl, cursors, default_callbacks
-from m4train.training.callbacks.samples import Samples
-from m4train.training.callbacks.wandb import Wandb
+from m4train.training.callbacks import Console, cursors, default_callbacks
 from tests.helpers.training import TinyModel, make_config, make_trainer, read_metrics
 
 
 def test_default_callbacks_follow_the_configuration(tmp_path):
     config = make_config(tmp_path, eval_every=3)
-    config.logging.console, config.logging.wandb = True, "offline"
+    config.logging.console, config.logging.trackers = True, ["wandb"]
     names = [type(callback).__name__ for callback in default_callbacks(config)]
-    assert names == ["Evaluation", "Samples", "Console", "Jsonl", "Cursors", "Wandb", "Checkpointing"]
+    assert names == ["Evaluation", "Samples", "Console", "Jsonl", "Wandb", "Cursors", "FirstPacks", "Checkpointing"]
     config.evaluation.shown = 0
     assert "Samples" not in [type(callback).__name__ for callback in default_callbacks(config)]
-    assert [type(c).__name__ for c in default_callbacks(make_config(tmp_path))] == ["Jsonl", "Cursors", "Checkpointing"]
+    plain = [type(callback).__name__ for callback in default_callbacks(make_config(tmp_path))]
+    assert plain == ["Jsonl", "Cursors", "FirstPacks", "Checkpointing"]
 
 
 def test_cursors_are_logged_and_those_after_the_checkpoint_cut_off(tmp_path, monkeypatch):
@@ -76,58 +71,3 @@ def test_a_progress_bar_on_a_terminal(tmp_path):
     text = _printed(tmp_path, terminal=True)
     assert "4/4" in text
     assert "\x1b" in text
-
-
-_LINK = data_uri(Image.new("RGB", (4, 4)))
-
-
-def test_wandb_keeps_its_run_across_resumes(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    ids, said = [], {"question": "?", "answer": "7", "references": ["7"], "score": 1.0, "images": [_LINK, _LINK]}
-    for stop_after in (2, None):
-        trainer = make_trainer(
-            make_config(tmp_path, max_steps=4, stop_after=stop_after),
-            TinyModel(),
-            callbacks=[Samples(2, 4), Jsonl(), Wandb("offline", "tests"), Checkpointing(2)],
-            answers=lambda: [{"source": "web", "key": "a", **said}],
-        )
-        trainer.train()
-        ids.append((tmp_path / "wandb_id").read_text())
-        (tmp_path / "wandb_id").unlink()  # the checkpoint knows it too
-    assert ids[0] == ids[1]
-    assert [json.loads(line)["step"] for line in (tmp_path / "samples.jsonl").open()] == [2, 4]
-    assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/table/samples*.table.json"))) == 2
-    staged = [path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()]
-    assert any(content.startswith(b"\x89PNG") for content in staged)  # the pictures of a table travel as its artifact
-    # of the folders, two of one second differ by a suffix after the id; the logs in them are named by the id alone
-    assert {path.name for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")} == {f"run-{ids[0]}.wandb"}
-
-
-def test_a_failed_run_is_failed_in_wandb(tmp_path, monkeypatch):
-    codes = []
-
-    class Run:
-        summary: dict = {}
-
-        def finish(self, exit_code):
-            codes.append(exit_code)
-
-        def define_metric(self, *names, **options):
-            pass
-
-        def log(self, metrics):
-            pass
-
-    monkeypatch.setattr("wandb.init", lambda **options: Run())
-    for broken in (False, True):
-        model = TinyModel(unused=broken)
-        trainer = make_trainer(
-            make_config(tmp_path / str(broken), max_steps=2), model, callbacks=[Wandb("offline", "tests")]
-        )
-        if broken:
-            with pytest.raises(TrainingError):
-                trainer.train()
-        else:
-            trainer.train()
-    assert codes == [0, 1]

@@ -89,7 +89,7 @@ def test_keys_that_change_nothing_may_change(tmp_path):
     _train(make_config(tmp_path))
     config = make_config(tmp_path, stop_after=3, log_every=7, save_every=9, keep_last=5, micro_batch_size=2)
     config.data.num_workers, config.data.prefetch_steps, config.threads = 9, 9, 1
-    config.logging.project, config.resume = "other", "auto"
+    config.logging.wandb.project, config.resume = "other", "auto"
     assert find_checkpoint(config).step == 12
 
 
