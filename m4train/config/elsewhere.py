@@ -190,7 +190,7 @@ WORDS = {
     "wandb_run_id": "logging.wandb.id; the same text",
     "wandb_log_model": "logging.wandb.artifacts: none, last, best or all",
     "hub_model_id": "no key of training: m4train export --push-to ORG/NAME run_dir=RUN",
-    "project_name": "logging.project; the same text",
+    "project_name": "logging.wandb.project; the same text",
     "random_seed": "seed; the same number",
     "data_seed": "seed, from which every draw follows",
     "temperature": "evaluation.decoding.temperature, with evaluation.decoding.do_sample=true",

@@ -8,5 +8,5 @@ RENAMED = {
     "logging.project": "logging.wandb.project",
     "logging.group": "logging.wandb.group",
 }
-# A group of keys -> the one that is meant by a value in place of the group
+# A group of keys -> the one that is meant by a value that is given to the group itself
 MEANT = {"logging.wandb": "mode"}

@@ -39,7 +39,19 @@ def said(config: WandbConfig, key: str) -> Any:
 def options(config: WandbConfig, **otherwise: Any) -> dict[str, Any]:
     """The arguments of wandb.init: each key that is set; if neither it nor its variable is, what `otherwise` gives. W&B
     reads its variables itself."""
-    keys = {key: getattr(config, key) for key in VARIABLES if key != "mode"}
+    keys = {
+        "entity": config.entity,
+        "project": config.project,
+        "group": config.group,
+        "job_type": config.job_type,
+        "name": config.name,
+        "id": config.id,
+        "tags": config.tags,
+        "notes": config.notes,
+        "dir": config.dir,
+        "resume": config.resume,
+        "save_code": config.save_code,
+    }
     given = {key: value for key, value in keys.items() if value is not None and value != []}
     found = given | {key: value for key, value in otherwise.items() if said(config, key) is None and value is not None}
     return found | {"mode": mode_of(config)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,3 +197,14 @@ def test_a_tracker_that_a_stored_configuration_names_is_not_run(tmp_path):
     own = f"logging.trackers=[wandb,'{__name__}:Notes']"
     assert load_run_config([f"run_dir={tmp_path}", own]).logging.trackers[1].endswith("Notes")
     assert "tests" in sys.modules
+
+
+def test_the_tracker_of_the_docs_page_works(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "tracking.md").read_text(encoding="utf-8")
+    code = re.search(r'```python title="own/tracking.py"\n(.*?)```', page, re.S)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    config = make_config(tmp_path, max_steps=2)
+    make_trainer(config, TinyModel(), callbacks=[names["Notes"](config)]).train()
+    assert len((tmp_path / "notes.txt").read_text().splitlines()) == 2
