@@ -95,8 +95,8 @@ class Trainer:
     ) -> None:
         self.config, self.model, self.loader, self.engine = config, model, loader, engine
         self.callbacks, self.validation, self.resume = list(callbacks), validation, resume
-        self.quarantined, self.answers, self.passed, self.packs = quarantined, answers, passed, packs
-        self.benchmarks = benchmarks
+        self.quarantined, self.answers, self.passed = quarantined, answers, passed
+        self.benchmarks, self.packs = benchmarks, packs
         self._asked_to_stop = False
         self._seen = 0  # tokens of this rank since the start, and of all before it
         self._seen_before = resume.state.get("tokens_seen", 0) if resume else 0
@@ -136,14 +136,13 @@ class Trainer:
                 if stopped_by == "failed_save":
                     self._saver.wait()  # raises why
                 result = TrainResult(self.step, self.metrics, stopped_by)
-                for callback in self.callbacks:
-                    callback.on_end(self, result)
+                self._tell("on_end", result)
                 self.heart.beat("save", self.step)
                 self._saver.wait()
                 self._announce()
                 return result
         except BaseException as error:
-            self._tell_failure(error)
+            self._tell("on_failure", error)
             raise
         finally:
             self._saver.close()
@@ -173,18 +172,17 @@ class Trainer:
         self._saver.save(state)
         self.saved_step = self.step
 
+    def _tell(self, hook: str, *what: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *what)
+
     def _announce(self) -> None:
         for folder in self._saver.take_written():
-            for callback in self.callbacks:
-                callback.on_saved(self, folder)
-
-    def _tell_failure(self, error: BaseException) -> None:
-        for callback in self.callbacks:
-            callback.on_failure(self, error)
+            self._tell("on_saved", folder)
 
     def _stalled(self, line: str) -> None:
         """In a thread of the heartbeat, right before the process ends."""
-        self._tell_failure(TrainingError(f"The run made no progress. {line}"))
+        self._tell("on_failure", TrainingError(f"The run made no progress. {line}"))
         for callback in self.callbacks:
             callback.close()
 
@@ -230,8 +228,7 @@ class Trainer:
             self._run(batch, total, window)
             if self._unlogged is None:
                 window = _Window()
-            for callback in self.callbacks:
-                callback.on_step_end(self)
+            self._tell("on_step_end")
             self._announce()
         if reason == "stop_file" and self.engine.rank == 0:
             self._stops.clear()
@@ -319,8 +316,7 @@ class Trainer:
 
     def _publish(self, metrics: dict[str, Any]) -> None:
         self.metrics = metrics
-        for callback in self.callbacks:
-            callback.on_metrics(self, metrics)
+        self._tell("on_metrics", metrics)
 
     def _entering(self, stage: str, batch: PackedBatch) -> None:
         self.heart.beat(stage, self.step + 1, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,7 @@ def post(config: Config, run_dir: Path, metrics: dict[str, Any]) -> None:
     if not held:
         print(f"{run_dir / WANDB} names no W&B run: scores are in {run_dir} only.", flush=True)
         return
-    run = wandb_runs.open_run(config, BENCHMARK, held)
+    run = wandb_runs.open_run(replace(config, run_dir=str(run_dir)), BENCHMARK, held)
     run.log(numbers(metrics), step=metrics["step"])
     run.finish()
 

@@ -241,9 +241,7 @@ def test_a_stage_is_in_the_group_of_the_one_before(tmp_path):
     assert wandb_runs._group(first) == "tiny"
 
 
-@pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"id": 3}', '{"id": "a/b", "step": 1, "group": "g"}']
-)
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"id": 3}', '{"id": "a/b", "step": 1, "group": "g"}'])
 def test_a_damaged_memory_is_none(damage, tmp_path):
     (tmp_path / "wandb.json").write_text(damage)
     assert wandb_runs.remembered(tmp_path) == {}
