@@ -256,6 +256,7 @@ class Server:
         viewer |= {"teams": {"edges": [{"node": {"name": "team"}}]}, "apiKeys": {"edges": []}}
         answers: dict[str, Any] = {
             "Viewer": lambda: {"viewer": viewer},
+            "GetDefaultEntity": lambda: {"viewer": viewer},
             "ServerFeaturesQuery": lambda: {"serverInfo": {"features": []}},
             "UpsertBucket": lambda: self.upsert_bucket(given),
             "RunResumeStatus": lambda: self.resume_status(given),

@@ -252,7 +252,7 @@ def test_the_words_of_the_issue_carry_over():
         "image_folder": "data.sources.NAME.image_folder",
         "output_dir": "run_dir",
         "lora_r": "adapter.rank",
-        "report_to": "logging.wandb",
+        "report_to": "logging.trackers",
         "deepspeed": "engine=zero1",
     }.items():
         assert ours in WORDS[word]

@@ -68,6 +68,7 @@ def restarted(tmp_path_factory, request):
         with pytest.raises(TrainingError):
             wandb_trainer(run_dir, (KillAt(5),)).train()
         wandb_trainer(run_dir).train()
+        wandb.teardown()  # all of it is in the files
     return run_dir
 
 

@@ -66,6 +66,7 @@ def test_a_restarted_offline_run_is_sent_as_one_run(server, tmp_path, capfd):
     with pytest.raises(TrainingError):
         trainer_of(tmp_path / "run", (KillAt(5),), "offline").train()
     trainer_of(tmp_path / "run", mode="offline").train()
+    wandb.teardown()  # all of it is in the files
     assert not server.runs
     assert sync([str(tmp_path / "run")]) == 0
     (run,) = server.runs.values()
