@@ -68,10 +68,9 @@ class Trainer:
     `validation()` returns a fresh pass over held-out steps, equally many on every rank. `resume` is the checkpoint to
     continue from, whose plan state the loader was already given. `save_extra(folder)` adds files to every checkpoint.
     `quarantined()` counts the samples this rank has dropped since the run began, `too_long()` by source those that it left out
-    for their length and the documents that it used. `answers()`, which all ranks call, gives rank 0 what the model answers
-    to held-out questions. `passed(state)` says how often the run has been through its data by a state of the
-    plan, `packs()` gives rank 0 the documents of the first packs. `heart` already watches what came before. `bases` names the
-    content of what the run starts from, for its checkpoints.
+    for their length and the documents that it used. `answers()`, which all ranks call, gives rank 0 what the model answers to
+    held-out questions. `passed(state)` says how often the run has been through its data by a state of the plan, `packs()` gives
+    rank 0 the documents of the first packs. `heart` already watches what came before. `bases` names what the run starts from.
     """
 
     def __init__(
@@ -147,8 +146,7 @@ class Trainer:
         finally:
             self._saver.close()
             self.heart.close()
-            for callback in self.callbacks:
-                callback.close()
+            self._close()
 
     def save(self) -> None:
         """Saves a checkpoint of the current step, unless there is one already; all ranks call it."""
@@ -183,6 +181,9 @@ class Trainer:
     def _stalled(self, line: str) -> None:
         """In a thread of the heartbeat, right before the process ends."""
         self._tell("on_failure", TrainingError(f"The run made no progress. {line}"))
+        self._close()
+
+    def _close(self) -> None:
         for callback in self.callbacks:
             callback.close()
 
@@ -369,13 +370,8 @@ class Trainer:
         dropped = self.quarantined() if self.quarantined else 0
         long: Mapping[str, tuple[int, int]] = self.too_long()
         vector = sums.vector()
-        counts = [
-            self._seen,
-            window.tokens,
-            window.waited / elapsed,
-            dropped,
-            *(n for pair in long.values() for n in pair),
-        ]
+        counts = [self._seen, window.tokens, window.waited / elapsed, dropped]
+        counts += [n for pair in long.values() for n in pair]
         mine = torch.tensor(counts, dtype=vector.dtype, device=vector.device)
         shared = torch.stack([update.total, *update.by_part]).to(vector)
         reduced: Tensor = self.engine.reduce(torch.cat([vector, mine]))
