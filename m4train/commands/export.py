@@ -93,6 +93,7 @@ def export_checkpoint(config: Config, push_to: str | None = None) -> Exported:
     if checkpoint is None:
         raise CheckpointError(f"{config.run_dir} holds no checkpoint: train first, or set run_dir to a trained run.")
     target = Path(config.export.folder or Path(config.run_dir) / EXPORT).resolve()  # what a link points to is replaced
+    _check_target(target)
     unfinished = target.with_name(f".{target.name}.unfinished")
     remove(unfinished)
     unfinished.mkdir(parents=True)
@@ -118,6 +119,19 @@ def export_checkpoint(config: Config, push_to: str | None = None) -> Exported:
     unfinished.rename(target)
     remove(earlier)
     return Exported(checkpoint.step, target, drift, rendered)
+
+
+def _check_target(target: Path) -> None:
+    """Raises ConfigError for a place that holds something else than an export, which would be lost."""
+    if target.is_dir():
+        held = sorted(path.name for path in target.iterdir())
+        if held and LINEAGE_FILE not in held:
+            raise ConfigError(
+                f"export.folder {target} holds {', '.join(held[:3])}{' and more' if len(held) > 3 else ''}, which no export wrote: "
+                "choose another folder, which is made."
+            )
+    elif target.exists():
+        raise ConfigError(f"export.folder {target} is a file: choose a folder, which is made.")
 
 
 def _base_name(config: Config, checkpoint: Checkpoint, folder: Path, target: Path, processor: Any) -> str:

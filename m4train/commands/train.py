@@ -162,6 +162,10 @@ def make_run_dir(path: Path) -> None:
     except OSError as error:
         why = "is a file" if path.is_file() else f"cannot be made ({error.strerror})"
         raise ConfigError(f"run_dir {path} {why}: choose another folder.") from error
+    if (path / CHECKPOINTS).exists() and not (path / CHECKPOINTS).is_dir():
+        raise ConfigError(
+            f"{path / CHECKPOINTS} is a file, where checkpoints go: move it away, or choose another run_dir."
+        )
     if not os.access(path, os.W_OK | os.X_OK):
         raise ConfigError(f"run_dir {path} cannot be written ({os.strerror(errno.EACCES)}): choose another folder.")
 

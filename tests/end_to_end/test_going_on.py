@@ -1,12 +1,16 @@
 """The commands on a run whose data moved, whose keys changed on the way, or whose directory is gone."""
 
 import json
+import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from m4train import cli
+from tests.helpers import warm
 from tests.helpers.data import documents, write_shards
 from tests.helpers.processing import tokenizer_folder
 
@@ -149,3 +153,97 @@ def test_a_run_directory_that_vanishes_while_a_command_works_is_one_sentence(
     assert "No such file" in said
     assert "M4TRAIN_DEBUG" not in said
     assert not run.exists()
+
+
+@pytest.fixture
+def run(root, tmp_path):
+    """A copy of the whole run, to change."""
+    return Path(shutil.copytree(root / "run", tmp_path / "run"))
+
+
+def _refused(capsys, *arguments):
+    assert cli.main([str(argument) for argument in arguments]) in (1, 2)
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert "M4TRAIN_DEBUG" not in said
+    return said
+
+
+def _names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [".", "checkpoints", "../other", "config.yaml"])
+def test_an_export_replaces_nothing_but_an_export(place, run, capsys):
+    """What a person names by mistake: the run itself, its checkpoints, a folder with work of a week, a file."""
+    (run.parent / "other").mkdir()
+    (run.parent / "other" / "thesis.tex").write_text("text")
+    before = _names(run.parent)
+    said = _refused(capsys, "export", f"run_dir={run}", "export.verify=false", f"export.folder={run / place}")
+    assert "export.folder" in said
+    assert "choose" in said
+    assert _names(run.parent) == before
+
+
+@pytest.mark.slow
+def test_an_export_behind_a_link_goes_where_it_leads_and_is_replaced_there(run, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (run / "export").symlink_to(tmp_path / "disk" / "model")
+    for _ in range(2):
+        assert cli.main(["export", f"run_dir={run}", "export.verify=false"]) == 0
+        assert (run / "export").is_symlink()
+        assert (tmp_path / "disk" / "model" / "model.safetensors").is_file()
+    assert _names(tmp_path / "disk")[0] == "model"
+    assert not list((tmp_path / "disk").glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_run_is_not_a_checkpoint_to_begin_from(run, tmp_path, capsys):
+    root = tmp_path / "x"
+    for name in ("data", "held"):
+        write_shards(root / name, documents(4))
+    said = _refused(capsys, "train", *_arguments(root, f"resume={run}"))
+    assert f"name one of it, such as resume={run}/checkpoints/step-000004" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "config.yaml", "starts.jsonl", "claim"])
+def test_a_file_for_a_folder_or_a_folder_for_a_file_is_named(name, half, capsys):
+    path = half / "run" / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_text("")
+    else:
+        path.unlink()
+        path.mkdir()
+    assert str(path) in _refused(capsys, "train", *_arguments(half))
+
+
+def _terminated(command, at, run, arguments):
+    """The command in a process that is sent SIGTERM when it calls the function `at`, as a queue does at the end of a job."""
+    import importlib
+
+    module, _, name = at.partition(":")
+    setattr(importlib.import_module(module), name, lambda *given, **options: os.kill(os.getpid(), signal.SIGTERM))
+    sys.exit(cli.main([command, f"run_dir={run}", *arguments]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "at", "result"),
+    [
+        ("export", "m4train.commands.export:_describe", "export"),
+        ("evaluate", "m4train.commands.evaluate:_write", "evaluation.json"),
+    ],
+)
+def test_a_command_that_is_terminated_leaves_what_was_there(command, at, result, run, tmp_path):
+    arguments = {"export": ["export.verify=false"], "evaluate": ["evaluation.max_samples=1"]}[command]
+    assert cli.main([command, f"run_dir={run}", *arguments]) == 0
+    before = {name: (run / name).read_bytes() for name in _names(run) if (run / name).is_file()}
+    child = warm.start(_terminated, command, at, str(run), arguments, output=tmp_path / "log")
+    assert child.wait(timeout=100) in (-signal.SIGTERM, 128 + signal.SIGTERM), child.said()
+    assert all((run / name).read_bytes() == content for name, content in before.items())
+    assert cli.main([command, f"run_dir={run}", *arguments]) == 0
+    assert (run / result).exists()
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from m4train.errors import DataError
 
 _BLOCK = 4 << 20
 _HASH_BYTES = 8
+_OWN = re.compile(r"[0-9a-f]{32}-\d+|\.[0-9a-f]{32}-\d+\.\d+\.tmp")  # a block, and one that is being written
 _ROOM = 0.9  # of the limit is left when the oldest blocks have been removed
 _ABANDONED = 3600  # seconds after which an unfinished file is one of a process that died
 
 
 @dataclass(frozen=True)
 class BlockCache:
-    """Blocks as files in `folder`, of at most `limit` bytes together: those not used for longest are removed.
+    """Blocks as files in `folder`, of at most `limit` bytes together: those not used for longest are removed,
+    and nothing else that lies there.
 
     Every block carries a hash, so that a damaged one is fetched again. Files appear whole, by renaming; one lock file
     guards the sum of their sizes.
@@ -90,7 +93,7 @@ class BlockCache:
         """Removes what was not used for longest until `size` more bytes leave some room; returns the bytes that stay."""
         blocks = []
         for entry in os.scandir(self.folder):
-            if entry.name == ".bytes":
+            if not _OWN.fullmatch(entry.name):  # of somebody whose folder this is, too
                 continue
             status = entry.stat()
             if not entry.name.startswith("."):

@@ -69,6 +69,8 @@ def newest(folder: Path, say: Callable[[str], None] = print) -> Checkpoint | Non
 
 def _begun_from(named: Path, folder: Path, say: Callable[[str], None]) -> Checkpoint:
     """The checkpoint `named`, or the newest one of `folder` if that came from it already."""
+    if runs := checkpoints_in(named / CHECKPOINTS):
+        raise CheckpointError(f"{named} is a run, not a checkpoint: name one of it, such as resume={runs[-1][1]}.")
     within = named.resolve().parent == folder.resolve()
     own = newest(folder, say)
     if own is not None and _came_from(own, named, within):

@@ -223,14 +223,34 @@ def test_blocks_are_fetched_once_and_shared_by_processes(store: HttpStore, tmp_p
 def test_the_cache_stays_below_its_size_and_keeps_what_was_used_last(tmp_path: Path) -> None:
     cache = BlockCache(str(tmp_path), 10_000)
     assert cache.block == 1250
-    for number in range(30):
-        cache.put(f"b-{number}", bytes([number]) * 1000)
-        assert cache.get("b-0") == bytes(1000)  # always used last but one
+    names = [cache.name("a.tar", [], number) for number in range(30)]
+    for number, name in enumerate(names):
+        cache.put(name, bytes([number]) * 1000)
+        assert cache.get(names[0]) == bytes(1000)  # always used last but one
         assert sum(file.stat().st_size for file in tmp_path.iterdir() if file.name[0] != ".") <= 10_000
-        os.utime(tmp_path / f"b-{number}", ns=(number * 10**9, number * 10**9))
-        os.utime(tmp_path / "b-0", ns=(10**12, 10**12))
-    assert cache.get("b-29") is not None
-    assert cache.get("b-3") is None
+        os.utime(tmp_path / name, ns=(number * 10**9, number * 10**9))
+        os.utime(tmp_path / names[0], ns=(10**12, 10**12))
+    assert cache.get(names[29]) is not None
+    assert cache.get(names[3]) is None
+
+
+def test_the_cache_removes_nothing_that_it_has_not_written(tmp_path: Path) -> None:
+    """A folder of a user's own may be named as data.cache_dir."""
+    others = [".profile", "thesis.tex", "0" * 32, ".thesis.tex.17.tmp"]
+    for name in others:
+        (tmp_path / name).write_bytes(bytes(5000))
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / ".ssh").mkdir()
+    os.utime(tmp_path / ".ssh", (0, 0))
+    cache = BlockCache(str(tmp_path), 10_000)
+    left = tmp_path / f".{cache.name('a.tar', [], 99)}.17.tmp"
+    left.touch()
+    os.utime(left, (0, 0))
+    for number in range(30):
+        cache.put(cache.name("a.tar", [], number), bytes(1000))
+    assert all((tmp_path / name).exists() for name in [*others, ".ssh"])
+    assert not left.exists()
+    assert len(list(tmp_path.glob("*-*"))) < 10
 
 
 def test_many_writers_keep_the_cache_below_its_size(tmp_path: Path) -> None:
@@ -239,7 +259,7 @@ def test_many_writers_keep_the_cache_below_its_size(tmp_path: Path) -> None:
 
     def write(writer: int) -> None:
         for number in range(40):
-            cache.put(f"{writer}-{number}", bytes(4000))
+            cache.put(cache.name(str(writer), [], number), bytes(4000))
             found = (entry.stat().st_size for entry in os.scandir(tmp_path) if not entry.name.startswith("."))
             try:
                 seen.append(sum(found))
