@@ -315,7 +315,7 @@ class EvaluationConfig:
 class ExportConfig:
     """`m4train export`: a checkpoint as a Hugging Face folder."""
 
-    folder: str | None = None  # folder to write; null: run_dir/export
+    folder: str | None = None  # folder to write, new, empty or an earlier export; null: run_dir/export
     dtype: str | None = None  # fp32 or bf16; null: that of model.pretrained, or fp32 for a model from scratch
     max_shard_size: str = "5GB"  # size of one safetensors file, such as 5GB; about the memory that writing takes
     adapters: str = "merge"  # merge: add adapters to the weights; apart: write a peft folder of the adapters alone

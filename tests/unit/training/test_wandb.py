@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
+import wandb
 from PIL import Image
 
-import wandb
 from m4train.config import WandbConfig
 from m4train.config.compose import load_config, save_config, stored_config
 from m4train.config.wandb_keys import VARIABLES, mode_of, options, said

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import wandb
+
 from m4train.build import start_folder
 from m4train.commands.sync import sync
 from m4train.config import BestConfig
