@@ -64,6 +64,7 @@ class RunFiles:
     answers: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)  # answers given while it trained
     quarantine: list[dict[str, Any]] = field(default_factory=list)
+    followed: list[dict[str, Any]] = field(default_factory=list)  # scores of benchmarks by a job that followed it
 
     @property
     def name(self) -> str:
@@ -87,6 +88,7 @@ def read_run(folder: Path) -> RunFiles:
         answers=read_lines(folder / ANSWERS),
         samples=read_lines(folder / SAMPLES, OF_A_STEP),
         quarantine=read_lines(folder / QUARANTINE),
+        followed=read_lines(folder / EVALUATIONS, OF_A_STEP),
     )
 
 

@@ -18,6 +18,7 @@ def stage_charts(run: RunFiles) -> list[dict[str, str | Markup]]:
     charts = [
         ("loss", line_chart(_losses(run), STEP, "loss per token", log=True)),
         ("loss by source", line_chart(_by_source(run), STEP, "loss per token", log=True)),
+        ("benchmarks", line_chart(_benchmarks(run), STEP, "score")),
         ("gradient norm before clipping", line_chart(_norms(run), STEP, "norm", log=True)),
         ("tokens per second", line_chart([Line("tokens/s", run.series("tokens_per_second"))], STEP, "tokens/s")),
         ("skipped steps and dropped samples", line_chart(_left_out(run), STEP, "since the start")),
@@ -36,6 +37,21 @@ def _by_source(run: RunFiles) -> list[Line]:
     """One line per source of the mixture; none if there is only one, whose line is the loss."""
     sources = list(run.config.data.sources)
     return [Line(name, smooth(run.series(f"loss/{name}"))) for name in sources] if len(sources) > 1 else []
+
+
+def _benchmarks(run: RunFiles) -> list[Line]:
+    """The scores while it trained, and those of a job that followed it."""
+    prefix = "eval/benchmark/"
+    names = sorted({key.removeprefix(prefix) for row in run.metrics for key in row if key.startswith(prefix)})
+    lines = [Line(name, run.series(prefix + name), dots=True) for name in names]
+    followed: dict[str, list[tuple[float, float]]] = {}
+    for row in run.followed:
+        if isinstance(row.get("value"), (int, float)):
+            followed.setdefault(f"{row.get('benchmark')}, {row.get('count')} samples", []).append(
+                (row["step"], row["value"])
+            )
+    lines += [Line(name, sorted(points), dots=True) for name, points in sorted(followed.items())]
+    return [*lines, *([Line("weighted", run.series("eval/benchmarks"), dots=True)] if len(names) > 1 else [])]
 
 
 def _norms(run: RunFiles) -> list[Line]:

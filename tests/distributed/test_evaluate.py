@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import pyarrow.parquet
 import pytest
 
 from m4train.commands.evaluate import evaluate
@@ -10,6 +11,7 @@ from m4train.config import SourceConfig
 from tests.helpers.checkpoints import saved_run
 from tests.helpers.data import conversations, documents, write_shards
 from tests.helpers.distributed import run_distributed
+from tests.unit.evaluation.benchmarks.test_run import rows_of
 
 ENGINES = ["ddp", "fsdp2", "zero1", "zero3"]
 
@@ -95,7 +97,9 @@ def _trained(config, run_dir):
         config.engine.name = name
         train(config)
         with open(f"{config.run_dir}/samples.jsonl") as lines, open(f"{config.run_dir}/metrics.jsonl") as metrics:
-            results[name] = [json.loads(line) for line in lines], [json.loads(line)["eval/loss"] for line in metrics]
+            rows = [json.loads(line) for line in metrics]
+            logged = [[row[key] for row in rows] for key in ("eval/loss", "eval/benchmarks")]
+            results[name] = [json.loads(line) for line in lines], *logged
     return results
 
 
@@ -105,12 +109,17 @@ def test_samples_are_answered_while_sharded_engines_train(tmp_path):
     config.data.sources = {"talks": config.data.validation["talks"]}
     config.trainer.max_steps = config.schedule.warmup_steps = 2
     config.trainer.eval_every, config.trainer.log_every, config.evaluation.shown = 1, 1, 3
-    samples, losses = _trained(config, tmp_path)["single"]
+    (tmp_path / "benchmarks").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows_of("ai2d")), tmp_path / "benchmarks" / "ai2d.parquet")
+    config.trainer.benchmarks, config.trainer.benchmark_data = {"ai2d": 3}, str(tmp_path / "benchmarks")
+    samples, losses, scores = _trained(config, tmp_path)["single"]
+    assert set(scores) <= {0.0, 1 / 3, 2 / 3, 1.0}
     assert [(line["step"], line["key"]) for line in samples] == [
         (step, f"chat{n:05d}") for step in (1, 2) for n in range(3)
     ]
     assert samples[0]["images"][0].startswith("data:image/png;base64,")
     config.engine.name = "fsdp2"
-    for engine, (said, found) in run_distributed(_trained, 2, config, str(tmp_path), timeout=300)[0].items():
+    for engine, (said, found, scored) in run_distributed(_trained, 2, config, str(tmp_path), timeout=300)[0].items():
         assert said == samples, engine
+        assert scored == scores, engine
         assert found == pytest.approx(losses, rel=1e-5), engine

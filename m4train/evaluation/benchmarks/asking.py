@@ -56,13 +56,15 @@ def prompt_name(benchmark: Benchmark, setting: Setting) -> str:
 
 
 def chosen_numbers(benchmark: Benchmark, place: Path, setting: Setting) -> set[int]:
-    """The numbers of all samples; or of a subset, those whose keys have the lowest hashes, whatever stands next to them."""
+    """The numbers of all samples; or of a subset, those whose keys have the lowest hashes, whatever stands next to them. Samples of one
+    key, as MME's two questions of a picture, are taken together."""
     if setting.limit is None:
         return set(range(count_records(place)))
     ask = partial(_question, benchmark, setting.family)
     keys = [ask(record, folder, number).key for number, (record, folder) in enumerate(records(place))]
-    hashed = [(hashlib.blake2b(f"{key}/{number}".encode()).digest(), number) for number, key in enumerate(keys)]
-    return {number for _, number in sorted(hashed)[: setting.limit]}
+    hashed = sorted((hashlib.blake2b(key.encode()).digest(), number) for number, key in enumerate(keys))
+    taken = {place for place, _ in hashed[: setting.limit]}
+    return {number for place, number in hashed if place in taken}
 
 
 def share(numbers: Iterable[int], rank: int, world_size: int) -> set[int]:
