@@ -1,6 +1,6 @@
 """m4train: trains the Idefics family of vision-language models.
 
-The public names are those of the Hugging Face documentation of these models; each is loaded when it is first used, so
+The public names are those of the Hugging Face documentation of these models, and the commands as functions; each is loaded when it is first used, so
 that `import m4train` is light.
 """
 
@@ -20,6 +20,8 @@ _OTHERS = {
     "AutoTokenizer": "m4train.processing.auto",
     "BitsAndBytesConfig": "m4train.models.quantized",
     "PackedBatch": "m4train.batch",
+    "Callback": "m4train.training.callbacks.base",
+    **dict.fromkeys(("load_config", "train", "evaluate", "estimate", "export", "preview"), "m4train.api"),
 }
 
 

@@ -28,6 +28,7 @@ from m4train.processing.protocol import SampleProcessor
 from m4train.restore import merged_model
 from m4train.run_files import QUARANTINE, STATE
 from m4train.stops import stop_ids
+from m4train.terminal import stage
 from m4train.training.checkpoints.adapter_files import start_adapter
 from m4train.training.checkpoints.files import start_folder
 from m4train.training.checkpoints.state import Checkpoint, open_checkpoint
@@ -46,6 +47,7 @@ def prepare_data(data: DataConfig) -> None:
         prepare = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"data.prepare is {data.prepare!r}, which cannot be loaded ({error}).") from error
+    stage(f"making the data in {data.root}")
     if prepare(Path(data.root)):
         print(f"data: built {data.root} ({data.prepare})", flush=True)
 
@@ -72,6 +74,7 @@ def held_out_name(name: str) -> str:
 
 def build_processor(config: Config) -> SampleProcessor:
     """The processor of model.pretrained, or one made of model.tokenizer and model.processor."""
+    stage("reading the tokenizer")
     tokenizer = config.model.tokenizer
     if tokenizer is not None and not (Path(tokenizer) / "tokenizer.json").is_file():
         raise ConfigError(
@@ -165,6 +168,7 @@ def build_model(config: Config, processor: SampleProcessor) -> TrainableModel:
 
     Raises ConfigError if the tokenizer has more entries than the model has embeddings, or a rule matches nothing.
     """
+    stage("making the model" if config.model.pretrained is None else f"reading the model {config.model.pretrained}")
     kind = _family(config).model_class
     if config.model.pretrained is None:
         model = _fresh_model(kind, config, processor)

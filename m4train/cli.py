@@ -7,174 +7,274 @@ import sys
 import tempfile
 import traceback
 
-from m4train.commands.arguments import (
-    CORES,
-    EVALUATES,
-    JSON,
-    OF_RUN,
-    OVERRIDES,
-    TRAINS,
-    Command,
-    Flag,
-    Folder,
-    Number,
-    Word,
-)
+import click
+
+from m4train.commands.arguments import CORES, EVALUATES, JSON, TRAINS, Command, number, option, words
 from m4train.errors import ConfigError, M4Error, of_the_system
 from m4train.exits import FAILED, INTERRUPTED, REFUSED, interrupts_noted, say_once
 
 COMMANDS = {
     "train": Command(
-        "train a model, in stages if it lists some; continues by itself if run_dir holds a checkpoint",
+        "Train a model, in stages if it lists some; continues by itself if run_dir holds a checkpoint.",
         "stages:train_stages",
         reads="stages",
         processes=True,
         needs=TRAINS,
+        examples=(
+            "train experiment=digits_pretrain trainer.max_steps=100",
+            "train -m experiment=digits_pretrain optimizer.lr=1e-3,3e-3",
+        ),
     ),
     "evaluate": Command(
-        "held-out loss and scored answers of a checkpoint or a Hugging Face folder",
+        "Held-out loss and scored answers of a checkpoint or a Hugging Face folder.",
         "evaluate:evaluate",
-        OF_RUN,
         reads="run",
         processes=True,
         needs=EVALUATES,
+        examples=("evaluate run_dir=runs/mine", "evaluate run_dir=runs/mine evaluation.max_samples=100"),
     ),
     "evaluate benchmarks": Command(
-        "public benchmarks with their official metrics and prompts",
+        "Public benchmarks with their official metrics and prompts.",
         "benchmark:benchmark",
-        "benchmarks=[NAME,...] model=MODEL data=FOLDER [max_samples=N] [scoring=likelihood] [engine=NAME] [out=FOLDER]",
+        words("arguments", "benchmarks=[NAME,...] model=MODEL data=FOLDER [key=value ...]"),
         reads="",
+        more="benchmark:KEYS",
+        examples=(
+            "evaluate benchmarks=[docvqa] model=runs/mine data=benchmarks",
+            "evaluate benchmarks=[mmstar] model=runs/mine data=benchmarks max_samples=100",
+        ),
     ),
     "evaluate follow": Command(
-        "benchmarks of each checkpoint of a run as it appears",
+        "Benchmarks of each checkpoint of a run as it appears.",
         "follow:follow",
-        "run_dir=RUN follow=true|false [benchmarks={NAME: SAMPLES} data=FOLDER] [engine=NAME] [idle=SECONDS]",
+        words("arguments", "run_dir=RUN follow=true|false [key=value ...]"),
         reads="",
+        more="follow:KEYS",
+        examples=(
+            "evaluate follow=true run_dir=runs/mine",
+            "evaluate follow=false run_dir=runs/mine data=benchmarks",
+        ),
     ),
     "evaluate lmms": Command(
-        "tasks of lmms-eval with a model of m4train, if it is installed",
+        "Tasks of lmms-eval with a model of m4train, if it is installed.",
         "lmms:evaluate",
-        "lmms_tasks=[NAME,...] model=MODEL [include=FOLDER] [limit=N] [out=FILE]",
+        words("arguments", "lmms_tasks=[NAME,...] model=MODEL [key=value ...]"),
         reads="",
+        more="lmms:KEYS",
+        examples=(
+            "evaluate lmms_tasks=[mmmu_val] model=runs/mine",
+            "evaluate lmms_tasks=[mme] model=runs/mine limit=50 out=mme.json",
+        ),
     ),
     "evaluate compare": Command(
-        "which answers changed between two results of benchmarks, with the paired difference of their scores",
+        "Which answers changed between two results of benchmarks, with the paired difference of their scores.",
         "compare_answers:compare",
-        "A B [data=FOLDER] [out=FILE]",
+        words("arguments", "A B [data=FOLDER] [out=FILE]"),
         reads="",
+        examples=(
+            "evaluate compare runs/a/benchmarks runs/b/benchmarks",
+            "evaluate compare runs/a/benchmarks runs/b/benchmarks data=benchmarks out=changed.html",
+        ),
     ),
     "generate": Command(
-        "answer a question about images, a file of questions, or a person at the terminal",
+        "Answer a question about images, a file of questions, or a person at the terminal.",
         "generate:generate",
-        "MODEL [QUESTION] [IMAGE ...] [--chat] [--questions FILE] [--OPTION ...]",
-        parser="generate:parser",
+        click.Argument(["model"], metavar="MODEL"),
+        click.Argument(["question"], metavar="[QUESTION]", required=False),
+        words("images", "[IMAGE ...]"),
+        option("--system", metavar="TEXT", help="what is said before the conversation"),
+        option("--questions", metavar="FILE", help="JSON lines with `question` and `images`, or `messages`"),
+        option("--answers", metavar="FILE", help="where the lines of --questions go, each with its `answer`"),
+        option("--chat", is_flag=True, help="turn by turn; /image PATH adds a picture, /quit ends"),
+        number("batch-size", 8, "questions of a file that are answered together"),
+        number("max-new-tokens", 256, "tokens of an answer at most"),
+        option("--sample", is_flag=True, help="draw each token by its probability, not the most likely one"),
+        option("--temperature", type=float, metavar="X", help="with --sample: logits are divided by it"),
+        option("--top-p", type=float, metavar="X", help="with --sample: the fewest tokens of this share"),
+        option("--top-k", type=int, metavar="N", help="with --sample: among this many most likely tokens"),
+        number("beams", 1, "width of a beam search"),
+        option("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1: less of what was said"),
+        option("--seed", type=int, default=0, metavar="N", help="of what --sample draws"),
+        option("--device", default="auto", metavar="NAME", help="auto (a GPU if there is one), cpu, cuda:1, ..."),
+        option(
+            "--dtype",
+            default="auto",
+            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+            help="of the weights; auto: half on a GPU",
+        ),
+        option("--4bit", "four_bits", is_flag=True, help="store the linear layers in 4 bits (needs bitsandbytes)"),
+        option("--no-stream", is_flag=True, help="print an answer when it is whole"),
         reads="",
+        examples=(
+            'generate runs/mine "What is this?" photo.jpg',
+            "generate runs/mine --questions asked.jsonl --answers answered.jsonl",
+        ),
     ),
     "export": Command(
-        "write a checkpoint as a Hugging Face folder, adapters merged or apart, and push it to the Hub if asked",
+        "Write a checkpoint as a Hugging Face folder, adapters merged or apart, and push it to the Hub if asked.",
         "export:export",
-        f"[--push-to ORG/NAME [--private]] {OF_RUN}",
-        (Word("push-to", "push_to", "ORG/NAME"), Flag("private", True)),
+        option("--push-to", metavar="ORG/NAME", help="the repository of the Hub that it is pushed to"),
+        option("--private", is_flag=True, help="with --push-to: a repository that is made is private"),
         reads="run",
         needs=("adapter",),
+        examples=(
+            "export run_dir=runs/mine export.dtype=bf16",
+            "export run_dir=runs/mine --push-to ORG/NAME --private",
+        ),
     ),
     "init": Command(
-        "make a small project for data of your own: conf/, a script and a README",
+        "Make a small project for data of your own: conf/, a script and a README.",
         "init:init",
-        "DIR [--data PATH] [--model NAME] [--epochs N]",
+        click.Argument(["place"], metavar="DIR"),
+        option("--data", metavar="PATH", help="the file or folder of your data"),
+        option("--model", metavar="NAME", help="the model to start from, a choice of model="),
+        option("--epochs", metavar="N", help="passes over the data"),
         reads="",
+        examples=("init mine --data train.json", "init mine --data shards/ --model smolvlm_500m --epochs 1"),
     ),
     "completion": Command(
-        "print what a shell needs to complete commands, groups, choices and keys",
+        "Print what a shell needs to complete commands, groups, choices and keys.",
         "completion:completion",
-        "bash|zsh|fish",
+        click.Argument(["shell"], metavar="bash|zsh|fish", required=False),
+        option("--words", "line", hidden=True),
         reads="",
+        examples=("completion bash >> ~/.bashrc", "completion fish | source"),
     ),
     "compare": Command(
-        "a table of several runs, sorted by a metric, and one page of their curves",
+        "A table of several runs, sorted by a metric, and one page of their curves.",
         "compare:compare",
-        "RUN RUN ... [--metric NAME] [--mode min|max] [--out FILE] [--json]",
+        words("given", "RUN RUN ...", required=True),
+        option("--metric", metavar="NAME", help="a value of metrics.jsonl; eval/loss, if it is logged, or loss"),
+        option("--mode", type=click.Choice(["min", "max"]), default="min", help="whether small or large is good"),
+        option("--out", metavar="FILE", default="compare.html", show_default=True, help="the page of curves"),
+        JSON,
         reads="",
+        examples=("compare runs/a runs/b", "compare runs/sweep --metric eval/loss"),
+    ),
+    "watch": Command(
+        "Show runs in a browser while they train, each change at once; several over each other.",
+        "watch:watch",
+        words("given", "RUN RUN ...", required=True),
+        option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="of the loopback; 0: a free one"),
+        option("--open", "open_browser", is_flag=True, help="open the browser"),
+        reads="",
+        examples=("watch runs/mine", "watch runs/sweep --port 8000"),
+    ),
+    "report": Command(
+        "Write report.html into the run directory.",
+        "inspect:report",
+        reads="run",
+        needs=(),
+        examples=("report run_dir=runs/mine", "report resume=runs/mine/checkpoints/step-000100"),
     ),
     "sync": Command(
-        "send what a run wrote for W&B while it was offline, its starts as one run",
+        "Send what a run wrote for W&B while it was offline, its starts as one run.",
         "sync:sync",
-        "RUN [RUN ...]",
+        words("arguments", "RUN [RUN ...]"),
         reads="",
+        examples=("sync runs/mine", "sync runs/sweep/a runs/sweep/b"),
     ),
-    "report": Command("write report.html into the run directory", "inspect:report", OF_RUN, reads="run", needs=()),
     "plan": Command(
-        "show what a run would see, from the indexes alone: epochs, mixture, padding, balance",
+        "Show what a run would see, from the indexes alone: epochs, mixture, padding, balance.",
         "inspect:plan",
-        f"[--ranks N] [--json] {OVERRIDES}",
-        (Number("ranks", 1), JSON),
+        number("ranks", 1, "processes that the packs are shared by"),
+        option("--page", metavar="FILE", help="write it as an HTML page, too"),
+        JSON,
+        examples=("plan experiment=digits_pretrain --ranks 8", "plan run_dir=runs/mine --json"),
     ),
     "estimate": Command(
-        "say whether a configuration fits a GPU, and how long it takes, before it runs",
+        "Say whether a configuration fits a GPU, and how long it takes, before it runs.",
         "estimate:run",
-        f"[--gpu NAME] [--ranks N] [--mfu SHARE] [--json] {OVERRIDES}",
-        (Word("gpu"), Number("ranks", 1), Word("mfu"), JSON),
+        option("--gpu", metavar="NAME", help="the kind of GPU, such as h100"),
+        number("ranks", 1, "GPUs"),
+        option("--mfu", metavar="SHARE", help="the share of the peak that is reached, between 0 and 1"),
+        JSON,
+        examples=(
+            "estimate experiment=digits_pretrain --gpu h100",
+            "estimate model=smolvlm_2b data=own --gpu a100 --ranks 8 --mfu 0.4",
+        ),
     ),
     "preview": Command(
-        "write run_dir/preview.html, the first packs as the model sees them",
+        "Write run_dir/preview.html, the first packs as the model sees them.",
         "inspect:preview",
-        f"[--packs N] {OVERRIDES}",
-        (Number("packs", 4),),
+        number("packs", 4, "packs to show"),
+        examples=("preview experiment=digits_sft --packs 4", "preview run_dir=runs/mine"),
     ),
     "validate": Command(
-        "read every sample of all sources and report what is wrong; fails above data.max_bad_fraction",
+        "Read every sample of all sources and report what is wrong; fails above data.max_bad_fraction.",
         "inspect:validate",
-        f"[--workers N] [--json] {OVERRIDES}",
-        (Number("workers", CORES), JSON),
+        number("workers", CORES, "processes that read"),
+        JSON,
+        examples=("validate experiment=digits_sft --workers 4", "validate run_dir=runs/mine --json"),
     ),
     "bench": Command(
-        "measure the data side, stage by stage on one core and as a whole",
+        "Measure the data side, stage by stage on one core and as a whole.",
         "inspect:bench",
-        f"[--packs N] [--json] {OVERRIDES}",
-        (Number("packs", 32), JSON),
+        number("packs", 32, "packs to measure with"),
+        JSON,
+        examples=("bench experiment=digits_sft --packs 64", "bench run_dir=runs/mine data.num_workers=4 --json"),
     ),
     "replay": Command(
-        "show every sample of one step of a run, with the configuration it was started with",
+        "Show every sample of one step of a run, with the configuration it was started with.",
         "inspect:replay",
-        f"--step N [--json] run_dir=RUN | {OVERRIDES}",
-        (Number("step", None, "the optimizer step to show: m4train replay --step N run_dir=RUN"), JSON),
+        number("step", None, "the optimizer step to show"),
+        option("--losses/--no-losses", default=True, help="compute the loss of every document and token"),
+        JSON,
         reads="run",
+        examples=("replay --step 40 run_dir=runs/mine", "replay --step 40 run_dir=runs/mine --json"),
     ),
     "config": Command(
-        "print the composed configuration, or explain one KEY: type, default, meaning, which modules read it",
+        "Print the composed configuration, or explain each KEY: type, default, meaning, which modules read it.",
         "config:config",
-        f"[KEY ...] {OVERRIDES}",
-        reads="",
+        reads="asked",
+        examples=("config trainer.save_every", "config experiment=digits_sft"),
     ),
-    "data index": Command("build the indexes of all sources; an interrupted build goes on", "data:index"),
-    "data stats": Command("print what every source holds, as JSON, from the indexes alone", "data:stats"),
+    "data index": Command(
+        "Build the indexes of all sources; an interrupted build goes on.",
+        "data:index",
+        examples=("data index experiment=digits_sft", "data index data=own data.sources.mine.path=train.json"),
+    ),
+    "data stats": Command(
+        "Print what every source holds, as JSON, from the indexes alone.",
+        "data:stats",
+        examples=("data stats experiment=digits_sft", "data stats run_dir=runs/mine"),
+    ),
     "data convert": Command(
-        "write all sources as canonical shards, stored image bytes kept",
+        "Write all sources as canonical shards, stored image bytes kept.",
         "data:convert",
-        f"--out FOLDER [--workers N] {OVERRIDES}",
-        (
-            Folder("out", "where the shards are written: m4train data convert --out FOLDER ...", "to"),
-            Number("workers", 1),
+        option("--out", "folder", metavar="FOLDER", required=True, help="where the shards are written"),
+        number("workers", 1, "processes that write"),
+        examples=(
+            "data convert experiment=digits_sft --out shards",
+            "data convert data=own data.sources.mine.path=train.json --out shards --workers 4",
         ),
     ),
     "pipeline": Command(
-        "raw web pages and public datasets -> shards, by the steps of data_pipelines",
+        "Raw web pages and public datasets -> shards, by the steps of data_pipelines.",
         "pipeline:pipeline",
-        "NAME|FILE.yaml [key=value ...]",
-        parser="pipeline:parser",
+        words("arguments", "NAME|FILE.yaml [key=value ...]"),
         reads="",
+        more="pipeline:presets_help",
+        examples=("pipeline web paths=[crawl/*.warc.gz] folder=shards", "pipeline dedup documents=shards/documents"),
     ),
     "launch slurm": Command(
-        "submit to SLURM the run that train would start, or an evaluation that follows one",
+        "Submit to SLURM the run that train would start, a sweep of them, or an evaluation that follows one.",
         "slurm:submit",
-        f"[evaluate run_dir=RUN follow=true] [--nodes N] [--SBATCH_OPTION ...] {OVERRIDES}",
-        reads="",
+        number("nodes", 1, "machines of the job"),
+        option("--parallel", type=click.IntRange(1), metavar="N", help="with -m: runs at a time"),
+        reads="asked",
+        needs=TRAINS,
+        examples=(
+            "launch slurm --nodes 4 --time=24:00:00 experiment=digits_pretrain engine=fsdp2 launch.processes=8",
+            "launch slurm -m experiment=digits_pretrain optimizer.lr=1e-3,3e-3",
+        ),
     ),
     "launch check": Command(
-        "check processes, network, disk, versions and clocks before hours of queueing",
+        "Check processes, network, disk, versions and clocks before hours of queueing.",
         "preflight:preflight",
         processes=True,
         needs=TRAINS,
+        examples=("launch check experiment=digits_pretrain", "launch check engine=fsdp2 launch.processes=8"),
     ),
 }
 
@@ -200,12 +300,14 @@ def main(arguments: list[str] | None = None) -> int:
         if name in ("-h", "--help", "help"):
             print(_help())
             return 0
-        name, rest = _command_of(arguments)
-        if any(argument in ("-h", "--help") for argument in rest):
-            print(_command_help(name))
-            return 0
+        name, rest = command_of(arguments)
         with interrupts_noted():
             return COMMANDS[name].run(name, rest)
+    except click.exceptions.Exit as shown:
+        return shown.exit_code
+    except click.UsageError as error:
+        say_once(f"m4train {name}: {error.format_message()} `m4train {name} --help` says what there is.")
+        return REFUSED
     except ConfigError as error:
         say_once(f"m4train: {error}")
         return REFUSED
@@ -246,26 +348,23 @@ def _unforeseen(error: Exception) -> str:
     return f"{type(error).__name__}: {text} (where: {file.name}, or with M4TRAIN_DEBUG=1)"
 
 
-def _command_of(arguments: list[str]) -> tuple[str, list[str]]:
-    """The name of the command, of one word or two, and the arguments after it."""
+def command_of(arguments: list[str]) -> tuple[str, list[str]]:
+    """The name of the command, of one word or two, and the arguments after it. Raises ConfigError if there is none."""
     for key, word in (("follow", "follow"), ("lmms_tasks", "lmms"), ("benchmarks", "benchmarks")):
         if arguments[0] == "evaluate" and any(argument.startswith(f"{key}=") for argument in arguments):
             return f"evaluate {word}", arguments[1:]
-    for words in (2, 1):
-        name = " ".join(arguments[:words])
+    for count in (2, 1):
+        name = " ".join(arguments[:count])
         if name in COMMANDS:
-            return name, arguments[words:]
-    first, actions = arguments[0], _actions(arguments[0])
+            return name, arguments[count:]
+    first = arguments[0]
+    actions = [name.split()[1] for name in COMMANDS if name.startswith(f"{first} ")]
     if not actions:
         raise ConfigError(f"{first!r} is not a command{_close(first)}; `m4train --help` lists them.")
-    if any(argument in ("-h", "--help") for argument in arguments):
-        return f"{first} {actions[0]}", ["--help"]
+    if {"-h", "--help"} & set(arguments):
+        print(_help(f"{first} "))
+        raise click.exceptions.Exit(0)
     raise ConfigError(f"{first} needs one of {', '.join(actions)}: m4train {first} ACTION [overrides].")
-
-
-def _actions(group: str) -> list[str]:
-    """The second words of the commands whose first word is `group`."""
-    return [name.split()[1] for name in COMMANDS if name.startswith(f"{group} ")]
 
 
 def _close(name: str) -> str:
@@ -275,75 +374,16 @@ def _close(name: str) -> str:
     return f", did you mean {close[0]}" if close else ""
 
 
-# Two commands as people type them, for `m4train COMMAND --help`
-EXAMPLES = {
-    "train": (
-        "train experiment=digits_pretrain trainer.max_steps=100",
-        "train -m experiment=digits_pretrain optimizer.lr=1e-3,3e-3",
-    ),
-    "evaluate": ("evaluate run_dir=runs/mine", "evaluate run_dir=runs/mine evaluation.max_samples=100"),
-    "export": ("export run_dir=runs/mine", "export run_dir=runs/mine export.dtype=bf16"),
-    "plan": ("plan experiment=digits_pretrain --ranks 8", "plan run_dir=runs/mine --json"),
-    "preview": ("preview experiment=digits_sft --packs 4", "preview run_dir=runs/mine"),
-    "validate": ("validate experiment=digits_sft --workers 4", "validate run_dir=runs/mine --json"),
-    "replay": ("replay --step 40 run_dir=runs/mine", "replay --step 40 run_dir=runs/mine --json"),
-    "compare": ("compare runs/a runs/b", "compare runs/sweep --metric eval/loss"),
-    "init": ("init mine --data train.json", "init mine --data shards/ --model smolvlm_500m --epochs 1"),
-    "config": ("config trainer.save_every", "config experiment=digits_sft"),
-}
-
-
-def _keys_of(command: Command) -> list[str]:
-    """The keys of the groups that a command reads, by their last words."""
-    import textwrap
-
-    from m4train.config.describe import all_keys
-
-    groups = ("trainer", "schedule", *command.needs) if "optimizer" in command.needs else command.needs
-    lines = []
-    for group in groups:
-        keys = [key.name.partition(".")[2] for key in all_keys() if key.name.startswith(f"{group}.") and not key.group]
-        names = ", ".join(name for name in keys if "." not in name)
-        lines += textwrap.wrap(f"  {group}.  {names}", 80, subsequent_indent=" " * 14)
-    return [*lines, "", "`m4train config KEY` says what a key means."]
-
-
-def _help() -> str:
-    lines = [
-        "m4train trains the Idefics family of vision-language models.",
-        "",
-        "usage: m4train COMMAND [overrides]",
-        "",
-    ]
-    lines += [f"  {name:<14}{command.summary}" for name, command in COMMANDS.items()]
-    lines += [
-        "",
-        "`m4train COMMAND --help` lists the configuration groups. A first run: m4train train experiment=digits_pretrain",
-    ]
-    return "\n".join(lines)
-
-
-def _command_help(name: str) -> str:
-    family = [other for other in COMMANDS if other.split()[0] == name.split()[0]]
-    lines: list[str] = []
-    if (own := COMMANDS[name].parser_help()) is not None:
-        return own
-    for other in family:
-        command = COMMANDS[other]
-        lines += [f"m4train {other}: {command.summary}", "", f"usage: m4train {other} {command.usage}", ""]
-        lines += [f"  m4train {example}" for example in EXAMPLES.get(other, ())] + [""] * (other in EXAMPLES)
-    if "key=value" in COMMANDS[name].usage:
-        from m4train.config.compose import groups
-
-        lines += ["groups:"]
-        lines += [f"  {group + '=':<12} {', '.join(choices)}" for group, choices in groups().items()]
-        lines += [
-            "",
-            "keys: any key of these groups, such as trainer.max_steps=50 optimizer.lr=1e-4 data.num_workers=4",
-        ]
-        lines += ["      seed=0  run_dir=runs/NAME  resume=auto|never|CHECKPOINT", ""]
-        lines += _keys_of(COMMANDS[name])
-    return "\n".join(lines).rstrip()
+def _help(group: str = "") -> str:
+    """The commands, or those of a group."""
+    formatter = click.HelpFormatter(width=80)
+    formatter.write("m4train trains the Idefics family of vision-language models.\n\n")
+    formatter.write_usage("m4train", f"{group}COMMAND [options] [overrides]")
+    with formatter.section("Commands"):
+        formatter.write_dl([(name, one.summary) for name, one in COMMANDS.items() if name.startswith(group)])
+    formatter.write("\n`m4train COMMAND --help` shows examples, options and keys.\n")
+    formatter.write("A first run: m4train train experiment=digits_pretrain")
+    return formatter.getvalue()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -15,12 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any, TextIO
 
 from m4train import exits, scratch
 from m4train.config import Config
 from m4train.errors import ConfigError, TrainingError
 from m4train.run_files import CHECKPOINTS
-from m4train.terminal import leave_terminal
+from m4train.terminal import leave_terminal, stage
+
+LOGS = "M4TRAIN_LOGS"  # the folder in which the processes of one launch keep what they say
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def launched() -> bool:
@@ -61,6 +66,36 @@ def check_launched(config: Config) -> None:
         )
 
 
+def keep_log() -> None:
+    """Keeps what this process says in `run_dir/logs/rank-N.log` as well, if `launch` started it."""
+    folder = os.environ.get(LOGS)
+    if not folder or not launched():
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder) / f"rank-{int(os.environ['RANK'])}.log"
+    log = path.open("a", encoding="utf-8", errors="replace", buffering=1)
+    streams: Any = (_Both(sys.stdout, log), _Both(sys.stderr, log))
+    sys.stdout, sys.stderr = streams
+
+
+class _Both:
+    """A stream of this process, whose whole lines go to a log as well, without what only moves the cursor of a terminal."""
+
+    def __init__(self, stream: Any, log: TextIO) -> None:
+        self._stream, self._log, self._line = stream, log, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            shown = _CONTROL.sub("", line).rpartition("\r")[2]
+            if shown.strip() or not line:
+                self._log.write(shown.rstrip() + "\n")
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def check_devices(processes: int) -> None:
     """Raises ConfigError if this machine has GPUs, but fewer than `processes`."""
     import torch
@@ -96,6 +131,8 @@ def launch(arguments: list[str], processes: int, run_dir: Path) -> int:
         max_restarts=0,
         signals_to_handle="SIGQUIT",  # the others are passed on, so that the run ends with a checkpoint
     )
+    os.environ[LOGS] = str(run_dir / "logs")
+    stage(None)  # from here on the processes say what they do
     with _signals_passed_on(), scratch.launching(), tempfile.TemporaryDirectory(prefix="m4train-") as folder:
         outcome, os.environ[exits.FOLDER] = Path(folder), folder
         try:
@@ -109,7 +146,7 @@ def launch(arguments: list[str], processes: int, run_dir: Path) -> int:
             said, continues = exits.has_said(outcome), arguments[0] == "train"
             raise _explain(rank, failure.exitcode, said, run_dir if continues else None) from error
         finally:
-            del os.environ[exits.FOLDER]
+            del os.environ[exits.FOLDER], os.environ[LOGS]
         return exits.STOPPED_EARLY if exits.has_stopped_early(outcome) else exits.COMPLETE
 
 

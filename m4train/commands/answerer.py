@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Answerer:
     seed: int
 
     @classmethod
-    def of(cls, given: argparse.Namespace) -> Answerer:
+    def of(cls, given: SimpleNamespace) -> Answerer:
         """Raises ConfigError for a model, device or setting that there is not."""
         from m4train.commands.generate import decoding_of
 

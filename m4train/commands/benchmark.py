@@ -12,6 +12,7 @@ from m4train.commands.arguments import handed_over
 from m4train.config import ENGINES, Config
 from m4train.errors import ConfigError
 from m4train.run_files import EVALUATION
+from m4train.terminal import narrated, stage
 
 _HOW = {
     "batch_size": "questions answered together",
@@ -35,7 +36,7 @@ KEYS = {
 }
 
 
-def benchmark(arguments: list[str]) -> int:
+def benchmark(arguments: Sequence[str]) -> int:
     """Prints a table; writes evaluation.json, a line a sample, and files for test servers. Returns 0."""
     given = read(arguments, KEYS, "evaluate benchmarks=...", ("benchmarks", "model", "data"))
     _check(given)
@@ -46,12 +47,16 @@ def benchmark(arguments: list[str]) -> int:
     places = places_of(chosen, given["data"])
     if (code := handed_over([config], ["evaluate", *arguments])) is not None:
         return code
-    engine = made_engine(config, given)
-    setting = setting_of(given, given["model"], _name(given["model"]), engine, out)
+    with narrated():
+        stage(f"reading the model {given['model']}")
+        engine = made_engine(config, given)
+        setting = setting_of(given, given["model"], _name(given["model"]), engine, out)
     table = _held(out / EVALUATION)
-    with engine.autocast():
+    with engine.autocast(), narrated():
         for each, place in zip(chosen, places):
+            stage(f"answering the questions of {each.name}")
             stated = scored_by(each, place, setting, out)
+            stage(None)
             if stated is not None:
                 table[each.name] = stated
                 (out / EVALUATION).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

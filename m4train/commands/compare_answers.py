@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from m4train.errors import ConfigError
 PAGE = "compared.html"
 
 
-def compare(arguments: list[str]) -> int:
+def compare(arguments: Sequence[str]) -> int:
     """Prints the paired difference of every benchmark; writes B/compared.html, with images if data=FOLDER is given. Returns 0."""
     given = dict(each.partition("=")[::2] for each in arguments if "=" in each)
     folders = [Path(each) for each in arguments if "=" not in each]

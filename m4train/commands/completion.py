@@ -25,17 +25,17 @@ _FISH = """complete -c m4train -f -a '(m4train completion --words (commandline -
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
-def completion(arguments: list[str]) -> int:
+def completion(shell: str | None, line: str | None) -> int:
     """Prints the script of a shell, or the words that may stand at the end of a line; returns 0. Raises ConfigError for another
     shell."""
-    if arguments[:1] == ["--words"]:
-        print(*words(arguments[1] if len(arguments) > 1 else ""), sep="\n")
+    if line is not None:
+        print(*words(line), sep="\n")
         return 0
-    if len(arguments) != 1 or arguments[0] not in SCRIPTS:
+    if shell not in SCRIPTS:
         raise ConfigError(
             f"completion takes a shell, {', '.join(SCRIPTS)}: source <(m4train completion bash), or m4train completion fish | source."
         )
-    print(SCRIPTS[arguments[0]], end="")
+    print(SCRIPTS[shell], end="")
     return 0
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import difflib
 import textwrap
 
-from m4train.commands.arguments import hydra_options
+from m4train.commands.arguments import Composed
 from m4train.config.describe import Key, all_keys, find
 from m4train.config.showing import show
 from m4train.errors import ConfigError
 
 
-def config(arguments: list[str]) -> int:
+def config(composed_as: Composed, arguments: list[str]) -> int:
     """Explains the keys among the arguments, words without `=`; if there are none, prints the configuration that the
     overrides compose. With keys and overrides, says also what the overrides make of the key."""
-    composed_as, arguments = hydra_options(arguments)
     if composed_as.cfg is not None or composed_as.info is not None:
         return show(composed_as, arguments)
     asked = [argument for argument in arguments if "=" not in argument and argument[:1] not in ("-", "~", "+")]
@@ -62,18 +61,18 @@ def _explain(keys: list[Key]) -> None:
         if not key.group:
             print(f"    default:  {key.default}")
         if key.meaning:
-            print(textwrap.fill(key.meaning, 110, initial_indent="    meaning:  ", subsequent_indent=" " * 14))
-        print(textwrap.fill(f"    read by:  {', '.join(readers[key.name])}", 110, subsequent_indent=" " * 14))
+            print(textwrap.fill(key.meaning, 80, initial_indent="    meaning:  ", subsequent_indent=" " * 14))
+        print(textwrap.fill(f"    read by:  {', '.join(readers[key.name])}", 80, subsequent_indent=" " * 14))
         for choice, about in choices_of(key.name):
             print(
                 textwrap.fill(
-                    f"{key.name}={choice}  {about}".strip(), 110, initial_indent="    ", subsequent_indent=" " * 8
+                    f"{key.name}={choice}  {about}".strip(), 80, initial_indent="    ", subsequent_indent=" " * 8
                 )
             )
         for inner in keys:
             if _inside(inner, [key]):
                 said = f"{inner.name} ({inner.type}{f', {inner.default}' if inner.default else ''}): {inner.meaning}"
-                print(textwrap.fill(said.rstrip(": "), 110, initial_indent="    ", subsequent_indent=" " * 8))
+                print(textwrap.fill(said.rstrip(": "), 80, initial_indent="    ", subsequent_indent=" " * 8))
 
 
 def _inside(key: Key, groups: list[Key]) -> bool:

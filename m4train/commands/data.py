@@ -38,17 +38,17 @@ def stats(config: Config) -> int:
     return 0
 
 
-def convert(config: Config, folder: Path, workers: int) -> int:
+def convert(config: Config, folder: str, workers: int) -> int:
     """Writes all sources as canonical shards into `folder`, and prints the counts as JSON."""
     counts: dict[str, Any] = {}
     with progress("samples") as bars:
         for source in build_sources(build.all_sources(config.data), config.data, build.prepared_processor(config)):
             report = _task(bars, source.name)
-            counts[source.name] = convert_source(source, folder, workers=workers, progress=report)
+            counts[source.name] = convert_source(source, Path(folder), workers=workers, progress=report)
     print(json.dumps(counts, indent=1))
     left_out = sum(sum(found.values()) - found.get("written", 0) for found in counts.values())
     if left_out:
-        console(stderr=True).print(f"{left_out} samples were left out: see {folder / QUARANTINE}")
+        console(stderr=True).print(f"{left_out} samples were left out: see {Path(folder) / QUARANTINE}")
     return 0
 
 

@@ -12,7 +12,7 @@ from m4train.commands.inspect import show
 from m4train.config import Config
 from m4train.errors import ConfigError
 from m4train.estimation.hardware import GPUS
-from m4train.estimation.needs import Subject, estimate
+from m4train.estimation.needs import Estimate, Subject, estimate
 from m4train.estimation.published import ARCHITECTURES
 from m4train.estimation.tables import as_report, estimate_tables
 from m4train.families import FAMILIES
@@ -22,15 +22,20 @@ from m4train.json_files import read_mapping
 
 def run(config: Config, gpu: str | None, ranks: int | None, mfu: str | None, as_json: bool) -> int:
     """Prints the estimate of a configuration; returns 0 if it fits, 1 if it does not."""
+    found = estimated(config, gpu, ranks, _share(mfu))
+    show(as_report(found), estimate_tables(found), as_json)
+    return 0 if found.fits else 1
+
+
+def estimated(config: Config, gpu: str | None, ranks: int | None, mfu: float | None) -> Estimate:
+    """The estimate of a configuration. Raises ConfigError for a GPU that is not known, and as `estimate` does."""
     if gpu is not None and gpu not in GPUS:
         raise ConfigError(f"--gpu {gpu} is not known: choose {', '.join(GPUS)}.")
     if config.trainer.precision == "auto":
         config.trainer.precision = "fp32" if gpu is None else "fp16" if gpu in ("t4", "v100") else "bf16"
     architecture, stored = architecture_of(config)
     processes = ranks or config.launch.processes or 1
-    found = estimate(Subject(config, architecture, stored, processes, gpu), _share(mfu))
-    show(as_report(found), estimate_tables(found), as_json)
-    return 0 if found.fits else 1
+    return estimate(Subject(config, architecture, stored, processes, gpu), mfu)
 
 
 def _share(given: str | None) -> float | None:

@@ -23,6 +23,7 @@ from m4train.families import FAMILIES
 from m4train.json_files import read_mapping
 from m4train.restore import restore_model, restore_processor
 from m4train.run_files import ANSWERS, EVALUATION, shown_score
+from m4train.terminal import stage
 from m4train.training.callbacks.tracker import make_trackers
 from m4train.training.checkpoints.changes import MODEL_KEYS
 from m4train.training.checkpoints.find import agreed_checkpoint
@@ -46,6 +47,12 @@ class Subject:
 
 def evaluate(config: Config) -> int:
     """Writes evaluation.json (per source: loss, score, counts) and answers.jsonl into run_dir; returns 0."""
+    evaluated(config)
+    return 0
+
+
+def evaluated(config: Config) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Does so, and returns what the two files hold; on other ranks than the first, nothing."""
     if not config.data.validation:
         raise ConfigError("data.validation is empty: name held-out sources to evaluate on.")
     for name in config.data.validation:
@@ -54,12 +61,14 @@ def evaluate(config: Config) -> int:
         torch.set_num_threads(config.threads)
     engine = make_engine(config)
     with Heartbeat(Path(config.run_dir), engine.rank, engine.world_size, config.trainer.hang_timeout) as heart:
-        _evaluate(config, engine, heart)
+        found = _evaluate(config, engine, heart)
     engine.shutdown()
-    return 0
+    return found
 
 
-def _evaluate(config: Config, engine: Engine, heart: Heartbeat) -> None:
+def _evaluate(
+    config: Config, engine: Engine, heart: Heartbeat
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     heart.beat("data")
     if engine.rank == 0:
         build.prepare_data(config.data)
@@ -70,6 +79,7 @@ def _evaluate(config: Config, engine: Engine, heart: Heartbeat) -> None:
     heart.beat("index")
     layout = image_layout(FAMILIES[subject.config.model.family].image_layout, subject.model.config, subject.processor)
     sources, steps = build.build_validation(config, subject.processor, layout, engine.rank, engine.world_size)
+    stage("held-out loss")
     entering = lambda batch: heart.beat("evaluation", batch=batch)
     losses = held_out_loss(engine, steps(), [source.name for source in sources], entering)
     decoding = decoding_of(config, subject.model, subject.processor)
@@ -79,6 +89,7 @@ def _evaluate(config: Config, engine: Engine, heart: Heartbeat) -> None:
     lines: list[dict[str, Any]] = []
     for source in sources:
         unreadable: list[str] = []
+        stage(f"answering the questions of {source.name}")
         answers = answers_of(
             source, engine, subject.model, subject.processor, config, decoding, None, unreadable, heart
         )
@@ -89,9 +100,11 @@ def _evaluate(config: Config, engine: Engine, heart: Heartbeat) -> None:
             scores[source.name] = _result(config, source.name, scored, missed, losses, decoding)
             if scored is not None:
                 lines += answer_lines(config, source.name, gathered, scored, PICTURED_ANSWERS, decoding)
+    stage(None)
     if engine.rank == 0:
         _write(Path(config.run_dir), scores, lines, subject.name)
         _tell(config, subject.name, scores, lines)
+    return scores, lines
 
 
 def _subject(config: Config, engine: Engine) -> Subject:
@@ -103,6 +116,7 @@ def _subject(config: Config, engine: Engine) -> Subject:
         changed = replace(config, model=start)
         model = FAMILIES[family].model_class.from_pretrained(folder)
         return Subject(changed, model, build.build_processor(changed), folder)
+    stage("reading the checkpoint")
     checkpoint = agreed_checkpoint(config, engine, among=MODEL_KEYS)
     if checkpoint is None:
         raise CheckpointError(

@@ -6,7 +6,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from m4train.models.pretrained import TensorFolder
 from m4train.models.weight_files import write_weights
 from m4train.restore import hub_weights, restore_model, restore_processor
 from m4train.run_files import EXPORT, LINEAGE_FILE
+from m4train.terminal import stage
 from m4train.training import wandb_runs
 from m4train.training.checkpoints.changes import MODEL_KEYS
 from m4train.training.checkpoints.find import find_checkpoint
@@ -45,32 +46,44 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: the step, the folder, the drift of its logits, and what transformers makes of it (None if that was
-    not verified)."""
+    """What an export wrote: the step, the folder, the drift of its logits, what transformers makes of it (None if that was not
+    verified), and the address it was pushed to."""
 
     step: int
     folder: Path
     drift: float | None
     rendered: Rendered | None = None
+    pushed: str | None = None
 
 
 def export(config: Config, push_to: str | None = None, private: bool = False) -> int:
-    """Writes export.folder from the newest checkpoint of run_dir, or from the one `resume` names, and pushes it to the Hub if
-    `push_to` names a repository; returns 0."""
-    if private and push_to is None:
-        raise ConfigError("--private goes with --push-to ORG/NAME: nothing is pushed without it.")
-    if push_to is not None:
-        check_push(push_to)
-    done = export_checkpoint(config, push_to)
+    """Does what `exported` says, and prints it; returns 0."""
+    done = exported(config, push_to, private)
     checked = "not verified" if done.drift is None else f"largest logit difference after reloading {done.drift:.1e}"
     print(f"exported step {done.step} to {done.folder} ({checked})")
     if done.rendered is not None:
         print(*done.rendered.lines(), sep="\n")
+    if done.pushed is not None:
+        print(f"pushed to {done.pushed}", flush=True)
+    return 0
+
+
+def exported(config: Config, push_to: str | None = None, private: bool = False) -> Exported:
+    """Writes export.folder from the newest checkpoint of run_dir, or from the one `resume` names, and pushes it to the Hub if
+    `push_to` names a repository."""
+    if private and push_to is None:
+        raise ConfigError("--private goes with --push-to ORG/NAME: nothing is pushed without it.")
+    if push_to is not None:
+        check_push(push_to)
+    stage("exporting the checkpoint")
+    done = export_checkpoint(config, push_to)
     if uses_wandb(config.logging) and config.logging.wandb.artifacts != "none":
         _log_artifact(config, done)
     if push_to is not None:
-        print(f"pushed to {push(done.folder, push_to, private, f'Step {done.step} of {config.name}')}", flush=True)
-    return 0
+        stage(f"pushing to {push_to}")
+        done = replace(done, pushed=str(push(done.folder, push_to, private, f"Step {done.step} of {config.name}")))
+    stage(None)
+    return done
 
 
 def _log_artifact(config: Config, done: Exported) -> None:
@@ -192,6 +205,7 @@ def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any)
 
     One of the two models is in memory at a time. Raises CheckpointError if the drift is more than rounding.
     """
+    stage("comparing the logits of checkpoint and export")
     probe = _probe(processor)
     live = _logits(restore_model(config, checkpoint.folder), probe)
     gc.collect()  # modules refer to each other in circles, and would stay in memory next to those that are loaded next
@@ -212,6 +226,7 @@ def _drift(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any)
 
 def _rendered(config: Config, checkpoint: Checkpoint, folder: Path, processor: Any) -> Rendered:
     """What transformers makes of the folder, against the checkpoint's model."""
+    stage("asking transformers")
     base = str(folder)
     if (stated := _stated_base(config, folder)) is not None:
         base = str(folder / BASE) if (folder / BASE).is_dir() else stated

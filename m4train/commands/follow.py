@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ KEYS = {
 _WIND_UP = (signal.SIGTERM, signal.SIGUSR1)  # what SLURM sends ahead of the end of a job
 
 
-def follow(arguments: list[str]) -> int:
+def follow(arguments: Sequence[str]) -> int:
     """Appends a line a checkpoint and benchmark to RUN/evaluation.jsonl, skipping what it holds, and posts it to the run's own W&B
     run. Returns 0, or 3 if a signal ended it, after what was being answered."""
     given = given_of(arguments)
@@ -62,7 +62,7 @@ def follow(arguments: list[str]) -> int:
     return exits.stopped_early() if told else exits.COMPLETE
 
 
-def given_of(arguments: list[str]) -> dict[str, str]:
+def given_of(arguments: Sequence[str]) -> dict[str, str]:
     """The arguments by name. Raises ConfigError for one that is wrong or missing."""
     given = read(arguments, KEYS, "evaluate follow=...", ("run_dir", "follow"))
     if given["follow"] not in ("true", "false"):

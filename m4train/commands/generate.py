@@ -2,73 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from m4train.errors import BadSample, ConfigError, DataError
-
-_DTYPES = ("auto", "fp32", "bf16", "fp16")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"generate: {message}; `m4train generate --help` says what there is.")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    options = _Parser(prog="m4train generate", description=__doc__, allow_abbrev=False)
-    add = options.add_argument
-    add("model", metavar="MODEL", help="model folder, hub id, run directory, checkpoint, or folder of an adapter")
-    add("question", metavar="QUESTION", nargs="?", help="what is asked; leave it out with --questions or --chat")
-    add("images", metavar="IMAGE", nargs="*", help="files or addresses of pictures that the question is about")
-    add("--system", help="what is said before the conversation")
-    add(
-        "--questions",
-        metavar="FILE",
-        help="JSON lines with `question` and `images`, or with `messages`, answered in batches",
-    )
-    add("--answers", metavar="FILE", help="where the lines of --questions go, each with its `answer`; default: printed")
-    add("--chat", action="store_true", help="ask at the terminal, turn by turn; /image PATH adds a picture, /quit ends")
-    add(
-        "--batch-size",
-        type=_positive,
-        default=8,
-        metavar="N",
-        help="questions of a file that are answered together (8)",
-    )
-    add("--max-new-tokens", type=_positive, default=256, metavar="N", help="tokens of an answer at most (256)")
-    add(
-        "--sample", action="store_true", help="draw each token by its probability instead of taking the most likely one"
-    )
-    add("--temperature", type=float, help="with --sample: logits are divided by it")
-    add("--top-p", type=float, help="with --sample: among the fewest tokens that hold this share of the probability")
-    add("--top-k", type=int, help="with --sample: among this many most likely tokens")
-    add("--beams", type=_positive, default=1, metavar="N", help="width of a beam search")
-    add(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="above 1: tokens that were there become less likely",
-    )
-    add("--seed", type=int, default=0, help="of what --sample draws")
-    add("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda, cuda:1, ...")
-    add("--dtype", default="auto", choices=_DTYPES, help="of the weights; auto: half precision on a GPU, fp32 on a CPU")
-    add("--4bit", dest="four_bits", action="store_true", help="store the linear layers in 4 bits (needs bitsandbytes)")
-    add("--no-stream", action="store_true", help="print an answer when it is whole")
-    return options
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 @dataclass
@@ -81,9 +23,9 @@ class Question:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def generate(arguments: list[str]) -> int:
-    """Prints or writes the answers. Raises ConfigError for an argument that is missing, wrong, or names nothing."""
-    given = parser().parse_intermixed_args(arguments)
+def generate(**values: Any) -> int:
+    """Prints or writes the answers; `values` are those of its options (cli.py). Raises ConfigError for one that is missing or wrong."""
+    given = SimpleNamespace(**values)
     if sum((given.question is not None, given.questions is not None, given.chat)) != 1:
         raise ConfigError(
             "generate needs one of QUESTION, --questions FILE and --chat: m4train generate MODEL QUESTION [IMAGE ...]."
@@ -95,9 +37,14 @@ def generate(arguments: list[str]) -> int:
     questions = _of_file(Path(given.questions), given.system) if given.questions else []
     if given.question is not None:
         questions = [_asked(given.question, given.images, given.system)]
-    from m4train.commands.answerer import Answerer
+    from m4train.terminal import narrated, stage
 
-    answerer = Answerer.of(given)
+    with narrated():
+        stage("importing torch and what the command needs")
+        from m4train.commands.answerer import Answerer
+
+        stage(f"reading the model {given.model}")
+        answerer = Answerer.of(given)
     if given.chat:
         return _chat(answerer, given)
     if given.questions is None:
@@ -185,7 +132,7 @@ def _answered(answerer: Any, questions: list[Question], size: int) -> Iterator[s
             yield json.dumps({**question.record, "answer": answer}, ensure_ascii=False)
 
 
-def _one(answerer: Any, question: Question, given: argparse.Namespace, number: int = 0) -> str:
+def _one(answerer: Any, question: Question, given: SimpleNamespace, number: int = 0) -> str:
     """The answer to one question, printed piece by piece while it is made, unless that is not wanted."""
     stream = not given.no_stream and given.beams == 1
     pieces = (lambda text: print(text, end="", flush=True)) if stream else None
@@ -194,10 +141,10 @@ def _one(answerer: Any, question: Question, given: argparse.Namespace, number: i
     return answer
 
 
-def _chat(answerer: Any, given: argparse.Namespace) -> int:
+def _chat(answerer: Any, given: SimpleNamespace) -> int:
     """Turns at the terminal, until /quit or the end of the input."""
     question, waiting = Question(_said_first(given.system)), []
-    for number in range(sys.maxsize):
+    for turn in range(sys.maxsize):
         try:
             text = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
@@ -216,7 +163,7 @@ def _chat(answerer: Any, given: argparse.Namespace) -> int:
         question.messages.append({"role": "user", "content": content})
         question.images, waiting = [*question.images, *waiting], []
         try:
-            answer = _one(answerer, question, given, number)
+            answer = _one(answerer, question, given, turn)
         except (BadSample, DataError) as error:
             print(error)
             question.messages.pop()
@@ -225,7 +172,7 @@ def _chat(answerer: Any, given: argparse.Namespace) -> int:
     return 0
 
 
-def decoding_of(given: argparse.Namespace) -> dict[str, Any]:
+def decoding_of(given: SimpleNamespace) -> dict[str, Any]:
     """The keys of evaluation.decoding that the arguments set."""
     from m4train.config import DecodingConfig
 

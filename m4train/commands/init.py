@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from m4train.commands.arguments import taken
 from m4train.errors import ConfigError
 
 _QUESTIONS = {
@@ -54,16 +53,12 @@ Look first, in this folder:
 }
 
 
-def init(arguments: list[str]) -> int:
+def init(place: str, data: str | None, model: str | None, epochs: str | None) -> int:
     """Writes the project; asks for what no option says if a person sits at the terminal. Returns 0. Raises ConfigError for a folder
     that holds something already, or a choice that there is not."""
-    answers = {}
-    for name, (question, default) in _QUESTIONS.items():
-        given, arguments = taken([f"--{name}"], arguments)
-        answers[name] = given if given is not None else _ask(question, default)
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise ConfigError("init takes the folder to make: m4train init DIR [--data PATH] [--model NAME] [--epochs N].")
-    folder = Path(arguments[0])
+    given = {"data": data, "model": model, "epochs": epochs}
+    answers = {name: value or _ask(*_QUESTIONS[name]) for name, value in given.items()}
+    folder = Path(place)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"{folder} holds something already: name a new folder.")
     _check(answers)

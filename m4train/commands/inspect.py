@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import torch
+from rich.table import Table
 
 from m4train import build
 from m4train.config import Config
@@ -14,13 +18,16 @@ from m4train.config.trust import code_named
 from m4train.data.loading.collate import Collator
 from m4train.data.plan.left_out import above_limit, left_out, left_out_lines
 from m4train.data.plan.lengths import settled
+from m4train.data.plan.plan import PlannedPack
 from m4train.data.source import open_sources
 from m4train.inspection.bench import bench as measure
 from m4train.inspection.bench import bench_tables
-from m4train.inspection.plan_report import plan_report, plan_tables
-from m4train.inspection.preview import view_pack, write_page
+from m4train.inspection.pages import write
+from m4train.inspection.plan_report import plan_page, plan_report, plan_tables
+from m4train.inspection.preview import PackView, view_pack, write_page
 from m4train.inspection.replay import (
     logged_hash,
+    neighbours,
     planned_step,
     replay_table,
     replayed_samples,
@@ -28,13 +35,15 @@ from m4train.inspection.replay import (
     stored_config,
 )
 from m4train.inspection.report import write_report
+from m4train.inspection.token_losses import nearest_checkpoint, scored_pack, token_losses
 from m4train.inspection.validate import validate_source, validation_tables
+from m4train.restore import restore_model
 from m4train.run_files import PREVIEW, read_run, replay_page
-from m4train.terminal import console, progress
+from m4train.terminal import console, counted, fitted, progress, stage
 
 
-def plan(config: Config, ranks: int, as_json: bool) -> int:
-    """Prints the plan of the run of `config` on `ranks` ranks; returns 1 if the run would stop for what it leaves out, else 0."""
+def plan(config: Config, ranks: int, as_json: bool, page: str | None = None) -> int:
+    """Prints the plan of the run of `config` on `ranks` ranks, and writes it as a page if asked to; returns 1 if the run would stop for what it leaves out, else 0."""
     processor, data = build.prepared_processor(config), config.data
     planned = build.build_plan(config, processor)
     trainer = settled(config, lambda: planned).trainer
@@ -43,6 +52,9 @@ def plan(config: Config, ranks: int, as_json: bool) -> int:
     found = [left_out(source, data) for source in (*planned.sources, *open_sources(held_out, data, processor))]
     stops = above_limit(found, data)
     said = [*left_out_lines(found), *([f"the run would stop before training: {stops}"] if stops else [])]
+    if page is not None:
+        write(Path(page), plan_page(config.name, report, said))
+        said.append(f"page: {page}")
     show(dataclasses.asdict(report) | {"stops": stops}, [*plan_tables(report), *said], as_json)
     return 1 if stops else 0
 
@@ -77,6 +89,7 @@ def bench(config: Config, packs: int, as_json: bool) -> int:
     """Prints how fast the data side of the run of `config` is, measured on its first `packs` packs; returns 0."""
     processor = build.prepared_processor(config)
     layout, micro = build.build_layout(config, processor), config.trainer.micro_batch_size
+    stage("measuring")
     report = measure(build.build_plan(config, processor), processor, config.data, config.seed, micro, layout, packs)
     show(dataclasses.asdict(report), bench_tables(report), as_json)
     return 0
@@ -84,19 +97,31 @@ def bench(config: Config, packs: int, as_json: bool) -> int:
 
 def preview(config: Config, packs: int) -> int:
     """Writes run_dir/preview.html, the first `packs` packs of the run as the model sees them; returns 0."""
-    processor = build.prepared_processor(config)
-    plan = build.build_plan(config, processor)
-    collator = Collator(plan.sources, processor, config.data, config.seed)
-    first = islice((pack for step in plan.steps() for pack in step.packs), packs)
     path = Path(config.run_dir) / PREVIEW
-    views = [view_pack(collator, pack) for pack in first]
+    views = first_packs(config, packs)
     write_page(path, f"{config.name}: the first packs", f"{len(views)} packs of seed {config.seed}", views)
+    stage(None)
     print(f"preview: {path}")
     return 0
 
 
-def replay(config: Config, step: int, as_json: bool) -> int:
-    """Prints every sample of one step of a run and writes it as run_dir/replay-step-N.html.
+def first_packs(config: Config, packs: int) -> list[PackView]:
+    """The first `packs` packs of the run, built exactly as training does."""
+    processor = build.prepared_processor(config)
+    plan = build.build_plan(config, processor)
+    collator = Collator(plan.sources, processor, config.data, config.seed)
+    first = islice((pack for step in plan.steps() for pack in step.packs), packs)
+    stage("building packs", "packs")
+    views = []
+    for pack in first:
+        views.append(view_pack(collator, pack))
+        counted(len(views), packs)
+    return views
+
+
+def replay(config: Config, step: int, as_json: bool, losses: bool = True) -> int:
+    """Prints every sample of one step of a run and writes it as run_dir/replay-step-N.html, with the loss of every document and
+    token by the checkpoint nearest before it.
 
     Returns 1 if the step was logged with another data_hash, which means that the data is no longer what it was.
     """
@@ -105,28 +130,60 @@ def replay(config: Config, step: int, as_json: bool) -> int:
     processor = build.prepared_processor(config)
     plan = build.build_plan(config, processor)
     collator = Collator(plan.sources, processor, config.data, config.seed)
-    packs = [view_pack(collator, pack) for pack in planned_step(plan, step, run_dir).packs]
+    stage(f"building step {step} again")
+    planned = planned_step(plan, step, run_dir).packs
+    packs = [view_pack(collator, pack) for pack in planned]
+    by = "not asked for"
+    if losses:
+        packs, by = with_losses(config, packs, planned, collator, step)
     samples = replayed_samples(collator, packs)
     found, logged = step_hash(collator, packs), logged_hash(read_run(run_dir).metrics, step)
     verdict = "not logged" if logged is None else "same" if found == logged else f"differs from the logged {logged}"
     path = run_dir / replay_page(step)
-    write_page(path, f"{config.name}: step {step}", f"{len(samples)} documents, data_hash {found} ({verdict})", packs)
-    report = {"step": step, "data_hash": found, "logged_data_hash": logged, "page": str(path)}
+    said = f"{len(samples)} documents, data_hash {found} ({verdict}); losses: {by}"
+    write_page(path, f"{config.name}: step {step}", said, packs, neighbours(run_dir, step))
+    report = {"step": step, "data_hash": found, "logged_data_hash": logged, "page": str(path), "losses": by}
     report["samples"] = [dataclasses.asdict(sample) for sample in samples]
-    show(report, [replay_table(step, samples), f"data_hash {found}: {verdict}", f"page: {path}"], as_json)
+    show(
+        report,
+        [replay_table(step, samples), f"data_hash {found}: {verdict}", f"losses: {by}", f"page: {path}"],
+        as_json,
+    )
     return 0 if logged in (None, found) else 1
+
+
+def with_losses(
+    config: Config, packs: list[PackView], planned: Sequence[PlannedPack], collator: Collator, step: int
+) -> tuple[list[PackView], str]:
+    """The packs with the loss of every document and token, and by which weights; without, if there is no checkpoint."""
+    folder = nearest_checkpoint(Path(config.run_dir), step)
+    if folder is None:
+        return packs, "none, since the run holds no checkpoint"
+    stage(f"computing losses by {folder.name}", "packs")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = restore_model(config, folder).to(device)
+    layout = build.build_layout(config, collator.processor)
+    batches = Collator(collator.sources, collator.processor, config.data, config.seed, layout)
+    found = []
+    for view, pack in zip(packs, planned, strict=True):
+        found.append(scored_pack(view, token_losses(model, batches, pack, step, device), collator.processor))
+        counted(len(found), len(packs))
+    return found, f"by {folder.name}"
 
 
 def report(config: Config) -> int:
     """Writes run_dir/report.html; returns 0."""
+    stage("reading the run")
     print(f"report: {write_report(config)}")
     return 0
 
 
 def show(report: dict[str, Any], tables: list[Any], as_json: bool) -> None:
+    stage(None)
     if as_json:
         print(json.dumps(report, indent=1))
         return
     shown = console()
     for table in tables:
-        shown.print(table)
+        for part in fitted(table, shown.width) if isinstance(table, Table) else [table]:
+            shown.print(part)

@@ -35,7 +35,7 @@ KEYS = {
 _WINDOW = 16  # batches that are sorted by what they ask for together
 
 
-def evaluate(arguments: list[str]) -> int:
+def evaluate(arguments: Sequence[str]) -> int:
     """Prints the metrics of each task; returns 0."""
     given = read(arguments, KEYS, "evaluate lmms_tasks=...", ("lmms_tasks", "model"))
     need("lmms_eval", "evaluate lmms_tasks=...")

@@ -4,41 +4,59 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from m4train.commands.arguments import TRAINS, Number, hydra_options
+from m4train.commands.arguments import TRAINS, Composed
+from m4train.commands.sweep import points_of
+from m4train.config import Config
 from m4train.config.compose import load_config, resource_folder
 from m4train.config.packages import check_packages
 from m4train.config.showing import show
 from m4train.errors import ConfigError
 
+POINTS = "sweep.points"  # a line for each run of an array: what `m4train train` gets
 
-def submit(arguments: list[str]) -> int:
+
+def submit(asked: Composed, arguments: list[str], nodes: int, parallel: int | None) -> int:
     """Checks the configuration here, submits it, and prints what sbatch answers; returns 0.
 
-    `arguments` are `--nodes N`, Hydra's options, overrides, and options of sbatch, which begin with `--` and go before the script: they win over its own
-    lines. launch.processes is the number of processes, and of GPUs, of each node. Raises ConfigError for a configuration
-    that cannot work, if a package that it needs or sbatch is missing, or if it refuses.
+    `arguments` are overrides and options of sbatch, which begin with `--` and go before the script: they win over its own
+    lines. A sweep (-m) is an array of jobs, `parallel` of them at a time. launch.processes is the number of processes, and of
+    GPUs, of each node. Raises ConfigError for a configuration that cannot work, if a package that it needs or sbatch is missing, or if it refuses.
     """
-    nodes, arguments = Number("nodes", 1).take("launch slurm", arguments)
     if arguments[:1] == ["evaluate"]:
         return _evaluation(nodes, arguments[1:])
-    asked, arguments = hydra_options(arguments)
     if asked.cfg is not None or asked.info is not None:
         return show(asked, [argument for argument in arguments if not argument.startswith("--")])
     options = [argument for argument in arguments if argument.startswith("--")]
     overrides = [argument for argument in arguments if not argument.startswith("--")]
-    config = load_config(overrides, asked.where())
+    if asked.multirun:
+        words, count, config = _array(asked, overrides)
+        options = [f"--array=0-{count - 1}{f'%{parallel}' if parallel else ''}", *options]
+    else:
+        words, config = [*asked.again(), *overrides], load_config(overrides, asked.where())
     check_packages(config, TRAINS)
     if config.engine.name == "single" and (nodes, config.launch.processes) != (1, 1):
         raise ConfigError(
             "engine.name is single, but the job starts several processes: choose engine=ddp, fsdp2 or zero1 to zero3, or "
             "--nodes 1 launch.processes=1."
         )
-    return _submitted([*_sizes(nodes, config.launch.processes), *options], [*asked.again(), *overrides])
+    return _submitted([*_sizes(nodes, config.launch.processes), *options], words)
+
+
+def _array(asked: Composed, overrides: list[str]) -> tuple[list[str], int, Config]:
+    """What the script gets for a sweep, a file with a line for each run; how many there are; and the last one's configuration. Raises ConfigError for a run that
+    cannot work before any is queued."""
+    folder, points = points_of(asked, overrides)
+    configs = [load_config(_overrides(point), asked.where()) for point in points]
+    file = folder / POINTS
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(shlex.join(point) + "\n" for point in points), encoding="utf-8")
+    return ["--points", str(file.resolve())], len(points), configs[-1]
 
 
 def _evaluation(nodes: int, arguments: list[str]) -> int:
@@ -70,6 +88,11 @@ def _submitted(options: list[str], words: list[str], **variables: str) -> int:
         raise ConfigError(f"sbatch refused the job: {' '.join((done.stderr or done.stdout).split())}.")
     print(done.stdout.strip())
     return 0
+
+
+def _overrides(point: list[str]) -> list[str]:
+    """Without Hydra's options."""
+    return [word for number, word in enumerate(point) if "=" in word and not point[number - 1].startswith("--")]
 
 
 def _sizes(nodes: int, processes: int | None) -> list[str]:

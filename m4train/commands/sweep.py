@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,37 +28,65 @@ _QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_su
 def sweep(asked: Composed, overrides: list[str]) -> int:
     """Trains every point that the sweep of `overrides` gives, each in `run_dir/POINT`; points that are trained already are not
     trained again. Raises ConfigError for a sweep that cannot be composed, TrainingError if a run failed."""
+    over_points(asked, overrides, run_point)
+    print("the runs of the sweep are trained: m4train compare RUN RUN ... shows them next to each other", flush=True)
+    return COMPLETE
+
+
+def points_of(asked: Composed, overrides: list[str]) -> tuple[Path, list[list[str]]]:
+    """The folder of a sweep, and the arguments of `m4train train` for each of its points, of which none is trained. Raises
+    ConfigError for a sweeper that learns from one run what the next one is."""
+    if any(override.startswith("hydra/sweeper=") and override != "hydra/sweeper=basic" for override in overrides):
+        raise ConfigError(
+            "an array has all its runs from the start: leave hydra/sweeper out, or sweep with `m4train train -m`."
+        )
+    found: list[list[str]] = []
+    folders: list[Path] = []
+
+    def note(options: list[str], fixed: list[str], composed: Any) -> float:
+        folders.append(Path(str(composed.run_dir)))
+        found.append([*options, *_point(fixed, composed)[1]])
+        return 0.0
+
+    over_points(asked, overrides, note)
+    return folders[0], found
+
+
+def over_points(asked: Composed, overrides: list[str], act: Callable[[list[str], list[str], Any], float]) -> None:
+    """Calls `act` with Hydra's options, the overrides that are the same for all, and the composition, for every point."""
     where = asked.where()
     swept = [override for override in overrides if parse(as_text(override)).is_sweep_override()]
     fixed = [override for override in overrides if override not in swept and not override.startswith("hydra")]
     given = [*_QUIET, "hydra.sweep.dir=${run_dir}", *(_kept_as_text(override) for override in overrides)]
     with explained(where):
-        hydra_at(where).multirun(
-            where.name, partial(run_point, asked.again(), fixed), given, with_log_configuration=False
-        )
-    print("the runs of the sweep are trained: m4train compare RUN RUN ... shows them next to each other", flush=True)
-    return COMPLETE
+        hydra_at(where).multirun(where.name, partial(act, asked.again(), fixed), given, with_log_configuration=False)
 
 
 def run_point(options: list[str], fixed: list[str], composed: Any) -> float:
     """Trains one point in a process of its own; returns what a sweeper may make smaller: the last value of trainer.best.metric, or
     of eval/loss, or of loss."""
-    from hydra.core.hydra_config import HydraConfig
-
     if composed.stages:
         raise ConfigError("a sweep trains one run at each point, not stages: choose the experiment of one stage.")
-    task = [str(override) for override in HydraConfig.get().overrides.task]
-    kept = {override.partition("=")[0] for override in fixed}  # sweepers write values in their own way
-    point = [override for override in task if override.partition("=")[0] not in kept]
-    run_dir = Path(str(composed.run_dir)) / point_name(point)
-    print(f"sweep: {' '.join(point) or 'one point'} in {run_dir}", flush=True)
-    command = [sys.executable, "-m", "m4train", "train", *options, *fixed, *point, f'run_dir="{run_dir}"']
+    run_dir, words = _point(fixed, composed)
+    print(f"sweep: {' '.join(words[len(fixed) : -1]) or 'one point'} in {run_dir}", flush=True)
+    command = [sys.executable, "-m", "m4train", "train", *options, *words]
     code = subprocess.run(command, env={**os.environ}).returncode
     if code == STOPPED_EARLY:
         raise TrainingError(f"{run_dir} was stopped early: the same sweep goes on from its checkpoint.")
     if code != COMPLETE:
         raise TrainingError(f"{run_dir} ended with exit code {code}; the same sweep trains what is missing.")
     return _objective(run_dir, str(composed.trainer.best.metric or "eval/loss"))
+
+
+def _point(fixed: list[str], composed: Any) -> tuple[Path, list[str]]:
+    """The run directory of the point that is composed, and its overrides."""
+    from hydra.core.hydra_config import HydraConfig
+
+    task = [str(override) for override in HydraConfig.get().overrides.task]
+    kept = {override.partition("=")[0] for override in fixed}  # sweepers write values in their own way
+    point = [override for override in task if override.partition("=")[0] not in kept]
+    run_dir = Path(str(composed.run_dir)) / point_name(point)
+    return run_dir, [*fixed, *point, f'run_dir="{run_dir}"']
 
 
 def point_name(point: list[str]) -> str:

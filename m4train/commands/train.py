@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from m4train.evaluation.benchmarks.training import benchmark_scores
 from m4train.inspection.outlook import outlook
 from m4train.inspection.pack_lines import first_packs
 from m4train.run_files import CHECKPOINTS, CONFIG, PARAMETERS
-from m4train.training.callbacks import default_callbacks
+from m4train.terminal import stage
+from m4train.training.callbacks import Callback, default_callbacks
 from m4train.training.checkpoints.bases import bases
 from m4train.training.checkpoints.files import checkpoints_in
 from m4train.training.checkpoints.find import agreed_checkpoint
@@ -48,12 +50,17 @@ def train(config: Config) -> int:
 
 
 def train_run(config: Config) -> str:
-    """Trains, or continues, one run; returns what stopped it, as `TrainResult.stopped_by` says, or ALREADY.
+    """Trains, or continues, one run; returns what stopped it, as `TrainResult.stopped_by` says, or ALREADY."""
+    return trained(config).stopped_by
+
+
+def trained(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
+    """Does so with more callbacks, which are called before the one that saves.
 
     Raises TrainingError, saying which checkpoint is kept, if the operating system refuses to read or write.
     """
     try:
-        return _train_claimed(config)
+        return _train_claimed(config, callbacks)
     except OSError as error:
         held = checkpoints_in(Path(config.run_dir) / CHECKPOINTS)
         kept = f"{held[-1][1].name} is kept" if held else "there is no checkpoint yet"
@@ -62,11 +69,11 @@ def train_run(config: Config) -> str:
         raise TrainingError(f"{refused} {kept[0].upper()}{kept[1:]}.") from error
 
 
-def _train_claimed(config: Config) -> str:
+def _train_claimed(config: Config, callbacks: Sequence[Callback]) -> TrainResult:
     make_run_dir(Path(config.run_dir))
     _set_up(config)
     engine = make_engine(config)
-    stopped_by, plan = ALREADY, None
+    plan = None
     claimed = claim(Path(config.run_dir), engine)
     if engine.rank == 0:
         forget_request(Path(config.run_dir))
@@ -77,17 +84,19 @@ def _train_claimed(config: Config) -> str:
             plan = _plan(config, engine)
         written, config = config, settled(config, lambda: _plan(config, engine) if plan is None else plan)
         heart.beat("checkpoint")
+        stage("looking for a checkpoint")
         resume = agreed_checkpoint(config, engine, bases=bases(config))
         if resume is None or resume.step < config.trainer.max_steps:
-            result = _train(config, engine, resume, heart, written, plan)
-            stopped_by = result.stopped_by
-            if stopped_by in EARLY and engine.rank == 0:
+            result = _train(config, engine, resume, heart, written, plan, callbacks)
+            if result.stopped_by in EARLY and engine.rank == 0:
                 held = "with a checkpoint" if result.step else "before the first step"
-                print(f"stopped early by {stopped_by} {held}: the same command goes on.", flush=True)
-        elif engine.rank == 0:
-            print(f"{config.run_dir} is trained already: {resume.folder.name} is its last step.")
+                print(f"stopped early by {result.stopped_by} {held}: the same command goes on.", flush=True)
+        else:
+            result = TrainResult(resume.step, {}, ALREADY)
+            if engine.rank == 0:
+                print(f"{config.run_dir} is trained already: {resume.folder.name} is its last step.")
     engine.shutdown()
-    return stopped_by
+    return result
 
 
 def _plan(config: Config, engine: Engine) -> Plan:
@@ -98,7 +107,13 @@ def _plan(config: Config, engine: Engine) -> Plan:
 
 
 def _train(
-    config: Config, engine: Engine, resume: Checkpoint | None, heart: Heartbeat, written: Config, plan: Plan | None
+    config: Config,
+    engine: Engine,
+    resume: Checkpoint | None,
+    heart: Heartbeat,
+    written: Config,
+    plan: Plan | None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Trains on data and model made as the configuration says, and says which samples were left out. `written` is the
     configuration with lengths as they were given; `plan` is there if it was needed before."""
@@ -122,12 +137,13 @@ def _train(
         if data.plan is not None:
             for sentence in outlook(data.plan, config, engine.world_size):
                 print(sentence, flush=True)
+    stage(None)
     trainer = Trainer(
         config,
         model,
         data.steps(resume),
         engine,
-        default_callbacks(config),
+        default_callbacks(config, callbacks),
         validation=data.validation_steps if data.validation else None,
         resume=resume,
         save_extra=lambda folder: describe_model(folder, model, processor),

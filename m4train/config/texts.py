@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from m4train.config import Config
 
 _JSON = ("model.add_tokens",)  # mappings whose keys may hold characters that Hydra's cannot, such as "<box>"
-_SYNTAX = set("'\"{}[](),")  # a value with one of them is what Hydra says it is: a list, a mapping, or wrong
+_SYNTAX = set("'\"{}[]()")  # a value with one of them is what Hydra says it is: a list, a mapping, or wrong
 
 
 def as_text(override: str) -> str:
@@ -26,7 +26,8 @@ def as_text(override: str) -> str:
     if not equals or not value or value == "null" or _SYNTAX & set(value) or not _holds_text(key.split(".")):
         return override
     try:
-        plain = isinstance(OverridesParser.create().parse_override(override).value(), str)
+        parsed = OverridesParser.create().parse_override(override)  # a,b is a sweep, and lr=1,seed=2 cannot be read
+        plain = "," in value or isinstance(parsed.value(), str)
     except HydraException:
         plain = False
     return override if plain else f'{key}="{_escaped(value)}"'

@@ -30,6 +30,7 @@ from m4train.data.storage.block_cache import BlockCache
 from m4train.data.storage.files import FileReader, Range, is_remote
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.processing.protocol import SampleProcessor
+from m4train.terminal import stage
 
 _LOG = logging.getLogger(__name__)
 
@@ -172,6 +173,7 @@ def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processo
     built = []
     cache = BlockCache(data.cache_dir, int(data.cache_size * 2**30)) if data.cache_dir else None
     for name, config in sources.items():
+        stage(f"reading the index of {name}", "shards")
         if not config.path:
             raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
         _warn_if_trained(name, config, data)

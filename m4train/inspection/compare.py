@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from omegaconf import OmegaConf
 from rich.table import Table
 
 from m4train.config.require import leaves
 from m4train.errors import ConfigError
 from m4train.inspection.charts import Line, line_chart
+from m4train.inspection.pages import render
+from m4train.inspection.stage_charts import STEP, stage_charts
 from m4train.run_files import RunFiles, read_run
 
 _OF_A_RUN = ("name", "run_dir")  # keys that differ between any two runs
@@ -31,9 +33,9 @@ class Compared:
     best: float | None
 
 
-def compare(folders: list[Path], metric: str, mode: str) -> tuple[list[Compared], list[RunFiles]]:
-    """The runs sorted by their best value, best first, those without one last. Raises ConfigError if no run logs the metric, DataError
-    for a folder that holds no run."""
+def compare(folders: list[Path], metric: str, mode: str, must: bool = True) -> tuple[list[Compared], list[RunFiles]]:
+    """The runs sorted by their best value, best first, those without one last. Raises ConfigError if no run logs the metric, though
+    one `must`, DataError for a folder that holds no run."""
     runs = [read_run(folder) for folder in folders]
     flat = [dict(leaves(OmegaConf.to_container(run.config))) for run in runs]
     keys = sorted({key for one in flat for key in one})
@@ -45,7 +47,7 @@ def compare(folders: list[Path], metric: str, mode: str) -> tuple[list[Compared]
         step = int(run.metrics[-1]["step"]) if run.metrics else 0
         differs = {key: values.get(key) for key in differ}
         found.append((Compared(str(run.folder), differs, step, logged[-1] if logged else None, best), run))
-    if all(one.best is None for one, _ in found):
+    if must and all(one.best is None for one, _ in found):
         known = sorted(
             {key for run in runs for row in run.metrics for key in row if isinstance(row[key], (int, float))}
         )
@@ -68,39 +70,20 @@ def compare_table(found: list[Compared], metric: str) -> Table:
     return table
 
 
-def write_compare_page(path: Path, found: list[Compared], runs: list[RunFiles], metric: str) -> None:
-    """One HTML page with the table and the curves of all runs, readable offline and at 400 pixels."""
-    curves = []
-    for name in dict.fromkeys([metric, "loss", "eval/loss", "lr"]):
-        lines = [
-            Line(run.folder.name, points)
-            for run in runs
-            if (points := [(row["step"], row[name]) for row in run.metrics if isinstance(row.get(name), (int, float))])
-        ]
-        if lines:
-            curves.append(f"<h2>{escape(name)}</h2>{line_chart(lines, 'step', name)}")
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("run", *found[0].differs, "step", "last", "best"))
-    rows = "".join(_row(one) for one in found)
-    path.write_text(_PAGE.format(metric=escape(metric), head=head, rows=rows, curves="".join(curves)), encoding="utf-8")
-
-
-def _row(one: Compared) -> str:
-    cells = (one.run, *one.differs.values(), f"{one.step:,}", _number(one.last), _number(one.best))
-    return f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>"
+def compare_page(found: list[Compared], runs: list[RunFiles], metric: str, live: str = "") -> str:
+    """The table and the curves of all runs over each other."""
+    rows = [
+        [one.run, *map(str, one.differs.values()), f"{one.step:,}", _number(one.last), _number(one.best)]
+        for one in found
+    ]
+    charts = stage_charts(runs)
+    lines = [Line(run.folder.name, run.series(metric), dots=metric.startswith("eval/")) for run in runs]
+    if metric != "loss" and (figure := line_chart(lines, STEP, metric)):
+        charts.insert(0, {"title": metric, "svg": Markup(figure)})
+    head = ["run", *found[0].differs, "step", "last", "best"]
+    about = {"title": f"Runs by {metric}", "subtitle": "What differs between them, and how they went."}
+    return render("compare.html.j2", live=live, head=head, rows=rows, charts=charts, **about)
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.5g}"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>runs by {metric}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 60rem; padding: 0 1rem; }}
-svg {{ max-width: 100%; height: auto; }}
-.wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .6rem; text-align: left; }}
-</style></head>
-<body><h1>runs by {metric}</h1><div class="wide"><table><tr>{head}</tr>{rows}</table></div>{curves}</body></html>
-"""

@@ -16,6 +16,8 @@ from m4train.data.plan.packing import Unit
 from m4train.data.plan.plan import Plan, StepPlan
 from m4train.data.source import Source, unread_line
 from m4train.errors import ConfigError
+from m4train.inspection.pages import render
+from m4train.terminal import counted, stage
 
 MOST_PLANNED_STEPS = 1000  # beyond them, the length of an epoch is carried on from the steps before
 
@@ -131,8 +133,11 @@ def plan_report(plan: Plan, max_steps: int, ranks: int, micro_batch_size: int) -
     if ranks < 1:
         raise ConfigError(f"ranks is {ranks}, but must be at least 1.")
     totals = _Totals(plan, ranks, micro_batch_size)
-    for step in islice(plan.steps(), min(max_steps, MOST_PLANNED_STEPS)):
+    stage("planning", "steps")
+    planned = min(max_steps, MOST_PLANNED_STEPS)
+    for step in islice(plan.steps(), planned):
         totals.add(step)
+        counted(step.step, planned)
     if not totals.steps:
         raise ConfigError("data.sources hold nothing that can be packed: look at `m4train data stats`.")
     steps, data = totals.steps, plan.data
@@ -202,19 +207,8 @@ def plan_tables(report: PlanReport) -> list[Any]:
     """The report as tables for a terminal."""
     from rich.table import Table
 
-    about = "about " if report.epoch_estimated else ""
-    totals = Table("the run", "", title=f"plan of steps 1 to {report.steps:,} (of {report.max_steps:,})")
-    rows = {
-        "an epoch (every source seen once)": f"{about}{report.epoch_steps:,} steps",
-        "packs a step": f"{report.packs_per_step:,.1f}",
-        "documents a step": f"{report.documents_per_step:,.1f}",
-        "tokens a step": f"{report.tokens_per_step:,.0f}",
-        "images a step": f"{report.images_per_step:,.1f} ({report.frames_per_step:,.1f} frames)",
-        "padding": f"{report.padding_fraction:.2%} of the tokens, {report.frames_unused:.2%} of the frames",
-        "binding budget": f"{report.binding}; a pack is {report.fullest:.2%} full in the one that binds it",
-        f"imbalance over {report.ranks} ranks": f"{report.imbalance_mean:.2%} (worst step {report.imbalance_max:.2%})",
-    }
-    for row in rows.items():
+    totals = Table("the run", "", title=_title(report))
+    for row in _total_rows(report).items():
         totals.add_row(*row)
     sources = Table("sources", title=f"mixed by {report.mixture_by}")
     for source in report.sources:
@@ -227,6 +221,45 @@ def plan_tables(report: PlanReport) -> list[Any]:
         f"{', '.join(high)}: more than {HIGH:g} samples are read for each one used; `m4train data convert` mends that"
     )
     return [totals, sources, *([advice] if high else [])]
+
+
+def plan_page(name: str, report: PlanReport, said: list[str]) -> str:
+    """The report as a page, with the sentences `said` of it."""
+    shares = {
+        "asked for": lambda source: source.target,
+        "of samples": lambda source: source.samples_share,
+        "of tokens": lambda source: source.tokens_share,
+        "of images": lambda source: source.images_share,
+    }
+    sources = [
+        {"name": one.name, "rows": _source_rows(one), "shares": [share(one) for share in shares.values()]}
+        for one in report.sources
+    ]
+    about = {
+        "title": f"{name}: the plan",
+        "subtitle": _title(report),
+        "mixture": report.mixture_by,
+        "shares": list(shares),
+    }
+    return render("plan.html.j2", said=said, totals=_total_rows(report).items(), sources=sources, **about)
+
+
+def _title(report: PlanReport) -> str:
+    return f"plan of steps 1 to {report.steps:,} (of {report.max_steps:,})"
+
+
+def _total_rows(report: PlanReport) -> dict[str, str]:
+    about = "about " if report.epoch_estimated else ""
+    return {
+        "an epoch (every source seen once)": f"{about}{report.epoch_steps:,} steps",
+        "packs a step": f"{report.packs_per_step:,.1f}",
+        "documents a step": f"{report.documents_per_step:,.1f}",
+        "tokens a step": f"{report.tokens_per_step:,.0f}",
+        "images a step": f"{report.images_per_step:,.1f} ({report.frames_per_step:,.1f} frames)",
+        "padding": f"{report.padding_fraction:.2%} of the tokens, {report.frames_unused:.2%} of the frames",
+        "binding budget": f"{report.binding}; a pack is {report.fullest:.2%} full in the one that binds it",
+        f"imbalance over {report.ranks} ranks": f"{report.imbalance_mean:.2%} (worst step {report.imbalance_max:.2%})",
+    }
 
 
 def _source_rows(source: SourceReport) -> dict[str, str]:

@@ -6,25 +6,26 @@ import base64
 import io
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-import m4train
 from m4train.data.documents.assemble import Document
 from m4train.data.documents.pieces import IMAGE_KIND, PIECE_KINDS, Pieces
 from m4train.data.loading.collate import Collator
 from m4train.data.plan.packing import Unit
 from m4train.data.plan.plan import PlannedPack
 from m4train.errors import BadSample
+from m4train.inspection.pages import render, write
 from m4train.processing.protocol import SampleProcessor
 
 _TEMPLATE = PIECE_KINDS.index("template")
 _SMALL = 64  # pixels: frames up to this side are stored exactly, larger ones as JPEG
+_ORIGINAL = 480  # pixels of the longest side of an original on a page
 _TILE = re.compile(r"<row_(\d+)_col_(\d+)>")
 
 
@@ -32,7 +33,8 @@ _TILE = re.compile(r"<row_(\d+)_col_(\d+)>")
 class Span:
     """Consecutive tokens of one kind: "trained", "masked" or "structural" text, or an "image" with its frames as data URIs.
 
-    `columns` is how many of the frames are next to each other; what remains after whole rows comes below.
+    `columns` is how many of the frames are next to each other; what remains after whole rows comes below. `original` is the
+    stored image. `ids` are the tokens of a trained span, and `scored` their texts with the loss of each, if it is known.
     """
 
     kind: str
@@ -40,6 +42,9 @@ class Span:
     text: str
     frames: tuple[str, ...] = ()
     columns: int = 1
+    original: str = ""
+    ids: tuple[int, ...] = ()
+    scored: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class SegmentView:
     problem: str = ""
     variant: int = 0  # of the `variants` there are of the sample
     variants: int = 1
+    loss: float | None = None  # mean over its loss tokens
 
     @property
     def tokens(self) -> int:
@@ -94,7 +100,8 @@ def view_pack(collator: Collator, pack: PlannedPack) -> PackView:
         except BadSample as error:
             segments.append(SegmentView(*where, begin, problem=f"{error.reason}: {error.detail}"))
             continue
-        spans = document_spans(document, collator.planned(unit), collator.processor)
+        originals = [image_uri(image) for image in collator.originals(unit, _ORIGINAL)]
+        spans = document_spans(document, collator.planned(unit), collator.processor, originals)
         record = document.record
         segments.append(
             SegmentView(
@@ -110,17 +117,20 @@ def view_pack(collator: Collator, pack: PlannedPack) -> PackView:
     return PackView(pack.number, segments, collator.data.sequence_length, pack.frames)
 
 
-def document_spans(document: Document, pieces: Pieces, processor: SampleProcessor) -> list[Span]:
-    """The tokens of a document in order, as spans of one kind; `pieces` are those it was rendered from."""
+def document_spans(
+    document: Document, pieces: Pieces, processor: SampleProcessor, originals: Sequence[str] = ()
+) -> list[Span]:
+    """The tokens of a document in order, as spans of one kind; `pieces` are those it was rendered from, `originals` its images."""
     rendered, begin = document.rendered, 0
     spans: list[Span] = []
-    frames = iter(rendered.frames)
+    frames, stored = iter(rendered.frames), iter(originals)
     classes = np.where(document.trained, "trained", np.where(rendered.kinds == _TEMPLATE, "structural", "masked"))
     text_from = 0
     for kind, tokens in zip(pieces.kinds.tolist(), pieces.tokens.tolist()):
         if kind == IMAGE_KIND:
             spans += _text_spans(rendered.ids, classes, text_from, begin, processor)
-            spans.append(_image_span(rendered.ids[begin : begin + tokens], next(frames), processor))
+            shown = _image_span(rendered.ids[begin : begin + tokens], next(frames), processor)
+            spans.append(replace(shown, original=next(stored, "")))
             text_from = begin + tokens
         begin += tokens
     return [*spans, *_text_spans(rendered.ids, classes, text_from, begin, processor)]
@@ -134,7 +144,8 @@ def _text_spans(
     changes = np.flatnonzero(classes[begin + 1 : end] != classes[begin : end - 1]) + begin + 1
     borders = [begin, *changes.tolist(), end]
     for first, last in pairwise(borders):
-        yield Span(str(classes[first]), last - first, processor.decode(ids[first:last]))
+        own = tuple(ids[first:last].tolist()) if classes[first] == "trained" else ()
+        yield Span(str(classes[first]), last - first, processor.decode(ids[first:last]), ids=own)
 
 
 def _image_span(ids: np.ndarray, frames: Sequence[np.ndarray], processor: SampleProcessor) -> Span:
@@ -145,16 +156,50 @@ def _image_span(ids: np.ndarray, frames: Sequence[np.ndarray], processor: Sample
 
 def frame_uri(frame: np.ndarray) -> str:
     """A frame (3, H, W) uint8, before it is normalised, as a data URI."""
-    image = Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0)))
+    return image_uri(Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))))
+
+
+def image_uri(image: Image.Image) -> str:
+    """An image as a data URI, exact if it is small."""
     kind, options = ("png", {}) if max(image.size) <= _SMALL else ("jpeg", {"quality": 85})
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def write_page(path: Path, title: str, subtitle: str, packs: Sequence[PackView]) -> None:
-    """Writes one HTML file with the packs; it needs no network and no script."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    template = environment.get_template("preview.html.j2")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.render(title=title, subtitle=subtitle, packs=packs, version=m4train.__version__))
+def write_page(
+    path: Path, title: str, subtitle: str, packs: Sequence[PackView], neighbours: Sequence[Any] = ()
+) -> None:
+    """Writes `preview_page` as one HTML file; it needs no network."""
+    write(path, preview_page(title, subtitle, packs, neighbours))
+
+
+def preview_page(title: str, subtitle: str, packs: Sequence[PackView], neighbours: Sequence[Any] = ()) -> str:
+    """The packs as a page; `neighbours` are (name, link) of pages around it. Documents whose loss is known are also listed by it."""
+    anchors = [f"pack-{pack.number}-{place}" for pack in packs for place in range(len(pack.segments))]
+    around = iter(zip(["", *anchors], anchors, [*anchors[1:], ""]))
+    shown: list[dict[str, Any]] = []
+    places = iter(range(len(anchors)))
+    for pack in packs:
+        segments = []
+        for segment in pack.segments:
+            before, anchor, after = next(around)
+            scored = [token for span in segment.spans for token in span.scored]
+            worst = sorted(scored, key=lambda token: -token[1])[:5]
+            about: dict[str, Any] = {
+                "tokens": segment.tokens,
+                "pack": pack.number,
+                "place": next(places),
+                "worst": worst,
+            }
+            segments.append({**vars(segment), **about, "anchor": anchor, "before": before, "after": after})
+        whole: dict[str, Any] = {
+            "number": pack.number,
+            "tokens": pack.tokens,
+            "loss_tokens": pack.loss_tokens,
+            "frames": pack.frames,
+        }
+        shown.append({**whole, "capacity": pack.capacity, "shown": segments})
+    known = [segment for pack in shown for segment in pack["shown"] if segment["loss"] is not None]
+    ranked = sorted(known, key=lambda segment: -segment["loss"])
+    return render("preview.html.j2", title=title, subtitle=subtitle, packs=shown, ranked=ranked, neighbours=neighbours)

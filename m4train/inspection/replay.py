@@ -15,7 +15,7 @@ from m4train.data.plan.plan import Plan, StepPlan
 from m4train.errors import BadSample, ConfigError, DataError
 from m4train.inspection.preview import PackView, SegmentView
 from m4train.json_lines import OF_A_STEP, read_lines
-from m4train.run_files import CHECKPOINTS, CONFIG, CURSORS, STARTS, STATE, load_yaml
+from m4train.run_files import CHECKPOINTS, CONFIG, CURSORS, STARTS, STATE, load_yaml, replay_page
 from m4train.training.starts import config_at
 
 _MODULUS = 1 << 64
@@ -40,6 +40,7 @@ class ReplayedSample:
     loss_tokens: int
     images: int
     dropped: str
+    loss: float | None = None  # mean over its loss tokens, by the weights of a checkpoint
 
 
 def stored_config(run_dir: Path, step: int, known: Mapping[str, str] | None = None) -> Config:
@@ -79,6 +80,18 @@ def _plan_of(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
     return plan if isinstance(plan, dict) and type(plan.get("step")) is int else None
+
+
+def neighbours(run_dir: Path, step: int) -> list[tuple[str, str]]:
+    """What is called the step before and the one after, and links to their pages, if they were made."""
+    found = []
+    for name, number in (("step before", step - 1), ("step after", step + 1)):
+        if number > 0:
+            page = replay_page(number)
+            made = (run_dir / page).is_file()
+            shown = f"{name}: {number}" if made else f"{name}: m4train replay --step {number} run_dir={run_dir}"
+            found.append((shown, page if made else ""))
+    return found
 
 
 def step_hash(collator: Collator, packs: Sequence[PackView]) -> str:
@@ -122,6 +135,7 @@ def _sample(collator: Collator, pack: PackView, segment: SegmentView) -> Replaye
         loss_tokens=segment.loss_tokens,
         images=segment.images,
         dropped=segment.problem,
+        loss=segment.loss,
     )
 
 
@@ -137,21 +151,23 @@ def trained_spans(segment: SegmentView) -> list[list[int]]:
 
 
 def replay_table(step: int, samples: Sequence[ReplayedSample]) -> Any:
-    """The samples as a table for a terminal."""
+    """The samples as a table for a terminal, those of the largest loss first."""
     from rich.table import Table
 
     table = Table("pack", "source", title=f"step {step}")
     urls = any(sample.url for sample in samples)
     for name in ("key", "shard", "bytes", *(["url"] if urls else [])):
         table.add_column(name, overflow="fold")
-    for name in ("span", "trained", "images"):
+    losses = any(sample.loss is not None for sample in samples)
+    for name in ("span", "trained", "images", *(["loss"] if losses else [])):
         table.add_column(name, justify="right")
-    for sample in samples:
+    for sample in sorted(samples, key=lambda sample: -1.0 if sample.loss is None else sample.loss, reverse=losses):
         begin = min((offset for offset, _ in sample.byte_ranges), default=0)
         end = max((offset + size for offset, size in sample.byte_ranges), default=0)
         span = "dropped" if sample.dropped else f"{sample.span[0]}-{sample.span[1]}"
         shard = sample.shard.rsplit("/", 1)[-1]
-        counts = (span, str(sample.loss_tokens), str(sample.images))
+        counts = [span, str(sample.loss_tokens), str(sample.images)]
+        counts += ["" if sample.loss is None else f"{sample.loss:.4f}"] * losses
         where = (sample.key, shard, f"{begin}-{end}", *([sample.url] if urls else []))
         table.add_row(str(sample.pack), sample.source, *where, *counts)
     return table

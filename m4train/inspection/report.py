@@ -7,10 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
-
-import m4train
 from m4train.config import Config
+from m4train.inspection.pages import render, write
 from m4train.inspection.stage_charts import stage_charts
 from m4train.run_files import REPORT, RunFiles, lineage, shown_score, whole_of
 
@@ -22,12 +20,22 @@ SHOWN_STEPS = 4  # of the answers given while a run trained
 def write_report(config: Config) -> Path:
     """Writes `report.html` into run_dir, or into the folder of the whole if it is a stage, and returns its path; raises
     DataError if run_dir holds no run."""
-    runs = lineage(Path(config.run_dir))
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    page = environment.get_template("report.html.j2").render(_page(runs))
     path = whole_of(Path(config.run_dir)) / REPORT
-    path.write_text(page)
+    write(path, report_page(Path(config.run_dir)))
     return path
+
+
+def report_page(run_dir: Path, live: str = "") -> str:
+    """The page about a run and the runs before it; `live` is the state of its files, if it is served while it trains."""
+    return render("report.html.j2", live=live, **_page(lineage(run_dir)))
+
+
+def answers_page(scores: dict[str, dict[str, Any]], answers: list[dict[str, Any]]) -> str:
+    """The answers of an evaluation, and its scores."""
+    shown = _shown(answers)
+    rows = [_score(name, result) for name, result in scores.items()]
+    note = _answers_note(answers, shown)
+    return render("answers_page.html.j2", title="Evaluation", answers=shown, scores=rows, answers_note=note)
 
 
 def _page(runs: list[RunFiles]) -> dict[str, Any]:
@@ -40,8 +48,7 @@ def _page(runs: list[RunFiles]) -> dict[str, Any]:
         "stages": [_stage(each) for each in runs],
         "answers": answers,
         "scores": [_score(name, result) for name, result in run.evaluation.items()],
-        "answers_note": _answers_note(run, answers),
-        "version": m4train.__version__,
+        "answers_note": _answers_note(run.answers, answers),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
@@ -87,7 +94,9 @@ def _stage(run: RunFiles) -> dict[str, Any]:
     return {
         "name": run.name,
         "run_dir": str(run.folder),
-        "charts": stage_charts(run),
+        "charts": stage_charts([run]),
+        "too_long": _too_long(run),
+        "sequence_length": f"{run.config.data.sequence_length:,}",
         "quarantine": [_reason(reason, keys) for reason, keys in _by_reason(run.quarantine).items()],
         "samples": _samples(run.samples),
         "trained_note": f"{trained['trainable']:,} of {trained['parameters']:,} parameters train" if trained else "",
@@ -113,6 +122,13 @@ def _by_reason(quarantine: list[dict[str, Any]]) -> dict[str, list[str]]:
 def _reason(reason: str, keys: list[str]) -> dict[str, str]:
     more = f" and {len(keys) - SHOWN_KEYS:,} more" if len(keys) > SHOWN_KEYS else ""
     return {"reason": reason.replace("_", " "), "count": f"{len(keys):,}", "keys": ", ".join(keys[:SHOWN_KEYS]) + more}
+
+
+def _too_long(run: RunFiles) -> list[dict[str, str]]:
+    """The share of each source that was left out for its length, if there was any."""
+    last = run.metrics[-1] if run.metrics else {}
+    named = {key.removeprefix("too_long/"): value for key, value in last.items() if key.startswith("too_long/")}
+    return [{"source": name, "share": f"{share:.2%}"} for name, share in named.items() if share]
 
 
 def _samples(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -153,11 +169,11 @@ def _shown(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return right[::stride][:room] + wrong
 
 
-def _answers_note(run: RunFiles, shown: list[dict[str, Any]]) -> str:
-    wrong = sum(answer["score"] < 1 for answer in run.answers)
+def _answers_note(answers: list[dict[str, Any]], shown: list[dict[str, Any]]) -> str:
+    wrong = sum(answer["score"] < 1 for answer in answers)
     if not shown:
         return ""
-    return f"{len(run.answers):,} questions were asked, {wrong:,} answered wrongly. Shown are {len(shown)}, the wrong ones last."
+    return f"{len(answers):,} questions were asked, {wrong:,} answered wrongly. Shown are {len(shown)}, the wrong ones last."
 
 
 def _total(run: RunFiles, key: str) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from m4train import terminal
 from m4train.batch import PackedBatch
 from m4train.run_files import STALLED
 
@@ -38,6 +39,8 @@ class Heartbeat:
         self.rank, self.world_size, self.timeout = rank, world_size, timeout
         self._stage, self._step = "start", 0
         self._batch: PackedBatch | None = None
+        self.changed: Callable[[str], None] | None = None  # told what begins, each time that it is something else
+        self._first = {"start": "starting the engine", "fetch": "the first step", "measure": None}
         self._last = time.monotonic()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -67,10 +70,19 @@ class Heartbeat:
             self._thread.join()
 
     def beat(self, stage: str, step: int | None = None, batch: PackedBatch | None = None) -> None:
-        """Notes progress: what begins now, at which step, with which samples. Costs no more than three assignments."""
+        """Notes progress: what begins now, at which step, with which samples. Costs a few assignments."""
+        if stage != self._stage:
+            self._show(stage)
         self._stage, self._batch = stage, batch
         self._step = self._step if step is None else step
         self._last = time.monotonic()
+
+    def _show(self, stage: str) -> None:
+        """Says what takes long before the first step is logged; later a callback does."""
+        if self.changed is not None:
+            self.changed(stage)
+        elif stage in self._first:
+            terminal.stage(self._first.pop(stage))
 
     def describe(self) -> str:
         """One line: rank, stage, step and the keys of the current samples."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from m4train.config import Config, optimizer_kind
+from m4train.terminal import fitting
 from m4train.training import optim
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, is_adapter, part_of
@@ -94,8 +95,8 @@ def _storage(parameter: nn.Parameter, frozen: str | None) -> str:
     return frozen or _SHORT.get(parameter.dtype, str(parameter.dtype).removeprefix("torch."))
 
 
-def format_table(rows: list[PartRow]) -> str:
-    """The table as aligned text."""
+def format_table(rows: list[PartRow], width: int | None = None) -> str:
+    """The table as aligned text, in blocks of at most `width` characters, each led by the names of the parts."""
     head = (
         "part",
         "parameters",
@@ -123,11 +124,10 @@ def format_table(rows: list[PartRow]) -> str:
         for row in rows
     ]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    blocks = []
+    for block in fitting([width + 2 for width in widths], None if width is None else width + 2):
+        lines = [
+            "  ".join(line[i].rjust(widths[i]) if i else line[i].ljust(widths[i]) for i in block) for line in cells
+        ]
+        blocks.append("\n".join(line.rstrip() for line in lines))
+    return "\n\n".join(blocks)

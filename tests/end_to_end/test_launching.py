@@ -83,6 +83,11 @@ def test_launch_processes_stops_on_a_signal_and_continues(digits_root, expected,
     _warm(tmp_path, *again)
     assert _losses(tmp_path) == pytest.approx(expected, rel=1e-5)
     assert _warm(tmp_path, *again).count("trained already") == 1
+    kept = {path.name: path.read_text() for path in (tmp_path / "run" / "logs").iterdir()}
+    assert set(kept) == {"rank-0.log", "rank-1.log"}
+    assert f"step {STEPS}/{STEPS}  loss" in kept["rank-0.log"]
+    assert "stopped early by signal" in kept["rank-0.log"]
+    assert "step " not in kept["rank-1.log"]
     scores = []
     for processes in ("launch.processes=2", "engine=single"):
         _warm(tmp_path, "evaluate", f"run_dir={tmp_path / 'run'}", "evaluation.max_samples=4", processes)

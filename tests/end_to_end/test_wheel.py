@@ -22,11 +22,15 @@ def test_the_wheel_runs_outside_the_checkout(tmp_path):
         archive.extractall(installed)
     assert (installed / "m4train" / "inspection" / "report.html.j2").is_file()
     assert (installed / "m4train" / "_launch" / "digits.sh").is_file()
+    own = tmp_path / "conf" / "experiment" / "receipts" / "lora.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("defaults: [/experiment/digits_sft, override /adapter: dora]\nname: receipts\n")
     code = (
         "import m4train, sys; from m4train.config.compose import load_config, resource_folder;"
         f"assert m4train.__file__.startswith({str(installed)!r}), m4train.__file__;"
         "assert resource_folder('conf').name == '_conf';"
-        "print(load_config(['experiment=digits_sft']).name)"
+        "print(load_config(['experiment=digits_sft']).name);"
+        "config = load_config(['experiment=receipts/lora']); print(config.name, config.adapter.kind, config.engine.name)"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code],
@@ -37,4 +41,4 @@ def test_the_wheel_runs_outside_the_checkout(tmp_path):
         env={"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin"},
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.strip() == "digits_sft"
+    assert ran.stdout.split() == ["digits_sft", "receipts", "dora", "single"]

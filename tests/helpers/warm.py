@@ -101,11 +101,16 @@ def start(
     return Child(pid, *files)
 
 
-def start_command(*arguments: str, folder: Path, ready: int = 1) -> Child:
-    """`m4train ARGUMENTS` in a process of its own; its output lies in `folder`, where it also runs.
+def start_command(
+    *arguments: str, folder: Path, ready: int = 1, terminal: str | None = None, **environment: str
+) -> Child:
+    """`m4train ARGUMENTS` in a process of its own; its output lies in `folder`, where it also runs, or goes to a terminal.
 
     By default the first process it starts, which is the server of its data processes, is warm.
     """
+    if terminal is not None:
+        place = Path(terminal)
+        return start(_command, arguments, output=place, folder=folder, ready=ready, **environment)
     number = len(list(folder.glob("command-*.out")))
     output, errors = folder / f"command-{number}.out", folder / f"command-{number}.err"
     output.touch()

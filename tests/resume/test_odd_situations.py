@@ -251,7 +251,7 @@ def test_a_disk_that_is_full_for_metrics_is_said_with_what_is_kept(held, tmp_pat
         _trainer(tmp_path, stop_after=4).train()
         (tmp_path / METRICS).unlink()
     (tmp_path / METRICS).symlink_to("/dev/full")
-    monkeypatch.setattr(command, "_train_claimed", lambda config: _trainer(config.run_dir).train())
+    monkeypatch.setattr(command, "_train_claimed", lambda config, callbacks: _trainer(config.run_dir).train())
     arguments = ["experiment=digits_pretrain", f"run_dir={tmp_path}"]
     assert cli.main(["train", *arguments]) == exits.FAILED
     said = capsys.readouterr().err.strip()

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.frame import config as pipelines
-from m4train.cli import COMMANDS, _command_of
+from m4train.cli import COMMANDS, command_of
 from m4train.commands import benchmark, follow, lmms
-from m4train.commands.arguments import Flag, hydra_options
 from m4train.config import compose
 from m4train.evaluation.benchmarks.spec import load_benchmark
 
@@ -50,7 +49,7 @@ def commands_of(page: Path) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_and_keys_exist(page):
     for words in commands_of(page):
-        name, rest = _command_of([word for word in words if word != "..."])
+        name, rest = command_of([word for word in words if word != "..."])
         if name == "pipeline":
             if rest[0] in pipelines.presets():
                 pipelines.load_pipeline(rest[0], [word for word in rest[1:] if "=" in word])
@@ -63,11 +62,8 @@ def test_commands_and_keys_exist(page):
             for asked in given.get("benchmarks", "").strip("[]{}").split(","):
                 assert not asked or asked.endswith(".yaml") or load_benchmark(asked.partition(":")[0].strip())
             continue
-        asked, rest = hydra_options(rest)
-        for option in COMMANDS[name].options:
-            given = [] if isinstance(option, Flag) else [f"--{option.name}", "1"]
-            _, rest = option.take(name, [*given, *rest])
-        for word in rest:
+        values = COMMANDS[name].make_context(name, list(rest), resilient_parsing=True).params
+        for word in values.get("overrides") or ():
             key, _, value = word.partition("=")
             # sbatch's options, keys to explain, questions and files are not overrides
             if "=" not in word or word.startswith(("--", '"', "$")):
@@ -75,12 +71,12 @@ def test_commands_and_keys_exist(page):
             shown_here = f'title="conf/{key}/{value}.yaml"' in page.read_text()
             if key in compose.groups() and (value.isupper() or shown_here):  # a placeholder, or made on this page
                 continue
-            if not asked.folders and not asked.name:  # a reader's own configurations may hold more
+            if not values["folders"] and not values["name"]:  # a reader's own configurations may hold more
                 compose.parsed([word])
 
 
 def test_every_command_is_shown_somewhere():
-    shown = {_command_of(words)[0] for page in PAGES for words in commands_of(page)}
+    shown = {command_of(words)[0] for page in PAGES for words in commands_of(page)}
     assert set(COMMANDS) <= shown, set(COMMANDS) - shown
 
 

@@ -22,6 +22,7 @@ from m4train.data.storage.arrays import read_arrays, write_arrays
 from m4train.data.storage.files import FileReader, is_remote, stamp, stamps
 from m4train.data.storage.packed import check_packed
 from m4train.errors import DataError, StaleIndexError
+from m4train.terminal import counted
 
 _LOG = logging.getLogger(__name__)
 _INLINE_BYTES = 256 << 20  # fewer bytes are indexed sooner here than in new processes
@@ -127,7 +128,7 @@ def _renew(
             f"{len(stale)} of {len(shards)} shards need indexing (first: {next(iter(stale))}, {next(iter(stale.values()))}) "
             f"and hold more than {above}: run `m4train data index` with the same settings first."
         )
-    build_index(list(stale), shard_format, renderer, index_dir)
+    build_index(list(stale), shard_format, renderer, index_dir, progress=counted)
 
 
 def _stale(

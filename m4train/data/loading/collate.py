@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+from PIL import Image
+
 from m4train.batch import DocumentRecord, PackedBatch
 from m4train.config import DataConfig
 from m4train.data.documents.assemble import Assembler, Document
@@ -21,6 +23,7 @@ from m4train.data.plan.packing import Unit
 from m4train.data.plan.plan import PlannedPack
 from m4train.data.source import Located, Source
 from m4train.errors import BadSample, M4Error, StaleIndexError
+from m4train.processing.pieces import ImagePiece
 from m4train.processing.protocol import SampleProcessor
 
 _MODULUS = 1 << 64
@@ -109,6 +112,19 @@ class Collator:
         except Exception as error:
             error.add_note(f"while building sample {name}")
             raise
+
+    def originals(self, unit: Unit, longest: int) -> list[Image.Image]:
+        """The images of a planned segment as they are stored, in reading order, made no larger than `longest`. Raises BadSample."""
+        where = self.locate(unit)
+        stored = where.stored()
+        pieces = self._builders[unit.source].prepare(stored, where.key, where.variant).pieces
+        if unit.last >= 0:
+            pieces = where.division(self.data).cut(pieces)[unit.first : unit.last]
+        numbers = [piece.image for piece in pieces if isinstance(piece, ImagePiece)]
+        images = stored.decode(sorted(set(numbers)), {}) if numbers else {}
+        for image in images.values():
+            image.thumbnail((longest, longest))
+        return [images[number].convert("RGB") for number in numbers]
 
     def planned(self, unit: Unit) -> Pieces:
         """The pieces of a planned segment, from the index."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from m4train.errors import ConfigError
 from m4train.evaluation.metrics.said import half_width
+from m4train.inspection.pages import render
 from m4train.json_lines import read_lines
 
 Line = dict[str, Any]
@@ -59,22 +59,21 @@ def _compared(name: str, ours: Sequence[Line], theirs: Sequence[Line]) -> Compar
 
 def page(found: Sequence[Compared], first: str, second: str, pictures: dict[tuple[str, int], list[str]]) -> str:
     """HTML that opens offline; `pictures` of (benchmark, number) are links that hold them."""
-    parts = [f"<h1>{escape(first)} and {escape(second)}</h1>"]
+    shown = []
     for each in found:
-        parts.append(f"<h2>{escape(each.name)}</h2><p>{escape(sentence(each))}</p>")
-        for one, other in each.changed[:_SHOWN]:
-            images = "".join(f'<img src="{link}">' for link in pictures.get((each.name, one["number"]), []))
-            said = "".join(
-                f"<tr><td>{who}</td><td>{line['score']:.2f}</td><td>{escape(line['answer'])}</td></tr>"
-                for who, line in (("first", one), ("second", other))
-            )
-            right = escape(" | ".join(one["references"]))
-            asked = f"<b>{escape(one['key'])}</b> {escape(one['question'])}"
-            parts.append(f"<section><p>{asked}</p>{images}<table>{said}</table><p>right: {right}</p></section>")
-    style = (
-        "body{font-family:sans-serif;max-width:60em;margin:auto}section{border-top:1px solid #ccc}img{max-height:240px}"
-    )
-    return f'<!doctype html><meta charset="utf-8"><style>{style}</style>{"".join(parts)}'
+        changed = [
+            {
+                "key": one["key"],
+                "question": one["question"],
+                "right": " | ".join(one["references"]),
+                "better": other["score"] > one["score"],
+                "images": pictures.get((each.name, one["number"]), []),
+                "said": [(who, line["score"], line["answer"]) for who, line in (("first", one), ("second", other))],
+            }
+            for one, other in each.changed[:_SHOWN]
+        ]
+        shown.append({"name": each.name, "sentence": sentence(each), "changed": changed})
+    return render("changed.html.j2", title=f"{first} and {second}", found=shown)
 
 
 def sentence(each: Compared) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from m4train.config import Config
 from m4train.training.callbacks.base import Callback
 from m4train.training.callbacks.benchmarks import Benchmarks
@@ -17,8 +19,8 @@ from m4train.training.callbacks.tracker import make_trackers
 from m4train.training.callbacks.watched import Best, EarlyStopping
 
 
-def default_callbacks(config: Config) -> list[Callback]:
-    """The callbacks a configuration asks for, in their order: what measures first, what saves last."""
+def default_callbacks(config: Config, more: Sequence[Callback] = ()) -> list[Callback]:
+    """The callbacks a configuration asks for, and `more`, in their order: what measures first, what saves last."""
     callbacks: list[Callback] = []
     if config.trainer.eval_every:
         measured = (config.trainer.eval_every, config.trainer.max_steps, config.trainer.eval_first)
@@ -36,5 +38,6 @@ def default_callbacks(config: Config) -> list[Callback]:
         callbacks.append(Best(config.trainer.best))
     if config.trainer.early_stopping.patience:
         callbacks.append(EarlyStopping(config.trainer.early_stopping))
+    callbacks += more
     callbacks.append(Checkpointing(config.trainer.save_every))
     return callbacks

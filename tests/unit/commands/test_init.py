@@ -57,11 +57,13 @@ def test_the_script_of_a_shell_is_one(shell, tmp_path, capsys):
 
 
 def test_help_of_a_command_has_two_examples_and_its_keys_within_the_width(capsys):
-    for name, examples in cli.EXAMPLES.items():
-        assert len(examples) == 2
+    for name, command in cli.COMMANDS.items():
+        assert len(command.examples) == 2
         assert cli.main([*name.split(), "--help"]) == 0
         shown = capsys.readouterr().out
-        assert all(f"m4train {example}" in shown for example in examples)
+        assert all(f"m4train {example}" in shown for example in command.examples)
+        lines = [line for line in shown.splitlines() if not line.startswith("  m4train ")]
+        assert max(map(len, lines)) <= 80, (name, max(lines, key=len))
     assert cli.main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "epochs" in shown

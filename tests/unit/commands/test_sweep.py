@@ -1,6 +1,7 @@
 """Sweeps with Hydra's syntax: which runs they start, where, with what; and runs next to each other."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,20 @@ SWEEPS = {
     "schedule=glob(*,exclude=[c*,w*])": ["schedule=linear"],
     "optimizer.betas=[0.9,0.95],[0.9,0.99]": ["optimizer.betas=[0.9,0.95]", "optimizer.betas=[0.9,0.99]"],
     "name='a','b'": ["name='a'", "name='b'"],
+    # hydra.cc/docs/advanced/override_grammar/extended
+    "seed=sort(3,1,2,reverse=true)": ["seed=3", "seed=2", "seed=1"],
+    "seed=sort(range(3,0,-1))": ["seed=1", "seed=2", "seed=3"],
+    "seed=range(3)": ["seed=0", "seed=1", "seed=2"],
+    "trainer.max_grad_norm=range(0.5,2,0.5)": [f"trainer.max_grad_norm={value}" for value in (0.5, 1.0, 1.5)],
+    "seed=tag(low,choice(1,2))": ["seed=1", "seed=2"],
+    "optimizer.lr=float(choice(1,2))": ["optimizer.lr=1.0", "optimizer.lr=2.0"],
+    "name=choice('a b',c)": ["name='a b'", "name=c"],
+    "schedule=glob([c*,w*])": ["schedule=constant", "schedule=cosine", "schedule=wsd"],
+    "adapter.targets.text=[q_proj],[q_proj,v_proj]": [
+        "adapter.targets.text=[q_proj]",
+        "adapter.targets.text=[q_proj,v_proj]",
+    ],
+    "adapter=lora,none": ["adapter=lora", "adapter=none"],
 }
 
 
@@ -58,6 +73,60 @@ def test_every_point_of_a_sweep_is_a_run_of_its_own(given, started):
     folders = [command[-1] for command in started]
     assert len(set(folders)) == len(folders)
     assert all(DIGITS in command and "trainer.max_steps=60" in command for command in started)
+
+
+def test_shuffled_points_are_all_there(started):
+    assert cli.main(["train", "-m", DIGITS, "seed=shuffle(range(1,9))"]) == 0
+    seeds = [word for command in started for word in command if word.startswith("seed=")]
+    assert sorted(seeds) == [f"seed={number}" for number in range(1, 9)]
+
+
+def test_an_experiment_says_what_is_swept(started, tmp_path):
+    file = tmp_path / "swept.yaml"
+    file.write_text(
+        "defaults:\n  - /experiment/digits_pretrain\nhydra:\n  sweeper:\n    params:\n      optimizer.lr: 1e-3,2e-3\n"
+    )
+    assert cli.main(["train", "-m", f"experiment={file}"]) == 0
+    assert [load_config([word for word in command if "=" in word]).optimizer.lr for command in started] == [1e-3, 2e-3]
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Lines of what Python was started with by processes of launchers, in which a script stands in for it."""
+    script, said, start = tmp_path / "python", tmp_path / "said", tmp_path / "site" / "sitecustomize.py"
+    script.write_text(
+        f"""#!/bin/sh
+echo "$*" >> {said}
+for word in "$@"; do case $word in run_dir=*) folder=$(echo "$word" | tr -d '"' | cut -c9-);; esac; done
+mkdir -p "$folder" && echo '{{"step": 1, "loss": 0.5}}' > "$folder/metrics.jsonl"
+"""
+    )
+    script.chmod(0o755)
+    start.parent.mkdir()
+    start.write_text(f"import sys\nsys.executable = {str(script)!r}\n")
+    paths = [str(start.parent), str(Path(cli.__file__).parents[1])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.chdir(tmp_path)
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "launcher"),
+    [
+        ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        ("hydra_submitit_launcher", ["hydra/launcher=submitit_local"]),
+    ],
+)
+def test_launchers_of_hydra_start_every_point(module, launcher, stand_in, tmp_path):
+    pytest.importorskip(f"hydra_plugins.{module}", reason=f"needs {module}, of the extra sweeps")
+    assert cli.main(["train", "-m", DIGITS, *launcher, "optimizer.lr=1e-3,3e-3"]) == 0
+    lines = sorted(stand_in.read_text().splitlines())
+    assert len(lines) == 2
+    for line, value in zip(lines, ("0.001", "0.003"), strict=True):
+        assert line.startswith(f"-m m4train train {DIGITS} optimizer.lr={value} ")
+        assert line.endswith(f'run_dir="runs/digits_pretrain/optimizer.lr={value}"')
+    assert len(list((tmp_path / "runs/digits_pretrain").glob("*/metrics.jsonl"))) == 2
 
 
 def test_a_sweep_over_two_keys_is_every_pair_and_names_keep_what_was_written(started):

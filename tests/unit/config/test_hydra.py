@@ -60,6 +60,35 @@ def found_by(way: str, own: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list
     return [], Where()
 
 
+# hydra.cc/docs/advanced/search_path: how a folder is named -> what names it
+SEARCH_PATHS = {
+    "file://": "hydra.searchpath=[file://{own}]",
+    "a path": "hydra.searchpath=[{own}]",
+    "pkg://": "hydra.searchpath=[pkg://configurations]",
+    "several": "hydra.searchpath=[pkg://configurations.more,file://{own}]",
+    "in the root": "--config-name",
+}
+
+
+@pytest.mark.parametrize("way", SEARCH_PATHS)
+def test_folders_are_named_as_hydra_documents_it(way, own, monkeypatch):
+    given, where = [SEARCH_PATHS[way].format(own=own)], Where()
+    if way in ("pkg://", "several"):
+        (own / "__init__.py").touch()
+        (own / "more").mkdir()
+        (own / "more" / "__init__.py").touch()
+        monkeypatch.syspath_prepend(str(own.parent))
+    if way == "in the root":
+        root = own.parent / "roots"
+        root.mkdir()
+        (root / "rooted.yaml").write_text(f"defaults: [train, _self_]\nhydra: {{searchpath: ['file://{own}']}}\n")
+        given, where = [], Where((str(root),), "rooted")
+    config = load_config([*given, "experiment=receipts/lora"], where)
+    assert (config.model.pretrained, config.trainer.max_steps) == ("mine/small", 11)
+    monkeypatch.delitem(sys.modules, "configurations", raising=False)
+    monkeypatch.delitem(sys.modules, "configurations.more", raising=False)
+
+
 @pytest.mark.parametrize("way", ["option", "searchpath", "environment", "working folder"])
 def test_own_groups_and_nested_experiments_stand_next_to_the_packaged_ones(way, own, monkeypatch):
     given, where = found_by(way, own, monkeypatch)

@@ -109,7 +109,7 @@ def test_the_page_needs_nothing_else_and_escapes_text(tmp_path: Path) -> None:
     write_page(page, "title", "subtitle", views(collator, list(step.packs)))
     html = page.read_text()
     assert "&lt;script&gt;alert" in html
-    assert "<script" not in html
+    assert html.count("<script") == 1  # its own
     assert "http" not in html
     assert f"pages / {name}" in html
 
