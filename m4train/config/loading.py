@@ -8,6 +8,7 @@ file may stand for a choice, and experiments need no package header.
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import re
 import warnings
@@ -139,8 +140,9 @@ class Repository(CachingConfigRepository):
         if key not in self.cache:
             file = None if super().config_exists(config_path) else named_file(config_path)
             result = super().load_config(config_path) if file is None else _alone(file)
-            if result is not None and result.path.startswith("file://"):
-                file = file or Path(result.path.removeprefix("file://")) / f"{config_path.removesuffix('.yaml')}.yaml"
+            folder = None if result is None or result.provider == "hydra" else _folder(result.path)
+            if result is not None and folder is not None:
+                file = file or folder / f"{config_path.removesuffix('.yaml')}.yaml"
                 self._alone_by_its_name(config_path, file)
                 self._read(result, config_path, file)
             self.cache[key] = result
@@ -172,6 +174,14 @@ class Repository(CachingConfigRepository):
         written = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)
         reader = Reader(self.schema, f"{file}: ", self.say, groups_of(self))
         result.config = OmegaConf.create(reader.read(values, written, path) | hydra)
+
+
+def _folder(path: str) -> Path | None:
+    """The folder that a part of the search path stands for, file://FOLDER or pkg://PACKAGE; None if it is not one of files."""
+    scheme, _, place = path.partition("://")
+    if scheme == "pkg":
+        place = str(importlib.resources.files(place.replace("/", ".")))
+    return Path(place) if scheme in ("file", "pkg") else None
 
 
 def named_file(config_path: str) -> Path | None:

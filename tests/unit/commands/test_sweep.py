@@ -54,8 +54,8 @@ SWEEPS = {
     "trainer.max_grad_norm=range(0.5,2,0.5)": [f"trainer.max_grad_norm={value}" for value in (0.5, 1.0, 1.5)],
     "seed=tag(low,choice(1,2))": ["seed=1", "seed=2"],
     "optimizer.lr=float(choice(1,2))": ["optimizer.lr=1.0", "optimizer.lr=2.0"],
-    "name=choice('a b',c)": ["name='a b'", "name=c"],
-    "schedule=glob([c*,w*])": ["schedule=constant", "schedule=cosine", "schedule=wsd"],
+    "name=choice('a b',c)": ["name=a\\ b", "name=c"],
+    "schedule=glob([co*,l*])": ["schedule=constant", "schedule=cosine", "schedule=linear"],
     "adapter.targets.text=[q_proj],[q_proj,v_proj]": [
         "adapter.targets.text=[q_proj]",
         "adapter.targets.text=[q_proj,v_proj]",

@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(browsing.found() is None, reason="needs a Chromium, which is not installed here"),
 ]
+NOTEBOOK = '<!doctype html><meta name="viewport" content="width=device-width"><title>a notebook</title>'
 PAGES = ("report", "preview", "replay", "plan", "compare", "changed", "answers", "frame")
 
 
@@ -106,7 +107,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changed = Compared("docvqa", 9, 0.1, (0.0, 0.2), [(line, {**line, "score": 1.0})], 0, True)
     write(root / "changed.html", changed_page([changed], "a", "b", {("docvqa", 0): [image_uri(picture(300, 90))]}))
     write(root / "answers.html", answers_page(SCORES, ANSWERS))
-    write(root / "frame.html", f"<!doctype html><title>a notebook</title>{frame(answers_page(SCORES, ANSWERS))}")
+    write(root / "frame.html", f"{NOTEBOOK}{frame(answers_page(SCORES, ANSWERS))}")
     return root
 
 
@@ -149,7 +150,7 @@ SIDES = "[...document.querySelectorAll('dialog figcaption')].map((one) => one.te
 
 def test_a_picture_is_enlarged_next_to_the_original(pages: Path, browser) -> None:
     browser.open(pages / "preview.html", 800)
-    place = "(() => { const one = document.querySelector('.picture'); one.scrollIntoView(); return one.getBoundingClientRect().toJSON(); })()"
+    place = "(() => { const one = document.querySelector('.picture'); one.scrollIntoView({block: 'center'}); return one.getBoundingClientRect().toJSON(); })()"
     box = browser.value(place)
     browser.point(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, click=True)
     assert browser.value(OPEN)
@@ -172,7 +173,7 @@ SHOWN = "[...document.querySelectorAll('.values')].filter((one) => !one.hidden).
 
 def test_values_show_on_hover_and_by_keys(pages: Path, browser) -> None:
     browser.open(pages / "report.html", 1400)
-    chart = "(() => { const one = document.querySelector('.chart svg'); one.scrollIntoView(); return one.getBoundingClientRect().toJSON(); })()"
+    chart = "(() => { const one = document.querySelector('.chart svg'); one.scrollIntoView({block: 'center'}); return one.getBoundingClientRect().toJSON(); })()"
     assert browser.value(SHOWN) == []
     box = browser.value(chart)
     browser.point(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
