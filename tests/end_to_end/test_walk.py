@@ -25,7 +25,7 @@ trainer:
   eval_every: 3
   save_every: 6
   log_every: 1
-logging: {wandb: none}
+logging: {wandb: disabled}
 threads: 1
 """
 DATA = """

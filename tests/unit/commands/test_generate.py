@@ -102,12 +102,12 @@ def test_streamed_pieces_are_the_text(models):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "required"),
+        ([], "Missing argument"),
         (["{merge}"], "needs one of QUESTION"),
         (["{merge}", "a", "--chat"], "needs one of QUESTION"),
         (["{merge}", "a", "--temperature", "2"], "give --sample too"),
         (["{merge}", "a", "--answers", "x"], "give --questions too"),
-        (["{merge}", "a", "--max-new-tokens", "0"], "at least 1"),
+        (["{merge}", "a", "--max-new-tokens", "0"], "x>=1"),
         (["{merge}", "a", "--max-new-token", "3"], "--max-new-token"),
         (["{merge}", "a", "--device", "warp"], "--device warp"),
         (["{merge}", "a", "nowhere.png"], "nowhere.png is not a picture"),

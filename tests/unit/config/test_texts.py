@@ -9,7 +9,7 @@ from m4train.config.texts import as_text, text_of
 from m4train.errors import ConfigError
 
 DIGITS = "experiment=digits_pretrain"
-ODD = ["2025_01_15", "true", "0007", "runs/lr=0.1", "a b", "a:b", "C\\x"]
+ODD = ["2025_01_15", "true", "0007", "runs/lr=0.1", "runs/lr=0.1,seed=2", "a b", "a:b", "C\\x"]
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -188,6 +188,8 @@ def test_values_show_on_hover_and_by_keys(pages: Path, browser) -> None:
     browser.press("ArrowRight")
     assert first.startswith("optimizer step 1")
     assert browser.value(SHOWN) != [first]
+    scales = "[...document.querySelectorAll('.chart svg')].filter((one) => one.getBoundingClientRect().height).length"
+    assert browser.value(scales) == browser.value("document.querySelectorAll('.chart').length")  # one of each is shown
     scale = "document.querySelector('.chart svg:not([hidden])').dataset.scale"
     assert browser.value(scale) == "log"
     browser.value("document.querySelector('.chart button').click()")
