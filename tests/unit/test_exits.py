@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from m4train import cli, exits, launching
-from m4train.commands.train import _make_run_dir
+from m4train.commands.train import make_run_dir
 from m4train.config.compose import load_config
 from m4train.errors import ConfigError
 from m4train.training.engines.processes import _complete_environment
@@ -153,10 +153,10 @@ def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys, tmp_path):
 def test_a_run_dir_that_cannot_be_one_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run_dir .*file is a file: choose another folder"):
-        _make_run_dir(tmp_path / "file")
+        make_run_dir(tmp_path / "file")
     with pytest.raises(ConfigError, match=r"run_dir .*below cannot be made \(Not a directory\)"):
-        _make_run_dir(tmp_path / "file" / "below")
-    _make_run_dir(tmp_path / "new" / "one")
+        make_run_dir(tmp_path / "file" / "below")
+    make_run_dir(tmp_path / "new" / "one")
     assert (tmp_path / "new" / "one").is_dir()
 
 
