@@ -251,7 +251,7 @@ def test_other_arguments(arguments, folders, capsys):
 
 def test_what_nothing_foresaw_is_one_sentence_and_its_traceback_a_file(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(cli, "_command_of", lambda arguments: 1 / 0)
+    monkeypatch.setattr(cli, "command_of", lambda arguments: 1 / 0)
     assert cli.main(["generate"]) == 1
     said = capsys.readouterr().err
     assert "ZeroDivisionError" in said
