@@ -78,6 +78,10 @@ class PictureFolder(StoredFiles):
         if len(pictures) != 1:
             found = f"{len(pictures)} pictures: {', '.join(pictures)}" if pictures else "no picture"
             advice = "keep one for each text" if pictures else "add one of the same name, or remove the text"
+            if any(
+                name.lower().endswith(".txt") and b"," in files.read(os.path.join(path, name), 0, 200) for name in texts
+            ):
+                advice += " (or name it in path, with format=csv, if it is a table of pictures)"
             raise BadSample(
                 "missing_image", f"there {'are' if pictures else 'is'} {found} next to {', '.join(texts)}: {advice}"
             )

@@ -426,6 +426,10 @@ def test_a_table_that_ends_in_txt(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"captions\.txt: set format=csv if they are tables"):
         opened(tmp_path / "captions.txt")
     check(opened(tmp_path / "captions.txt", "csv"), ["A cat"], pixels)
+    (tmp_path / "0.txt").write_text("A cat")
+    built = opened(tmp_path)
+    [[reason, detail]] = built.index.shards[0].bad.values()
+    assert (reason, "with format=csv, if it is a table" in detail) == ("missing_image", True)
 
 
 @pytest.mark.parametrize(
