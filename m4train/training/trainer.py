@@ -138,13 +138,13 @@ class Trainer:
                 self._tell("on_end", result)
                 self.heart.beat("save", self.step)
                 self._saver.wait()
-                self._announce()
                 return result
         except BaseException as error:
             self._tell("on_failure", error)
             raise
         finally:
             self._saver.close()
+            self._announce()
             self.heart.close()
             self._close()
 

@@ -231,9 +231,9 @@ class Server:
         wanted = given.get("fileNames")
         edges = []
         for name, entry in self.contents(found).items():
-            if "ref" in entry or (wanted and name not in wanted):
+            if wanted and name not in wanted:
                 continue
-            url = self._url(f"artifacts/{entry.get('birthArtifactID') or found.id}/{name}")
+            url = entry.get("ref") or self._url(f"artifacts/{entry.get('birthArtifactID') or found.id}/{name}")
             node = {"__typename": "File", "id": name, "name": name, "directUrl": url, "url": url}
             node |= {"sizeBytes": entry.get("size", 0), "storagePath": name, "mimetype": "", "updatedAt": STAMP}
             edges.append({"node": {**node, "digest": entry["digest"], "md5": entry["digest"]}})

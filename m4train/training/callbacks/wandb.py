@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from m4train.config import Config
 from m4train.config.packages import need
 from m4train.errors import without_secrets
-from m4train.run_files import BEST, WANDB
+from m4train.run_files import BEST, CHECKPOINTS, WANDB
 from m4train.training import wandb_runs
 from m4train.training.callbacks.tracker import Tracker, numbers
 from m4train.training.wandb_runs import BENCHMARK, EVALUATE, TRAIN
@@ -42,6 +42,16 @@ class Wandb(Tracker):
         start = self.config.model.pretrained
         if start is not None and start.startswith(FROM) and not self._run.offline:
             self._run.use_artifact(start.removeprefix(FROM))
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Makes the artifact of the best checkpoint if a kill came before it."""
+        best = self._best()
+        folder = Path(self.config.run_dir) / CHECKPOINTS / f"step-{best:06d}" if best is not None else None
+        wanted = self.config.logging.wandb.artifacts in ("best", "all") and self._held.get("best") != best
+        if wanted and folder is not None and folder.is_dir():
+            self._saved = folder
+            self._log_checkpoint()
 
     def log(self, metrics: dict[str, Any]) -> None:
         step = metrics["step"]
@@ -71,14 +81,19 @@ class Wandb(Tracker):
         best, name = self._is_best(self._saved), wandb_runs.artifact_name(self.config, self._held["id"])
         aliases, about = [self._saved.name, *(["best"] if best else [])], {"step": _step_of(self._saved)}
         wandb_runs.log_model(self._run, self.config, self._saved, name, aliases, about)
+        if best:
+            self._held["best"] = _step_of(self._saved)
+            wandb_runs.remember(Path(self.config.run_dir), self._held)
 
     def _is_best(self, folder: Path) -> bool:
+        return self._best() == _step_of(folder)
+
+    def _best(self) -> int | None:
+        """The step of the best checkpoint; None if there is none, or its note is damaged."""
         try:
-            return json.loads((Path(self.config.run_dir) / BEST).read_text(encoding="utf-8"))["step"] == _step_of(
-                folder
-            )
+            return int(json.loads((Path(self.config.run_dir) / BEST).read_text(encoding="utf-8"))["step"])
         except (OSError, ValueError, KeyError, TypeError):
-            return False
+            return None
 
     def on_evaluation(self, name: str, scores: dict[str, dict[str, Any]], lines: list[dict[str, Any]]) -> None:
         held = wandb_runs.remembered(Path(self.config.run_dir))
