@@ -48,6 +48,12 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
         engines=_WHOLE,
         why_not="bitsandbytes updates whole tensors, not shards",
     ),
+    "schedule_free": OptimizerKind(
+        "m4train.training.schedule_free:schedule_free",
+        package="schedulefree",
+        engines=_WHOLE,
+        why_not="it moves whole weights between two points in every step",
+    ),
     "muon": OptimizerKind(
         "m4train.training.muon:MuonAdamW",
         engines=(*_WHOLE, "fsdp2"),

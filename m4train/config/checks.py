@@ -161,6 +161,10 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
         f"optimizer.arguments is {optimizer.arguments}, but optimizer.name={optimizer.name} has keys of its own for them: they are for "
         "package.module:Class.",
     )
+    require(
+        optimizer.name != "schedule_free" or optimizer.betas[0] > 0,
+        f"optimizer.betas is {optimizer.betas}, but the first must be above 0 with optimizer.name=schedule_free.",
+    )
     require(optimizer.eps > 0, f"optimizer.eps is {optimizer.eps}, but must be above 0.")
     at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
     for part, own in optimizer.parts.items():
@@ -205,6 +209,11 @@ def _check_training(config: Config) -> None:
     check_combinations(config)
     require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _check_optimizer(optimizer)
+    require(
+        optimizer.name != "schedule_free" or config.schedule.name == "constant",
+        f"schedule.name is {config.schedule.name}, but optimizer.name=schedule_free replaces the decay of the rate: choose "
+        "schedule=constant, with a warmup if you like.",
+    )
     _check_optimizer_start(config)
     if trainer.epochs is None and config.schedule.warmup_fraction is None:  # else again, once the steps are counted
         check_schedule(config.schedule, trainer.max_steps)

@@ -127,7 +127,7 @@ class OptimizerConfig:
     """How gradients become updates."""
 
     # adamw, adamw_8bit and paged_adamw_8bit (bitsandbytes), muon (matrices of hidden layers; AdamW for the rest), adafactor, lion
-    # (bitsandbytes), or a class of torch.optim's kind as package.module:Class
+    # (bitsandbytes), schedule_free (schedulefree), or a class of torch.optim's kind as package.module:Class
     name: str = "adamw"
     arguments: dict[str, Any] = field(
         default_factory=dict

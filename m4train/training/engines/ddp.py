@@ -29,6 +29,7 @@ class DDPEngine(DistributedEngine):
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
         """See `Engine.forward`: loss (), token losses (L,)."""
+        self.depart()
         module = self._wrapped if torch.is_grad_enabled() else self.model
         with self.autocast():
             return module(batch, z_loss=z_loss)

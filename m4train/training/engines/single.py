@@ -20,6 +20,7 @@ from m4train.training.guard import StepGuard
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, part_of
 from m4train.training.precision import LossScale, half_of
+from m4train.training.schedule_free import to_gradients, to_weights
 from m4train.training.tensors import full, weight_tensors
 
 
@@ -84,8 +85,14 @@ class SingleEngine:
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
         """See `Engine.forward`: loss (), token losses (L,)."""
+        self.depart()
         with self.autocast():
             return self.model(batch, z_loss=z_loss)
+
+    def depart(self) -> None:
+        """Before a forward pass of training: the weights go where the optimizer wants their gradients."""
+        if self.trainable and self.model.training:
+            to_gradients(self.optimizer)
 
     def accumulation(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
@@ -108,6 +115,7 @@ class SingleEngine:
         torch._foreach_mul_([p.grad for p in self.trainable.values() if p.grad is not None], coefficient)
         optim.set_rates(self.optimizer, factor)
         optim.step_unless(self.optimizer, skipped)
+        to_weights(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if factor:  # a rehearsal, at rate 0, leaves everything as it was
             self.scale.after(~torch.isfinite(total))

@@ -250,7 +250,7 @@ SHOWN: dict[str, str] = {
     "data.epochs": "unit/data/plan/test_plan.py",
     "data.max_bad_fraction": "unit/inspection/test_validate.py",
     "freeze.rules.N.trainable": "unit/training/test_adapters.py",
-    "freeze.frozen_dtype": "unit/training/checkpoints/test_save.py",
+    "freeze.frozen_dtype": "unit/training/test_precision.py",
     "adapter.rank_pattern": "unit/training/checkpoints/test_adapter_settings.py",
     "adapter.alpha_pattern": "unit/training/checkpoints/test_adapter_settings.py",
     "adapter.from_config": "unit/training/checkpoints/test_adapter_settings.py",

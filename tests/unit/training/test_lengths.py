@@ -173,6 +173,8 @@ def test_the_batch_is_said_in_packs():
 def test_every_optimizer_learns_and_resumes(name, tmp_path):
     if name == "paged_adamw_8bit" and not torch.cuda.is_available():
         pytest.skip("paged memory is CUDA's own")
+    if name == "schedule_free":
+        pytest.importorskip("schedulefree", reason="the extra schedule-free is not installed")
     for run, pieces in (("whole", (24,)), ("broken", (9, 15))):
         for steps in pieces:
             config = make_config(tmp_path / run, max_steps=24, stop_after=steps, save_every=100)
