@@ -185,7 +185,7 @@ def documents_for(name: str, folder: Path, times: int, address: str = "") -> Ite
             document.id = f"{document.id}-{number}"
             document.metadata["url"] += f"?{number}"
             for node in images_of(document) if name == "fetch" else ():
-                node["url"] = node["url"].replace("http://docs.example/", address) + f"?{number}"
+                node["url"] = node["url"].replace("http://docs.example/", address) + f"?{document.id}"  # each asked for
             yield document
 
 
@@ -249,8 +249,8 @@ def peak_memory(name: str, folder: Path, times: int, address: str) -> float:
 def memory_growth(folder: Path, address: str) -> dict[str, dict[str, float]]:
     """Peak memory in MB of every step on the pages once and ten times, each in a process of its own."""
     found: dict[str, dict[str, float]] = {}
-    for name in ("warc", "extract", *AFTER):
-        for times in (1, 10):
+    for times in (1, 10):  # `buckets` and `dedup` work on what `keys` wrote just before
+        for name in ("warc", "extract", *AFTER):
             command = [sys.executable, __file__, "--peak", name, str(folder), str(times), address]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
             found.setdefault(name, {})[f"x{times}"] = float(done.stdout.split()[-1])
@@ -277,6 +277,7 @@ def main() -> None:
         prepared([str(made)], folder)
         with image_server(folder) as address:
             found["pages_per_second"] |= later_steps(folder, address, options.rounds)
+            print(json.dumps(found), file=sys.stderr)
             found["peak_memory_mb"] = memory_growth(folder, address)
     found["measured_at"] = time.strftime("%Y-%m-%d")
     print(json.dumps(found, indent=1))
