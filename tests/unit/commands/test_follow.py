@@ -21,14 +21,13 @@ from tests.helpers.checkpoints import saved_run
 from tests.unit.evaluation.benchmarks.test_run import rows_of
 
 WATCH = ["poll=0.05", "device=cpu"]
+SHORT = ("trainer.max_steps=6", "schedule.warmup_steps=0")
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> tuple[Path, Path]:
     """A run of at most 6 steps with one checkpoint, and the data of a benchmark."""
-    config, _ = saved_run(tmp_path / "run")
-    config.run_dir, config.trainer.max_steps, config.schedule.warmup_steps = str(tmp_path / "run"), 6, 0
-    save_config(config, tmp_path / "run" / "config.yaml")
+    saved_run(tmp_path / "run", *SHORT)
     (tmp_path / "data" / "docvqa").mkdir(parents=True)
     pa.parquet.write_table(pa.Table.from_pylist(rows_of("docvqa")), tmp_path / "data" / "docvqa" / "a.parquet")
     return tmp_path / "run", tmp_path / "data"
@@ -61,7 +60,7 @@ def test_what_is_there_is_scored_once_and_appended(run: tuple[Path, Path], monke
 @pytest.mark.slow
 def test_a_checkpoint_is_scored_when_it_appears_until_the_last(run: tuple[Path, Path]) -> None:
     folder, data = run
-    saved_run(folder, step=6)
+    saved_run(folder, *SHORT, step=6)
     manifest = folder / "checkpoints" / "step-000006" / "manifest.json"
     manifest.rename(manifest.with_suffix(".aside"))  # not finished
 
@@ -70,9 +69,22 @@ def test_a_checkpoint_is_scored_when_it_appears_until_the_last(run: tuple[Path, 
             threading.Event().wait(0.02)
         manifest.with_suffix(".aside").rename(manifest)
 
-    thread = threading.Thread(target=finish)
+    thread = threading.Thread(target=finish, daemon=True)
     thread.start()
-    assert main(["evaluate", f"run_dir={folder}", f"data={data}", "follow=true", "benchmarks={docvqa: 1}", *WATCH]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                f"run_dir={folder}",
+                f"data={data}",
+                "follow=true",
+                "idle=300",
+                "benchmarks={docvqa: 1}",
+                *WATCH,
+            ]
+        )
+        == 0
+    )
     thread.join()
     assert [line["checkpoint"] for line in scored(folder)] == ["step-000003", "step-000006"]
 
@@ -82,7 +94,7 @@ def test_a_signal_ends_it_after_what_is_being_scored_and_it_goes_on(
     run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, data = run
-    saved_run(folder, step=5)
+    saved_run(folder, *SHORT, step=5)
     score = follow.Watch.score
     monkeypatch.setattr(follow.Watch, "score", lambda *given: (os.kill(os.getpid(), signal.SIGUSR1), score(*given)))
     asked = ["evaluate", f"run_dir={folder}", f"data={data}", "follow=true", "idle=0", "benchmarks={docvqa: 1}", *WATCH]

@@ -9,6 +9,7 @@ import torch
 
 from m4train import Idefics3Config, Idefics3ForConditionalGeneration, IdeficsForVisionText2Text
 from m4train.evaluation.likelihood import answer_losses
+from m4train.models.decoding import DecodingSteps
 from m4train.models.prefixes import beginnings, distinct
 from tests.helpers.models import perturb, tiny_idefics, tiny_idefics3
 
@@ -157,3 +158,28 @@ def test_the_tower_of_idefics_sees_each_image_once() -> None:
     for row in range(3):
         alone = {name: value[row : row + 1] for name, value in inputs.items()}
         assert torch.equal(together[row : row + 1], made.generate(**alone, max_new_tokens=4, eos_token_id=None))
+
+
+def test_the_cache_is_allocated_once_and_never_copied(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first token that follows the prompts on, keys and values stay at one place in memory."""
+    places: list[int] = []
+    forward = DecodingSteps._pass
+
+    def noted(self: DecodingSteps) -> torch.Tensor:
+        logits = forward(self)
+        assert self.cache is not None
+        places.append(self.cache.keys[0].data_ptr())
+        return logits
+
+    monkeypatch.setattr(DecodingSteps, "_pass", noted)
+    model.generate(**asked(model, QUESTIONS), max_new_tokens=6, eos_token_id=None)
+    assert len(places) == 7  # the beginnings, the rest, five more tokens
+    assert len(set(places[1:])) == 1
+
+
+def test_decoding_stops_when_all_rows_have_ended(model: Any) -> None:
+    inputs = asked(model, QUESTIONS)
+    free = model.generate(**inputs, max_new_tokens=8, eos_token_id=None)[:, inputs["input_ids"].shape[1] :]
+    ends = sorted(set(free[:, 1].tolist()))  # every row ends with its second token at the latest
+    ended = model.generate(**inputs, max_new_tokens=8, eos_token_id=ends, pad_token_id=0)
+    assert ended.shape[1] - inputs["input_ids"].shape[1] <= 2
