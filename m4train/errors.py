@@ -80,10 +80,11 @@ def of_the_system(error: Exception) -> str | None:
 
 
 def _being_written(error: OSError) -> str | None:
-    """The file that the innermost function had open when a write failed, which the error itself does not say."""
+    """The file that the innermost function, or its object, had open when a write failed, which the error itself does not say."""
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        names = [held.name for held in frame.f_locals.values() if isinstance(held, io.IOBase) and hasattr(held, "name")]
+        held = [*frame.f_locals.values(), *getattr(frame.f_locals.get("self"), "__dict__", {}).values()]
+        names = [file.name for file in held if isinstance(file, io.IOBase) and hasattr(file, "name")]
         found = next((name for name in names if isinstance(name, str)), found)
     return found
 
