@@ -98,6 +98,10 @@ class ModelDoors(nn.Module):
                 return self.forward_packed(input_ids)
         if (input_ids is None) == (inputs_embeds is None):
             raise DataError("give exactly one of input_ids and inputs_embeds")
+        if images.pop("mm_encoder_outputs", None) is not None:
+            raise TypeError(
+                f"{type(self).__name__} has no mm_encoder_outputs: give the features of the images as image_hidden_states"
+            )
         warn_of_ignored(type(self).__name__, set(images) - set(self.image_arguments))
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         given = self._tensors(input_ids=input_ids, mask=attention_mask, positions=position_ids, embeds=inputs_embeds)

@@ -16,6 +16,7 @@ from m4train.errors import DataError, WrongArgument
 _NOT_IMPLEMENTED = """
     begin_suppress_tokens constraints diversity_penalty dola_layers encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff
     exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id max_time output_attentions
+    assistant_model custom_generate negative_prompt_attention_mask negative_prompt_ids synced_gpus
     output_hidden_states penalty_alpha prefix_allowed_tokens_fn renormalize_logits sequence_bias token_healing top_h
     watermarking_config
 """
@@ -29,7 +30,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 _WITHOUT_EFFECT = """
     _from_model_config assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
     bos_token_id cache_config cache_implementation cache_position compile_config continuous_batching_config
-    decoder_start_token_id disable_compile is_assistant labels low_memory max_cache_len max_matching_ngram_size
+    decoder_start_token_id disable_compile logits_to_keep is_assistant labels low_memory max_cache_len max_matching_ngram_size
     num_assistant_tokens num_assistant_tokens_schedule prefill_chunk_size prompt_lookup_num_tokens remove_invalid_values
     return_dict return_legacy_cache speculation_type target_lookbehind transformers_version use_mtp
 """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from m4train.errors import ConfigError
+from m4train.errors import ConfigError, WrongArgument
 from m4train.models.attention import check_attention
 from m4train.models.token_rows import has_own_rows, resize_rows
 
@@ -69,6 +69,9 @@ class PublicMethods(nn.Module):
                 "rows of their own: make a model with another additional_vocab_size"
             )
         rows = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
+        for name, value in (("new_num_tokens", rows), ("pad_to_multiple_of", pad_to_multiple_of or 1)):
+            if not isinstance(value, int) or value < 1:
+                raise WrongArgument(f"{name} is {value!r}, but must be a whole number above 0: give one")
         if pad_to_multiple_of:
             rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
         if rows != embedding.num_embeddings:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
+from m4train.errors import ConfigError
 from m4train.json_files import AsJson
 from m4train.processing.files import templates_of
 from m4train.processing.image_processor import ImageProcessor
 from m4train.processing.tokenizer import Tokenizer
 
 FAKE, IMAGE, END_OF_UTTERANCE = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
+
+
+def own_tokenizer(given: Any) -> Tokenizer:
+    """A tokenizer, or one of another library as its files say it. Raises ConfigError for anything else."""
+    if isinstance(given, Tokenizer):
+        return given
+    if not hasattr(given, "save_pretrained"):
+        raise ConfigError(f"tokenizer is a {type(given).__name__}: give a Tokenizer, or one of transformers.")
+    with tempfile.TemporaryDirectory() as folder:
+        given.save_pretrained(folder)
+        return Tokenizer.from_pretrained(folder)
 
 
 class ProcessorDoors(AsJson):

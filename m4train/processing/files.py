@@ -88,7 +88,7 @@ def write_processor_files(folder: str | Path, files: ProcessorFiles) -> list[Pat
     folder = Path(folder)
     for name in files.named_templates:
         if not name or Path(name).name != name or "\\" in name or name.startswith("."):
-            raise ConfigError(f"a chat template is called {name!r}, which is no name for a file: give it another.")
+            raise ConfigError(f"a chat template is called {name!r}, which is not a name for a file: give it another.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "preprocessor_config.json", files.image_processor)
     write_json(folder / "processor_config.json", files.processor)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from m4train.processing.calls import ROW_OPTIONS, is_text, options_in_groups, refuse_other_inputs
 from m4train.processing.chat import IDEFICS_TEMPLATE
+from m4train.processing.doors import own_tokenizer
 from m4train.processing.features import Features
 from m4train.processing.idefics_images import IdeficsImageProcessor
 from m4train.processing.image_processor import ImageProcessor
@@ -45,6 +46,7 @@ class IdeficsProcessor(Processor):
         add_end_of_utterance_token: bool | None = None,
         chat_template: str | None = None,
     ) -> None:
+        tokenizer = own_tokenizer(tokenizer)
         trained_with_it = END_OF_UTTERANCE in tokenizer.added_tokens
         if add_end_of_utterance_token:
             tokenizer.add_special_tokens([END_OF_UTTERANCE])

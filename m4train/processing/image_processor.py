@@ -109,6 +109,9 @@ class ImageProcessor(AsJson):
         write_json(path, self.to_dict())
         return [str(path)]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
     @classmethod
     def from_json_file(cls: type[Self], json_file: str | Path) -> Self:
         """Reads a file of the form of preprocessor_config.json. Raises ConfigError if it cannot be read."""

@@ -25,7 +25,7 @@ from m4train.processing.calls import (
 )
 from m4train.processing.chat import ChatTemplate
 from m4train.processing.detail import Detail
-from m4train.processing.doors import END_OF_UTTERANCE, FAKE, IMAGE, ProcessorDoors
+from m4train.processing.doors import END_OF_UTTERANCE, FAKE, IMAGE, ProcessorDoors, own_tokenizer
 from m4train.processing.features import Features
 from m4train.processing.files import ProcessorFiles, read_processor_files, write_processor_files
 from m4train.processing.image_processor import ImageProcessor
@@ -47,7 +47,7 @@ class Processor(Detail, ProcessorDoors):
 
     def __init__(self, image_processor: ImageProcessor, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
         self.image_processor = image_processor
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer = own_tokenizer(tokenizer)
         self._other_settings: dict[str, Any] = {}  # of processor_config.json, kept for whoever knows them
         self.named_templates = dict(tokenizer.named_templates)
         self.chat_template = tokenizer.chat_template or self.default_template

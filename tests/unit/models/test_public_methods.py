@@ -85,6 +85,17 @@ def test_token_embeddings_of_another_size(name: str, end: str, tied: bool, tmp_p
     assert (random[0] != random[1]).any()
 
 
+@pytest.mark.parametrize("given", [{"pad_to_multiple_of": 1.3}, {"new_num_tokens": 2.5}, {"new_num_tokens": -1}])
+def test_rows_are_whole_numbers(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be a whole number above 0"):
+        made("Idefics3", "ForConditionalGeneration").resize_token_embeddings(**{"new_num_tokens": 99, **given})
+
+
+def test_features_under_their_later_name_are_not_passed_over() -> None:
+    with pytest.raises(TypeError, match="as image_hidden_states"):
+        made("Idefics3", "ForConditionalGeneration")(torch.tensor([[5]]), mm_encoder_outputs={"x": 1})
+
+
 def test_rows_of_their_own_are_not_resized() -> None:
     with pytest.raises(ConfigError, match="keeps its new tokens in a table of 2 rows of their own"):
         made("Idefics", "ForVisionText2Text").resize_token_embeddings(120)

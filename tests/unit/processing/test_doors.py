@@ -112,7 +112,7 @@ def test_an_older_template_next_to_a_newer_one(tmp_path: Path) -> None:
 def test_a_template_is_not_written_outside_of_the_folder(name: str, tmp_path: Path) -> None:
     processor = tiny_idefics3_processor()
     processor.chat_template = {"default": PLAIN, name: SHORT}
-    with pytest.raises(ConfigError, match="is no name for a file"):
+    with pytest.raises(ConfigError, match="is not a name for a file"):
         processor.save_pretrained(tmp_path / "inside")
     assert [path.name for path in tmp_path.rglob("*.jinja")] == []
 
@@ -208,6 +208,22 @@ def test_what_is_asked_of_any_tokenizer(name: str, tmp_path: Path) -> None:
     ours.chat_template = None
     with pytest.raises(ValueError, match="has no chat template"):
         ours.apply_chat_template(talk)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_tokenizer_of_transformers_is_taken_as_its_files_say_it(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    ours = MAKERS[name]()
+    ours.tokenizer.save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    made, again = (type(ours)(ours.image_processor, tokenizer) for tokenizer in (theirs, ours.tokenizer))
+    assert made.tokenizer.get_vocab() == ours.tokenizer.get_vocab()
+    text = ["What is it?"] if name == "idefics" else ["<image>What is it?"]
+    found, expected = (p(images=[[picture(20, 20)]], text=text, return_tensors="np") for p in (made, again))
+    assert np.array_equal(found["input_ids"], expected["input_ids"])
+    with pytest.raises(ConfigError, match="tokenizer is a int"):
+        type(ours)(ours.image_processor, 5)
 
 
 @pytest.mark.parametrize("name", MAKERS)
