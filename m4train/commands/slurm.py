@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,23 +12,27 @@ import sys
 from pathlib import Path
 
 from m4train.commands.arguments import TRAINS, Composed
+from m4train.commands.slurm_job import FOLDER, JOBS, Job, job_text, read_site, write_job
 from m4train.commands.sweep import points_of
 from m4train.config import Config
-from m4train.config.compose import load_config, resource_folder
+from m4train.config.compose import load_config, load_stages, resource_folder, save_config
 from m4train.config.packages import check_packages
 from m4train.config.showing import show
+from m4train.config.stages import Staged
 from m4train.errors import ConfigError
+from m4train.run_files import CONFIG
 
 POINTS = "sweep.points"  # a line for each run of an array: what `m4train train` gets
 
 
-def submit(asked: Composed, arguments: list[str], nodes: int, parallel: int | None) -> int:
-    """Checks the configuration here, submits it, and prints what sbatch answers; returns 0.
+def submit(asked: Composed, arguments: list[str], nodes: int, parallel: int | None, dry_run: bool) -> int:
+    """Checks the configuration here, writes the job into run_dir/slurm, submits it, and prints what sbatch answers; returns 0.
 
-    `arguments` are overrides and options of sbatch, which begin with `--` and go before the script: they win over its own
-    lines. A sweep (-m) is an array of jobs, `parallel` of them at a time. launch.processes is the number of processes, and of
-    GPUs, of each node. Raises ConfigError for a configuration that cannot work, if a package that it needs or sbatch is missing, or if it refuses.
+    `arguments` are overrides and options of sbatch, which begin with `--` and win over those of the site. A sweep (-m) is an
+    array of jobs, `parallel` of them at a time. With `dry_run` the job is shown alone. launch.processes is the number of
+    processes, and of GPUs, of each node. Raises ConfigError for a configuration that cannot work, if a package that it needs or sbatch is missing, or if it refuses.
     """
+    dry_run, arguments = dry_run or "dry_run=true" in arguments, [a for a in arguments if not a.startswith("dry_run=")]
     if arguments[:1] == ["evaluate"]:
         return _evaluation(nodes, arguments[1:])
     if asked.cfg is not None or asked.info is not None:
@@ -36,16 +41,49 @@ def submit(asked: Composed, arguments: list[str], nodes: int, parallel: int | No
     overrides = [argument for argument in arguments if not argument.startswith("--")]
     if asked.multirun:
         words, count, config = _array(asked, overrides)
-        options = [f"--array=0-{count - 1}{f'%{parallel}' if parallel else ''}", *options]
-    else:
-        words, config = [*asked.again(), *overrides], load_config(overrides, asked.where())
+        _check(config, nodes)
+        array = f"--array=0-{count - 1}{f'%{parallel}' if parallel else ''}"
+        return _submitted([*_sizes(nodes, config.launch.processes), array, *options], words)
+    staged = load_stages(overrides, asked.where())
+    for config in staged.configs:
+        _check(config, nodes)
+    launch = staged.configs[0].launch
+    sizes = [*_sizes(nodes, launch.processes), *options]
+    limits = (launch.attempts, launch.exclude_bad_nodes, launch.chain > 1)
+    job = Job(staged.folder, sizes, [*asked.again(), *overrides], *limits)
+    text = job_text(_script().read_text(encoding="utf-8"), read_site(), job)
+    if dry_run:
+        print(text, end="")
+        return 0
+    _submit_all(staged, job, text, launch.chain)
+    return 0
+
+
+def _check(config: Config, nodes: int) -> None:
     check_packages(config, TRAINS)
     if config.engine.name == "single" and (nodes, config.launch.processes) != (1, 1):
         raise ConfigError(
             "engine.name is single, but the job starts several processes: choose engine=ddp, fsdp2 or zero1 to zero3, or "
             "--nodes 1 launch.processes=1."
         )
-    return _submitted([*_sizes(nodes, config.launch.processes), *options], words)
+
+
+def _submit_all(staged: Staged, job: Job, text: str, chain: int) -> None:
+    """Writes the job with its configurations and submits it `chain` times, each to start when the one before has ended."""
+    _need_sbatch()
+    path = write_job(job, text)
+    for config in staged.configs:
+        save_config(config, path.with_name(CONFIG if config.stage is None else f"{config.stage}-{CONFIG}"))
+    before: str | None = None
+    for _ in range(chain):
+        after = [] if before is None else [f"--dependency=afterany:{before}"]
+        said = _sbatch([*after, str(path)])
+        print(said)
+        found = re.search(r"(\d+)\s*$", said)
+        before = found[1] if found else None
+        if before is not None:
+            with (job.run_dir / FOLDER / JOBS).open("a", encoding="utf-8") as file:
+                file.write(f"{before}\n")
 
 
 def _array(asked: Composed, overrides: list[str]) -> tuple[list[str], int, Config]:
@@ -77,17 +115,25 @@ def _evaluation(nodes: int, arguments: list[str]) -> int:
 
 
 def _submitted(options: list[str], words: list[str], **variables: str) -> int:
-    """Prints what sbatch answers; returns 0. Raises ConfigError if it is missing or refuses."""
+    """Submits the script as it is, and prints what sbatch answers; returns 0."""
+    _need_sbatch()
+    print(_sbatch([*options, str(_script()), *words], **variables))
+    return 0
+
+
+def _need_sbatch() -> None:
     if shutil.which("sbatch") is None:
         raise ConfigError("sbatch is not on the PATH: `m4train launch slurm` works where jobs are submitted.")
-    command = ["sbatch", *options, str(_script()), *words]
+
+
+def _sbatch(words: list[str], **variables: str) -> str:
+    """What sbatch answers. Raises ConfigError if it refuses."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, **variables}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(["sbatch", *words], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"sbatch refused the job: {' '.join((done.stderr or done.stdout).split())}.")
-    print(done.stdout.strip())
-    return 0
+    return done.stdout.strip()
 
 
 def _overrides(point: list[str]) -> list[str]:

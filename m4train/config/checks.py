@@ -229,6 +229,8 @@ def _check_training(config: Config) -> None:
     _check_adapter(config.adapter)
     check_logging(config)
     _check_export(config.export)
+    for key in ("attempts", "chain"):
+        at_least(f"launch.{key}", getattr(config.launch, key), 1)
     _check_evaluation(config)
 
 

@@ -240,6 +240,13 @@ class LaunchConfig:
     """Processes of this machine; if torchrun or SLURM starts them, they say how many there are."""
 
     processes: int | None = None  # processes that m4train starts on this machine, one per GPU; null: one
+    # `launch slurm`: starts of the ranks, within a job and after requeues, that may fail without a new checkpoint
+    attempts: int = 3
+    chain: int = (
+        1  # `launch slurm`: jobs that are submitted, each to go on when the one before has ended, for short limits
+    )
+    # `launch slurm`: if a node fails its check before training, submit the job again without it; false: the job fails
+    exclude_bad_nodes: bool = False
 
 
 @dataclass

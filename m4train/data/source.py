@@ -270,6 +270,11 @@ def index_sources(
         build_index(shards, form, Renderer(processor, config, name), data.index_dir, progress=progress)
 
 
+def shards_of(name: str, config: SourceConfig) -> list[str]:
+    """The shards of a source. Raises ConfigError or DataError if there are none."""
+    return _found(name, config)[2]
+
+
 def _found(name: str, config: SourceConfig) -> tuple[SourceConfig, ShardFormat, list[str]]:
     """A source with the name of its format, the format, and its shards."""
     key = f"data.sources.{name}"
