@@ -17,7 +17,7 @@ SITE = "M4TRAIN_SITE"  # names another file than launch/slurm/site.yaml of the w
 FOLDER = "slurm"  # in run_dir
 JOB, JOBS, GIT, BAD_NODES, LOGS = "job.sbatch", "jobs", "git.txt", "bad_nodes", "logs"
 _DEFAULT_SITE = Path("launch") / "slurm" / "site.yaml"
-_OPTIONS_END = "set -euo pipefail\n"  # the first line of the script that is no comment
+_OPTIONS_END = "set -euo pipefail\n"  # the first line of the script after its comments
 _OWN = "# OWN: "  # the line of the script in whose place a run's own goes
 _KINDS = ("pyxis", "apptainer")
 
