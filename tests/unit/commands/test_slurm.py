@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from m4train.cli import main
-from m4train.config.compose import load_config, resource_folder
+from m4train.config.compose import load_config
 
 FIRST = ["experiment=digits_pretrain", "logging=none"]
 

@@ -242,7 +242,6 @@ SHOWN: dict[str, str] = {
     "stages.N.overrides": "unit/commands/test_stages.py",
     "stage": "unit/commands/test_stages.py",
     "optimizer.start": "unit/commands/test_stages.py",
-    "logging.group": "unit/commands/test_stages.py",
     "launch.attempts": "unit/commands/test_slurm_jobs.py",
     "launch.chain": "unit/commands/test_slurm_jobs.py",
     "launch.exclude_bad_nodes": "unit/commands/test_slurm_jobs.py",
