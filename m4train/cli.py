@@ -10,6 +10,7 @@ import traceback
 import click
 
 from m4train.commands.arguments import CORES, EVALUATES, JSON, TRAINS, Command, number, option, words
+from m4train.commands.launch_table import LAUNCH
 from m4train.errors import ConfigError, M4Error, of_the_system
 from m4train.exits import FAILED, INTERRUPTED, REFUSED, interrupts_noted, say_once
 
@@ -257,61 +258,7 @@ COMMANDS = {
         more="pipeline:presets_help",
         examples=("pipeline web paths=[crawl/*.warc.gz] folder=shards", "pipeline dedup documents=shards/documents"),
     ),
-    "launch slurm": Command(
-        "Submit to SLURM the run that train would start, a sweep of them, or an evaluation that follows one.",
-        "slurm:submit",
-        number("nodes", 1, "machines of the job"),
-        option("--parallel", type=click.IntRange(1), metavar="N", help="with -m: runs at a time"),
-        option("--dry-run", is_flag=True, help="show the job and submit nothing"),
-        reads="asked",
-        needs=TRAINS,
-        examples=(
-            "launch slurm --nodes 4 --time=24:00:00 experiment=digits_pretrain engine=fsdp2 launch.processes=8",
-            "launch slurm -m experiment=digits_pretrain optimizer.lr=1e-3,3e-3",
-        ),
-    ),
-    "launch status": Command(
-        "Show the jobs of a run on SLURM, and how far it has come.",
-        "slurm_watch:status",
-        words("arguments", "RUN"),
-        reads="",
-        examples=("launch status runs/mine", "launch status run_dir=runs/mine"),
-    ),
-    "launch logs": Command(
-        "Show the last lines of every rank of a run on SLURM, failed ones first.",
-        "slurm_watch:logs",
-        words("arguments", "RUN"),
-        reads="",
-        examples=("launch logs runs/mine", "launch logs run_dir=runs/mine"),
-    ),
-    "launch stop": Command(
-        "End a run on SLURM, with a checkpoint.",
-        "slurm_watch:stop",
-        words("arguments", "RUN"),
-        reads="",
-        examples=("launch stop runs/mine", "launch stop run_dir=runs/mine"),
-    ),
-    "launch interrupt": Command(
-        "Rehearse a preemption of a run on SLURM: a checkpoint, back into the queue, and on.",
-        "slurm_watch:interrupt",
-        words("arguments", "RUN"),
-        reads="",
-        examples=("launch interrupt runs/mine", "launch interrupt run_dir=runs/mine"),
-    ),
-    "launch node": Command(
-        "Check this machine alone: GPUs, shared memory, data, indexes; a job does it first on every node.",
-        "node_check:check_node",
-        option("--out", metavar="FOLDER", help="where what was found is written"),
-        option("--judge", metavar="FOLDER", help="compare what is in this folder instead, and name the bad nodes"),
-        examples=("launch node experiment=digits_pretrain", "launch node --judge nodes experiment=digits_pretrain"),
-    ),
-    "launch check": Command(
-        "Check processes, network, disk, versions and clocks before hours of queueing.",
-        "preflight:preflight",
-        processes=True,
-        needs=TRAINS,
-        examples=("launch check experiment=digits_pretrain", "launch check engine=fsdp2 launch.processes=8"),
-    ),
+    **LAUNCH,
 }
 
 

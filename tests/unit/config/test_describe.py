@@ -47,7 +47,7 @@ def test_a_comment_on_the_lines_or_above_them_is_found(tmp_path, monkeypatch):
         ("data.sources.mine.weight", ["data.sources.NAME.weight"]),
         ("data.validation.mine.weight", ["data.sources.NAME.weight"]),
         ("freeze.rules.3.part", ["freeze.rules.N.part"]),
-        ("launch", ["launch", "launch.processes"]),
+        ("launch", ["launch", "launch.processes", "launch.attempts", "launch.chain", "launch.exclude_bad_nodes"]),
         ("batch_ramp", [f"trainer.batch_ramp{end}" for end in ("", ".start", ".increment", ".steps")]),
         ("trainer.nothing", []),
         ("nothing", []),
