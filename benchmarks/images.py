@@ -1,10 +1,11 @@
 """Images per second of the image processors, side by side with the Pillow processors of transformers.
 
-    python benchmarks/images.py [--seconds 3] [--threads]
+    python benchmarks/images.py [--seconds 3] [--threads] [--torchvision]
 
 Both sides get the same decoded images, one after the other in turns, and their pixels are compared first. "uint8" is what
 training uses: frames whose values are looked up on the device. "float32" is what the reference returns. Times are processor
-time of one thread, so that other work on the machine does not count; those of batches in threads are the best of all turns.
+time of one thread, so that other work on the machine does not count; times of batches in threads are the best of all turns.
+`--torchvision` compares the backend "torch" with transformers' torchvision backend instead, where that is installed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
@@ -46,6 +48,28 @@ PAIRS = {
 }
 
 
+TORCHVISION = {"Idefics": "Idefics", "Idefics2": "Idefics2", "Idefics3": "Idefics3", "SmolVLM": "Idefics3"}
+
+
+def torchvision_pairs() -> dict[str, tuple]:
+    """The same processors with backend="torch", and those of transformers' torchvision backend with the same settings."""
+    import transformers
+
+    pairs = {}
+    for name, (ours, theirs) in PAIRS.items():
+        kind = getattr(transformers, f"{TORCHVISION[name.split()[0]]}ImageProcessor")
+        settings = {key: getattr(theirs, key, None) for key in ("size", "max_image_size", "do_image_splitting")}
+        settings |= {"image_mean": ours.image_mean, "image_std": ours.image_std}
+        given = {
+            key: dict(value) if hasattr(value, "keys") else value
+            for key, value in settings.items()
+            if value is not None
+        }
+        pairs[name] = ours.replace(backend="torch"), kind(**given)
+        assert pairs[name][1].backend == "torchvision", "torchvision is not installed"
+    return pairs
+
+
 def photo(width: int, height: int) -> Image.Image:
     """A smooth picture with some noise, as photographs are."""
     rng = np.random.default_rng(width)
@@ -72,13 +96,14 @@ def times_of(
     return times
 
 
-def compare(name: str, kind: str, size: tuple[int, int], seconds: float) -> None:
-    ours, theirs = PAIRS[name]
+def compare(pair: tuple, name: str, kind: str, size: tuple[int, int], seconds: float) -> None:
+    ours, theirs = pair
     image = photo(*size)
-    expected = theirs(image, return_tensors="np")
+    tensors = "pt" if getattr(theirs, "backend", "") == "torchvision" else "np"
+    expected = theirs(image, return_tensors=tensors)
     assert np.array_equal(pixels(ours(image, return_tensors="np")), pixels(expected)), "pixels differ"
     calls = {
-        "theirs": lambda: theirs(image, return_tensors="np"),
+        "theirs": lambda: theirs(image, return_tensors=tensors),
         "uint8": lambda: ours.frames(image),
         "float32": lambda: ours(image, return_tensors="np"),
     }
@@ -108,13 +133,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3.0, help="time per line")
     parser.add_argument("--threads", action="store_true", help="also measure batches in threads")
+    parser.add_argument("--torchvision", action="store_true", help="compare the backend torch with torchvision's")
     options = parser.parse_args()
+    torch.set_num_threads(1)
+    pairs = torchvision_pairs() if options.torchvision else PAIRS
     print(
         f"{'processor':16}{'image':10}{'size':>11}{'theirs/s':>10}{'float32/s':>10}{'uint8/s':>10}{'float32':>11}{'uint8':>11}"
     )
-    for name in PAIRS:
+    for name, pair in pairs.items():
         for kind, size in SIZES.items():
-            compare(name, kind, size, options.seconds)
+            compare(pair, name, kind, size, options.seconds)
     if options.threads:
         compare_threads(SIZES["photo"], options.seconds)
 

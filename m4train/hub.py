@@ -17,7 +17,7 @@ _PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 # What people pass for transformers' sake, which decides nothing here: tokenizers and images are read in one way, and no code.
-WITHOUT_MEANING = ("trust_remote_code", "use_fast", "backend", "_from_auto")
+WITHOUT_MEANING = ("trust_remote_code", "use_fast", "_from_auto")
 
 # Arguments of `model_folder` that a caller of from_pretrained may give.
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import json
@@ -51,7 +52,9 @@ with torch.inference_mode():
     ids = model.eval().generate(**said[0][1], max_new_tokens=task["tokens"], do_sample=False, num_beams=1)
 start = said[0][1]["input_ids"].shape[1]
 print(json.dumps({"version": transformers.__version__, "prompts": [prompt for prompt, _ in said],
-    "ids": [inputs["input_ids"][0].tolist() for _, inputs in said], "answer": ids[0, start:].tolist()}))
+    "ids": [inputs["input_ids"][0].tolist() for _, inputs in said], "answer": ids[0, start:].tolist(),
+    "torchvision": getattr(processor.image_processor, "backend", "") == "torchvision"
+    or type(processor.image_processor).__name__.endswith("Fast")}))
 """
 
 
@@ -65,11 +68,11 @@ class Rendered:
     pixels: bool
     answer: bool
     sentences: tuple[str, ...] = ()
+    note: str = ""
 
     def lines(self) -> list[str]:
-        if self.sentences:
-            return list(self.sentences)
-        return [f"transformers {self.version} renders and answers the same"]
+        said = list(self.sentences) or [f"transformers {self.version} renders and answers the same"]
+        return [*said, *([self.note] if self.note else [])]
 
 
 def inputs_of(processor: Any, prompt: str, image: Any) -> Any:
@@ -114,7 +117,9 @@ def rendered_by_transformers(folder: Path, base: str, processor: Any, model: Any
             return Rendered(None, False, False, False, (f"transformers cannot use the folder ({last})",))
         theirs = json.loads(done.stdout.splitlines()[-1])
         pixels = [_array(Path(scratch, f"{number}.npy")) for number in range(len(CONVERSATIONS))]
-    ours = list(asked(processor, processor.chat_template, CONVERSATIONS, image))
+    backend = "torch" if theirs["torchvision"] else "pil"
+    alike, note = _with_backend(processor, backend)
+    ours = list(asked(alike, processor.chat_template, CONVERSATIONS, image))
     ids = [inputs["input_ids"][0].tolist() for _, inputs in ours]
     same = [
         (mine.get("pixel_values") is None) == (other is None)
@@ -124,7 +129,21 @@ def rendered_by_transformers(folder: Path, base: str, processor: Any, model: Any
     answer = _answer(model, ours[0][1])
     found = Rendered(theirs["version"], ids == theirs["ids"], all(same), answer == theirs["answer"])
     return Rendered(
-        found.version, found.ids, found.pixels, found.answer, tuple(_differences(found, ids, theirs, processor))
+        found.version, found.ids, found.pixels, found.answer, tuple(_differences(found, ids, theirs, processor)), note
+    )
+
+
+def _with_backend(processor: Any, backend: str) -> tuple[Any, str]:
+    """The processor with what transformers resizes pictures by, and what there is to say if that is not what the run did."""
+    trained = processor.image_processor.backend or "pil"
+    if trained == backend:
+        return processor, ""
+    alike = copy.copy(processor)
+    alike.image_processor = processor.image_processor.replace(backend=backend)
+    way = "install torchvision next to it" if trained == "torch" else "give it backend='pil'"
+    return alike, (
+        f"transformers resizes pictures by {'torchvision' if backend == 'torch' else 'Pillow'} here, the run did by {trained}, "
+        f"which differs by a level or two: {way} for the very pixels of the run"
     )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from m4train.processing.features import Features
 from m4train.processing.image_processor import ImageProcessor, checked_size
-from m4train.processing.images import to_rgb
+from m4train.processing.resampling import Canvas
 from m4train.processing.settings import in_documented_order
 
 MEAN = STD = [0.5, 0.5, 0.5]
@@ -72,10 +72,10 @@ class Idefics2ImageProcessor(ImageProcessor):
 
     def frames(self, image: Image.Image, size: tuple[int, int] | None = None) -> list[np.ndarray]:
         """The frames (3, H, W) uint8 of an image: itself, or its quarters and itself."""
-        image = to_rgb(self._rgb_only(image))
+        whole = self._canvas(image)
         if size is not None:  # then there is one frame: see needed_size
-            return [self._frame(image, (0, 0, *image.size), size)]
-        return [self._frame(image, box) for box in self._boxes(*image.size)]
+            return [self._frame(whole, size)]
+        return [self._frame(whole.cropped(box)) for box in self._boxes(*whole.size)]
 
     def _boxes(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
         """The parts of an image that become frames, as left, top, right, lower; of a side of one pixel both halves are it."""
@@ -86,13 +86,8 @@ class Idefics2ImageProcessor(ImageProcessor):
         right, lower = max(x, 1), max(y, 1)
         return [(0, 0, right, lower), (x, 0, width, lower), (0, y, right, height), (x, y, width, height), whole]
 
-    def _frame(
-        self, image: Image.Image, box: tuple[int, int, int, int], original: tuple[int, int] | None = None
-    ) -> np.ndarray:
-        part = image if box == (0, 0, *image.size) else image.crop(box)
-        size = self._resized(*(original or part.size))
-        part = part if size == part.size else part.resize(size, Image.Resampling(self.resample))
-        return np.ascontiguousarray(np.asarray(part).transpose(2, 0, 1))
+    def _frame(self, part: Canvas, original: tuple[int, int] | None = None) -> np.ndarray:
+        return np.stack(part.resized(self._resized(*(original or part.size))).planes())
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if not self.do_resize:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from m4train.processing.features import Features
 from m4train.processing.image_processor import ImageProcessor, checked_size, square_side
-from m4train.processing.images import to_rgb
+from m4train.processing.resampling import Canvas
 from m4train.processing.settings import in_documented_order
 
 MAX_SIDE = 4096  # no image is resized beyond this, whatever the settings ask for
@@ -101,18 +101,19 @@ class Idefics3ImageProcessor(ImageProcessor):
 
     def frames(self, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
         """The frames (n, 3, S, S) uint8 of an image: tiles in reading order, and the whole image last."""
-        image = to_rgb(self._rgb_only(image))
+        whole = self._canvas(image)
         side = self.frame_size
         if self.do_resize:
-            image = self._resize(image, self._resized(*(size or image.size)))
+            whole = whole.resized(self._resized(*(size or whole.size)))
         if not self.do_image_splitting:
-            return _tiles(self._resize(image, (side, side)), side, 1)
-        image = self._resize(image, self._tiled_size(*image.size))
-        if max(image.size) <= side:
-            return _tiles(image, side, 1)
-        count = (image.width // side) * (image.height // side)
-        frames = _tiles(image, side, count + 1)
-        frames[count] = np.asarray(self._resize(image, (side, side))).transpose(2, 0, 1)
+            return _tiles(whole.resized((side, side)), side, 1)
+        whole = whole.resized(self._tiled_size(*whole.size))
+        width, height = whole.size
+        if max(width, height) <= side:
+            return _tiles(whole, side, 1)
+        count = (width // side) * (height // side)
+        frames = _tiles(whole, side, count + 1)
+        frames[count] = whole.resized((side, side)).planes()
         return frames
 
     @in_documented_order
@@ -135,9 +136,6 @@ class Idefics3ImageProcessor(ImageProcessor):
             features["rows"] = [[rows for rows, _ in sample] for sample in grids]
             features["cols"] = [[columns for _, columns in sample] for sample in grids]
         return features
-
-    def _resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        return image if image.size == size else image.resize(size, Image.Resampling(self.resample))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Size after the first step: the longest side set (up or down), the other one even."""
@@ -167,16 +165,16 @@ class Idefics3ImageProcessor(ImageProcessor):
         return math.ceil(int(height * ratio) / side) * side, height
 
 
-def _tiles(image: Image.Image, side: int, count: int) -> np.ndarray:
+def _tiles(whole: Canvas, side: int, count: int) -> np.ndarray:
     """Room for `count` frames (count, 3, side, side) uint8, with the tiles of the image in the first of them.
 
     The sides of the image are multiples of `side`.
     """
-    columns, rows = image.width // side, image.height // side
+    columns, rows = (length // side for length in whole.size)
     frames = np.empty((count, 3, side, side), np.uint8)
     tiles = frames[: rows * columns].reshape(rows, columns, 3, side, side)
-    for channel, band in enumerate(image.split()):  # whole rows of a band are copied at once
-        tiles[:, :, channel] = np.asarray(band).reshape(rows, side, columns, side).transpose(0, 2, 1, 3)
+    for channel, plane in enumerate(whole.planes()):  # whole rows of a plane are copied at once
+        tiles[:, :, channel] = plane.reshape(rows, side, columns, side).transpose(0, 2, 1, 3)
     return frames
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 from m4train.processing.features import Features
 from m4train.processing.image_processor import ImageProcessor, square_side
-from m4train.processing.images import to_rgb
 from m4train.processing.settings import in_documented_order
 
 Self = TypeVar("Self", bound="IdeficsImageProcessor")
@@ -71,10 +70,9 @@ class IdeficsImageProcessor(ImageProcessor):
 
     def frames(self, image: Image.Image, size: tuple[int, int] | None = None) -> list[np.ndarray]:
         """The one frame (3, S, S) uint8 of an image."""
-        image = to_rgb(self._rgb_only(image))
-        (target,) = self.frame_sizes(*(size or image.size))
-        image = image if image.size == target else image.resize(target, Image.Resampling(self.resample))
-        return [np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))]
+        whole = self._canvas(image)
+        (target,) = self.frame_sizes(*(size or whole.size))
+        return [np.stack(whole.resized(target).planes())]
 
     @in_documented_order
     def preprocess(  # the reference returns the values alone

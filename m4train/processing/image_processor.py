@@ -14,14 +14,17 @@ from m4train.hub import HUB_OPTIONS, PROCESSOR_FILES, WITHOUT_MEANING, model_fol
 from m4train.json_files import AsJson, read_mapping
 from m4train.processing.features import Features
 from m4train.processing.files import read_processor_files, write_json
-from m4train.processing.images import normalize_into, pixel_table
+from m4train.processing.images import fused_pixel_table, normalize_into, pixel_table, to_rgb
 from m4train.processing.inputs import is_fractions, nest_images, read_image
 from m4train.processing.levels import is_deep
 from m4train.processing.pieces import Frames
+from m4train.processing.resampling import Canvas, canvas, normalize_by_torch, resolved
 from m4train.processing.settings import WrongSize, in_documented_order, known_alone, no_setting, warn_of_unused
 
 Self = TypeVar("Self", bound="ImageProcessor")
 _MARKS = ("image_processor_type", "processor_class")  # in files, written again by every save
+_OWN = ("upstream_reading", "backend")  # settings of ours alone
+_BACKEND = "image_backend"  # what files call it: to transformers `backend` is a name that nothing may be set to
 
 
 class ImageProcessor(AsJson):
@@ -29,7 +32,8 @@ class ImageProcessor(AsJson):
 
     `upstream_reading` reads images as transformers does, for exact comparison: Pillow images are not rotated as their EXIF
     data say, files lose their alpha channel instead of being laid on white, and more than 8 bits are cut off at 255 instead
-    of being scaled.
+    of being scaled. `backend` says what resizes: "pil" or "torch", whose pixels are those of transformers' Pillow and
+    torchvision backends; "auto" is torch if it can; None, if nobody has said it yet, is Pillow.
 
     Images are computed on in 256 levels. So an array of fractions that are not multiples of 1/255 loses what is
     between two levels, as it does in transformers wherever that resizes; transformers keeps it with do_resize=False,
@@ -58,6 +62,7 @@ class ImageProcessor(AsJson):
         self.image_mean = _per_channel(image_mean)
         self.image_std = _per_channel(image_std)
         self.upstream_reading = bool(extra.get("upstream_reading", False))
+        self.backend = resolved(extra.get("backend"), self.resample)
         self._extra: dict[str, Any] = {}  # of preprocessor_config.json, kept for whoever knows them
         for name in extra:
             if name not in self.setting_names():
@@ -69,7 +74,7 @@ class ImageProcessor(AsJson):
     def setting_names(cls) -> list[str]:
         """The names of the settings that the constructor takes."""
         kinds = inspect.signature(cls).parameters.values()
-        return [kind.name for kind in kinds if kind.kind is not kind.VAR_KEYWORD] + ["upstream_reading"]
+        return [kind.name for kind in kinds if kind.kind is not kind.VAR_KEYWORD] + list(_OWN)
 
     @classmethod
     def from_dict(cls: type[Self], settings: dict[str, Any]) -> Self:
@@ -81,8 +86,10 @@ class ImageProcessor(AsJson):
     @classmethod
     def _of(cls: type[Self], settings: dict[str, Any]) -> Self:
         known = cls.setting_names()
+        if settings.get(_BACKEND) is not None:
+            settings = {"backend": settings[_BACKEND], **settings}
         processor = cls(**{name: value for name, value in settings.items() if name in known and value is not None})
-        processor._extra = {name: value for name, value in settings.items() if name not in (*known, *_MARKS)}
+        processor._extra = {name: value for name, value in settings.items() if name not in (*known, *_MARKS, _BACKEND)}
         return processor
 
     @classmethod
@@ -122,6 +129,9 @@ class ImageProcessor(AsJson):
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         if not settings["upstream_reading"]:
             del settings["upstream_reading"]  # an own setting: other libraries know nothing of it
+        backend = settings.pop("backend")
+        if backend is not None:
+            settings[_BACKEND] = backend
         return self._extra | settings | {"image_processor_type": type(self).__name__}
 
     def geometry(self) -> dict[str, Any]:
@@ -135,7 +145,7 @@ class ImageProcessor(AsJson):
             if name not in self.setting_names():
                 raise no_setting(type(self).__name__, name, self.setting_names())
         changes = {name: value for name, value in settings.items() if value is not None}
-        return self._of(self.to_dict() | changes) if changes else self
+        return self._of({"backend": self.backend, **self.to_dict(), **changes}) if changes else self
 
     # Images to frames
 
@@ -241,6 +251,8 @@ class ImageProcessor(AsJson):
     def pixel_table(self) -> np.ndarray:
         """The value (3, 256) float32 of each uint8 level of each channel after rescaling and normalising."""
         mean, std = (self.image_mean, self.image_std) if self.do_normalize else (None, None)
+        if self.backend == "torch" and self.do_rescale:
+            return fused_pixel_table(mean, std, self.rescale_factor)
         return pixel_table(mean, std, self.rescale_factor if self.do_rescale else None)
 
     def stack(self, samples: list[list[np.ndarray]], pad: bool, tensors: bool) -> Features:
@@ -272,6 +284,8 @@ class ImageProcessor(AsJson):
     def _write(self, frame: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
         if self._dtype is np.uint8:
             out[...] = frame
+        elif self.backend == "torch" and self.do_rescale and self.do_normalize:
+            normalize_by_torch(frame, self.image_mean, self.image_std, self.rescale_factor, out)
         else:
             normalize_into(frame, table, out)
 
@@ -279,6 +293,10 @@ class ImageProcessor(AsJson):
         out: np.ndarray = np.empty(frame.shape, self._dtype)
         self._write(frame, self.pixel_table(), out)
         return out
+
+    def _canvas(self, image: Image.Image) -> Canvas:
+        """The image in RGB, to be resized by the backend."""
+        return canvas(to_rgb(self._rgb_only(image)), self.resample, self.backend)
 
     def _rgb_only(self, image: Image.Image) -> Image.Image:
         """The image itself, with `upstream_reading` as Pillow brings it to 8 bits. Raises ValueError if it is not RGB and

@@ -268,6 +268,16 @@ def pixel_table(
     return (table - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
 
 
+def fused_pixel_table(mean: list[float] | None, std: list[float] | None, rescale_factor: float) -> np.ndarray:
+    """As `pixel_table`, (3, 256) float32, rounded as transformers' torchvision backend does: it scales mean and deviation, not
+    the levels."""
+    levels = np.repeat(np.arange(256, dtype=np.float32)[None], 3, axis=0)
+    if mean is None or std is None:
+        return levels * np.float32(rescale_factor)
+    scale = np.float32(1.0 / rescale_factor)
+    return (levels - (np.asarray(mean, np.float32) * scale)[:, None]) / (np.asarray(std, np.float32) * scale)[:, None]
+
+
 def normalize_into(frame: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
     """Writes a frame (3, H, W) uint8, looked up in a table (3, 256), to `out` (3, H, W) float32."""
     for channel in range(3):
