@@ -83,7 +83,7 @@ def build_processor(config: Config) -> SampleProcessor:
         )
     processor = _processor(config)
     require_members(processor, SampleProcessor, "The processor")
-    images = getattr(processor, "image_processor", None)
+    images: Any = getattr(processor, "image_processor", None)
     if getattr(images, "backend", "") is None:  # neither the folder nor model.processor.backend says what resizes
         processor.image_processor = images.replace(backend="auto")
     add_tokens(processor.tokenizer, list(config.model.texts_of_added))
