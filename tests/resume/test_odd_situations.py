@@ -128,8 +128,16 @@ def test_a_stop_file_made_while_the_held_out_loss_is_measured(tmp_path):
         assert find_checkpoint(make_config(run, max_steps=steps)).step == 3
 
 
+@pytest.fixture
+def heard():
+    """SIGHUP is not ignored, as it is where nohup began the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_in_a_save_beside_training_waits_for_it(number, tmp_path):
+def test_a_signal_in_a_save_beside_training_waits_for_it(number, tmp_path, heard):
     trainer = _trainer(tmp_path)
     trainer.callbacks.append(At(4, lambda: os.kill(os.getpid(), number)))  # the save of step 4 is under way
     result = trainer.train()
@@ -152,6 +160,7 @@ def _hang_up(run_dir):
     """Trains in a terminal that is gone after step 3: from then on each word to it is an error."""
     import pty
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     master, slave = pty.openpty()
     for descriptor in (1, 2):
         os.dup2(slave, descriptor)
