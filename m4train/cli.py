@@ -233,7 +233,10 @@ COMMANDS = {
     "data index": Command(
         "Build the indexes of all sources; an interrupted build goes on.",
         "data:index",
-        examples=("data index experiment=digits_sft", "data index data=own data.sources.mine.path=train.json"),
+        examples=(
+            "data index experiment=digits_sft",
+            "data index data=own 'data.sources={mine: {path: train.json, format: auto}}'",
+        ),
     ),
     "data stats": Command(
         "Print what every source holds, as JSON, from the indexes alone.",
@@ -247,7 +250,7 @@ COMMANDS = {
         number("workers", 1, "processes that write"),
         examples=(
             "data convert experiment=digits_sft --out shards",
-            "data convert data=own data.sources.mine.path=train.json --out shards --workers 4",
+            "data convert data=own 'data.sources={mine: {path: train.json, format: auto}}' --out shards --workers 4",
         ),
     ),
     "pipeline": Command(

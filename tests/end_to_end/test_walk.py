@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from m4train import cli
 from m4train.processing.tokenizer_training import train_bpe_tokenizer
 from tests.helpers import warm
 from tests.helpers.data import digit_pictures
+from tests.helpers.hub_server import connected
 
 pytestmark = pytest.mark.slow
 EXPERIMENT = """
@@ -66,7 +68,7 @@ def command(folder, *arguments, ready=1, **environment):
     return run.output.read_text()
 
 
-def test_from_a_json_file_to_the_best_of_three_runs(project):
+def test_from_a_json_file_to_the_best_of_three_runs_on_the_hub(project, monkeypatch):
     checked = json.loads(command(project, "validate", "--workers", "1", "--json", "experiment=mine"))
     assert checked["failed"] == []
     assert checked["sources"]["mine"]["samples"] > 0
@@ -85,5 +87,9 @@ def test_from_a_json_file_to_the_best_of_three_runs(project):
     assert "<svg" in (project / "compare.html").read_text()
 
     best = found["runs"][0]["run"]
-    command(project, "export", f"run_dir={best}")
-    assert (project / best / "export" / "config.json").is_file()
+    monkeypatch.chdir(project)
+    with connected(project / "cache") as hub:
+        assert cli.main(["export", f"run_dir={best}", "--push-to", "me/digits", "--private"]) == 0
+        pushed = hub.model("me/digits")
+        assert pushed.private
+        assert {"config.json", "tokenizer.json", "model.safetensors", "README.md"} <= set(pushed.commits[-1][1])
