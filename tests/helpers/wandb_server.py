@@ -73,6 +73,7 @@ class Server:
         self.storage: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.sweeps: dict[str, dict[str, Any]] = {}
+        self.points: list[dict[str, Any]] = []
         self.unknown: list[str] = []
         self.lock = threading.RLock()
         self.address = ""
@@ -267,6 +268,10 @@ class Server:
             "UpdateArtifactManifest": lambda: self.create_manifest(given, "updateArtifactManifest"),
             "CreateArtifactFiles": lambda: self.create_files(given),
             "CommitArtifact": lambda: self.commit_artifact(given),
+            "UpsertSweep": lambda: self._sweep(given),
+            "SweepWithRuns": lambda: self._sweep_of(given),
+            "CreateAgent": lambda: {"createAgent": {"agent": {"id": given["sweep"]}}},
+            "Heartbeat": lambda: self._heartbeat(given),
             "UseArtifact": lambda: {"useArtifact": {"artifact": {"id": given["input"]["artifactID"]}}},
             "ArtifactMembershipByName": lambda: self.membership(given),
             "FetchArtifactManifest": lambda: self.manifest(given),
@@ -282,6 +287,36 @@ class Server:
     def _run_files(self, given: dict[str, Any]) -> dict[str, Any]:
         urls = [{"name": name, "uploadUrl": self._url(f"runs/{given['run']}/{name}")} for name in given["files"] or ()]
         return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": urls}}
+
+    # sweeps: `points` are what the agent gets, one run each
+
+    def _sweep(self, given: dict[str, Any]) -> dict[str, Any]:
+        name = f"sweep{len(self.sweeps)}"
+        self.sweeps[name] = {"config": given["config"], "left": list(self.points), "sent": []}
+        place = {
+            "id": "p",
+            "name": given["projectName"],
+            "entity": {"id": "e", "name": given["entityName"] or "someone"},
+        }
+        return {"upsertSweep": {"sweep": {"id": name, "name": name, "project": place}, "configValidationWarnings": []}}
+
+    def _sweep_of(self, given: dict[str, Any]) -> dict[str, Any]:
+        held = {"id": given["sweep"], "name": given["sweep"], "method": "random", "state": "RUNNING", "description": ""}
+        held |= {"config": self.sweeps[given["sweep"]]["config"], "runs": {"edges": []}}
+        return {"project": {"sweep": held}}
+
+    def _heartbeat(self, given: dict[str, Any]) -> dict[str, Any]:
+        sweep, commands = self.sweeps[given["id"]], []
+        if not json.loads(given["runState"]):  # nothing is running
+            point = sweep["left"].pop(0) if sweep["left"] else None
+            if point is None:
+                commands = [{"type": "exit"}]
+            else:
+                name = f"{given['id']}run{len(sweep['sent'])}"
+                sweep["sent"].append(name)
+                args = {key: {"value": value} for key, value in point.items()}
+                commands = [{"id": name, "type": "run", "run_id": name, "program": "m4train", "args": args}]
+        return {"agentHeartbeat": {"agent": {"id": given["id"]}, "commands": json.dumps(commands)}}
 
     def _alert(self, given: dict[str, Any]) -> dict[str, Any]:
         self.run(given["entityName"], given["projectName"], given["runName"]).alerts.append(given)
