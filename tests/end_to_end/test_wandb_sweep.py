@@ -30,9 +30,8 @@ def test_the_arguments_that_an_agent_makes_are_a_configuration(monkeypatch):
     assert words[:2] == ["m4train", "train"]
     assert "--optimizer.lr=0.003" in words
     seen = []
-    monkeypatch.setattr(
-        "m4train.commands.arguments.Command._load", lambda self: lambda config: seen.append(config) or 0
-    )
+    train = lambda stages, **options: seen.extend(stages.configs) or 0
+    monkeypatch.setattr("m4train.commands.arguments.Command.load", lambda self, place=None: train)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert main(words[1:]) == 0
     assert (seen[0].optimizer.lr, seen[0].schedule.warmup_steps) == (0.003, 1)

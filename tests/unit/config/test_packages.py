@@ -52,7 +52,8 @@ def without(monkeypatch):
 def nothing_runs(monkeypatch):
     """Commands end where their function would be loaded, and no processes are started."""
     reached = []
-    monkeypatch.setattr("m4train.commands.arguments.Command._load", lambda self: lambda *_: reached.append(1) or 0)
+    loaded = lambda *_, **__: reached.append(1) or 0
+    monkeypatch.setattr("m4train.commands.arguments.Command.load", lambda self, place=None: loaded)
     monkeypatch.setattr("m4train.launching.launch", lambda *_: reached.append(1))
     return reached
 
