@@ -83,7 +83,17 @@ LISTED: dict[str, tuple[str, ...]] = {
     ),
     "types of keyword arguments that transformers keeps for its own classes": (
         "test_fast_image_processor_explicit_none_preserved",
+        "test_doubly_passed_kwargs",
         "test_flat_kwarg_applied_when_modality_dict_lacks_it",
+        "test_image_processor_defaults_preserved_by_image_kwargs",
+        "test_kwargs_overrides_default_image_processor_kwargs",
+        "test_kwargs_overrides_default_tokenizer_kwargs",
+        "test_overlapping_text_image_kwargs_handling",
+        "test_structured_kwargs_nested",
+        "test_structured_kwargs_nested_from_dict",
+        "test_tokenizer_defaults_preserved_by_kwargs",
+        "test_unstructured_kwargs",
+        "test_unstructured_kwargs_batched",
     ),
     "the set-up gives return_tensors to the constructor of an image processor, which takes settings alone": (
         "IdeficsProcessorTest::*",
