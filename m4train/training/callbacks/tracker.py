@@ -36,9 +36,9 @@ class Tracker(Callback):
         there, and no other hook is called."""
 
     def on_start(self, trainer: Trainer) -> None:
-        self.active = trainer.engine.rank == 0
-        if self.active:
+        if trainer.engine.rank == 0:
             self.begin(trainer)
+            self.active = True  # what could not begin has nothing to finish
 
     def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         if self.active:
