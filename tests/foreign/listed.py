@@ -24,6 +24,7 @@ LISTED: dict[str, tuple[str, ...]] = {
         "test_prompt_lookup_decoding_*",
     ),
     "generate asks for a prompt, where transformers begins with bos": ("test_generate_without_input_ids",),
+    "what generate returns holds no cache to go on from": ("test_generate_continue_from_*",),
     "the cache is of a class of its own": ("test_past_key_values_format",),
     "private methods by which generate of transformers makes the inputs of a step": (
         "test_generate_with_and_without_position_ids",
