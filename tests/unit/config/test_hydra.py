@@ -85,8 +85,8 @@ def test_folders_are_named_as_hydra_documents_it(way, own, monkeypatch):
         given, where = [], Where((str(root),), "rooted")
     config = load_config([*given, "experiment=receipts/lora"], where)
     assert (config.model.pretrained, config.trainer.max_steps) == ("mine/small", 11)
-    monkeypatch.delitem(sys.modules, "configurations", raising=False)
-    monkeypatch.delitem(sys.modules, "configurations.more", raising=False)
+    for name in ("configurations", "configurations.more"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("way", ["option", "searchpath", "environment", "working folder"])
