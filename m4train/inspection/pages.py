@@ -14,7 +14,14 @@ import m4train
 
 @cache
 def _environment() -> Environment:
-    return Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment.filters["held"] = _held
+    return environment
+
+
+def _held(link: Any) -> str:
+    """The link of a picture that it holds itself; nothing for one that leads elsewhere, as in files of strangers."""
+    return link if str(link).startswith("data:image/") else ""
 
 
 def render(template: str, **values: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -236,3 +237,11 @@ def test_runs_are_watched_while_they_go_on(tmp_path: Path, browser) -> None:
     finally:
         served.shutdown()
         served.server_close()
+
+
+def test_pictures_of_a_page_are_those_it_holds():
+    """A run directory of somebody else's may name anything as a picture."""
+    images = ["javascript:alert(1)", "https://example.com/x.png", "data:text/html,<script>", "data:image/png;base64,AA"]
+    answer = {"images": images, "question": "?", "prediction": "", "references": [""], "score": 0.0, "source": "s"}
+    page = answers_page({}, [answer])
+    assert re.findall(r'<img src="([^"]*)"', page) == ["", "", "", images[-1]]

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def test_a_bad_sample_is_named_and_takes_no_tokens(tmp_path: Path) -> None:
 def test_the_page_needs_nothing_else_and_escapes_text(tmp_path: Path) -> None:
     name, sample, images = document(1)
     sample["items"].append({"text": "<script>alert('x')</script>"})
+    sample["items"].append({"text": "<a href='javascript:alert(2)'>here</a>"})
     write_shards(tmp_path / "pages", [(name, sample, images)])
     write_shards(tmp_path / "digits", [document(20)])
     sources, data = make_sources(tmp_path, write=False)
@@ -112,6 +114,10 @@ def test_the_page_needs_nothing_else_and_escapes_text(tmp_path: Path) -> None:
     assert html.count("<script") == 1  # its own
     assert "http" not in html
     assert f"pages / {name}" in html
+    links = re.findall(r"<[^<>]*\b(?:src|href)=[\"']?([^\"' >]*)", html)
+    assert links
+    assert [link for link in links if not link.startswith("data:")] == []
+    assert "&lt;a href=" in html
 
 
 def test_the_page_says_which_variant_is_shown(tmp_path: Path) -> None:
