@@ -51,7 +51,7 @@ def finished(cluster, digits_root, tmp_path_factory):
     job = re.search(r"Submitted batch job (\d+)", answer)[1]
     jobs.wait(job)
     assert "2 ranks meet at" in jobs.said(job)
-    assert {path.name for path in folder.glob(f"m4train-logs/{job}/*.log")} == {"rank-0.log", "rank-1.log"}
+    assert {path.name for path in folder.glob(f"m4train-logs/{job}/rank-*.log")} == {"rank-0.log", "rank-1.log"}
     return _rows(folder)
 
 
