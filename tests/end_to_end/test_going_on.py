@@ -99,6 +99,21 @@ def test_data_that_hold_something_else_are_refused(how, half, capsys):
 
 
 @pytest.mark.slow
+def test_the_losses_of_a_replay_are_those_of_the_step(half, capsys):
+    """By the checkpoint before it, whose weights made the step."""
+    assert cli.main(["train", *_arguments(half, "trainer.keep_last=9")]) == 0
+    capsys.readouterr()
+    assert cli.main(["replay", "--step", "3", f"run_dir={half / 'run'}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["losses"] == "by step-000002"
+    samples = found["samples"]
+    total = sum(sample["loss"] * sample["loss_tokens"] for sample in samples if sample["loss_tokens"])
+    assert total / sum(sample["loss_tokens"] for sample in samples) == pytest.approx(_rows(half)[2]["loss"], rel=1e-5)
+    page = (half / "run" / "replay-step-3.html").read_text()
+    assert 'title="loss ' in page
+
+
+@pytest.mark.slow
 def test_a_step_is_replayed_with_the_configuration_it_was_made_with(half, capsys):
     """Weights, packs a step and draws of augmentation changed after step 2: each side is shown as it was."""
     changed = ("trainer.global_batch_size=3", "data.augment.shift_pixels=2", "trainer.max_steps=5")
