@@ -10,13 +10,17 @@ import pytest
 import wandb
 
 from m4train.build import start_folder
+from m4train.cli import main
 from m4train.commands.sync import sync
 from m4train.config import BestConfig
 from m4train.errors import ConfigError, TrainingError
+from m4train.run_files import WANDB
 from m4train.training import wandb_runs
 from m4train.training.callbacks import Best, Callback, Checkpointing, Jsonl
 from m4train.training.callbacks.wandb import Wandb
 from m4train.wandb_artifacts import artifact_folder
+from tests.helpers.checkpoints import saved_run
+from tests.helpers.data import conversations, write_shards
 from tests.helpers.training import TinyModel, make_config, make_trainer
 from tests.helpers.wandb_server import KEY, Server, serving
 
@@ -120,6 +124,69 @@ def test_artifacts_by_reference_hold_paths(policy, server, tmp_path):
     assert not [path for path in server.storage if path.startswith("artifacts/") and path.endswith("state.json")]
     folder = artifact_folder(f"wandb:team/reading/{found[-1].collection}:latest")
     assert (folder / "state.json").read_bytes() == (newest / "state.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_artifact_of_the_best_that_a_kill_prevented_is_made_at_the_next_start(server, tmp_path, monkeypatch):
+    keys = {"artifacts": "best", "by_reference": True}
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt  # after the checkpoint is whole and noted as the best, before its artifact
+
+    first = trainer_of(tmp_path / "run", **keys)
+    best = next(each for each in first.callbacks if isinstance(each, Best))
+    best.metric, best._sign = "step", 1.0  # the first checkpoint stays the best
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb_runs, "log_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            first.train()
+    noted = json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text())["step"]
+    assert not [one for one in server.artifacts if one.type == "model"]
+    again = trainer_of(tmp_path / "run", **keys)
+    best = next(each for each in again.callbacks if isinstance(each, Best))
+    best.metric, best._sign = "step", 1.0
+    again.train()
+    assert [one.metadata["step"] for one in server.artifacts if one.type == "model"] == [noted]
+    trainer_of(tmp_path / "run", **keys).train()  # it is there: not made twice
+    assert len([one for one in server.artifacts if one.type == "model"]) == 1
+
+
+ONLINE = ("logging.trackers=[wandb]", "logging.wandb.mode=online", "logging.wandb.project=reading")
+
+
+@pytest.mark.slow
+def test_the_command_export_makes_an_artifact(server, tmp_path):
+    saved_run(tmp_path / "run", *ONLINE, "logging.wandb.artifacts=last", "export.verify=false")
+    (tmp_path / "run" / WANDB).write_text('{"id": "abc12345", "group": "stages", "step": 3}')
+    assert main(["export", f"run_dir={tmp_path / 'run'}"]) == 0
+    (made,) = (one for one in server.artifacts if one.type == "model")
+    assert (made.collection, made.committed) == ("digits_pretrain-abc12345-export", True)
+    assert made.metadata == {"step": 3, "drift": None, "group": "stages"}
+    assert set(made.aliases) == {"latest", "step-000003"}
+    files = {path.name: path for path in (tmp_path / "run" / "export").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files.keys() == set(server.contents(made))
+    sent = server.storage[f"artifacts/{made.id}/model.safetensors"]
+    assert sent == files["model.safetensors"].read_bytes()
+
+
+@pytest.mark.slow
+def test_the_command_evaluate_sends_its_answers_with_their_pictures(server, tmp_path):
+    write_shards(tmp_path, conversations(3))
+    held = ("~data.validation.multi", f"data.validation.single.path={tmp_path}/*.tar", "evaluation.max_new_tokens=2")
+    saved_run(tmp_path / "run", "data=digits_conversations", "data.prepare=null", *held, *ONLINE, "data.num_workers=0")
+    (tmp_path / "run" / WANDB).write_text('{"id": "abc12345", "group": "stages", "step": 3}')
+    assert main(["evaluate", f"run_dir={tmp_path / 'run'}"]) == 0
+    (run,) = server.runs.values()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").open()]
+    assert (run.said["groupName"], run.said["jobType"], len(lines)) == ("stages", "evaluate", 3)
+    (made,) = server.artifacts  # a table with pictures is one
+    table = json.loads(server.storage[f"artifacts/{made.id}/answers.table.json"])
+    rows = [dict(zip(table["columns"], row)) for row in table["data"]]
+    assert [(row["key"], row["answer"]) for row in rows] == [(line["key"], line["answer"]) for line in lines]
+    assert run.summary["answers"]["nrows"] == len(rows)
+    for row in rows:
+        assert row["images"]["_type"] == "image-file"
+        assert server.storage[f"artifacts/{made.id}/{row['images']['path']}"].startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
