@@ -8,7 +8,7 @@ export HYDRA_FULL_ERROR = 0
 export TOKENIZERS_PARALLELISM = false
 export WANDB_SILENT = true
 
-.PHONY: setup demo test test-fast test-full test-vintages lint configuration docs clean-demo
+.PHONY: setup demo test test-fast test-full test-vintages bench-quick lint configuration docs clean-demo
 
 setup: $(STAMP)
 
@@ -44,6 +44,12 @@ test-vintages: setup
 	done
 	@PYTHON_TRANSFORMERS_VINTAGES="$$(for v in $(VINTAGES); do printf '%s:' "$(CURDIR)/.vintages/$$v/bin/python"; done)" \
 	    $(PYTEST) tests/parity/test_exports.py
+
+# Ratios to what a user would pick instead, tiny sizes, under 3 minutes; benchmarks/README.md has those of larger ones
+bench-quick: setup
+	@PYTHONPATH=. $(BIN)/python benchmarks/training.py --model tiny --pairs 5
+	@PYTHONPATH=. $(BIN)/python benchmarks/images.py --seconds 0.5 --sizes photo --processors Idefics2 "Idefics3 whole" "SmolVLM 512"
+	@PYTHONPATH=. $(BIN)/python benchmarks/packing.py --quick
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Images per second of the image processors, side by side with the Pillow processors of transformers.
 
-    python benchmarks/images.py [--seconds 3] [--threads] [--torchvision]
+    python benchmarks/images.py [--seconds 3] [--threads] [--torchvision] [--sizes photo ...] [--processors Idefics3 ...]
 
 Both sides get the same decoded images, one after the other in turns, and their pixels are compared first. "uint8" is what
 training uses: frames whose values are looked up on the device. "float32" is what the reference returns. Times are processor
@@ -134,15 +134,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="time per line")
     parser.add_argument("--threads", action="store_true", help="also measure batches in threads")
     parser.add_argument("--torchvision", action="store_true", help="compare the backend torch with torchvision's")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="which images")
+    parser.add_argument("--processors", nargs="+", choices=PAIRS, default=list(PAIRS), help="whose processors")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pairs = torchvision_pairs() if options.torchvision else PAIRS
     print(
         f"{'processor':16}{'image':10}{'size':>11}{'theirs/s':>10}{'float32/s':>10}{'uint8/s':>10}{'float32':>11}{'uint8':>11}"
     )
-    for name, pair in pairs.items():
-        for kind, size in SIZES.items():
-            compare(pair, name, kind, size, options.seconds)
+    for name in options.processors:
+        for kind in options.sizes:
+            compare(pairs[name], name, kind, SIZES[kind], options.seconds)
     if options.threads:
         compare_threads(SIZES["photo"], options.seconds)
 
