@@ -6,7 +6,7 @@ import re
 
 from m4train.config import Config
 from m4train.config.require import at_least, one_of, require
-from m4train.config.wandb_keys import ARTIFACTS, MODES, RESUMES, VARIABLES, said
+from m4train.config.wandb_keys import ARTIFACTS, MODES, RESUMES, VARIABLES, mode_of, said
 from m4train.trackers import TRACKERS
 
 _ID = re.compile(r"[^/\\#?%:]{1,64}")  # what W&B takes for the id of a run
@@ -21,8 +21,8 @@ def check_logging(config: Config) -> None:
     require(not twice, f"logging.trackers is {config.logging.trackers}, which names one twice: leave it out.")
     at_least("logging.first_packs", config.logging.first_packs, 0)
     wandb = config.logging.wandb
-    if wandb.mode is not None:
-        one_of("logging.wandb.mode", wandb.mode, MODES)
+    if "wandb" in config.logging.trackers or wandb.mode is not None:
+        one_of("logging.wandb.mode" if wandb.mode is not None else VARIABLES["mode"], mode_of(wandb), MODES)
     if wandb.resume is not None:
         one_of("logging.wandb.resume", wandb.resume, RESUMES)
     one_of("logging.wandb.artifacts", wandb.artifacts, ARTIFACTS)

@@ -23,7 +23,7 @@ def check_packages(config: Config, groups: Collection[str]) -> None:
     for group, package, because, instead in _needed(config):
         if group in groups:
             need(package, because, instead)
-    online = uses_wandb(config.logging) and mode_of(config.logging.wandb) in ("online", "shared")
+    online = uses_wandb(config.logging) and mode_of(config.logging.wandb) == "online"
     if "logging" in groups and online and not has_wandb_key():
         raise ConfigError(
             "logging.wandb.mode is online, but there is no W&B key: run `wandb login`, set WANDB_API_KEY, or choose "

@@ -23,7 +23,8 @@ VARIABLES = {
     "save_code": "WANDB_SAVE_CODE",
 }
 ARTIFACTS = ("none", "last", "best", "all")
-MODES = ("online", "offline", "disabled", "shared")
+# Not shared: W&B counts the steps of such a run itself, and a restart would count them anew.
+MODES = ("online", "offline", "disabled")
 RESUMES = ("allow", "must", "never", "auto")
 _OTHER_NAMES = {"run": "online", "dryrun": "offline"}  # of modes, in W&B's variable
 
@@ -58,7 +59,7 @@ def options(config: WandbConfig, **otherwise: Any) -> dict[str, Any]:
 
 
 def mode_of(config: WandbConfig) -> str:
-    """online, offline, shared or disabled."""
+    """online, offline or disabled."""
     if config.mode is None and os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return "disabled"
     mode = said(config, "mode") or "offline"

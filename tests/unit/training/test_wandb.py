@@ -9,8 +9,9 @@ import pytest
 import wandb
 from PIL import Image
 
-from m4train.config import WandbConfig
+from m4train.config import Config, LoggingConfig, WandbConfig
 from m4train.config.compose import load_config, save_config, stored_config
+from m4train.config.logging_checks import check_logging
 from m4train.config.wandb_keys import VARIABLES, mode_of, options, said
 from m4train.errors import ConfigError, TrainingError
 from m4train.processing.images import data_uri
@@ -170,10 +171,14 @@ def test_a_key_counts_before_its_variable_and_that_before_what_m4train_gives(key
 
 
 def test_the_modes_of_variables(monkeypatch):
-    for variable, mode in (("run", "online"), ("dryrun", "offline"), ("shared", "shared")):
+    for variable, mode in (("run", "online"), ("dryrun", "offline")):
         monkeypatch.setenv("WANDB_MODE", variable)
         assert mode_of(WandbConfig()) == mode
         assert mode_of(WandbConfig(mode="offline")) == "offline"
+    monkeypatch.setenv("WANDB_MODE", "shared")  # whose steps are W&B's own
+    with pytest.raises(ConfigError, match="WANDB_MODE is 'shared'"):
+        check_logging(Config(logging=LoggingConfig(trackers=["wandb"])))
+    check_logging(Config(logging=LoggingConfig(trackers=["jsonl"])))
     monkeypatch.setenv("WANDB_DISABLED", "true")
     assert mode_of(WandbConfig()) == "disabled"
     assert mode_of(WandbConfig(mode="online")) == "online"
