@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from m4train.config import Config
 from m4train.estimation.step import BatchShape, StepMemory, fake_model, step_memory, worst_case
-from m4train.training.engines.fsdp import sharded_units
+from m4train.training.engines.units import sharded_units
 from m4train.training.naming import canonical_parameters
 from m4train.training.precision import half_of
 from m4train.training.throughput import pass_factors

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from m4train.batch import Segments
 from m4train.errors import ConfigError
+from m4train.models.uncompiled import uncompiled
 
 # Up to this length of the longest segment one padded call is cheaper than a call per segment (measured on CPU: 1.5 ms against
 # 7 ms for 60 segments of 8 tokens; from about 60 tokens on, padding always loses).
 _SHORT = 32
 
 
-@torch.compiler.disable
+@uncompiled
 def attention(
     query: Tensor,
     key: Tensor,

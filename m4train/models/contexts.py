@@ -10,6 +10,7 @@ from torch import Tensor
 
 from m4train.batch import CrossSegments, Segments
 from m4train.models.attention import attention
+from m4train.models.uncompiled import uncompiled
 
 Tables = tuple[Tensor, Tensor]
 
@@ -125,7 +126,7 @@ class PackedContext:
         self.rows = rows
         self.columns = columns
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(T, heads, head_dim), (T, kv_heads, head_dim) twice -> (T, heads, head_dim); weights drop out."""
         if self.cache is not None:
@@ -155,7 +156,7 @@ class CachedContext:
         own = keys == columns[:, None]
         self.mask = (visible & (cache.mask[:, None] | own))[:, None]  # (B, 1, n, length)
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(B * n, heads, head_dim), (B * n, kv_heads, head_dim) twice -> (B * n, heads, head_dim); weights drop out."""
         self.cache.write_last(layer, self.count, key, value)
@@ -192,7 +193,7 @@ class RecordingContext:
         rows[self.rows, self.columns] = x
         return rows.transpose(1, 2)
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(T, heads, head_dim), (T, kv_heads, head_dim) twice -> (T, heads, head_dim); weights drop out."""
         group = query.shape[1] // key.shape[1]
@@ -241,7 +242,7 @@ class DenseContext:
         # What sees nothing looks at itself, so that softmax and gradient are defined; its output is replaced.
         self.mask = seen[:, None] | (self.blind & (place == place[:, None]))
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         if self.cache is not None:
             assert self.rows is not None
@@ -271,7 +272,7 @@ class CrossContext:
         self.per_image = per_image
         self.cache = cache
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(Q, heads, head_dim) for the tokens of the segments; (images x per_image, heads, head_dim) twice."""
         if not self.queries.lengths:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m4train.models.backbone_configs import LlamaConfig
 from m4train.models.layers import GatedMLP, RMSNorm, Rotary, rotate
+from m4train.models.uncompiled import uncompiled
 
 
 class AttentionContext(Protocol):
@@ -34,7 +34,7 @@ class LayerContext:
         self.tables = context.tables
         self._context, self._layer = context, layer
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(T, heads, head_dim), (T, kv_heads, head_dim) twice -> (T, heads, head_dim); weights drop out."""
         return self._context(self._layer, query, key, value, dropout)

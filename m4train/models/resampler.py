@@ -9,6 +9,7 @@ from m4train.batch import Segments
 from m4train.models.attention import attention
 from m4train.models.layers import GatedMLP, RMSNorm
 from m4train.models.model_configs import Idefics2PerceiverConfig, IdeficsPerceiverConfig
+from m4train.models.uncompiled import uncompiled
 from m4train.models.vision import uniform_segments
 
 
@@ -39,13 +40,13 @@ class LatentContext:
         out = patches.new_empty(patches.shape[0] + latents.shape[0], *patches.shape[1:])
         return out.index_copy(0, self.patch_slots, patches).index_copy(0, self.latent_slots, latents.to(out.dtype))
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(I * n, heads, head_dim) queries; (P + I * n, kv_heads, head_dim) keys and values; weights drop out."""
         return attention(query, key, value, self.queries, self.keys, dropout=dropout)
 
 
-@torch.compiler.disable
+@uncompiled
 def spread(latents: Tensor, patches: Segments) -> tuple[Tensor, LatentContext]:
     """The latents (n, C) of each image, (I * n, C), and what they see.
 

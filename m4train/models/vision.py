@@ -11,6 +11,7 @@ from m4train.errors import DataError
 from m4train.models.attention import attention
 from m4train.models.backbone_configs import SiglipVisionConfig
 from m4train.models.layers import Activation, activation
+from m4train.models.uncompiled import uncompiled
 
 
 class PatchAttention:
@@ -23,7 +24,7 @@ class PatchAttention:
         self.segments = segments
         self.mask = mask
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(T, heads, head_dim) three times -> the same; weights drop out."""
         if self.mask is None:

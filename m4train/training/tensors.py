@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeGuard
+
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, persistent_buffers
 from m4train.training.quantization import quantization_tensors
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 PARAMETER, BUFFER = "parameter/", "buffer/"
 OPTIMIZER = "optimizer/"  # KIND/NAME
@@ -28,6 +32,11 @@ def weight_tensors(model: TrainableModel) -> dict[str, Tensor]:
     return {**parameters, **buffer_tensors(model)}
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether it is a DTensor, asked of what it can do: importing that class takes most of a second, and few runs shard."""
+    return hasattr(tensor, "full_tensor")
+
+
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor that ranks may share; all ranks call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor

@@ -30,7 +30,8 @@ from m4train.restore import merged_model, restore_model
 from m4train.run_files import load_yaml, read_run
 from m4train.training.checkpoints.files import write_manifest
 from m4train.training.checkpoints.state import open_checkpoint
-from m4train.training.checkpoints.tensor_files import TensorReader, read_tensors
+from m4train.training.checkpoints.tensor_files import read_tensors
+from m4train.training.checkpoints.tensor_reader import TensorReader
 from m4train.training.checkpoints.weights import CheckpointWeights
 from tests.helpers.checkpoints import saved_run
 from tests.helpers.training import TinyModel, make_config, make_trainer

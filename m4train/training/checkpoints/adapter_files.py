@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from m4train.config import AdapterConfig
 from m4train.config.adapter_start import ADAPTER_CONFIG_FILE, ADAPTER_FILE
@@ -195,6 +194,8 @@ def start_adapter(model: TrainableModel, folder: Path, config: AdapterConfig) ->
         _check_in_full(model, folder)
         load_adapter(model, folder)
     elif (folder / TENSORS).is_dir():
+        from torch.distributed.checkpoint.api import CheckpointException
+
         live = {name: p for name, p in canonical_parameters(model).items() if p.requires_grad}
         fresh = {f"{PARAMETER}{name}": torch.empty_like(p) for name, p in live.items()}
         try:

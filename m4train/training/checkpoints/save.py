@@ -19,9 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
 import m4train
 from m4train.durable import fsync_folder, remove
@@ -106,6 +104,8 @@ def load_checkpoint(
     Raises CheckpointError naming what the model has and the checkpoint lacks, or has in another shape, and with `whole` what
     the optimizer of the checkpoint has and this one lacks.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+
     folder = checkpoint.folder / TENSORS
     held = stored_tensors(folder)
     seen: set[str] = set()
@@ -183,6 +183,8 @@ def _on_main(engine: Engine, action: Callable[[], None]) -> None:
 
 def _attempt(stage: Callable[[], None]) -> str | None:
     """Runs a stage and returns what went wrong on this rank, in words."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
         stage()
     except CheckpointException as error:
@@ -219,6 +221,8 @@ def _make_folder(aside: Path) -> None:
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor], engine: Engine) -> None:
+    import torch.distributed.checkpoint as dcp
+
     writer = dcp.FileSystemWriter(folder)
     with one_process_is_fine():
         dcp.save(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from m4train.config import AdapterConfig
 from m4train.errors import CheckpointError
@@ -19,6 +19,9 @@ from m4train.training.checkpoints.tensor_files import read_tensors, stored_tenso
 from m4train.training.naming import canonical_parameters, is_adapter
 from m4train.training.quantization import quantize_parts
 from m4train.training.tensors import BUFFER, PARAMETER, weight_tensors
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 
 def _metadata(folder: Path) -> dict[str, TensorStorageMetadata]:

@@ -16,6 +16,7 @@ from m4train.errors import ConfigError
 from m4train.training import optim
 from m4train.training.engines.base import Update
 from m4train.training.engines.distributed import DistributedEngine
+from m4train.training.engines.units import sharded_units
 from m4train.training.gradient_checkpointing import checkpoint_blocks
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters
@@ -105,27 +106,6 @@ class FSDPEngine(DistributedEngine):
             if value.shape == parameter.to_local().shape and value.ndim:
                 tensors[key] = _as_dtensor(value, parameter)
         return tensors
-
-
-def sharded_units(model: TrainableModel, blocks: dict[str, list[nn.Module]]) -> list[nn.Module]:
-    """What is sharded as one unit, inner ones first: blocks, towers (a part whose prefix is a module with blocks), the root."""
-    inner = [block for members in blocks.values() for block in members]
-    known, towers = {id(block) for block in inner}, []
-    for part, prefixes in model.parts().items():
-        for prefix in prefixes:
-            tower = _submodule(model, prefix.rstrip("."))
-            if tower is None or isinstance(tower, nn.ModuleList) or id(tower) in known:
-                continue
-            if any(module in blocks.get(part, []) for module in tower.modules()):
-                towers.append(tower)
-    return [*inner, *towers, model]
-
-
-def _submodule(model: TrainableModel, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
 
 
 def _as_dtensor(local: Tensor, like: DTensor) -> DTensor:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.tensor import DTensor
 
 from m4train.batch import PackedBatch, PackedOutput
 from m4train.config import Config
@@ -21,7 +19,10 @@ from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, part_of
 from m4train.training.precision import LossScale, half_of
 from m4train.training.schedule_free import to_gradients, to_weights
-from m4train.training.tensors import full, weight_tensors
+from m4train.training.tensors import full, is_sharded, weight_tensors
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.staging import DefaultStager
 
 
 class SingleEngine:
@@ -159,10 +160,12 @@ class SingleEngine:
 
     def staged(self) -> dict[str, Tensor]:
         if self._stager is None:
+            from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
             cuda = self.device.type == "cuda"
             pinned = StagingOptions(cuda, False, False, cuda)  # memory that is kept for the next time
             self._stager = DefaultStager(pinned)
-        plain = {k: t if isinstance(t, DTensor) else t.detach().as_subclass(Tensor) for k, t in self.tensors().items()}
+        plain = {k: t if is_sharded(t) else t.detach().as_subclass(Tensor) for k, t in self.tensors().items()}
         return self._stager.stage(plain)
 
     @property

@@ -1,0 +1,25 @@
+"""What a command imports before it does anything: not what only a run that compiles, shards or reads a checkpoint needs."""
+
+import subprocess
+import sys
+
+MODULES = (
+    "m4train.build",
+    "m4train.commands.estimate",
+    "m4train.commands.evaluate",
+    "m4train.commands.generate",
+    "m4train.commands.inspect",
+    "m4train.commands.train",
+    "m4train.training.engines.single",
+)
+LATER = ("sympy", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor")
+
+
+def test_commands_import_neither_the_compiler_nor_the_format_of_checkpoints():
+    code = (
+        "import sys, importlib, torch\n"
+        "before = set(sys.modules)\n"
+        f"for name in {MODULES}: importlib.import_module(name)\n"
+        f"print([name for name in {LATER} if name in sys.modules.keys() - before])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
