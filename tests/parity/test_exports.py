@@ -76,7 +76,7 @@ for folder in tasks["read"]:
     inputs = load_file(folder + "/inputs.safetensors")
     processor = AutoProcessor.from_pretrained(folder)
     prompt, ids = None, None
-    if getattr(processor, "chat_template", None) or type(processor).__name__ != "IdeficsProcessor":  # which 4 gives none
+    if getattr(processor, "chat_template", None) or type(processor).__name__ != "IdeficsProcessor":  # which has none
         prompt = processor.apply_chat_template(tasks["messages"], add_generation_prompt=True)
     if type(processor).__name__ != "IdeficsProcessor":  # whose prompts are lists
         bos = not prompt.startswith(processor.tokenizer.bos_token)
@@ -176,7 +176,9 @@ def test_exports_answer_everywhere_as_the_run_does(matrix, python, adapters):
     for key, (folder, live) in mine.items():
         prompt, inputs = prompts[folder]
         release = tuple(int(number) for number in found["version"].split(".")[:2])
-        assert found[folder]["prompt"] == (prompt if found[folder]["prompt"] or release >= (5, 0) else None), key
+        # transformers 4 and 5 give the processor of Idefics no template
+        untold = live.config.model_type == "idefics" and found[folder]["prompt"] is None
+        assert untold or found[folder]["prompt"] == prompt, key
         assert found[folder]["ids"] in (None, _ids(folder, release).tolist()), key
         ours = _logits(live, inputs, release)
         theirs = torch.from_numpy(np.load(Path(folder) / "logits.npy"))
