@@ -163,6 +163,7 @@ ALSO_OF_A_RUN = {
     run_files.ANSWERS: '{"source": "web"}\n',
     run_files.PARAMETERS: '[{"part": "text"}]\n',
     run_files.EVALUATION: '{"web": {"loss": 1.0}}\n',
+    run_files.EVALUATIONS: '{"checkpoint": "step-000004", "benchmark": "docvqa", "score": 0.5}\n',
     run_files.DEEPSPEED: '{"zero_optimization": {"stage": 2}}\n',
     run_files.BEST: '{"step": 8, "value": 1.0}\n',
     run_files.WANDB: '{"id": "0a1b2c3d", "group": "run", "step": -1}\n',
@@ -180,6 +181,7 @@ OTHERS = {
     run_files.STOP,
     run_files.LINEAGE_FILE,
     run_files.TENSORBOARD,
+    run_files.STAGES,  # of the folder of the whole: tests/unit/commands/test_stages.py
 }
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,33 @@ def test_killed_at_every_border(point, when, count, quick, composed, monkeypatch
     noted = json.loads((tmp_path / STAGES).read_text())
     assert [entry["name"] for entry in noted] == ["pretrain", "sft"]
     assert noted[1]["began_from"] == noted[0]["checkpoint"] != noted[1]["checkpoint"]
+
+
+DAMAGED_NOTES = {
+    "deleted": None,
+    "emptied": b"",
+    "halved": b'[{"name": "pretrain", "check',
+    "a NUL block": b"\0" * 200,
+    "JSON of another type": b"7",
+    "a list of others": b'[1, null, {"name": 3}, "pretrain"]',
+    "not text": b"\xff\xfe[]",
+}
+
+
+@pytest.mark.parametrize("how", list(DAMAGED_NOTES))
+@pytest.mark.parametrize("trained", [1, 2])
+def test_damaged_notes_of_the_stages_are_made_anew(how, trained, quick, composed, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        kill_at(patch, "train_run", "before", trained + 1)
+        with pytest.raises(Killed) if trained == 1 else nullcontext():
+            again(composed, tmp_path)
+    (tmp_path / STAGES).unlink()
+    if DAMAGED_NOTES[how] is not None:
+        (tmp_path / STAGES).write_bytes(DAMAGED_NOTES[how])
+    assert again(composed, tmp_path) == 0
+    assert quick == ["pretrain", "sft"]  # each once
+    noted = json.loads((tmp_path / STAGES).read_text())
+    assert noted[1]["began_from"] == noted[0]["checkpoint"]
 
 
 def test_one_stage_alone_and_again(quick, composed, tmp_path):
