@@ -22,7 +22,7 @@ def uncompiled(function: _Function) -> _Function:
 
         skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
     except (ImportError, AttributeError, TypeError):
-        return torch.compiler.disable(function)  # type: ignore[no-any-return]
+        return torch.compiler.disable(function)
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
     set_code_exec_strategy(function.__code__, skip)
     return function
