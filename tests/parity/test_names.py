@@ -172,6 +172,7 @@ SAVING: dict[str, tuple[Any, bool]] = {
     "token": ("hf_none", True),
     "save_peft_format": (False, True),
     "save_original_format": (False, False),
+    "distributed_checkpoint": (True, False),
     "safe_serialization": (True, True),
     "no_such_argument": (1, False),
 }
