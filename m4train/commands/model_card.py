@@ -11,7 +11,7 @@ import m4train
 from m4train.config import Config
 from m4train.data.storage.files import is_remote
 from m4train.errors import without_secrets
-from m4train.inspection.charts import Line, line_chart
+from m4train.inspection.charts import Line, line_drawing
 from m4train.json_lines import OF_A_STEP, read_lines
 from m4train.run_files import EVALUATION, METRICS, shown_score
 from m4train.training.checkpoints.state import Checkpoint
@@ -141,12 +141,7 @@ def _curves(run_dir: Path, last: int) -> str:
         Line(label, [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))], dots)
         for label, key, dots in (("training", "loss", False), ("held-out", "eval/loss", True))
     ]
-    chart = line_chart(lines, "step", "loss")
-    return (
-        chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{_STYLE}", 1)
-        if chart
-        else ""
-    )
+    return line_drawing(lines, "step", "loss", _STYLE)
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:

@@ -24,6 +24,9 @@ class Line:
     dots: bool = False
 
 
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" '
+
+
 def line_chart(lines: list[Line], x_label: str, y_label: str, log: bool = False) -> str:
     """A figure of the lines with axes, ticks and a legend; an empty string if no line has a finite point.
 
@@ -53,6 +56,20 @@ def line_chart(lines: list[Line], x_label: str, y_label: str, log: bool = False)
         f'<figure class="chart" tabindex="0" data-x="{escape(x_label)}" data-lines="{escape(json.dumps(values))}">'
         f"{''.join(drawn)}<figcaption>{legend}</figcaption>{button}</figure>"
     )
+
+
+def line_drawing(lines: list[Line], x_label: str, y_label: str, style: str = "") -> str:
+    """The chart as an SVG file of its own, with its names in it; an empty string if no line has a finite point."""
+    figure = line_chart(lines, x_label, y_label)
+    if not figure:
+        return ""
+    head, _, body = figure[figure.index("<svg ") : figure.index("</svg>")].partition(">")
+    names = [line.name for line in lines if _thinned(line.points)]
+    legend = "".join(
+        f'<text x="{WIDTH - RIGHT}" y="{TOP + 14 * (n + 1)}" text-anchor="end" style="fill: {_colour(n)}">{escape(name)}</text>'
+        for n, name in enumerate(names)
+    )
+    return f"{head.replace('<svg ', SVG, 1)}>{style}{body}{legend}</svg>"
 
 
 def _svg(

@@ -92,6 +92,7 @@ def test_every_choice_of_every_group_composes():
                 needed = {
                     "own": ["data.sources={mine: {path: mine.tar}}"],
                     "backbones": ["model.vision_pretrained=vision", "model.text_pretrained=text"],
+                    "schedule_free": ["schedule=constant"],
                 }
                 own = needed.get(choice, [])
                 load_config(["experiment=digits_sft", f"{group}={choice}", "trainer.eval_every=0", *own])
