@@ -147,4 +147,4 @@ def test_several_processes_write_the_same_shards(pages: Source, tmp_path: Path) 
 
 def test_the_command_needs_a_folder(capsys) -> None:
     assert cli.main(["data", "convert", "experiment=digits_pretrain"]) == 2
-    assert "--out FOLDER" in capsys.readouterr().err
+    assert "Missing option '--out'" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from m4train import AutoModelForImageTextToText, Idefics3Config, Idefics3ForConditionalGeneration
+from m4train.cli import main
 from m4train.config import DecodingConfig
 from m4train.config.compose import load_config
 from m4train.errors import ConfigError
@@ -161,7 +162,6 @@ def test_a_run_with_a_chat_template_of_its_own_stops_everywhere(tmp_path: Path, 
     from m4train import build
     from m4train.commands.evaluate import evaluate
     from m4train.commands.export import export_checkpoint
-    from m4train.commands.generate import generate
     from m4train.config import SourceConfig
     from tests.helpers.checkpoints import saved_run
     from tests.helpers.data import conversations, write_shards
@@ -193,4 +193,4 @@ def test_a_run_with_a_chat_template_of_its_own_stops_everywhere(tmp_path: Path, 
     assert stated == [processor.eos_id, end]
     assert AutoModelForImageTextToText.from_pretrained(done.folder).stated_ends == stated
     Image.new("RGB", (20, 20)).save(tmp_path / "picture.png")
-    assert generate([str(done.folder), "What?", str(tmp_path / "picture.png")]) == 0
+    assert main(["generate", str(done.folder), "What?", str(tmp_path / "picture.png")]) == 0

@@ -277,7 +277,7 @@ def test_two_results_are_compared_by_sample(
     half = 196.0 * (((0.625**2) + 0.125**2 + 2 * 0.375**2) / 3 / 4) ** 0.5
     assert f"+37.50 [{37.5 - half:+.2f}, {37.5 + half:+.2f}] over 4 samples; 2 better, 0 worse" in said
     page = (tmp_path / "b" / "compared.html").read_text()
-    assert page.count("<section>") == 2
+    assert page.count('<section class="answer') == 2
     assert "&lt;said 0.5&gt;" in page
     assert page.count("data:image/png;base64,") == 2
     assert main(["evaluate", "compare", str(tmp_path / "a")]) == 2

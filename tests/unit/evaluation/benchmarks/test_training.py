@@ -51,7 +51,7 @@ def test_benchmarks_are_scored_at_every_evaluation(tmp_path: Path) -> None:
     assert best["value"] == max(row["eval/benchmarks"] for row in read_metrics(tmp_path / "run"))
     line = {"step": 2, "checkpoint": "step-000002", "benchmark": "docvqa", "count": 77, "value": 0.25}
     (tmp_path / "run" / "evaluation.jsonl").write_text(json.dumps(line) + "\n")  # as a job that followed leaves it
-    (chart,) = (each["svg"] for each in stage_charts(read_run(tmp_path / "run")) if each["title"] == "benchmarks")
+    (chart,) = (each["svg"] for each in stage_charts([read_run(tmp_path / "run")]) if each["title"] == "benchmarks")
     assert all(name in chart for name in ("ai2d", "docvqa", "weighted", "docvqa, 77 samples"))
 
 
