@@ -23,7 +23,7 @@ VARIABLES = {
     "save_code": "WANDB_SAVE_CODE",
 }
 ARTIFACTS = ("none", "last", "best", "all")
-# Not shared: W&B counts the steps of such a run itself, and a restart would count them anew.
+# Not shared: W&B counts the steps of such a run itself, and a restart would count them again.
 MODES = ("online", "offline", "disabled")
 RESUMES = ("allow", "must", "never", "auto")
 _OTHER_NAMES = {"run": "online", "dryrun": "offline"}  # of modes, in W&B's variable

@@ -46,7 +46,7 @@ def _train(run_dir, point="none", when="before", count=1, in_background=True):
 
 
 POINTS = ("_make_folder", "_write_tensors", "_write_rest", "write_json", "_verify", "_seal", "write_manifest")
-POINTS += ("fsync_tree", "_publish", "rename", "fsync_folder", "_prune")
+POINTS += ("fsync_tree", "_publish", "rename", "fsync_folder", "_prune", "remove")
 # Functions of a save that leave nothing behind, or only pass on to one of the points.
 PASSIVE = {"write_checkpoint", "_attempt", "_on_main", "_on_any_rank", "_chunks", "_bits"}
 PASSIVE |= {"_revision", "checkpoints_in", "file_hashes", "best_step"}
