@@ -55,6 +55,9 @@ def points_of(asked: Composed, overrides: list[str]) -> tuple[Path, list[list[st
 def over_points(asked: Composed, overrides: list[str], act: Callable[[list[str], list[str], Any], float]) -> None:
     """Calls `act` with Hydra's options, the overrides that are the same for all, and the composition, for every point."""
     where = asked.where()
+    # A key that is given again means its last value, as without a sweep; Hydra would sweep over the earlier one as well.
+    last = {override.partition("=")[0]: number for number, override in enumerate(overrides) if "=" in override}
+    overrides = [o for number, o in enumerate(overrides) if last.get(o.partition("=")[0], number) == number]
     swept = [override for override in overrides if parse(as_text(override)).is_sweep_override()]
     fixed = [override for override in overrides if override not in swept and not override.startswith("hydra")]
     given = [*_QUIET, "hydra.sweep.dir=${run_dir}", *(_kept_as_text(override) for override in overrides)]

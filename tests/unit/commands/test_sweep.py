@@ -75,6 +75,12 @@ def test_every_point_of_a_sweep_is_a_run_of_its_own(given, started):
     assert all(DIGITS in command and "trainer.max_steps=60" in command for command in started)
 
 
+def test_a_key_that_is_given_again_means_its_last_value(started):
+    assert cli.main(["train", "-m", DIGITS, "seed=7", "name=a", "seed=1,2", "name=b"]) == 0
+    found = [[word for word in command if word.startswith(("seed=", "name="))] for command in started]
+    assert [sorted(words) for words in found] == [["name=b", "seed=1"], ["name=b", "seed=2"]]
+
+
 def test_shuffled_points_are_all_there(started):
     assert cli.main(["train", "-m", DIGITS, "seed=shuffle(range(1,9))"]) == 0
     seeds = [word for command in started for word in command if word.startswith("seed=")]
