@@ -10,7 +10,6 @@ import copy
 import gc
 import os
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,13 @@ from m4train import exits
 from m4train.commands.train import ALREADY, EARLY, make_run_dir, train, train_run
 from m4train.config import Config
 from m4train.config.stages import Staged
-from m4train.errors import ConfigError, M4Error
+from m4train.errors import ConfigError
 from m4train.run_files import CHECKPOINTS, STAGES, noted_stages
 from m4train.training.checkpoints.files import checkpoints_in, write_json
 from m4train.training.checkpoints.state import checkpoint_id
 from m4train.training.claim import claim
 from m4train.training.engines import make_engine
-from m4train.training.engines.base import Engine
+from m4train.training.engines.base import Engine, agreed
 from m4train.training.stopping import forget_request
 
 _DONE = ("max_steps", "end_of_data", "early_stopping", ALREADY)  # a stage that ended like this is trained
@@ -50,7 +49,7 @@ def train_stages(staged: Staged) -> int:
             forget_request(staged.folder)
         began = time.monotonic()
         for number in range(len(staged.configs)):
-            if _agreed(group, partial(_is_due, staged, number)):
+            if agreed(group, partial(_is_due, staged, number)):
                 stopped_by = _train_stage(staged, number, group, time.monotonic() - began)
                 if stopped_by not in _DONE:
                     break
@@ -80,20 +79,6 @@ def _train_stage(staged: Staged, number: int, group: Engine, seconds: float) -> 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return stopped_by
-
-
-def _agreed(group: Engine, decide: Callable[[], bool]) -> bool:
-    """What `decide` says on rank 0, on every rank; what it raises there, it raises on every rank."""
-    found: bool | M4Error = False
-    if group.rank == 0:
-        try:
-            found = decide()
-        except M4Error as error:
-            found = error
-    found = group.broadcast(found)
-    if isinstance(found, M4Error):
-        raise found
-    return found
 
 
 def _is_due(staged: Staged, number: int) -> bool:

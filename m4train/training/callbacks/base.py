@@ -57,3 +57,15 @@ class Callback:
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes `state` back on resume; it is empty in a fresh run."""
+
+
+class AtEvaluations(Callback):
+    """What is measured every `every` steps, at the last one, and `first` before any."""
+
+    def __init__(self, every: int, max_steps: int, first: bool = False) -> None:
+        self.every, self.max_steps, self.first = every, max_steps, first
+
+    def measures(self, step: int) -> bool:
+        if step == 0:
+            return self.first
+        return step % self.every == 0 or step == self.max_steps

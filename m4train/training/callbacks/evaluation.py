@@ -5,23 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from m4train.errors import TrainingError
-from m4train.training.callbacks.base import Callback
+from m4train.training.callbacks.base import AtEvaluations
 from m4train.training.held_out import held_out_loss
 
 if TYPE_CHECKING:
     from m4train.training.trainer import Trainer
 
 
-class Evaluation(Callback):
+class Evaluation(AtEvaluations):
     """Adds `eval/loss` and `eval/loss/SOURCE` to the metrics every `every` steps, at the last one, and `first` before any."""
-
-    def __init__(self, every: int, max_steps: int, first: bool = False) -> None:
-        self.every, self.max_steps, self.first = every, max_steps, first
-
-    def measures(self, step: int) -> bool:
-        if step == 0:
-            return self.first
-        return step % self.every == 0 or step == self.max_steps
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
         """Raises TrainingError if the trainer has no validation data, or it holds no loss token."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from m4train.config import Config
-from m4train.errors import CheckpointError, ConfigError, M4Error
+from m4train.errors import CheckpointError, ConfigError
 from m4train.run_files import CHECKPOINTS
 from m4train.training.checkpoints.changes import EVERYTHING, check_changes
 from m4train.training.checkpoints.files import checkpoints_in, start_folder
 from m4train.training.checkpoints.state import Checkpoint, checkpoint_id, open_checkpoint
-from m4train.training.engines.base import Engine
+from m4train.training.engines.base import Engine, agreed
 
 _NO_BASES: Mapping[str, str] = {}
 
@@ -105,13 +105,4 @@ def agreed_checkpoint(
     bases: Mapping[str, str] = _NO_BASES,
 ) -> Checkpoint | None:
     """What `find_checkpoint` finds on rank 0, on every rank; what it raises there, it raises on every rank."""
-    found: Checkpoint | M4Error | None = None
-    if engine.rank == 0:
-        try:
-            found = find_checkpoint(config, say, among, bases)
-        except M4Error as error:
-            found = error
-    found = engine.broadcast(found)
-    if isinstance(found, M4Error):
-        raise found
-    return found
+    return agreed(engine, lambda: find_checkpoint(config, say, among, bases))

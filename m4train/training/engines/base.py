@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from m4train.batch import PackedBatch, PackedOutput
+from m4train.errors import M4Error
 from m4train.training.model_protocol import TrainableModel
+
+_Decision = TypeVar("_Decision")
 
 
 @dataclass(frozen=True)
@@ -124,3 +127,17 @@ class Engine(Protocol):
     def shutdown(self) -> None:
         """Ends the process group, in order."""
         ...
+
+
+def agreed(engine: Engine, decide: Callable[[], _Decision]) -> _Decision:
+    """What `decide` says on rank 0, on every rank; what it raises there, it raises on every rank."""
+    found: Any = None
+    if engine.rank == 0:
+        try:
+            found = decide()
+        except M4Error as error:
+            found = error
+    found = engine.broadcast(found)
+    if isinstance(found, M4Error):
+        raise found
+    return found
