@@ -11,8 +11,8 @@ from pathlib import Path
 
 from m4train.commands.estimate import architecture_of
 from m4train.config.compose import load_config
-from m4train.estimation.hardware import GPUS
 from m4train.estimation.needs import Estimate, Subject, estimate
+from m4train.gpus import GPUS
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- made by benchmarks/scaling.py -->", "<!-- end -->"

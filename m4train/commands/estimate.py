@@ -11,11 +11,11 @@ from m4train import build
 from m4train.commands.inspect import show
 from m4train.config import Config
 from m4train.errors import ConfigError
-from m4train.estimation.hardware import GPUS
 from m4train.estimation.needs import Estimate, Subject, estimate
 from m4train.estimation.published import ARCHITECTURES
 from m4train.estimation.tables import as_report, estimate_tables
 from m4train.families import FAMILIES
+from m4train.gpus import GPUS
 from m4train.hub import CONFIG_FILES, model_folder
 from m4train.json_files import read_mapping
 

@@ -12,9 +12,9 @@ import torch
 from m4train.config import Config, FreezeRule
 from m4train.config.checks import check
 from m4train.errors import ConfigError
-from m4train.estimation.hardware import GPUS, Gpu
 from m4train.estimation.ranks import RankMemory, Sizes, rank_memory, sizes
 from m4train.estimation.step import BatchShape, frames_at_most
+from m4train.gpus import GPUS, Gpu
 from m4train.parts import TEXT
 
 MFU = (0.25, 0.40, 0.55)  # share of the peak that training reaches: poor, usual, very good

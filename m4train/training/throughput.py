@@ -8,23 +8,10 @@ from collections import defaultdict
 import torch
 
 from m4train.batch import PackedBatch
+from m4train.gpus import GPUS, named
 from m4train.parts import CROSS_ATTENTION, EMBEDDINGS, LM_HEAD, NEW_TOKENS, TEXT
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_parameters, is_adapter, part_of
-
-# Dense bf16 products a second, from the vendors' data sheets; the first name found in the device's name counts.
-_PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "A10": 125e12,
-    "V100": 125e12,
-}
 
 _TABLES = (EMBEDDINGS, NEW_TOKENS)  # looked up, not multiplied
 _DECODER = (TEXT, CROSS_ATTENTION)  # layers that take turns
@@ -34,8 +21,8 @@ def peak_flops(device: torch.device) -> float | None:
     """Peak bf16 operations per second of a device, if it is known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in _PEAKS.items() if known in name), None)
+    name = named(torch.cuda.get_device_name(device))
+    return None if name is None else GPUS[name].flops
 
 
 class Throughput:

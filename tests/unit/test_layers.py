@@ -34,7 +34,7 @@ FORBIDDEN = {  # what a package must not import, anywhere in its files
     "m4train/evaluation": ("m4train.commands", "m4train.cli"),
     "data_pipelines": (*ABOVE, "m4train.models", "m4train.training"),
 }
-GROUND = ("families.py", "parts.py", "optimizers.py")  # import nothing of m4train
+GROUND = ("families.py", "gpus.py", "parts.py", "optimizers.py")  # import nothing of m4train
 
 
 @cache

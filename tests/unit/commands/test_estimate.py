@@ -5,7 +5,7 @@ import json
 import pytest
 
 from m4train.cli import main
-from m4train.estimation.hardware import GPUS, Gpu
+from m4train.gpus import GPUS, Gpu
 from tests.helpers.processing import tokenizer_folder
 
 OWN = ["data=own", "data.sources={mine: {path: /no/such/shards}}", "model=smolvlm_256m", "trainer.micro_batch_size=1"]

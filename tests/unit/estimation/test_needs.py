@@ -8,10 +8,10 @@ import torch
 from m4train.config import AdapterConfig, Config, FreezeRule
 from m4train.errors import ConfigError
 from m4train.estimation import needs
-from m4train.estimation.hardware import GPUS, Gpu
 from m4train.estimation.needs import Subject, estimate
 from m4train.estimation.published import ARCHITECTURES
 from m4train.families import FAMILIES
+from m4train.gpus import GPUS, Gpu
 
 BILLIONS = {  # of the published checkpoints
     "HuggingFaceM4/idefics-9b": ("idefics", 8.93),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -30,3 +31,12 @@ GPUS = {
     "t4": Gpu(65e12, 14.6 * _GIB, 320e9),
     "v100": Gpu(125e12, 31.7 * _GIB, 900e9),
 }
+_ALIKE = {"a10g": "a10", "a800": "a100", "gh200": "h200", "h800": "h100"}
+
+
+def named(device: str) -> str | None:
+    """The row of the table for a device's own name, such as `NVIDIA A100-SXM4-40GB`; None if it is not known."""
+    words = re.sub(r"rtx\W+", "rtx", device.lower())
+    said = {_ALIKE.get(word, word) for word in re.findall(r"[a-z0-9]+", words)}
+    fitting = [name for name in GPUS if said.issuperset(name.split("_"))]
+    return max(fitting, key=len, default=None)
