@@ -16,6 +16,7 @@ from m4train.config import DecodingConfig
 from m4train.config.adapter_start import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from m4train.errors import ConfigError
 from m4train.evaluation.decoding import Decoding
+from m4train.evaluation.generation import prompts
 from m4train.json_files import read_mapping
 from m4train.models.quantized import BitsAndBytesConfig, quantize_linears
 from m4train.restore import merged_model
@@ -64,17 +65,8 @@ class Answerer:
         if any(question.variables != variables for question in questions):
             raise ConfigError("The lines of one batch give the chat template different tools: set --batch-size 1.")
         try:
-            return self.processor.apply_chat_template(
-                [question.messages for question in questions],
-                images=[question.images for question in questions],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-                **variables,
-            )
+            asked, images = ([getattr(question, part) for question in questions] for part in ("messages", "images"))
+            return prompts(self.processor, asked, images, variables)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

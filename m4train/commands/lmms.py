@@ -148,9 +148,10 @@ class M4Train(_Base):
 
     def _asked(self, request: Any, number: int) -> Any:
         from m4train.evaluation.generation import Asked
+        from m4train.processing.images import to_rgb
 
         context, _, visual, place, task, split = request.args
-        images = [image.convert("RGB") for image in visual(self.task_dict[task][split][place]) or []]
+        images = [to_rgb(image) for image in visual(self.task_dict[task][split][place]) or []]
         content = [
             *({"type": "image"} for _ in images),
             {"type": "text", "text": context.replace("<image>", "").strip()},

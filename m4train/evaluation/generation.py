@@ -230,19 +230,26 @@ def _generate(
     return processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def inputs_of(processor: Any, batch: Sequence[Asked], device: torch.device) -> dict[str, Any]:
-    """The prompts of a batch, padded on the left."""
-    inputs = processor.apply_chat_template(
-        [_prompt(asked) for asked in batch],
-        images=[asked.images for asked in batch],
+def prompts(processor: Any, conversations: list[Any], images: list[Any], variables: Mapping[str, Any]) -> Any:
+    """What the model takes to answer the last message of each conversation, padded on the left; `variables` are the
+    chat template's. Raises ValueError for what the template refuses."""
+    return processor.apply_chat_template(
+        conversations,
+        images=images,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
         padding=True,
         padding_side="left",
-        **({"chat_template": batch[0].template} if batch[0].template else {}),
+        **variables,
     )
+
+
+def inputs_of(processor: Any, batch: Sequence[Asked], device: torch.device) -> dict[str, Any]:
+    """The prompts of a batch, padded on the left."""
+    template = {"chat_template": batch[0].template} if batch[0].template else {}
+    inputs = prompts(processor, [_prompt(asked) for asked in batch], [asked.images for asked in batch], template)
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     prefixes = {asked.prefix for asked in batch if asked is not _FILLER} or {""}
     if len(prefixes) > 1:

@@ -10,6 +10,7 @@ import io
 import os
 import resource
 import time
+import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -119,6 +120,7 @@ class FileReader:
         self._made_from = (cache, read_ahead)
         self._cache, self._read_ahead = cache, read_ahead
         self._open: OrderedDict[str, int] = OrderedDict()
+        weakref.finalize(self, _close, self._open).atexit = False  # then the system closes them
         self._held: dict[str, list[tuple[int, bytes]]] = {}  # path -> (first byte, bytes) fetched before
         self._stamps: dict[str, list[Any]] = {}
         self._packed = Unpacked()
@@ -306,9 +308,10 @@ class FileReader:
     def __reduce__(self) -> tuple[Any, ...]:
         return (FileReader, self._made_from)
 
-    def __del__(self) -> None:
-        for path in list(self._open):
-            self._forget(path)
+
+def _close(opened: dict[str, int]) -> None:
+    while opened:
+        os.close(opened.popitem()[1])
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
