@@ -18,6 +18,7 @@ COMPLETE = 0  # what was asked for is done
 FAILED = 1
 REFUSED = 2  # nothing was begun
 STOPPED_EARLY = 3  # a signal, the time limit or the stop file ended the run with a checkpoint
+HUNG = 86  # no progress: every rank has said where it is
 INTERRUPTED = 130  # Ctrl-C, at once
 
 # What asks a run to stop: a terminal's Ctrl-C and its end, launchers, SLURM.

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from m4train import exits, scratch
 from m4train.config import Config
+from m4train.deaths import died
 from m4train.errors import ConfigError, TrainingError
 from m4train.run_files import CHECKPOINTS
 from m4train.terminal import leave_terminal, stage
@@ -138,23 +139,26 @@ def launch(arguments: list[str], processes: int, run_dir: Path) -> int:
         try:
             elastic_launch(settings, sys.executable)("-m", "m4train", *arguments)
         except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
+            # A rank that was killed comes first: those that waited for it may be seen to end in the same moment.
+            failures = sorted(error.failures.items(), key=lambda found: (found[1].exitcode > 0, found[1].timestamp))
+            rank, failure = failures[0]
             if failure.exitcode == -signal.SIGINT:  # before it could say so
                 raise KeyboardInterrupt from error
             if failure.exitcode in (exits.REFUSED, exits.INTERRUPTED) and exits.has_said(outcome):
                 return failure.exitcode
             said, continues = exits.has_said(outcome), arguments[0] == "train"
-            raise _explain(rank, failure.exitcode, said, run_dir if continues else None) from error
+            where = died(outcome, rank) if continues and failure.exitcode != exits.HUNG else ""
+            raise _explain(rank, failure.exitcode, said, where, run_dir if continues else None) from error
         finally:
             del os.environ[exits.FOLDER], os.environ[LOGS]
         return exits.STOPPED_EARLY if exits.has_stopped_early(outcome) else exits.COMPLETE
 
 
-def _explain(rank: int, code: int, said: bool, run_dir: Path | None) -> TrainingError:
-    """The last line: who ended first, and what the same command would do; `run_dir` of a run that trains."""
+def _explain(rank: int, code: int, said: bool, where: str, run_dir: Path | None) -> TrainingError:
+    """The last line: who ended first, `where` it was, and what the same command would do; `run_dir` of a run that trains."""
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    text = f"process {rank} {how} and the others were stopped"
-    if said:
+    text = f"process {rank} {how} and the others were stopped{'; ' if where else ''}{where}"
+    if said and code > 0:  # what others say of one that was killed is not why
         return TrainingError(f"{text}; the reason is above.")
     if run_dir is None:
         return TrainingError(f"{text}.")

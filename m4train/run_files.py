@@ -33,6 +33,7 @@ EXPORT = "export"  # the Hugging Face folder, unless export.folder names another
 REPORT = "report.html"
 PREVIEW = "preview.html"
 DEEPSPEED = "deepspeed.json"  # what DeepSpeed was given
+DEATHS = "deaths.jsonl"  # which samples a rank died with, one line a death
 STALLED = "stalled"  # a folder: what each rank was doing when a run hung
 WANDB = "wandb.json"  # id and group of the W&B run, and the last step it has, so that a continued run is the same one
 TENSORBOARD = "tensorboard"  # the folder of its files

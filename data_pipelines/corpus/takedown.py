@@ -28,7 +28,7 @@ from m4train.errors import BadSample, ConfigError, DataError
 
 class Takedown(Step):
     """Takes down the samples of `shards` that come from one of `urls` (of a page, or of an image) or of `domains` and what is below
-    them, or that hold an image with one of these SHA-256 sums (`images`). `compact` then writes the shards without all samples
+    them, that hold an image with one of these SHA-256 sums (`images`), or that have one of these `keys`. `compact` then writes the shards without all samples
     that are taken down, by this or before."""
 
     name = "takedown"
@@ -40,12 +40,14 @@ class Takedown(Step):
         urls: list[str] | None = None,
         domains: list[str] | None = None,
         images: list[str] | None = None,
+        keys: list[str] | None = None,
         compact: bool = False,
     ) -> None:
         super().__init__()
         self.urls, self.domains, self.images = set(urls or ()), _domains(domains or []), _sums(images or [])
-        if not (self.urls or self.domains or self.images or compact):
-            raise ConfigError("takedown names nothing: set urls, domains or images, or compact=true.")
+        self.keys = {str(key) for key in keys or ()}
+        if not (self.urls or self.domains or self.images or self.keys or compact):
+            raise ConfigError("takedown names nothing: set urls, domains, images or keys, or compact=true.")
         self.compact = compact
         self.stored = StoredShards.of(shards, options or {}, "takedown.shards")
         remote = next((path for path in self.stored.paths if is_remote(path)), None)
@@ -76,6 +78,10 @@ class Takedown(Step):
 
     def _why(self, stored: StoredSample) -> str | None:
         """What names this sample; a bad one cannot be trained on, and is left to itself."""
+        if stored.key in self.keys:
+            return f"key {stored.key}"
+        if not (self.urls or self.domains or self.images):
+            return None
         try:
             sample = stored.sample()
             urls = [str(sample.source.get("url") or "")]

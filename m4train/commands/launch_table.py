@@ -42,6 +42,14 @@ LAUNCH = {
         option("--judge", metavar="FOLDER", help="compare what is in this folder instead, and name the bad nodes"),
         examples=("launch node experiment=digits_pretrain", "launch node --judge nodes experiment=digits_pretrain"),
     ),
+    "launch died": Command(
+        "Say where a rank of a run was when it died, and which samples one died with before; a job asks it.",
+        "slurm_watch:say_died",
+        click.Argument(["outcome"], metavar="FOLDER"),
+        click.Argument(["rank"], metavar="RANK", type=click.IntRange(0)),
+        reads="",
+        examples=("launch died m4train-logs/7/outcome-0-0 3", "launch died m4train-logs/7/outcome-0-0 0"),
+    ),
     "launch check": Command(
         "Check processes, network, disk, versions and clocks before hours of queueing.",
         "preflight:preflight",

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m4train.commands.slurm_job import BAD_NODES, FOLDER, JOBS, LOGS
+from m4train.deaths import died
 from m4train.errors import ConfigError
 from m4train.json_lines import OF_A_STEP, read_lines
-from m4train.run_files import CHECKPOINTS, METRICS, newest_stage
+from m4train.run_files import CHECKPOINTS, DEATHS, METRICS, newest_stage
 
 _LINES = 20  # of each log
 _FAILED = re.compile(r"^(Traceback|m4train train: |No progress for )", re.MULTILINE)
@@ -34,7 +35,8 @@ def status(arguments: Sequence[str]) -> int:
 
 
 def logs(arguments: Sequence[str]) -> int:
-    """Prints the last lines of every rank of the newest start of a run, those of ranks that failed first; returns 0."""
+    """Prints the last lines of every rank of the newest start of a run, first those of the rank that died last, then those of
+    others that failed; returns 0."""
     run = _run("logs", arguments)
     named = run / FOLDER / LOGS
     folder = Path(named.read_text(encoding="utf-8").strip()) if named.is_file() else None
@@ -45,9 +47,17 @@ def logs(arguments: Sequence[str]) -> int:
     )
     if not found:
         raise ConfigError(f"{run} has no logs of ranks yet: `m4train launch status {run}` says whether its job runs.")
-    for path, text in sorted(found.items(), key=lambda item: _FAILED.search(item[1]) is None):
+    deaths = read_lines(newest_stage(run) / DEATHS, ("rank",))
+    last = f"rank-{deaths[-1]['rank']}.log" if deaths else ""
+    for path, text in sorted(found.items(), key=lambda item: (item[0].name != last, _FAILED.search(item[1]) is None)):
         print(f"== {path}")
         print(*text.splitlines()[-_LINES:], sep="\n")
+    return 0
+
+
+def say_died(outcome: str, rank: int) -> int:
+    """Prints what is known of a rank that died; returns 0."""
+    print(died(Path(outcome), rank) or "it had not begun")
     return 0
 
 

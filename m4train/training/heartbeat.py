@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from m4train import terminal
+from m4train import exits, terminal
 from m4train.batch import PackedBatch
+from m4train.deaths import note_of
 from m4train.run_files import STALLED
 
-EXIT_CODE = 86
+EXIT_CODE = exits.HUNG
 TABLE = "ranks.txt"
 PATIENCE = 4  # a stage of preparation may take this many times the timeout
 _PREPARATION = ("checkpoint", "data", "index", "model")
@@ -39,6 +40,7 @@ class Heartbeat:
         self.rank, self.world_size, self.timeout = rank, world_size, timeout
         self._stage, self._step = "start", 0
         self._batch: PackedBatch | None = None
+        self._note = note_of(run_dir, rank)
         self.changed: Callable[[str], None] | None = None  # told what begins, each time that it is something else
         self._first = {"start": "starting the engine", "fetch": "the first step", "measure": None}
         self._last = time.monotonic()
@@ -70,12 +72,16 @@ class Heartbeat:
             self._thread.join()
 
     def beat(self, stage: str, step: int | None = None, batch: PackedBatch | None = None) -> None:
-        """Notes progress: what begins now, at which step, with which samples. Costs a few assignments."""
+        """Notes progress: what begins now, at which step, with which samples. Costs a few assignments, and if a launcher wants to
+        know where this rank died, a small write."""
         if stage != self._stage:
             self._show(stage)
         self._stage, self._batch = stage, batch
         self._step = self._step if step is None else step
         self._last = time.monotonic()
+        if self._note is not None:
+            documents, ahead = (batch.documents, batch.device.type != "cpu") if batch is not None else ((), False)
+            self._note.write(stage, self._step, documents, ahead)
 
     def _show(self, stage: str) -> None:
         """Says what takes long before the first step is logged; later a callback does."""

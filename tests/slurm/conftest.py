@@ -9,27 +9,48 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "launch" / "slurm" / "virtual_cluster.sh"
+SHARED = "WHY_SHARED"  # why the nodes of a cluster share one address; empty if they do not
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    """A SLURM of two virtual nodes; the environment in which srun, sbatch and squeue reach it."""
+    """A SLURM of four virtual nodes; the environment in which srun, sbatch and squeue reach it."""
     missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not _find(name)]
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed (apt-get install slurm-wlm munge)")
     if os.getuid() != 0:
         pytest.skip("slurmd has to be started as root")
     folder = tmp_path_factory.mktemp("slurm")
-    done = subprocess.run([CLUSTER, "start", folder], capture_output=True, text=True, timeout=120)
+    done = start_cluster(folder)
     if "belongs to a SLURM already" in done.stderr or "uses a SLURM already" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
     try:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as in an activated environment
         settings = {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        yield {**os.environ, **settings, "PATH": path}
+        yield {**os.environ, **settings, "PATH": path, SHARED: done.stderr.strip()}
     finally:
-        subprocess.run([CLUSTER, "stop", folder], capture_output=True, timeout=120)
+        stop_cluster(folder)
+
+
+def start_cluster(folder, *through, nodes=4, owner=None):
+    """`virtual_cluster.sh start`, by a program that runs it if one is given; it is stopped with the process `owner`, by default
+    this one."""
+    command = [*through, CLUSTER, "start", folder, str(nodes)]
+    environment = {**os.environ, "OWNER": str(owner or os.getpid())}
+    environment.pop("SLURM_CONF", None)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def stop_cluster(folder):
+    subprocess.run([CLUSTER, "stop", folder], capture_output=True, timeout=120)
+
+
+@pytest.fixture
+def spaces(cluster):
+    """Skips where the nodes of the cluster have no addresses of their own."""
+    if cluster[SHARED]:
+        pytest.skip(cluster[SHARED])
 
 
 def _find(program):
@@ -53,6 +74,9 @@ class Jobs:
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
+
+    def m4train(self, *arguments, check=True):
+        return self.run(sys.executable, "-m", "m4train", *arguments, check=check)
 
     def state(self, job):
         shown = dict(

@@ -1,4 +1,4 @@
-"""What `m4train launch slurm` does about failures, on a real SLURM of two virtual nodes."""
+"""What `m4train launch slurm` does about failures, on a real SLURM of virtual nodes."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A data pipeline on a real SLURM of two virtual nodes: the bytes of the local executor, stage after stage."""
+"""A data pipeline on a real SLURM of virtual nodes: the bytes of the local executor, stage after stage."""
 
 import sys
 

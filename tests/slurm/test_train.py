@@ -1,9 +1,7 @@
-"""launch/slurm/train.sbatch on a real SLURM of two virtual nodes: the same numbers as one process, and a signal continues."""
+"""launch/slurm/train.sbatch on a real SLURM of virtual nodes: the same numbers as one process, and a signal continues."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +10,6 @@ import pytest
 
 from tests.end_to_end.conftest import small_run
 from tests.helpers import warm
-from tests.slurm.conftest import CLUSTER
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "launch" / "slurm" / "train.sbatch"
@@ -95,11 +92,3 @@ def test_a_job_without_m4train_on_its_path_says_so(jobs):
     )
     jobs.wait(job, until=("FAILED",))
     assert "m4train is not on the PATH" in jobs.said(job)
-
-
-def test_a_cluster_that_is_there_is_not_touched(cluster, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "SLURM_CONF"}
-    again = subprocess.run([CLUSTER, "start", tmp_path], capture_output=True, text=True, timeout=60, env=environment)
-    assert again.returncode == 1
-    assert "belongs to a SLURM already" in again.stderr
-    assert not list(tmp_path.iterdir())

@@ -71,10 +71,11 @@ def _bad(source):
         ({"domains": ["org"]}, set(range(12))),  # all images are of img.org
         ({"domains": ["no.such"]}, set()),
         ({"images": [hashlib.sha256(picture(5)).hexdigest().upper()]}, {5}),
+        ({"keys": ["key03", "key04"]}, {3, 4}),
         ({"urls": ["http://a.org/1"], "images": [hashlib.sha256(picture(11)).hexdigest()]}, {0, 6, 11}),
     ],
 )
-def test_samples_are_named_by_url_domain_or_image(tmp_path, named, gone):
+def test_samples_are_named_by_url_domain_image_or_key(tmp_path, named, gone):
     folder = _write(tmp_path / "shards")
     step = Takedown(str(folder), {"format": "canonical"}, **named)
     for rank in range(2):
