@@ -150,7 +150,10 @@ def test_what_is_no_failure_is_not_tried_again(code, job, tmp_path):
 @pytest.mark.parametrize(("chained", "requeued"), [(False, True), (True, False)])
 @pytest.mark.parametrize("code", [3, 138])
 def test_told_to_wind_up_it_is_requeued_unless_a_chain_goes_on(code, chained, requeued, job, tmp_path):
-    done = job(f'trap "exit {code}" USR1; kill -USR1 $PPID; for n in {{1..99}}; do sleep 0.05; done; exit {code}', chained=chained)
+    done = job(
+        f'trap "exit {code}" USR1; kill -USR1 $PPID; for n in {{1..99}}; do sleep 0.05; done; exit {code}',
+        chained=chained,
+    )
     assert done.returncode == (0 if chained else code), done.stdout + done.stderr
     assert ("scontrol requeue 7" in calls(tmp_path)) is requeued
 
