@@ -21,14 +21,24 @@ fi
 M4TRAIN_OUTCOME=$(mktemp -d) # where the processes leave word of how they ended
 export M4TRAIN_OUTCOME
 trap 'rm -rf "$M4TRAIN_OUTCOME"' EXIT
-torchrun "${meet[@]}" --nproc-per-node="$processes" -m m4train "${command[@]}" "$@" &
-trap 'kill -TERM $!' TERM INT
-trap 'kill -USR1 $!' USR1
+exec 3> >(tee "$M4TRAIN_OUTCOME/torchrun" >&2)
+keeper=$!
+torchrun "${meet[@]}" --nproc-per-node="$processes" -m m4train "${command[@]}" "$@" 2>&3 3>&- &
+ranks=$!
+trap 'kill -TERM $ranks' TERM INT
+trap 'kill -USR1 $ranks' USR1
 code=0
 while :; do
-    wait $! && code=0 || code=$?
-    kill -0 $! 2>/dev/null || break # a signal ends `wait` before torchrun has ended
+    wait "$ranks" && code=0 || code=$?
+    kill -0 "$ranks" 2>/dev/null || break # a signal ends `wait` before torchrun has ended
 done
+exec 3>&-
+wait "$keeper" || true
+# The first rank that failed, as torchrun says at its end: if one died with these samples before, they are named.
+first=$(sed -n '/Root Cause/,$ s/.*rank  *: \([0-9]*\) (local_rank.*/\1/p' "$M4TRAIN_OUTCOME/torchrun" | head -n 1)
+where=
+[[ ! $first || ${command[*]} != train ]] || where=$(m4train launch died "$M4TRAIN_OUTCOME" "$first" 2> /dev/null || true)
+[[ ! $where || $where == "it had not begun" ]] || echo "rank $first died: $where" >&2
 if [[ -e $M4TRAIN_OUTCOME/stopped-early ]]; then
     code=3 # a checkpoint, and more to do
 fi

@@ -2,6 +2,7 @@
 # A real SLURM of virtual nodes, n1 to n4, on this one machine: to try launch/slurm/train.sbatch, and for the tests.
 #
 #   launch/slurm/virtual_cluster.sh start DIR [NODES]     # prints the line that makes srun, sbatch and squeue use it
+#   launch/slurm/virtual_cluster.sh on DIR NODE COMMAND...    # runs a command as one of the nodes
 #   launch/slurm/virtual_cluster.sh stop DIR
 #
 # Every node has a network namespace, an address and a hostname of its own, so that what works only over localhost fails here
@@ -14,8 +15,12 @@
 set -euo pipefail
 
 fail() { echo "virtual_cluster.sh: $*" >&2; exit 1; }
-[[ $# == 2 && $1 == stop || ( $# == 2 || $# == 3 ) && $1 == start && ${3:-4} =~ ^[1-9]$ ]] ||
-    fail "usage: virtual_cluster.sh start DIR [NODES, up to 9] | stop DIR"
+case "$#${1:-}" in
+2stop) ;;
+2start | 3start) [[ ${3:-4} =~ ^[1-9]$ ]] ;;
+*on) [[ $# -ge 4 ]] ;;
+*) false ;;
+esac || fail "usage: virtual_cluster.sh start DIR [NODES, up to 9] | on DIR NODE COMMAND... | stop DIR"
 action=$1
 mkdir -p "$2"
 dir=$(cd "$2" && pwd)
@@ -26,7 +31,7 @@ stop() {
     local file name pid pids=() id space
     for file in "$dir"/{watcher,slurmd-n?,slurmctld,munged}.pid; do
         name=$(basename "$file" .pid)
-        pid=$(cat "$file" 2>/dev/null) && [[ $pid != $$ ]] || continue
+        pid=$(cat "$file" 2>/dev/null) && [[ $pid != "$$" ]] || continue
         # only a process that still is what wrote the file
         name=${name%-n?} name=${name/watcher/bash}
         [[ $(ps -o comm= -p "$pid" 2>/dev/null) == "$name" ]] && kill "$pid" && pids+=("$pid")
@@ -45,6 +50,20 @@ stop() {
     rm -f "$dir/network"
 }
 
+# Runs a command as a node: in its namespace, with its name, with the names of all in /etc/hosts, and with no other names.
+on() {
+    [[ -e $dir/network ]] || { "${@:2}"; return; }
+    nsenter --net="/run/netns/$(cat "$dir/network")-$1" unshare --uts --mount bash -c \
+        'hostname "$1" && mount --bind "$2/hosts" /etc/hosts &&
+            { [[ ! -e /etc/resolv.conf ]] || mount --bind "$2/resolv.conf" /etc/resolv.conf; } && exec "${@:3}"' \
+        bash "$1" "$dir" "${@:2}"
+}
+
+if [[ $action == on ]]; then
+    export SLURM_CONF=$dir/slurm.conf
+    on "${@:3}"
+    exit
+fi
 if [[ $action == stop ]]; then
     SLURM_CONF=$dir/slurm.conf timeout 10 scancel --full --user="$(id -un)" 2>/dev/null || true
     stop
@@ -101,14 +120,6 @@ network() {
             ip -n "$id-$node" address add "$net.$number/24" dev eth0 && ip -n "$id-$node" link set eth0 up &&
             ip -n "$id-$node" route add default via "$net.1" && on "$node" true || return 1
     done
-}
-
-# Runs a command as a node: in its namespace, with its name, with the names of all in /etc/hosts, and with no other names.
-on() {
-    nsenter --net="/run/netns/$(cat "$dir/network")-$1" unshare --uts --mount bash -c \
-        'hostname "$1" && mount --bind "$2/hosts" /etc/hosts &&
-            { [[ ! -e /etc/resolv.conf ]] || mount --bind "$2/resolv.conf" /etc/resolv.conf; } && exec "${@:3}"' \
-        bash "$1" "$dir" "${@:2}"
 }
 
 configure() { # ADDRESS of the controller

@@ -40,6 +40,7 @@ LAUNCH = {
         "node_check:check_node",
         option("--out", metavar="FOLDER", help="where what was found is written"),
         option("--judge", metavar="FOLDER", help="compare what is in this folder instead, and name the bad nodes"),
+        option("--nodes", metavar="NAMES", help="with --judge: all nodes, of which none may be missing"),
         examples=("launch node experiment=digits_pretrain", "launch node --judge nodes experiment=digits_pretrain"),
     ),
     "launch died": Command(

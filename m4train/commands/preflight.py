@@ -6,12 +6,10 @@ import os
 import platform
 import shutil
 import socket
-import statistics
 import time
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,11 @@ import torch
 import torch.distributed as dist
 
 import m4train
+from m4train.commands.pairs import pair_speeds, slow_pairs
 from m4train.config import Config
 from m4train.training.engines.processes import Processes
 
 _MEGABYTES = 64  # sent around and written to measure speed
-_PAIR_MEGABYTES = 16  # sent both ways between each pair of nodes
-_SLOW = 0.25  # of the usual speed of a pair: a link or a card that needs a look
 _FREE_GB = 2.0  # below that not even a small checkpoint fits
 _CLOCK_SECONDS = 5.0  # more, and logs of nodes cannot be read side by side
 _PATIENCE = 20.0  # seconds after which a file of another node must be visible
@@ -44,7 +41,7 @@ def preflight(config: Config) -> int:
     processes = Processes(timedelta(seconds=300))
     facts = _gather(_facts(processes))
     findings = [_versions(facts), _devices(facts), _clock(facts), _all_reduce(processes)]
-    findings += [*_pairs(facts, processes), *_disk(Path(config.run_dir), processes)]
+    findings += [*_pairs(processes), *_disk(Path(config.run_dir), processes)]
     failed = processes.agree([sum(not finding.fine for finding in findings)])[0]
     if processes.rank == 0:
         for finding in findings:
@@ -111,30 +108,12 @@ def _all_reduce(processes: Processes) -> Finding:
     return Finding("all-reduce", right, text)
 
 
-def _pairs(facts: list[dict[str, Any]], processes: Processes) -> list[Finding]:
-    """How fast each pair of nodes exchanges a block, one pair at a time; nothing with one node."""
-    first = {fact["host"]: rank for rank, fact in reversed(list(enumerate(facts)))}
-    block = torch.ones(_PAIR_MEGABYTES * 2**18, device=processes.device)
-    speeds: dict[str, float] = {}
-    for one, other in combinations(sorted(first), 2):
-        ends = (first[one], first[other])
-        seconds = 0.0
-        for _ in range(2):  # connections are made by the first
-            began = time.perf_counter()
-            if processes.rank == ends[0]:
-                dist.send(block, ends[1])
-                dist.recv(block, ends[1])
-            elif processes.rank == ends[1]:
-                dist.recv(block, ends[0])
-                dist.send(block, ends[0])
-            seconds = time.perf_counter() - began
-        processes.barrier()
-        seconds = _gather(seconds)[ends[0]]
-        speeds[f"{one}-{other}"] = 2 * _PAIR_MEGABYTES / 1024 / max(seconds, 1e-9)
+def _pairs(processes: Processes) -> list[Finding]:
+    """How fast each pair of nodes exchanges a block; nothing with one node."""
+    speeds = pair_speeds(processes, _host())
     if not speeds:
         return []
-    usual = statistics.median(speeds.values())
-    slow = [f"{pair} {speed:.2f}" for pair, speed in speeds.items() if speed < usual * _SLOW]
+    slow = [f"{'-'.join(pair)} {speeds[pair]:.2f}" for pair in slow_pairs(speeds)]
     text = f"{len(speeds)} pairs of nodes, {min(speeds.values()):.2f} to {max(speeds.values()):.2f} GiB/s"
     return [Finding("pairs", not slow, "; slow: ".join([text, *slow]))]
 

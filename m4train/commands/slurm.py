@@ -13,6 +13,7 @@ from pathlib import Path
 
 from m4train.commands.arguments import TRAINS, Composed
 from m4train.commands.slurm_job import FOLDER, JOBS, Job, job_text, read_site, write_job
+from m4train.commands.slurm_watch import check_alone
 from m4train.commands.sweep import points_of
 from m4train.config import Config
 from m4train.config.compose import load_config, load_stages, resource_folder, save_config
@@ -71,6 +72,8 @@ def _check(config: Config, nodes: int) -> None:
 def _submit_all(staged: Staged, job: Job, text: str, chain: int) -> None:
     """Writes the job with its configurations and submits it `chain` times, each to start when the one before has ended."""
     _need_sbatch()
+    if not any(option.startswith("--dependency") for option in job.options):
+        check_alone(job.run_dir)
     path = write_job(job, text)
     for config in staged.configs:
         save_config(config, path.with_name(CONFIG if config.stage is None else f"{config.stage}-{CONFIG}"))

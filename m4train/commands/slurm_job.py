@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from dataclasses import dataclass, field
@@ -69,11 +70,19 @@ def job_text(script: str, site: Site, job: Job) -> str:
     """The sbatch file: the lines of `script` with those of site and run in their places."""
     head, _, rest = script.partition(_OPTIONS_END)
     options = [f"--{name}={value}" for name, value in site.sbatch.items()] + job.options
-    lines = "".join(f"#SBATCH {option}\n" for option in options)
+    lines = "".join(f"#SBATCH {_quoted(option)}\n" for option in options)
     before, _, after = rest.partition(_OWN)
     after = after.partition("\n")[2]
     own = [*site.environment, *_container(site), *_own(job)]
     return head + lines + _OPTIONS_END + before + "\n".join(own) + "\n" + after
+
+
+def _quoted(option: str) -> str:
+    """An option whose value sbatch reads as one word, as a shell would. Raises ConfigError for what no line can hold."""
+    name, equals, value = option.partition("=")
+    if "\n" in option:
+        raise ConfigError(f"{name} has a line break, which sbatch cannot take: leave it out.")
+    return f"{name}{equals}{shlex.quote(value)}" if equals and re.search(r"[\s#'\"\\]", value) else option
 
 
 def _container(site: Site) -> list[str]:

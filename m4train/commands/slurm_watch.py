@@ -100,6 +100,17 @@ def _jobs(run: Path) -> list[str]:
     return (run / FOLDER / JOBS).read_text(encoding="utf-8").split()
 
 
+def check_alone(run: Path) -> None:
+    """Raises ConfigError if a job of this run waits or runs: another one would be refused by it when it starts."""
+    for job in _jobs(run) if (run / FOLDER / JOBS).is_file() else ():
+        state = _state(job)
+        if state not in ("ended", "") and not state.startswith("COMPLETING"):
+            raise ConfigError(
+                f"job {job} of this run is {state.split()[0]}: it goes on by itself; `m4train launch stop {run}` ends it, and "
+                "launch.chain or --dependency=... submits jobs that follow each other."
+            )
+
+
 def _live(run: Path) -> list[str]:
     """The jobs of a run that wait or run, oldest first. Raises ConfigError if there is none."""
     live = [job for job in _jobs(run) if _state(job) != "ended"]

@@ -46,6 +46,11 @@ def stop_cluster(folder):
     subprocess.run([CLUSTER, "stop", folder], capture_output=True, timeout=120)
 
 
+def on_node(cluster, *command):
+    """Runs a command as one of the nodes of a cluster."""
+    subprocess.run([CLUSTER, "on", Path(cluster["SLURM_CONF"]).parent, *command], check=True, timeout=120)
+
+
 @pytest.fixture
 def spaces(cluster):
     """Skips where the nodes of the cluster have no addresses of their own."""

@@ -1,8 +1,11 @@
 """The files for containers and clouds, as far as they can be checked without a daemon."""
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,54 @@ def check_installs(script):
     check_shell(script)
 
 
+def linter(name):
+    """The program of a package of the extra `lint`."""
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if found is None:
+        pytest.skip(f"{name} is not installed (pip install '.[lint]', on x86-64 Linux)")
+    return found
+
+
+def check_lint(*command, script=None):
+    done = subprocess.run(list(map(str, command)), input=script, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    """But that versions of Debian's packages are not pinned (DL3008), of which it keeps only the newest ones."""
+    check_lint(linter("hadolint"), "--ignore=DL3008", ROOT / "launch/containers/Dockerfile")
+
+
+SCRIPTS = sorted(
+    path
+    for pattern in ("launch/*.sh", "launch/slurm/*.s*h", "launch/slurm/*.sbatch", ".ci/run")
+    for path in ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("path", dict.fromkeys(SCRIPTS), ids=lambda path: path.name)
+def test_shellcheck_finds_nothing_in_a_script(path):
+    """But that `$` in single quotes stays one (SC2016), as it must for a shell that is started later."""
+    check_lint(linter("shellcheck"), "--shell=bash", "--exclude=SC2016", path)
+
+
+def sections():
+    text = (ROOT / "launch/containers/m4train.def").read_text()
+    parts = re.split(r"^%", text, flags=re.MULTILINE)[1:]
+    return {part.partition("\n")[0]: part.partition("\n")[2] for part in parts}
+
+
+@pytest.mark.parametrize("name", ["post", "environment", "runscript"])
+def test_shellcheck_finds_nothing_in_the_apptainer_definition(name):
+    """Which runs its parts with `sh -e`."""
+    check_lint(linter("shellcheck"), "--shell=sh", "--exclude=SC2016", "-", script="set -e\n" + sections()[name])
+
+
+@pytest.mark.parametrize("name", ["skypilot", "dstack"])
+def test_shellcheck_finds_nothing_in_what_a_cloud_runs(name):
+    check_lint(linter("shellcheck"), "--shell=bash", "-", script=script_of(name))
+
+
 def check_image(image):
     assert re.fullmatch(r"[\w./-]+:[\w.-]+", image), f"{image} has no tag"
     assert not image.endswith(":latest")
@@ -67,17 +118,17 @@ def test_the_dockerfile():
 
 def test_the_apptainer_definition():
     text = (ROOT / "launch/containers/m4train.def").read_text()
-    header, *parts = re.split(r"^%", text, flags=re.MULTILINE)
+    header = text.partition("%")[0]
     said = dict(line.split(": ", 1) for line in header.splitlines() if line and not line.startswith("#"))
     assert said["Bootstrap"] == "docker"
     check_image(said["From"])
-    sections = {part.partition("\n")[0]: part.partition("\n")[2] for part in parts}
-    assert set(sections) == {"arguments", "files", "post", "environment", "runscript"}
-    check_installs(sections["post"])
-    check_shell(sections["runscript"])
-    pairs = [line.split() for line in sections["files"].strip().splitlines()]
+    found = sections()
+    assert set(found) == {"arguments", "files", "post", "environment", "runscript"}
+    check_installs(found["post"])
+    check_shell(found["runscript"])
+    pairs = [line.split() for line in found["files"].strip().splitlines()]
     check_copied([source for source, _ in pairs])
-    given = {line.partition("=")[0].strip() for line in sections["arguments"].strip().splitlines()}
+    given = {line.partition("=")[0].strip() for line in found["arguments"].strip().splitlines()}
     assert set(re.findall(r"\{\{ (\w+) \}\}", text)) == given
 
 
@@ -85,6 +136,11 @@ def test_both_container_files_install_the_same():
     docker, apptainer = ((ROOT / "launch/containers" / name).read_text() for name in ("Dockerfile", "m4train.def"))
     for pattern in (r"whl/\w+", r"python:[\w.-]+", r"'\.\[[\w,]+\]'"):
         assert set(re.findall(pattern, docker)) == set(re.findall(pattern, apptainer))
+
+
+def script_of(name):
+    document = yaml.safe_load((ROOT / "launch/clouds" / f"{name}.yaml").read_text())
+    return document["run"] if name == "skypilot" else "\n".join(document["commands"])
 
 
 def command_of(name):
@@ -102,7 +158,7 @@ def command_of(name):
         assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
         return [*container["command"], *container["args"]]
     (document,) = documents
-    script = document["run"] if name == "skypilot" else "\n".join(document["commands"])
+    script = script_of(name)
     assert (document["num_nodes"] if name == "skypilot" else document["nodes"]) == 2
     check_shell(script)
     script = re.sub(r"\$\(.*?\)", "HEAD", script).replace("\\\n", " ")

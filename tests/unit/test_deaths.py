@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -141,6 +142,22 @@ def write(self, stage, step, documents=(), ahead=False):
         os.kill(os.getpid(), signal.SIGKILL)
 deaths.Note.write = write
 """
+
+
+@pytest.mark.full
+def test_the_script_for_torchrun_names_the_sample(digits_root, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(tmp_path), str(root)])
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": paths, "PROCESSES": "2"}
+    command = ["bash", root / "launch" / "torchrun.sh", *small_run(digits_root, tmp_path), "engine=ddp"]
+    for named in (False, True):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
+        assert done.returncode == 1, done.stderr
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith("rank 1 died: it was on ")
+        assert ("a rank died before with" in last) is named
 
 
 @pytest.mark.full

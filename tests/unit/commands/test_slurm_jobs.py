@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,27 @@ def test_what_is_submitted_lies_in_the_run_with_configuration_and_code(programs,
 
 
 @pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("--exclusive", "--exclusive"),
+        ("--time=1-00:00:00", "--time=1-00:00:00"),
+        ("--nodelist=n[1-3,7]", "--nodelist=n[1-3,7]"),
+        ("--job-name=my own job", "--job-name='my own job'"),
+        ("--comment=ask #12", "--comment='ask #12'"),
+        ("--output=logs/%x-%j.log", "--output=logs/%x-%j.log"),
+    ],
+)
+def test_options_of_sbatch_stay_one_word(given, line):
+    text = job_text(SCRIPT, Site(), Job(Path("run"), [given], [], 3, False))
+    assert f"#SBATCH {line}" in text.splitlines()
+
+
+def test_an_option_over_two_lines_is_refused():
+    with pytest.raises(ConfigError, match="--comment has a line break"):
+        job_text(SCRIPT, Site(), Job(Path("run"), ["--comment=a\nb"], [], 3, False))
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("partion: gpu", "partion is not one of sbatch, environment, container"),
@@ -105,14 +127,14 @@ def test_the_example_of_a_site_is_one(monkeypatch):
 # The script itself, with an srun that stands for the ranks: `m4train launch node` is a program too.
 @pytest.fixture
 def job(programs, tmp_path, monkeypatch):
-    def run(ranks, attempts=3, bad="", exclude=False, chained=False):
+    def run(ranks, attempts=3, bad="", exclude=False, chained=False, scontrol="true"):
         programs("srun", f'case "$*" in *"launch node"*) exit 0;; esac\n{ranks}')
         programs(
             "m4train",
             f'for w; do [[ $last == --judge ]] && {{ echo "{bad}" > "$w/bad"; }}; last=$w; done; [[ -z "{bad}" ]]',
         )
         programs("sbatch", "echo 77")
-        programs("scontrol")
+        programs("scontrol", scontrol)
         (tmp_path / "m4train-logs" / "7" / "nodes-0").mkdir(parents=True, exist_ok=True)
         described = Job(tmp_path / "run", [], ["name=x"], attempts, exclude, chained)
         for name, value in {"JOB_ID": 7, "JOB_NUM_NODES": 1, "NTASKS": 1, "JOB_NODELIST": "n1"}.items():
@@ -179,6 +201,8 @@ FINE = "81559, 550.54, 0, Not Active, Not Active"
         ([FINE], "1 GPUs, but launch.processes asks for 2"),
         ([FINE, "81559, 550.54, 3, Not Active, Not Active"], "GPU 1 has 3 uncorrected ECC errors"),
         ([FINE, "81559, 550.54, 0, Not Active, Active"], "GPU 1 is slowed down"),
+        (["81559, 550.54, 0, Active, Not Active", FINE], "GPU 0 is slowed down"),
+        (["81559, 550.54, [N/A], Not Active, Not Active", FINE], ""),  # a card without ECC
     ],
 )
 def test_the_gpus_of_a_node(rows, said, programs, tmp_path):
@@ -187,9 +211,77 @@ def test_the_gpus_of_a_node(rows, said, programs, tmp_path):
     config = load_config(["experiment=digits_pretrain", "engine=ddp", "launch.processes=2"])
     problems = node_check._gpus(config)["problems"]
     assert (said in problems[0]) if said else not problems
-    assert not node_check._xid()
-    programs("dmesg", "echo '[1] NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.'")
-    assert "fallen off the bus" in node_check._xid()[0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([], ""),
+        (["usb 1-1: new device"], ""),
+        (
+            ["NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."],
+            "1 Xid errors of the GPU driver, the last: [1.5] NVRM",
+        ),
+        (["NVRM: Xid (PCI:0000:3b:00): 31, pid=7, MMU Fault"], ""),  # a program read where it should not
+        (["NVRM: Xid (PCI:0000:3b:00): 13, pid=7", "NVRM: Xid (PCI:0000:3b:00): 48, pid=7, DBE"], "1 Xid errors"),
+        (["NVRM: Xid (PCI:0000:3b:00): 94, a", "NVRM: Xid (PCI:0000:3b:00): 95, b"], "2 Xid errors"),
+    ],
+)
+def test_errors_of_the_driver_that_speak_against_a_card(lines, said, programs):
+    programs("nvidia-smi")
+    programs("dmesg", "\n".join(f'echo "[1.5] {line}"' for line in lines) or "true")
+    problems = node_check._xid()
+    assert (said in problems[0]) if said else not problems
+
+
+def test_a_driver_that_does_not_answer_is_named(programs):
+    programs("nvidia-smi", "echo 'Unable to determine the device handle' >&2; exit 9")
+    problems = node_check._gpus(load_config(["experiment=digits_pretrain"]))["problems"]
+    assert problems == ["nvidia-smi fails: Unable to determine the device handle"]
+
+
+# What nodes found, and which of them are bad
+ALIKE = {"gpus": 8, "memory": ["81559"], "driver": ["550.54"], "index": "ab12", "problems": []}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "pairs", "expected", "bad"),
+    [
+        ({}, [], "n1,n2,n3", ""),
+        (
+            {"n2": {"memory": ["40960", "81559"]}},
+            [],
+            "",
+            "n2: memory is ['40960', '81559'], but most nodes have ['81559']",
+        ),
+        ({"n3": {"driver": ["535.1"]}}, [], "", "n3: driver is"),
+        ({"n1": {"gpus": 7}}, [], "", "n1: gpus is 7, but most nodes have 8"),
+        ({"n3": {"index": "cd34"}}, [], "", "n3: index is cd34, but most nodes have ab12"),
+        ({}, [], "n1,n2,n3,n9", "n9: it could not be checked"),
+        (
+            {},
+            [["n1", "n2", 9.0], ["n1", "n3", 0.5], ["n2", "n3", 0.4]],
+            "n1,n2,n3",
+            "n3: slow to n1 0.50, n2 0.40 GiB/s, other",
+        ),
+        ({}, [["n1", "n2", 9.0], ["n1", "n3", 8.5], ["n2", "n3", 7.4]], "n1,n2,n3", ""),
+    ],
+)
+def test_what_nodes_found_is_compared(nodes, pairs, expected, bad, tmp_path, capsys):
+    for name in ("n1", "n2", "n3"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**ALIKE, **nodes.get(name, {}), "node": name}))
+    if pairs:
+        (tmp_path / "pairs").write_text(json.dumps(pairs))
+    code = node_check.check_node(None, None, tmp_path, expected)
+    said = capsys.readouterr().out
+    assert code == bool(bad)
+    assert (f"bad node {bad}" in said) if bad else not said
+    assert (tmp_path / "bad").read_text().split() == ([bad.partition(":")[0]] if bad else [])
+
+
+def test_where_no_node_reports_none_is_bad(tmp_path, capsys):
+    assert node_check.check_node(None, None, tmp_path, "n1,n2") == 0
+    assert "no node could say how it is" in capsys.readouterr().out
 
 
 def test_nodes_are_compared_and_bad_ones_named(tmp_path, monkeypatch, capsys):
@@ -212,6 +304,44 @@ def test_nodes_are_compared_and_bad_ones_named(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "found" / "bad").read_text().split() == ["n4", "n2"]
 
 
+def test_the_rest_of_a_chain_waits_for_the_job_without_the_bad_node(job, tmp_path):
+    (tmp_path / "run" / "slurm").mkdir(parents=True)
+    (tmp_path / "run" / "slurm" / "jobs").write_text("6\n7\n8\n9\n")
+    (tmp_path / "run" / "slurm" / "job.sbatch").write_text("#SBATCH --exclude=n5\n")
+    done = job("exit 0", bad="n2", exclude=True, chained=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert any(call.startswith("sbatch --parsable --exclude=n2,n5 ") for call in calls(tmp_path))
+    assert "scontrol update JobId=8 Dependency=afterany:77 ExcNodeList=n2,n5" in calls(tmp_path)
+
+
+DEATH = 'echo "srun: error: n2: task 3: Killed" >&2; echo "srun: error: n1: task 0: Exited with exit code 1" >&2; '
+
+
+@pytest.mark.parametrize(
+    ("ranks", "asked"),
+    [(f"{DEATH} exit 137", "3"), ("exit 1", None), (f"{DEATH} exit 86", None), (f"{DEATH} exit 2", None)],
+)
+def test_the_rank_that_died_first_is_asked_after(ranks, asked, job, tmp_path):
+    done = job(ranks, attempts=1)
+    found = [call.split()[-1] for call in calls(tmp_path) if call.startswith("m4train launch died ")]
+    assert found == ([asked] if asked else [])
+    assert ("rank 3: Killed; " in done.stdout) == bool(asked)
+    assert ("srun: error: n2: task 3: Killed" in done.stderr) == ("echo" in ranks)  # it is shown as well
+
+
+def test_a_run_that_has_a_job_gets_no_second_one(programs, tmp_path, capsys):
+    programs("sbatch", "echo Submitted batch job 43")
+    programs("squeue", 'case "$*" in *=42*) echo "PENDING 0:00 (Priority)";; esac')
+    given = ["launch", "slurm", *RUN, f"run_dir={tmp_path}/run"]
+    (tmp_path / "run" / "slurm").mkdir(parents=True)
+    (tmp_path / "run" / "slurm" / "jobs").write_text("41\n42\n")
+    assert main(given) == 2
+    assert "job 42 of this run is PENDING: it goes on by itself" in capsys.readouterr().err
+    assert main([*given, "--dependency=afterany:42"]) == 0
+    (tmp_path / "run" / "slurm" / "jobs").write_text("41\n")
+    assert main(given) == 0
+
+
 def test_too_little_shared_memory_is_named(tmp_path, monkeypatch):
     config = load_config(["experiment=digits_pretrain", "data.num_workers=1000000"])
     assert "but the readers of data need 32000000" in node_check._shared_memory(config, str(tmp_path))[0]
@@ -227,7 +357,9 @@ def submitted(programs, tmp_path):
     logs.mkdir()
     (folder / "logs").write_text(f"{logs}\n")
     (logs / "rank-0.log").write_text("step 1\nstep 2\n")
+    (logs / "rank-2.log").write_text("step 1\n")
     (logs / "rank-3.log").write_text("step 1\nm4train train: Rank 3 has no GPU.\n")
+    (tmp_path / "run" / "deaths.jsonl").write_text('{"rank": 2}\n')
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 2, "loss": 1.5}\n')
     programs("squeue", 'case "$*" in *=6*) echo "RUNNING 1:02 n2";; esac')
     programs("scancel")
@@ -241,6 +373,7 @@ def test_a_run_is_followed_and_ended(submitted, tmp_path, capsys):
     assert "step 2, loss 1.5000" in said
     assert main(["launch", "logs", f"run_dir={submitted}"]) == 0
     said = capsys.readouterr().out
+    assert said.index("rank-2.log") < said.index("rank-3.log")
     assert said.index("rank-3.log") < said.index("Rank 3 has no GPU") < said.index("rank-0.log")
     assert main(["launch", "stop", str(submitted)]) == 0
     assert calls(tmp_path)[-1] == "scancel --signal=USR1 6"
@@ -252,3 +385,15 @@ def test_a_run_without_a_job_says_so(tmp_path, capsys):
     for command in ("status", "logs", "stop", "interrupt"):
         assert main(["launch", command, str(tmp_path)]) == 2
         assert "holds no job of SLURM" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("restarts", "starts"), [(0, 3), (1, 1)])
+def test_a_start_that_slurm_has_given_up_does_not_try_again(restarts, starts, job, tmp_path):
+    """Its node no longer answers, so SLURM has started the job elsewhere; this script does not know."""
+    done = job(
+        "exit 1",
+        scontrol=f'[[ $* == *"show job"* ]] && echo "JobId=7 JobName=x Requeue=1 Restarts={restarts} a=b"; true',
+    )
+    assert done.returncode == 1
+    assert sum("COMMAND" in call for call in calls(tmp_path)) == starts
+    assert ("SLURM has started the job anew" in done.stdout) is (restarts == 1)

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from m4train.run_files import STAGES, read_run
 from m4train.training.checkpoints.tensor_files import read_tensors, stored_tensors
 from tests.helpers import warm
 from tests.helpers.data import conversations, documents, write_shards
+from tests.helpers.distributed import end_ranks, start_ranks
 from tests.helpers.processing import tokenizer_folder
 
 SIZES = [
@@ -285,6 +287,24 @@ def test_stages_that_cannot_be_are_refused(given, said, overrides):
         load_stages([*overrides, *given])
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def _train_in_two(folder, overrides):
+    sys.exit(main(["train", f"run_dir={folder}", *overrides, "engine=ddp"]))
+
+
+@pytest.mark.slow
+def test_two_processes_go_through_the_stages_as_one_does(whole, overrides, tmp_path):
+    """With one process group for all stages."""
+    ranks = start_ranks(_train_in_two, 2, str(tmp_path / "run"), overrides, folder=tmp_path)
+    try:
+        assert [child.wait(timeout=240) for child in ranks] == [0, 0], ranks[0].said()
+    finally:
+        end_ranks(ranks)
+    for stage in ("pretrain", "sft"):
+        expected, got = rows(whole / stage), rows(tmp_path / "run" / stage)
+        assert [(row[0], row[3]) for row in got] == [(row[0], row[3]) for row in expected]
+        assert [row[1] for row in got] == pytest.approx([row[1] for row in expected], rel=1e-5)
 
 
 def _train_killed(folder, overrides):

@@ -5,11 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from m4train.errors import ConfigError
+from m4train.training import claim as claiming
 from m4train.training.claim import claim
 from m4train.training.engines.single import SingleEngine
 from tests.helpers.training import make_config
@@ -45,6 +47,24 @@ def test_a_second_run_is_refused_by_host_and_process_until_the_first_has_died(tm
         with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
             claim(tmp_path, _engine(tmp_path))
     claim(tmp_path, _engine(tmp_path)).close()
+
+
+def test_a_job_waits_for_what_is_left_of_its_earlier_start(tmp_path, monkeypatch):
+    """As when SLURM no longer hears a node, and starts the job elsewhere while its ranks still run there."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    left = claim(tmp_path, _engine(tmp_path))
+    assert (tmp_path / "claim").read_text().endswith(" of job 7\n")
+    threading.Timer(0.5, left.close).start()
+    claim(tmp_path, _engine(tmp_path)).close()
+    held = claim(tmp_path, _engine(tmp_path))
+    monkeypatch.setattr(claiming, "_PATIENCE", 0.3)
+    with pytest.raises(ConfigError, match="of job 7: wait for it"):
+        claim(tmp_path, _engine(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "8")  # another job does not wait
+    monkeypatch.setattr(claiming, "_PATIENCE", 3600)
+    with pytest.raises(ConfigError, match="of job 7: wait for it"):
+        claim(tmp_path, _engine(tmp_path))
+    held.close()
 
 
 def test_every_rank_hears_it(tmp_path):
