@@ -16,7 +16,7 @@ from m4train.training.engines.base import Engine
 def claim(run_dir: Path, engine: Engine) -> IO[str] | None:
     """Claims a run directory for the processes of `engine` until the file that rank 0 gets is closed; all ranks call it.
 
-    A claim whose process has died is taken over. A job of SLURM that was started anew waits for what is left of its own earlier
+    A claim whose process has died is taken over. A job of SLURM that was started again waits for what is left of its own earlier
     start on a node that SLURM has lost. Raises ConfigError on every rank, naming host and process, if another run holds it.
     """
     held: IO[str] | None = None

@@ -396,4 +396,4 @@ def test_a_start_that_slurm_has_given_up_does_not_try_again(restarts, starts, jo
     )
     assert done.returncode == 1
     assert sum("COMMAND" in call for call in calls(tmp_path)) == starts
-    assert ("SLURM has started the job anew" in done.stdout) is (restarts == 1)
+    assert ("SLURM has started the job again" in done.stdout) is (restarts == 1)
