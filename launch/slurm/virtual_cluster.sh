@@ -29,6 +29,15 @@ mark='# a virtual cluster of m4train'
 
 stop() {
     local file name pid pids=() id space
+    id=$(cat "$dir/network" 2>/dev/null) || true
+    # the nodes with all that runs on them, also what jobs left behind
+    for space in $([[ ! $id ]] || ip netns list | sed -n "s/^\($id-n.\).*/\1/p"); do
+        ip netns pids "$space" | xargs --no-run-if-empty kill -KILL 2>/dev/null || true
+        ip netns delete "$space" || true
+        ip link delete "$space" 2>/dev/null || true
+    done
+    [[ ! $id ]] || ip link delete "$id" 2>/dev/null || true
+    rm -f "$dir/network"
     for file in "$dir"/{watcher,slurmd-n?,slurmctld,munged}.pid; do
         name=$(basename "$file" .pid)
         pid=$(cat "$file" 2>/dev/null) && [[ $pid != "$$" ]] || continue
@@ -40,14 +49,6 @@ stop() {
         for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || continue 2; sleep 0.1; done
         kill -KILL "$pid" 2>/dev/null || true
     done
-    id=$(cat "$dir/network" 2>/dev/null) || return 0
-    for space in $(ip netns list | sed -n "s/^\($id-n.\).*/\1/p"); do
-        ip netns pids "$space" | xargs --no-run-if-empty kill -KILL 2>/dev/null || true # what jobs left behind
-        ip netns delete "$space" || true
-        ip link delete "$space" 2>/dev/null || true
-    done
-    ip link delete "$id" 2>/dev/null || true
-    rm -f "$dir/network"
 }
 
 # Runs a command as a node: in its namespace, with its name, with the names of all in /etc/hosts, and with no other names.
@@ -80,7 +81,9 @@ for file in /etc/slurm/slurm.conf /etc/slurm-llnl/slurm.conf; do
     [[ ! -e $file ]] || fail "$file exists: this machine belongs to a SLURM already."
 done
 for pid in $(pgrep -x slurmctld; pgrep -x slurmd); do
-    conf=$(tr '\0' '\n' < "/proc/$pid/environ" 2>/dev/null | sed -n 's/^SLURM_CONF=//p') || true
+    variables=$(tr '\0' '\n' < "/proc/$pid/environ") 2>/dev/null || true
+    [[ $variables ]] || continue # it is ending
+    conf=$(sed -n 's/^SLURM_CONF=//p' <<< "$variables")
     grep -qsx "$mark" "$conf" || fail "a $(ps -o comm= -p "$pid") is running: this machine belongs to a SLURM already."
 done
 

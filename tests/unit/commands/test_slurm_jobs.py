@@ -127,8 +127,8 @@ def test_the_example_of_a_site_is_one(monkeypatch):
 # The script itself, with an srun that stands for the ranks: `m4train launch node` is a program too.
 @pytest.fixture
 def job(programs, tmp_path, monkeypatch):
-    def run(ranks, attempts=3, bad="", exclude=False, chained=False, scontrol="true"):
-        programs("srun", f'case "$*" in *"launch node"*) exit 0;; esac\n{ranks}')
+    def run(ranks, attempts=3, bad="", exclude=False, chained=False, scontrol="true", check="exit 0"):
+        programs("srun", f'case "$*" in *"launch node"*) {check};; esac\n{ranks}')
         programs(
             "m4train",
             f'for w; do [[ $last == --judge ]] && {{ echo "{bad}" > "$w/bad"; }}; last=$w; done; [[ -z "{bad}" ]]',
@@ -176,8 +176,24 @@ def test_told_to_wind_up_it_is_requeued_unless_a_chain_goes_on(code, chained, re
         f'trap "exit {code}" USR1; kill -USR1 $PPID; for n in {{1..99}}; do sleep 0.05; done; exit {code}',
         chained=chained,
     )
-    assert done.returncode == (0 if chained else code), done.stdout + done.stderr
+    assert done.returncode == (0 if chained else 3), done.stdout + done.stderr
     assert ("scontrol requeue 7" in calls(tmp_path)) is requeued
+
+
+@pytest.mark.parametrize(
+    ("during", "batch", "code", "requeued"),
+    [("check", True, 3, True), ("check", False, 3, False), ("start", False, 3, False), ("start", True, 3, True)],
+)
+def test_a_signal_before_training_hears_it_is_not_lost(during, batch, code, requeued, job, programs, tmp_path):
+    """To the batch script, as ahead of the time limit, or to the tasks alone, as `launch stop` sends it: while nodes are looked
+    at, or before the ranks listen."""
+    told = "kill -USR1 $PPID; sleep 0.2; " if batch else ""
+    end = "exit 138" if during == "start" or not batch else "exit 0"
+    check, start = (f"{told}{end}", "exit 0") if during == "check" else ("exit 0", f"{told}{end}")
+    done = job(start, check=check)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("scontrol requeue 7" in calls(tmp_path)) is requeued
+    assert sum("COMMAND" in call for call in calls(tmp_path)) == (during == "start")
 
 
 def test_a_bad_node_ends_the_job_or_is_left_out(job, tmp_path):
