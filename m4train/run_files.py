@@ -99,8 +99,8 @@ def stage_names(folder: Path) -> list[str]:
 
 
 def noted_stages(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is noted of each stage of the run in `folder`, by its name: once it is trained, the content of the checkpoints that it
-    ended with (`checkpoint`) and began from (`began_from`)."""
+    """What is noted of each stage of the run in `folder`, by its name: the content of the checkpoint that it began from
+    (`began_from`) and, once it is trained, of the one that it ended with (`checkpoint`)."""
     entries = [entry for entry in _json(folder / STAGES, []) if isinstance(entry, dict)]
     return {entry["name"]: entry for entry in entries if isinstance(entry.get("name"), str)}
 

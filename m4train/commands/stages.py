@@ -1,7 +1,7 @@
 """What `m4train train` does with a run of several stages: one after another, and on from wherever it was stopped.
 
-`stages.json` in the folder of the whole lists the stages and, of each that is trained, which checkpoint it ended with and which
-it began from. It is written when a stage has ended, so that a kill at any moment leaves a stage that goes on.
+`stages.json` in the folder of the whole lists the stages and, of each, which checkpoint it began from and, once it is trained,
+which it ended with. That is written when a stage has ended, so that a kill at any moment leaves a stage that goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from m4train.commands.train import ALREADY, EARLY, make_run_dir, train, train_ru
 from m4train.config import Config
 from m4train.config.stages import Staged
 from m4train.errors import ConfigError
-from m4train.run_files import CHECKPOINTS, STAGES, noted_stages
+from m4train.run_files import CHECKPOINTS, CONFIG, STAGES, load_yaml, noted_stages
+from m4train.training.checkpoints.changes import (
+    BASES,
+    OF_A_START,
+    SHOWN_KEYS,
+    WITHOUT_EFFECT,
+    config_dict,
+    differences,
+    flatten,
+    matches,
+)
 from m4train.training.checkpoints.files import checkpoints_in, write_json
 from m4train.training.checkpoints.state import checkpoint_id
 from m4train.training.claim import claim
@@ -36,7 +46,8 @@ _DONE = ("max_steps", "end_of_data", "early_stopping", ALREADY)  # a stage that 
 def train_stages(staged: Staged) -> int:
     """Trains what is not trained yet, or the one stage that was asked for; returns 0, or 3 if it was ended early.
 
-    Raises ConfigError for a stage whose start is not trained, or was trained again since.
+    Raises ConfigError for a stage whose start is not trained, or was trained again since, and for one that was trained with
+    other settings.
     """
     if not staged.whole:
         return train(staged.configs[0])
@@ -66,6 +77,8 @@ def _train_stage(staged: Staged, number: int, group: Engine, seconds: float) -> 
             return "time_limit"
     if group.rank == 0:
         print(f"stage {number + 1} of {len(staged.configs)}: {config.stage}, in {config.run_dir}", flush=True)
+        if _content(config) is None:
+            _note(staged, number, trained=False)
     threads = torch.get_num_threads()
     try:
         stopped_by = train_run(config)
@@ -95,14 +108,19 @@ def _is_due(staged: Staged, number: int) -> bool:
             f"stage {config.stage} starts from {before.stage}, which is not trained yet: leave stage out, or train "
             f"stage={before.stage} first."
         )
-    if trained and asked is not None:
+    start = None if before is None else _content(before)
+    stale = _content(config) is not None and noted.get(str(config.stage), {}).get("began_from", start) != start
+    if (trained or stale) and asked is not None:
         _set_aside(folder)
         return True
-    if trained and before is not None and noted[str(config.stage)].get("began_from") != _content(before):
-        raise ConfigError(
-            f"stage {config.stage} in {folder} began from weights of {before.stage} that are no longer there: "
-            f"stage={config.stage} trains it again, and keeps what it replaces."
+    again = f"stage={config.stage} trains it again, and keeps what it replaces"
+    if stale:
+        other = (
+            f"weights of {before.stage} that are no longer there" if before else "another stage, and is now the first"
         )
+        raise ConfigError(f"stage {config.stage} in {folder} began from {other}: {again}.")
+    if trained and (changed := _changed(config)):
+        raise ConfigError(f"stage {config.stage} in {folder} was trained with {changed}: put them back, or {again}.")
     if trained:
         print(f"stage {number + 1} of {len(staged.configs)}: {config.stage} is trained already.", flush=True)
     return not trained
@@ -112,6 +130,21 @@ def _is_trained(noted: dict[str, dict[str, Any]], config: Config) -> bool:
     """Whether a stage is noted as trained, and its run is still what was noted."""
     held = noted.get(str(config.stage), {}).get("checkpoint")
     return held is not None and held == _content(config)
+
+
+def _changed(config: Config) -> str:
+    """What a stage was trained with otherwise than it is configured now, of the keys that change what is learnt; "" for nothing."""
+    kept = (*OF_A_START, *WITHOUT_EFFECT, *BASES, "data.sources.*.path")
+    if config.trainer.precision == "auto":
+        kept = (*kept, "trainer.precision")  # the run stores what it became
+    stored = load_yaml(Path(config.run_dir, CONFIG))
+    old, new = flatten(config_dict(stored)), flatten(config_dict(config))
+    if all(old.get(key) == new.get(key) or matches(key, kept) for key in old.keys() | new.keys()):
+        return ""  # at once: defaults take a second
+    found = differences(stored, config)
+    named = [f"{key}={then} (now {now})" for key, (then, now) in found.items() if not matches(key, kept)]
+    more = f" and {len(named) - SHOWN_KEYS} more" if len(named) > SHOWN_KEYS else ""
+    return ", ".join(named[:SHOWN_KEYS]) + more
 
 
 def _content(config: Config) -> str | None:
@@ -128,11 +161,15 @@ def _set_aside(folder: Path) -> None:
     print(f"stage {folder.name} is trained again; what it was is kept in {aside}.", flush=True)
 
 
-def _note(staged: Staged, number: int) -> None:
-    config = staged.configs[number]
-    start = _content(staged.configs[number - 1]) if number else None
-    entry = {"name": config.stage, "checkpoint": _content(config), "began_from": start}
-    _write(staged, {**noted_stages(staged.folder), str(config.stage): entry})
+def _note(staged: Staged, number: int, trained: bool = True) -> None:
+    """Notes which weights a stage begins from, and once it is trained those that it ended with."""
+    config, noted = staged.configs[number], noted_stages(staged.folder)
+    entry: dict[str, Any] = {"name": config.stage}
+    if number:
+        entry["began_from"] = _content(staged.configs[number - 1])
+    if trained:
+        entry["checkpoint"] = _content(config)
+    _write(staged, {**noted, str(config.stage): entry})
 
 
 def _write(staged: Staged, noted: dict[str, dict[str, Any]]) -> None:

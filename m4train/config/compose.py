@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from m4train.config import Config
 from m4train.config.adapter_start import take_adapter
@@ -35,7 +36,7 @@ from m4train.config.loading import (
     search_path,
 )
 from m4train.config.scale import scale_down
-from m4train.config.stages import Outline, Staged, of_run, read_outline, stage_overrides
+from m4train.config.stages import Outline, Staged, check_together, of_run, read_outline, stage_overrides
 from m4train.config.start import composed_start, forget_scratch, starts_from, take_nearest
 from m4train.config.texts import text_of
 from m4train.config.trust import check_code
@@ -131,11 +132,7 @@ def load_stages(overrides: list[str], where: Where = HERE) -> Staged:
         config = _loaded(overrides, where, outline.composed)
         return Staged(Path(config.run_dir), [config])
     configs = [_stage(outline, number, overrides, where) for number in range(len(outline.stages))]
-    processes = {config.name: config.launch.processes for config in configs}
-    if len(set(processes.values())) > 1:
-        raise ConfigError(
-            f"launch.processes differs between stages ({processes}), but all of them are trained by the same processes."
-        )
+    check_together(configs)
     return Staged(Path(str(outline.composed.run_dir)), configs, outline.composed.stage)
 
 
@@ -263,6 +260,8 @@ def explained(where: Where = HERE) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, where)) from error
+    except YAMLError as error:
+        raise ConfigError(f"A file of the configuration is not YAML: {' '.join(str(error).split())}.") from error
 
 
 def _stored(run_dir: Path | None, checkpoint: Path) -> tuple[dict[str, Any], Path]:

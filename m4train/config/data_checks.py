@@ -170,12 +170,17 @@ def _check_options(key: str, source: SourceConfig) -> None:
         images.upscale_max > 1 or images.upscale_probability == 1,
         f"{key}.images.upscale_probability is {images.upscale_probability}, but images.upscale_max is 1: raise that one.",
     )
+    tiles = images.tiles
+    require(
+        not tiles or (min(tiles) >= 1 and all(math.isfinite(share) and share > 0 for share in tiles.values())),
+        f"{key}.images.tiles is {dict(tiles)}, but must give numbers of tiles of at least 1 a share above 0, such as {{2: 0.7, 4: 0.3}}.",
+    )
     ends = list(source.image_range)
     require(
         not ends or (len(ends) == 2 and ends[0] != ends[1] and all(math.isfinite(end) for end in ends)),
         f"{key}.image_range is {ends}, but must be the two values that are black and white, such as [0, 4095], or empty.",
     )
-    random = talks.shuffle_turns or talks.newline_probability > 0 or images.upscale_max > 1
+    random = talks.shuffle_turns or talks.newline_probability > 0 or images.upscale_max > 1 or len(tiles) > 1
     require(
         random or source.variants == SourceConfig().variants,
         f"{key}.variants is {source.variants}, but nothing of this source is random: leave it out.",

@@ -37,6 +37,9 @@ class ImageOptions:
     max_tokens_per_sample: int | None = None  # tokens of all images of a sample, which get fewer tiles; null: no limit
     upscale_max: float = 1.0  # enlarge by a random factor from 1 up to this one before splitting into tiles; 1: never
     upscale_probability: float = 1.0  # share of the images that upscale_max may enlarge, from 0 to 1
+    # tiles along the longest side at most -> share of the images that are drawn to have so many, such as {2: 0.7, 4: 0.3}; idefics2: 1
+    # leaves an image whole, 2 cuts it in four; empty: as many as the processor makes
+    tiles: dict[int, float] = field(default_factory=dict)
     # decode JPEG at 1/2, 1/4 or 1/8 if that is large enough; faster, pixels differ a little
     scaled_decode: bool = False
 

@@ -23,6 +23,7 @@ _MOST: dict[str, int] = {  # keys and what tiny runs have of them at most
     "adapter.rank": 4,
     "freeze.new_rows_from": 64,
 }
+_FRAME = 32  # pixels of a side of the tiny models' frames
 
 
 def scale_down(config: Config, given: Sequence[str], conf: Path) -> None:
@@ -30,13 +31,10 @@ def scale_down(config: Config, given: Sequence[str], conf: Path) -> None:
     weights, short and few packs, few steps; data, mixture, freezing, adapters, optimizer and schedule stay. `conf` holds the tiny models."""
     if config.scale != "tiny":
         return
-    if config.model.family != "idefics2":  # whose tiny processor alone leaves images different sizes
-        for source in config.data.sources.values():
-            source.images.upscale_max = 1.0
     if "model.pretrained" not in given:
         _scale_model(config, conf)
-    else:  # a tiny model, whose folder says everything
-        config.model.architecture, config.model.processor, config.model.tokenizer = {}, {}, None
+    else:  # a tiny model, whose folder says everything else
+        config.model.architecture, config.model.processor, config.model.tokenizer = {}, _cut(config), None
     for key, most in _MOST.items():
         group, _, name = key.partition(".")
         value = getattr(getattr(config, group), name)
@@ -48,9 +46,23 @@ def _scale_model(config: Config, conf: Path) -> None:
     model = config.model
     own = conf / "model" / f"tiny_{model.family}.yaml"
     tiny: Any = OmegaConf.load(own if own.is_file() else conf / "model" / "tiny_idefics3.yaml")
-    model.architecture, model.processor = _plain(tiny.architecture), _plain(tiny.processor)
+    model.architecture, model.processor = _plain(tiny.architecture), {**_plain(tiny.processor), **_cut(config)}
+    config.optimizer.start = "fresh"
     model.pretrained = model.vision_pretrained = model.text_pretrained = None
     model.tokenizer = model.tokenizer or f"{config.data.root}/tokenizer"
+
+
+def _cut(config: Config) -> dict[str, Any]:
+    """The settings by which tiny images are cut into as many tiles as the recipe's; none if it does not say."""
+    own, drawn = config.model.processor, []
+    for source in config.data.sources.values():
+        drawn += [*source.images.tiles] if source.images.enlarge else [2, *source.images.tiles]
+    if config.model.family == "idefics2":
+        split = own.get("do_image_splitting", max(drawn) > 1 if drawn else None)
+        return {} if split is None else {"do_image_splitting": split}
+    longest, frame = (own.get(key, {}).get("longest_edge") for key in ("size", "max_image_size"))
+    tiles = longest // frame if longest and frame else max(drawn, default=0)
+    return {"do_image_splitting": tiles > 1, "size": {"longest_edge": tiles * _FRAME}} if tiles else {}
 
 
 def _plain(node: Any) -> Any:

@@ -19,12 +19,15 @@ from m4train.config.schema import Config, StageConfig
 from m4train.config.texts import text_of
 from m4train.config.wandb_keys import said
 from m4train.errors import ConfigError
-from m4train.run_files import CONFIG, STAGES, stage_names
+from m4train.run_files import CHECKPOINTS, CLAIM, CONFIG, EXPORT, REPORT, STAGES, STALLED, STOP, stage_names
+import itertools
 
 Compose = Callable[[list[str]], Any]
 _OF_THE_WHOLE = ("experiment", "name", "run_dir", "stage", "stages")  # what a stage has a value of its own for
 _ANY_DATA = "data=own"  # each stage chooses its own
 _START = "model.pretrained"
+# What else lies in the folder of the whole, and must not be the folder of a stage.
+_OF_A_RUN = (CONFIG, CHECKPOINTS, EXPORT, REPORT, STALLED, CLAIM, STAGES, STOP, "logs", "slurm", "wandb")
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,16 @@ def read_outline(compose: Compose, overrides: Sequence[str]) -> Outline:
     given = list(overrides)
     try:
         composed = compose(given)
-    except ConfigError:
+    except ConfigError as refused:
         if "data" in _keys(given):
             raise
         try:
             composed = compose([*given, _ANY_DATA])
         except ConfigError:
-            composed = None
-        if composed is None or not composed.stages:
+            if "stages" in _keys(given):
+                raise
+            raise refused from None
+        if not composed.stages:
             raise
     stages = _listed(composed)
     outline = Outline(composed, stages)
@@ -91,8 +96,12 @@ def _check(outline: Outline, given: list[str]) -> None:
     require(bool(names) or asked is None, f"stage is {asked}, but the configuration lists no stages: leave it out.")
     for number, stage in enumerate(outline.stages):
         require(
-            re.fullmatch(r"[A-Za-z0-9_][\w.-]*", stage.name) is not None and stage.name != CONFIG,
+            re.fullmatch(r"[A-Za-z0-9_][\w.-]*", stage.name) is not None,
             f"stages.{number}.name is {stage.name!r}, but must be a name for a folder, of letters, digits, '_', '-' and '.'.",
+        )
+        require(
+            stage.name not in _OF_A_RUN,
+            f"stages.{number}.name is {stage.name!r}, which is what a file or folder of a run is called: choose another.",
         )
         require(names.count(stage.name) == 1, f"stages has {stage.name} twice: give each stage a name of its own.")
         forced = (*_OF_THE_WHOLE, _START) if number else _OF_THE_WHOLE
@@ -101,6 +110,12 @@ def _check(outline: Outline, given: list[str]) -> None:
             not own,
             f"stages.{number}.overrides sets {', '.join(own)}, which follows from being stage {stage.name}: leave it out.",
         )
+    resume = [text_of(override) for override in given if _key(override) == "resume"]
+    require(
+        not names or asked is not None or not resume or resume[-1] in ("auto", "never"),
+        f"resume={resume[-1] if resume else ''} is a checkpoint of one run, but there are several stages ({', '.join(names)}): say with "
+        "stage=NAME which one begins there, or put it into the overrides of that stage.",
+    )
     if asked is not None:
         one_of("stage", asked, tuple(names))
 
@@ -143,6 +158,21 @@ def stage_overrides(outline: Outline, number: int, given: Sequence[str]) -> list
     if said(outline.composed.logging.wandb, "group") is None:
         forced.append(f"logging.wandb.group={outline.composed.name}")
     return [*experiment, *stage.overrides, *mine, *forced]
+
+
+def check_together(configs: Sequence[Config]) -> None:
+    """Raises ConfigError for stages that cannot be trained one after another by the same processes."""
+    for before, config in itertools.pairwise(configs):
+        require(
+            before.model.family == config.model.family,
+            f"stage {config.stage} has model.family={config.model.family}, but starts from the weights of stage {before.stage}, of "
+            f"{before.model.family}: train one family in all stages.",
+        )
+    processes = {config.name: config.launch.processes for config in configs}
+    require(
+        len(set(processes.values())) == 1,
+        f"launch.processes differs between stages ({processes}), but all of them are trained by the same processes.",
+    )
 
 
 def of_run(overrides: list[str]) -> list[str]:

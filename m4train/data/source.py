@@ -177,10 +177,12 @@ def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processo
         if not config.path:
             raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
         _warn_if_trained(name, config, data)
+        given = config
         config, form, shards = _found(name, config)
         opened = open_index(shards, form, Renderer(processor, config, name), data.index_dir, data.auto_index_limit)
         form.keep(data.shuffle_window, data.packing_pool)
-        source = Source(name, config, _part(name, config, data, SourceIndex(opened)), form, FileReader(cache))
+        used = _part(name, given, data, SourceIndex(opened), getattr(form, "numbered", False))
+        source = Source(name, config, used, form, FileReader(cache))
         _check_named(source)
         if any(field.startswith(SPLIT) for field in source.index.unread):
             _LOG.warning(
@@ -229,12 +231,12 @@ def _files(source: SourceConfig) -> set[str]:
         return set()
 
 
-def _part(name: str, config: SourceConfig, data: DataConfig, whole: SourceIndex) -> SourceIndex:
+def _part(name: str, config: SourceConfig, data: DataConfig, whole: SourceIndex, numbered: bool) -> SourceIndex:
     """What of a source is used: what data.holdout holds out, all but that for one that is trained on, or everything."""
     trains = data.sources.get(name) is config
     if not data.holdout or not (config.held_out or trains):
         return whole
-    out = held_out(whole, data.holdout)
+    out = held_out(whole, data.holdout, numbered)
     if len(out) and out.all() == out.any():
         what = "all" if out.all() else "none"
         raise ConfigError(

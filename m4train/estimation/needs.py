@@ -15,7 +15,7 @@ from m4train.errors import ConfigError
 from m4train.estimation.ranks import RankMemory, Sizes, rank_memory, sizes
 from m4train.estimation.step import BatchShape, frames_at_most
 from m4train.gpus import GPUS, Gpu
-from m4train.parts import TEXT
+from m4train.parts import EMBEDDINGS, LM_HEAD, NEW_TOKENS, TEXT, VISION
 
 MFU = (0.25, 0.40, 0.55)  # share of the peak that training reaches: poor, usual, very good
 IMAGES_PER_CORE = (
@@ -216,6 +216,8 @@ def _lora(config: Config, ranks: int) -> bool:
     was = config.adapter.kind
     config.adapter.kind, config.adapter.targets = "lora", {TEXT: ["q_proj", "k_proj", "v_proj", "o_proj"]}
     config.freeze.rules = _adapted_text()
+    for part in {VISION, EMBEDDINGS, NEW_TOKENS, LM_HEAD} & config.optimizer.parts.keys():
+        del config.optimizer.parts[part]  # which no longer train
     return was == "none"
 
 

@@ -69,19 +69,19 @@ class Renderer:
         self._key = f"data.sources.{name or '*'}"
         random = self.conversations.shuffle_turns or self.conversations.newline_probability > 0
         random = random or (self.images.upscale_max > 1 and self.images.upscale_probability > 0)
+        random = random or len(self.images.tiles) > 1
         self.variants = config.variants if random else 1
         if self.images != ImageOptions():
             _check_images(processor, self.images, f"{self._key}.images")
 
-    def _options(self) -> list[dict[str, Any]]:
-        return [asdict(replace(self.images, scaled_decode=False))]
-
     def fingerprint(self) -> str:
         """Names everything that the pieces of a sample and their lengths depend on: the processor and the options."""
-        options = [asdict(self.documents), asdict(self.conversations), *self._options()]
-        plain = [asdict(DocumentOptions()), asdict(ConversationOptions()), asdict(ImageOptions())]
-        if options == plain:
+        images = replace(self.images, scaled_decode=False)
+        if (self.documents, self.conversations, images) == (DocumentOptions(), ConversationOptions(), ImageOptions()):
             return self.processor.fingerprint()
+        options = [asdict(each) for each in (self.documents, self.conversations, images)]
+        if not images.tiles:
+            del options[-1]["tiles"]  # so that indexes of before there was this key stay what they were
         described = json.dumps([self.processor.fingerprint(), options, self.variants], sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()
 
@@ -150,6 +150,11 @@ def _check_images(processor: SampleProcessor, options: ImageOptions, key: str) -
         raise ConfigError(
             f"{key}.upscale_max is {options.upscale_max}, but this processor resizes every image to the same size: "
             "set images.enlarge=false, or upscale_max=1."
+        )
+    if options.tiles and max(options.tiles) > processor.most_detail:
+        raise ConfigError(
+            f"{key}.tiles gives images up to {max(options.tiles)} tiles along their longest side, but this processor makes "
+            f"{processor.most_detail} at most: name no more, or let model.processor.size make more."
         )
     if not options.enlarge and one:
         raise ConfigError(f"{key}.enlarge is false, but this processor knows only one number of frames: leave it true.")

@@ -203,6 +203,8 @@ def image_views(
             scale += (options.upscale_max - 1) * draws.uniform()
         size = View(scale).size(width, height)
         detail = processor.most_detail if options.enlarge else processor.natural_detail(*size)
+        if options.tiles:
+            detail = min(detail, _drawn(options.tiles, draws.uniform()))
         if options.max_tokens is not None:
             while detail > 1 and processor.at_detail(detail).tokens_for(*size) > options.max_tokens:
                 detail -= 1
@@ -218,6 +220,16 @@ def image_views(
         if most == 1:
             raise BadSample("skipped", f"its {len(sizes)} images take {total} tokens at least, above {limit}")
         views = {n: View(view.scale, min(view.detail or 1, most - 1)) for n, view in views.items()}
+
+
+def _drawn(shares: dict[int, float], draw: float) -> int:
+    """The number that a draw from 0 to below 1 falls on, when each number takes its share of that range."""
+    reached, total = 0.0, sum(shares.values())
+    for number, share in sorted(shares.items()):
+        reached += share / total
+        if draw < reached:
+            return number
+    return max(shares)
 
 
 def view_tokens(processor: SampleProcessor, view: View, size: tuple[int, int]) -> int:

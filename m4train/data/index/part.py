@@ -10,16 +10,18 @@ from m4train.data.index.shard_index import ShardIndex
 from m4train.data.index.source_index import SourceIndex
 
 
-def held_out(index: SourceIndex, share: float) -> np.ndarray:
+def held_out(index: SourceIndex, share: float, numbered: bool = False) -> np.ndarray:
     """(N,) bool, True for the samples that are held out: about `share` of them, by a hash of the key alone, so that samples
-    which join a source later move none of the others."""
-    keys = (shard.key(number) for shard in index.shards for number in range(len(shard)))
-    return np.fromiter((_draw(key) < share for key in keys), bool, len(index))
+    which join a source later move none of the others. If keys are `numbered`, as those of records that have no name, it is the
+    hash of all that is stored of a sample, wherever it stands."""
+    samples = ((shard, number) for shard in index.shards for number in range(len(shard)))
+    names = (shard.content_hash(n) if numbered else shard.key(n).encode() for shard, n in samples)
+    return np.fromiter((_draw(name) < share for name in names), bool, len(index))
 
 
-def _draw(key: str) -> float:
-    """A number from 0 to below 1 that belongs to a key."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2.0**64
+def _draw(name: bytes) -> float:
+    """A number from 0 to below 1 that belongs to a name."""
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") / 2.0**64
 
 
 class PartIndex(SourceIndex):

@@ -106,6 +106,9 @@ class StoredFiles:
     """The part of formats whose images are stored as files: `images` are their `stored_images`, decoded."""
 
     image_range: Sequence[float] = ()
+    numbered = (
+        False  # whether the key of a sample is its number in the file, and another's once the file has grown before it
+    )
 
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]

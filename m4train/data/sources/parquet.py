@@ -35,6 +35,7 @@ class ParquetRows(StoredFiles):
     """One sample a row. A member's `offset` is its row group, `size` its row in it, `part` the number of the image."""
 
     name = "parquet"
+    numbered = True
     settings: Mapping[str, Any] = {"rules": 4}
     pictures = Pictures()
     honours = RECORD_OPTIONS

@@ -68,6 +68,7 @@ class RecordFile(StoredFiles):
     """Files of records, each a stretch of bytes. A format says which stretches they are, and what each holds."""
 
     name = ""
+    numbered = True
     settings: Mapping[str, Any] = {"rules": 4}
     pictures = Pictures()
     honours = RECORD_OPTIONS

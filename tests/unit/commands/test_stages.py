@@ -12,7 +12,7 @@ import torch
 
 from m4train.cli import main
 from m4train.commands import stages
-from m4train.config.compose import load_config, load_run_config, load_stages
+from m4train.config.compose import load_config, load_run_config, load_stages, save_config
 from m4train.config.stages import Staged
 from m4train.errors import ConfigError
 from m4train.run_files import STAGES, read_run
@@ -152,7 +152,7 @@ def quick(monkeypatch):
         start = config.model.pretrained
         before = (Path(start) / "checkpoints" / "step-000002" / "manifest.json").read_text() if start else "new"
         folder.mkdir(parents=True)
-        (Path(config.run_dir) / "config.yaml").write_text("name: x\n")
+        save_config(config, Path(config.run_dir) / "config.yaml")
         (folder / "manifest.json").write_text(f"{before} {config.stage} {config.seed}")
         trained.append(config.stage)
         return "max_steps"
@@ -225,6 +225,64 @@ def test_one_stage_alone_and_again(quick, composed, tmp_path):
     assert len(quick) == 5
 
 
+def test_a_stage_that_began_from_other_weights_is_not_gone_on_with(quick, composed, monkeypatch, tmp_path):
+    def half(config):
+        if config.stage == "sft":
+            folder = Path(config.run_dir) / "checkpoints" / "step-000001"
+            folder.mkdir(parents=True)
+            (folder / "manifest.json").write_text("half")
+            return "signal"
+        return whole(config)
+
+    whole = stages.train_run
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "train_run", half)
+        assert again(composed, tmp_path) == 3
+    assert again(composed, tmp_path, "pretrain", seed=1) == 0
+    with pytest.raises(ConfigError, match="began from weights of pretrain that are no longer there: stage=sft trains"):
+        again(composed, tmp_path, seed=1)
+    assert again(composed, tmp_path, "sft", seed=1) == 0
+    assert (tmp_path / "sft.before-1" / "checkpoints" / "step-000001").is_dir()
+    assert quick == ["pretrain", "pretrain", "sft"]
+
+
+def test_other_settings_of_a_trained_stage_are_not_passed_over(quick, composed, tmp_path):
+    assert again(composed, tmp_path) == 0
+    changed = copy.deepcopy(composed)
+    changed.configs[0].optimizer.lr *= 2
+    changed.configs[1].logging.console = False
+    with pytest.raises(
+        ConfigError, match=r"was trained with optimizer.lr=0.003 \(now 0.006\): put them back, or stage=pretrain"
+    ):
+        again(changed, tmp_path)
+    changed.configs[0].optimizer.lr /= 2
+    assert again(changed, tmp_path, max_hours=5) == 0  # how it runs and logs says nothing of what was learnt
+    assert quick == ["pretrain", "sft"]
+
+
+@pytest.mark.parametrize("change", ["one between", "one less", "the other way round", "one more"])
+def test_another_list_of_stages(change, quick, composed, tmp_path):
+    three = copy.deepcopy(composed)
+    three.configs.insert(1, copy.deepcopy(three.configs[1]))
+    three.configs[1].stage, three.configs[1].run_dir = "middle", three.configs[1].run_dir.replace("sft", "middle")
+    three.configs[2].model.pretrained = three.configs[1].run_dir
+    first, then = (three, composed) if change == "one less" else (composed, three)
+    if change == "the other way round":
+        then = copy.deepcopy(composed)
+        then.configs.reverse()
+        then.configs[0].model.pretrained, then.configs[1].model.pretrained = None, then.configs[0].run_dir
+    if change == "one more":
+        then.configs.append(then.configs.pop(1))
+        then.configs[1].model.pretrained, then.configs[2].model.pretrained = (then.configs[n].run_dir for n in (0, 1))
+    assert again(first, tmp_path) == 0
+    if change == "one more":
+        assert again(then, tmp_path) == 0
+        assert quick == ["pretrain", "sft", "middle"]
+    else:
+        with pytest.raises(ConfigError, match=r"began from (weights of (middle|pretrain)|another stage)"):
+            again(then, tmp_path)
+
+
 @pytest.mark.parametrize("stopped_by", ["signal", "time_limit", "stop_file", "stop_after"])
 def test_a_stage_that_was_stopped_is_not_passed_over(stopped_by, quick, composed, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
@@ -276,6 +334,15 @@ def test_the_optimizer_is_kept_where_asked(overrides, tmp_path):
         (["stages=[{name: a/b, experiment: digits_pretrain}]"], "must be a name for a folder"),
         (["stages=[{name: a, experiment: digits_pretrain, overrides: ['run_dir=x']}]"], "sets run_dir, which follows"),
         (["stages=[{nam: a}]"], "did you mean stages.0.name?"),
+        (["stages=[{name: logs, experiment: digits_pretrain}]"], "what a file or folder of a run is called"),
+        (["stages=[a, b]"], "stages"),
+        (["resume=runs/x/checkpoints/step-000001"], "say with stage=NAME which one begins there"),
+        (
+            [
+                "stages=[{name: a, experiment: digits_pretrain}, {name: b, experiment: digits_sft, overrides: ['model=tiny_idefics2']}]"
+            ],
+            "stage b has model.family=idefics2, but starts from the weights of stage a, of idefics3",
+        ),
         (["experiment=digits_sft", "stages=[{name: a, experiment: digits_pretrain}]"], "stands next to stages"),
         (["trainer.max_step=7"], "did you mean trainer.max_steps?"),
         (["optimizer.start=kept"], "stage pretrain: optimizer.start is kept, which needs model.pretrained"),

@@ -228,6 +228,7 @@ SHOWN: dict[str, str] = {
     "data.sources.NAME.images.enlarge": "unit/data/documents/test_variants.py",
     "data.sources.NAME.images.max_tokens_per_sample": "unit/data/documents/test_variants.py",
     "data.sources.NAME.images.upscale_max": "unit/data/documents/test_variants.py",
+    "data.sources.NAME.images.tiles": "unit/data/documents/test_variants.py",
     "data.sources.NAME.images.scaled_decode": "unit/data/documents/test_variants.py",
     "data.sources.NAME.image_folder": "unit/data/sources/test_pictures.py",
     "data.sources.NAME.image_range": "unit/processing/test_levels.py",

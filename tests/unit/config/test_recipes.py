@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from m4train.config.compose import load_config
+from m4train.config.compose import load_config, load_stages
 
 FOLDER = Path(__file__).parents[3] / "conf" / "experiment"
-RECIPES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.yaml"))
+ALL = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.yaml"))
+RECIPES = [recipe for recipe in ALL if not recipe.endswith("all")]
 FREE = ("name", "run_dir")
 
 
@@ -77,6 +78,28 @@ def test_recipes_for_users_hold_samples_out_by_themselves(recipe):
     config = load_config([f"experiment={recipe}", "data.sources.mine.path=mine.json"])
     assert config.data.validation["mine"].held_out
     assert config.trainer.eval_every
+
+
+@pytest.mark.parametrize("whole", [recipe for recipe in ALL if recipe.endswith("all")])
+def test_the_stages_of_a_model_are_its_recipes_in_their_order(whole):
+    configs = load_stages([f"experiment={whole}"]).configs
+    listed = [stage["experiment"] for stage in yaml.safe_load((FOLDER / f"{whole}.yaml").read_text())["stages"]]
+    model = whole.removesuffix("all")
+    assert len(listed) > 1
+    assert all(recipe in RECIPES and recipe.startswith(model) for recipe in listed)
+    for config, recipe, start in zip(configs, listed, [None, *configs], strict=False):
+        alone = load_config([f"experiment={recipe}"])
+        assert (config.trainer, config.data, config.optimizer) == (alone.trainer, alone.data, alone.optimizer)
+        assert config.model.pretrained == (start and start.run_dir)
+
+
+def test_m4s_factors_are_one_in_so_many_of_a_set():
+    lines = (FOLDER / "idefics3/sft_factors.yaml").read_text().splitlines()
+    found = [re.search(r"weight: (\S+)}  # (\S+)$", line) for line in lines]
+    pairs = [(float(match[1]), float(match[2])) for match in found if match]
+    assert len(pairs) == 68
+    assert max(factor for _, factor in pairs) == 4
+    assert all(weight == pytest.approx(1 / int(4 / factor), rel=1e-5) for weight, factor in pairs)
 
 
 def test_a_tiny_scale_leaves_what_is_no_number(tmp_path):

@@ -11,8 +11,11 @@ import wandb
 
 from m4train.build import start_folder
 from m4train.cli import main
+from m4train.commands import stages
 from m4train.commands.sync import sync
 from m4train.config import BestConfig
+from m4train.config.compose import save_config
+from m4train.config.stages import Staged
 from m4train.errors import ConfigError, TrainingError
 from m4train.run_files import WANDB
 from m4train.training import wandb_runs
@@ -50,12 +53,17 @@ class KillAt(Callback):
             raise TrainingError("out of order")
 
 
-def trainer_of(run_dir: Path, more: tuple = (), mode: str = "online", **keys: Any):
+def config_of(run_dir: Path, mode: str = "online", **keys: Any):
     config = make_config(run_dir, max_steps=6, save_every=2, keep_last=9)
     config.trainer.best = BestConfig("loss")
     config.logging.trackers = ["wandb"]
     for key, value in {"mode": mode, "entity": "team", "project": "reading", **keys}.items():
         setattr(config.logging.wandb, key, value)
+    return config
+
+
+def trainer_of(run_dir: Path, more: tuple = (), mode: str = "online", **keys: Any):
+    config = config_of(run_dir, mode, **keys)
     callbacks = [Jsonl(config), Wandb(config), Best(config.trainer.best), *more, Checkpointing(2)]
     return make_trainer(config, TinyModel(), callbacks=callbacks)
 
@@ -85,6 +93,42 @@ def test_a_restarted_offline_run_is_sent_as_one_run(server, tmp_path, capfd):
     assert sync([str(tmp_path / "run")]) == 0  # there is nothing more
     assert "nothing to send: all 2 offline parts are at W&B already" in capfd.readouterr().out
     assert len(steps_of(server)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_stages_are_one_group_with_a_run_each_also_after_a_kill(mode, server, tmp_path, monkeypatch):
+    configs = []
+    for stage in ("pretrain", "sft"):
+        config = config_of(tmp_path / "run" / stage, mode, group="both")
+        config.name, config.stage = f"both_{stage}", stage
+        configs.append(config)
+    killed: list[tuple] = [(KillAt(3),), (KillAt(5),)]  # in the first stage, then in the second
+
+    def train_run(config: Any) -> str:
+        more = killed.pop(0) if killed and config.stage == ("sft" if len(killed) == 1 else "pretrain") else ()
+        callbacks = [Jsonl(config), Wandb(config), *more, Checkpointing(2)]
+        result = make_trainer(config, TinyModel(), callbacks=callbacks).train()
+        save_config(config, Path(config.run_dir) / "config.yaml")
+        return result.stopped_by
+
+    monkeypatch.setattr(stages, "train_run", train_run)
+    staged = Staged(tmp_path / "run", configs)
+    for _ in range(2):
+        with pytest.raises(TrainingError):
+            stages.train_stages(staged)
+    assert stages.train_stages(staged) == 0
+    assert killed == []
+    if mode == "offline":
+        wandb.teardown()
+        assert not server.runs
+        assert sync([str(tmp_path / "run" / config.stage) for config in configs]) == 0
+    runs = {run.said["displayName"]: run for run in server.runs.values()}
+    assert len(runs) == len(server.runs) == 2
+    assert {run.said["groupName"] for run in runs.values()} == {"both"}
+    for name in ("both_pretrain", "both_sft"):
+        assert [line["_step"] for line in runs[name].history] == [1, 2, 3, 4, 5, 6]
+        assert runs[name].exit_code == 0
 
 
 @pytest.mark.slow

@@ -214,12 +214,36 @@ def test_images_are_made_to_fit_their_budgets() -> None:
         sizes_of(IDEFICS3, ImageOptions(max_tokens_per_sample=tokens[0]), (90, 90), (90, 90))
 
 
+def test_images_are_cut_as_often_as_their_shares_say() -> None:
+    shares = {1: 0.5, 2: 0.3, 3: 0.2}
+    renderer = Renderer(IDEFICS3, SourceConfig(images=ImageOptions(tiles=shares), variants=400))
+    sample = sample_from_dict({"items": [{"image": "0.png", "width": 90, "height": 90}, {"text": "A page."}]})
+    views = [renderer.prepare(sample, f"k{n}", [(90, 90)], 3).views[0] for n in range(400)]
+    for tiles, share in shares.items():
+        assert sum(view.detail == tiles for view in views) / 400 == pytest.approx(share, abs=0.08)
+        assert IDEFICS3.at_detail(tiles).frames_for(90, 90) == tiles**2 + (tiles > 1)
+    assert sizes_of(IDEFICS3, ImageOptions(tiles={2: 1.0}), (90, 90), (20, 20)) == [5, 5]
+    assert sizes_of(IDEFICS3, ImageOptions(tiles={3: 1.0}, enlarge=False), (90, 90), (20, 20)) == [10, 1]
+    idefics2 = tiny_idefics2_processor(split=True)
+    assert sizes_of(idefics2, ImageOptions(tiles={1: 1.0}), (90, 90)) == [1]
+    assert sizes_of(idefics2, ImageOptions(tiles={2: 1.0}), (90, 90)) == [5]
+
+
+def test_only_shares_of_several_numbers_of_tiles_are_random_and_all_have_an_index_of_their_own() -> None:
+    made = [Renderer(IDEFICS3, SourceConfig(images=ImageOptions(tiles=t))) for t in ({}, {2: 1.0}, {2: 1.0, 3: 1.0})]
+    assert [renderer.variants for renderer in made] == [1, 1, 8]
+    assert len({renderer.fingerprint() for renderer in made}) == 3
+    assert made[0].fingerprint() == IDEFICS3.fingerprint()
+
+
 def test_image_options_that_cannot_work_are_refused() -> None:
     idefics = tiny_idefics_processor()
     for processor, options, message in (
         (IDEFICS3, ImageOptions(upscale_max=2.0), "enlarge=false"),
         (idefics, ImageOptions(upscale_max=2.0), "same size"),
         (idefics, ImageOptions(enlarge=False), "one number of frames"),
+        (idefics, ImageOptions(tiles={2: 1.0}), "this processor makes 1 at most"),
+        (IDEFICS3, ImageOptions(tiles={2: 0.5, 4: 0.5}), "this processor makes 3 at most"),
         (IDEFICS3, ImageOptions(max_tokens=2), "at least"),
         (tiny_idefics2_processor(split=True), ImageOptions(scaled_decode=True), "before it resizes"),
     ):

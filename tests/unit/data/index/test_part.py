@@ -1,8 +1,11 @@
 """data.holdout: who is held out, that nobody is in both parts, and that everything agrees with the whole."""
 
+import json
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from m4train.config import SourceConfig
@@ -47,6 +50,31 @@ def test_samples_that_join_later_move_none_of_the_others(tmp_path):
     after = [{source.key(i) for i in range(len(source))} for source in (trained, held)]
     assert before[0] <= after[0]
     assert before[1] <= after[1]
+
+
+@pytest.mark.parametrize("form", ["json", "parquet", "auto"])
+def test_records_that_have_no_key_stay_where_they_were_wherever_others_join(tmp_path, form):
+    def split(numbers):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.{'jsonl' if form == 'auto' else form}"
+        talks = [
+            [{"role": "user", "content": f"Which? {n}"}, {"role": "assistant", "content": f"{n}"}] for n in numbers
+        ]
+        if form != "parquet":
+            path.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
+        else:
+            pq.write_table(pa.table({"messages": talks}), path, row_group_size=7)
+        data = data_config(sources={"a": SourceConfig(path=str(path), format=form)}, holdout=SHARE)
+        hold_out(data)
+        both = [build_sources(part, data, FakeProcessor())[0] for part in (data.sources, data.validation)]
+        said = [{s.read(i).messages[1]["content"][0]["text"] for i in range(len(s))} for s in both]
+        assert not said[0] & said[1]
+        assert len(said[0] | said[1]) == len(numbers)
+        return said
+
+    few, many = split(range(40)), split([*range(100, 120), *reversed(range(40)), *range(200, 210)])
+    assert few[0] <= many[0]
+    assert few[1] <= many[1]
+    assert 4 < len(few[1]) < 24
 
 
 def test_a_part_says_of_its_samples_what_the_whole_does(tmp_path):
