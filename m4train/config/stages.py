@@ -6,6 +6,7 @@ composed by itself: its experiment, its overrides, those of the command line, an
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from m4train.config.texts import text_of
 from m4train.config.wandb_keys import said
 from m4train.errors import ConfigError
 from m4train.run_files import CHECKPOINTS, CLAIM, CONFIG, EXPORT, REPORT, STAGES, STALLED, STOP, stage_names
-import itertools
 
 Compose = Callable[[list[str]], Any]
 _OF_THE_WHOLE = ("experiment", "name", "run_dir", "stage", "stages")  # what a stage has a value of its own for
