@@ -134,7 +134,7 @@ def _is_trained(noted: dict[str, dict[str, Any]], config: Config) -> bool:
 
 def _changed(config: Config) -> str:
     """What a stage was trained with otherwise than it is configured now, of the keys that change what is learnt; "" for nothing."""
-    kept = (*OF_A_START, *WITHOUT_EFFECT, *BASES, "data.sources.*.path")
+    kept: tuple[str, ...] = (*OF_A_START, *WITHOUT_EFFECT, *BASES, "data.sources.*.path")
     if config.trainer.precision == "auto":
         kept = (*kept, "trainer.precision")  # the run stores what it became
     stored = load_yaml(Path(config.run_dir, CONFIG))
