@@ -117,8 +117,13 @@ def newest_stage(folder: Path) -> Path:
 
 
 def lineage(folder: Path) -> list[RunFiles]:
-    """This run and the runs its starting weights came from, oldest first."""
-    runs = [read_run(folder)]
+    """This run and the runs its starting weights came from, oldest first. The stages before it are found by their names, wherever
+    the whole was moved to and the command is given."""
+    whole, runs = whole_of(folder), [read_run(folder)]
+    if whole != folder:
+        names = stage_names(whole)
+        begun = [whole / name for name in names[: names.index(folder.name)] if (whole / name / CONFIG).is_file()]
+        runs = [*map(read_run, begun), *runs]
     while (start := runs[0].config.model.pretrained) is not None:
         origin = origin_of(Path(start))
         if origin is None or not (Path(origin) / CONFIG).is_file():

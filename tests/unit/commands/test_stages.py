@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ from m4train.commands import stages
 from m4train.config.compose import load_config, load_run_config, load_stages, save_config
 from m4train.config.stages import Staged
 from m4train.errors import ConfigError
+from m4train.inspection.report import write_report
 from m4train.run_files import STAGES, read_run
 from m4train.training.checkpoints.tensor_files import read_tensors, stored_tensors
 from tests.helpers import warm
@@ -100,7 +102,7 @@ def test_each_stage_starts_from_the_weights_of_the_one_before(whole, overrides, 
     assert capsys.readouterr().out.count("is trained already") == 2
 
 
-def test_a_command_about_the_whole_is_about_its_last_stage(whole, overrides, capsys):
+def test_a_command_about_the_whole_is_about_its_last_stage(whole, overrides, tmp_path, capsys):
     assert load_run_config([f"run_dir={whole}"]).run_dir == f"{whole}/sft"
     assert load_run_config([f"run_dir={whole}", "stage=pretrain"]).run_dir == f"{whole}/pretrain"
     assert load_config([*overrides, f"run_dir={whole}"]).stage == "pretrain"
@@ -113,6 +115,13 @@ def test_a_command_about_the_whole_is_about_its_last_stage(whole, overrides, cap
     page = (whole / "report.html").read_text()
     assert "digits_pretrain: curves" in page
     assert "digits_sft: curves" in page
+    shutil.copytree(whole, tmp_path / "moved", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.move(whole, tmp_path / "aside")  # where the configuration of the second stage looks for the first
+    try:
+        page = write_report(load_run_config([f"run_dir={tmp_path}/moved/sft"])).read_text()
+    finally:
+        shutil.move(tmp_path / "aside", whole)
+    assert [name for name in ("pretrain", "sft") if f"digits_{name}: curves" in page] == ["pretrain", "sft"]
     config = load_run_config([f"run_dir={whole}"])
     assert config.logging.wandb.group == "digits"
     assert read_run(whole / "sft").config.model.pretrained == f"{whole}/pretrain"
