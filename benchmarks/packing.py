@@ -21,6 +21,7 @@ from m4train.config import CostConfig, DataConfig
 from m4train.data.plan.balance import assign, imbalance
 from m4train.data.plan.packing import Packer
 from m4train.data.plan.plan import Plan, PlannedPack
+from m4train.pack_costs import PackCosts
 from tests.helpers.data import synthetic_source
 from tests.unit.data.plan.test_packing import _units, fills, obelics_lengths
 
@@ -43,7 +44,11 @@ def balance(seeds: Sequence[int]) -> None:
     for seed in seeds:
         packer = Packer(4096, 64, 128)
         units = [unit for unit in _units(obelics_lengths(10_000, seed)) if unit.tokens <= 4096]
-        costs = [PlannedPack(0, tuple(pack)).cost(CostConfig()) for unit in units for pack in packer.add(unit)]
+        costs = [
+            PlannedPack(0, tuple(pack)).cost(PackCosts(0.0, 1.0, CostConfig.squared, CostConfig.frame))
+            for unit in units
+            for pack in packer.add(unit)
+        ]
         for start in range(0, len(costs) - 63, 64):
             step = costs[start : start + 64]
             worst.append(imbalance(step, assign(step, 8, 2)))

@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 
+from m4train.batch import PackedBatch
 from m4train.config import Config, DataConfig, SourceConfig
 from m4train.contracts import require_members
 from m4train.data.documents.image_layout import Frames, image_layout
+from m4train.data.loading.collate import Collator
 from m4train.data.loading.loader import Loader, StepBatch, validation_steps
 from m4train.data.loading.quarantine import Quarantine
 from m4train.data.loading.stream_loader import StreamLoader
 from m4train.data.plan.left_out import check_left_out, left_out, left_out_lines
 from m4train.data.plan.plan import Plan
+from m4train.data.plan.varied import shape_of, varied_packs
 from m4train.data.source import Source, build_sources
 from m4train.errors import ConfigError
 from m4train.families import FAMILIES, Family
@@ -243,6 +246,15 @@ def build_plan(config: Config, processor: SampleProcessor) -> Plan:
     trainer = config.trainer
     sources = build_sources(config.data.sources, config.data, processor)
     return Plan(sources, config.data, config.seed, trainer.global_batch_size, trainer.batch_ramp)
+
+
+def varied_batches(
+    config: Config, plan: Plan, processor: SampleProcessor, state: dict[str, Any] | None
+) -> list[tuple[tuple[int, ...], PackedBatch]]:
+    """Micro-batches that differ as much as those of a run do, from its first steps after `state`, and what they are timed by."""
+    collator = Collator(plan.sources, processor, config.data, config.seed, build_layout(config, processor))
+    groups = varied_packs(plan, state, config.trainer.micro_batch_size)
+    return [(shape_of(packs), collator.batch(packs, 0)[0]) for packs in groups]
 
 
 @dataclass(frozen=True)

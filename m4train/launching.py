@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from m4train import exits, scratch
+from m4train import exits, scratch, startup
 from m4train.config import Config
 from m4train.deaths import died
 from m4train.errors import ConfigError, TrainingError
@@ -133,6 +133,7 @@ def launch(arguments: list[str], processes: int, run_dir: Path) -> int:
         signals_to_handle="SIGQUIT",  # the others are passed on, so that the run ends with a checkpoint
     )
     os.environ[LOGS] = str(run_dir / "logs")
+    os.environ[startup.BEGAN] = str(startup.began())
     stage(None)  # from here on the processes say what they do
     with _signals_passed_on(), scratch.launching(), tempfile.TemporaryDirectory(prefix="m4train-") as folder:
         outcome, os.environ[exits.FOLDER] = Path(folder), folder
@@ -150,7 +151,7 @@ def launch(arguments: list[str], processes: int, run_dir: Path) -> int:
             where = died(outcome, rank) if continues and failure.exitcode != exits.HUNG else ""
             raise _explain(rank, failure.exitcode, said, where, run_dir if continues else None) from error
         finally:
-            del os.environ[exits.FOLDER], os.environ[LOGS]
+            del os.environ[exits.FOLDER], os.environ[LOGS], os.environ[startup.BEGAN]
         return exits.STOPPED_EARLY if exits.has_stopped_early(outcome) else exits.COMPLETE
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from m4train import startup
 from m4train.errors import ConfigError
 from m4train.exits import say_once
 
@@ -156,6 +157,7 @@ class Command(click.Command):
         from m4train.terminal import narrated, stage
 
         with narrated(), scratch():
+            startup.command("configuration")
             stage("reading the configuration")
             if self.reads == "stages":
                 subject: Any = load_stages(overrides, asked.where())
@@ -167,7 +169,12 @@ class Command(click.Command):
             for config in configs:
                 check_packages(config, self.needs)
             stage("importing torch and what the command needs")
+            startup.enter("imports")
             code = handed_over(configs, [*name.split(), *arguments]) if self.processes else None
+            if code is None and self.reads == "stages" and any(config.data.num_workers for config in configs):
+                from m4train.data.loading.processes import worker_context
+
+                worker_context()  # which imports torch meanwhile as well
             return self.load()(subject, **values) if code is None else code
 
     def _spelt(self, word: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from m4train import build, exits
+from m4train import build, exits, startup
 from m4train.config import Config
 from m4train.config.compose import save_config
 from m4train.data.loading.quarantine import left_out_at_end
@@ -28,6 +28,7 @@ from m4train.inspection.pack_lines import first_packs
 from m4train.run_files import CHECKPOINTS, CONFIG, PARAMETERS
 from m4train.terminal import stage
 from m4train.training.callbacks import Callback, default_callbacks
+from m4train.training.callbacks.pack_times import PackTimes
 from m4train.training.checkpoints.bases import bases
 from m4train.training.checkpoints.files import checkpoints_in
 from m4train.training.checkpoints.find import agreed_checkpoint
@@ -71,6 +72,7 @@ def trained(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
 
 def _train_claimed(config: Config, callbacks: Sequence[Callback]) -> TrainResult:
     make_run_dir(Path(config.run_dir))
+    startup.enter("engine")
     _set_up(config)
     engine = make_engine(config)
     plan = None
@@ -138,12 +140,13 @@ def _train(
             for sentence in outlook(data.plan, config, engine.world_size):
                 print(sentence, flush=True)
     stage(None)
+    timed = [] if data.plan is None else _timed_packs(config, engine, data.plan, processor, resume)
     trainer = Trainer(
         config,
         model,
         data.steps(resume),
         engine,
-        default_callbacks(config, callbacks),
+        default_callbacks(config, [*timed, *callbacks]),
         validation=data.validation_steps if data.validation else None,
         resume=resume,
         save_extra=lambda folder: describe_model(folder, model, processor),
@@ -161,6 +164,17 @@ def _train(
     if engine.rank == 0 and lines:
         print(*lines, sep="\n", flush=True)
     return result
+
+
+def _timed_packs(
+    config: Config, engine: Engine, plan: Plan, processor: Any, resume: Checkpoint | None
+) -> list[Callback]:
+    """What times the packs of this run, if it is asked to, or left to it and of use."""
+    several = engine.world_size > 1 and engine.device.type == "cuda" and not config.trainer.deterministic
+    if not (several if config.data.cost.measured is None else config.data.cost.measured):
+        return []
+    state = resume.plan if resume else None
+    return [PackTimes(lambda: build.varied_batches(config, plan, processor, state), plan.measured)]
 
 
 def describe_model(folder: Path, model: Any, processor: Any) -> None:

@@ -129,6 +129,7 @@ def _check_streams(config: Config) -> None:
         "data.long_documents": (data.long_documents, "drop"),
         "data.long_conversations": (data.long_conversations, "drop"),
         "data.epochs": (data.epochs, None),
+        "data.cost.measured": (data.cost.measured or None, None),
         "trainer.batch_ramp.start": (config.trainer.batch_ramp.start, None),
     }
     for name, source in data.sources.items():

@@ -111,6 +111,9 @@ class CostConfig:
 
     squared: float = 1e-4  # tokens per squared token of segment length (attention): about 1 / (6 x hidden size)
     frame: float = 128.0  # cost in tokens of one frame (vision tower)
+    # time packs on the devices of the run before its first step, and share them by that instead; two runs may then differ by
+    # rounding; null: on several GPUs, unless trainer.deterministic
+    measured: bool | None = None
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 from m4train.config import DataConfig
 from m4train.data.plan.amplification import HIGH, ReadSimulation
-from m4train.data.plan.balance import assign, imbalance
+from m4train.data.plan.balance import imbalance
 from m4train.data.plan.left_out import left_out
 from m4train.data.plan.mixture import source_size, weights_at
 from m4train.data.plan.packing import Unit
@@ -107,8 +107,8 @@ class _Totals:
             self.images[unit.source] += unit_images(self._plan.sources[unit.source], unit, self._plan.data)
         for dropped in step.dropped:
             self.dropped[dropped.source][dropped.reason] += 1
-        costs = [pack.cost(self._plan.data.cost) for pack in step.packs]
-        self.imbalances.append(imbalance(costs, assign(costs, self._ranks, self._micro)))
+        costs = [pack.cost(self._plan.costs[0]) for pack in step.packs]
+        self.imbalances.append(imbalance(costs, self._plan.shared(step.packs, self._ranks, self._micro)))
         weights = weights_at(step.step, self._plan.sources, self._plan.data.mixture)
         for name, weight in weights.items():
             self.targets[name] += weight / sum(weights.values())

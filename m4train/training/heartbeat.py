@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from m4train import exits, terminal
+from m4train import exits, startup, terminal
 from m4train.batch import PackedBatch
 from m4train.deaths import note_of
 from m4train.run_files import STALLED
@@ -85,6 +85,7 @@ class Heartbeat:
 
     def _show(self, stage: str) -> None:
         """Says what takes long before the first step is logged; later a callback does."""
+        startup.stage(stage)
         if self.changed is not None:
             self.changed(stage)
         elif stage in self._first:

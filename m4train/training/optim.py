@@ -79,8 +79,17 @@ def _is_hidden_matrix(name: str, parameter: nn.Parameter, part: str, undecayed: 
     return parameter.ndim == 2 and not outside and name not in undecayed and not is_adapter(name)
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's own, without what it is wrapped in for those who compile an optimizer: that imports the compiler when an optimizer
+    is made, which takes longer than to import torch."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 def adamw(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, **_adam(config), fused=True)
+    return AdamW(groups, **_adam(config), fused=True)
 
 
 def adamw_8bit(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -210,6 +210,7 @@ class Trainer:
             load_checkpoint(self.resume, self.engine, not self._fresh, self._anew.join)
         elif self.config.optimizer.start == "kept":  # with the weights that the model has already
             load_checkpoint(start_checkpoint(self.config), self.engine, whole=True)
+        self.heart.beat("callbacks", self.step)
         for callback in self.callbacks:
             callback.load(saved.get("callbacks", {}).get(type(callback).__name__, {}))
             callback.on_start(self)

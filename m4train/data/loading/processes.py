@@ -22,7 +22,7 @@ def worker_context() -> Any:
     everything at once: the trainer still needs its data until the ranks have agreed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["m4train.data.loading.collate"])
+    context.set_forkserver_preload(["m4train.data.loading.loader"])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         resource_tracker.ensure_running()  # the server would start it, which unblocks some of them

@@ -9,7 +9,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from m4train.data.loading.processes import lifeline, live_with_the_trainer, worker_context
-from m4train.data.plan.balance import assign
 from m4train.data.plan.plan import Plan, PlannedPack
 from m4train.data.plan.sample_order import Dropped
 from m4train.errors import DataError, M4Error
@@ -43,8 +42,7 @@ class RankPlan:
                 return
             if step.step <= self.start_step:
                 continue
-            costs = [pack.cost(self.plan.data.cost) for pack in step.packs]
-            mine = assign(costs, self.world_size, self.micro_batch_size)[self.rank]
+            mine = self.plan.shared(step.packs, self.world_size, self.micro_batch_size)[self.rank]
             groups = tuple(tuple(step.packs[number] for number in group) for group in mine)
             yield RankStep(step.step, groups, step.dropped, step.state)
 

@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 
-from m4train.data.plan.balance import assign
 from m4train.data.plan.plan import Plan, StepPlan
 from m4train.data.storage.kept_blocks import KeptBlocks
 
@@ -33,8 +32,7 @@ class ReadSimulation:
         if not self._ends:
             return
         workers = max(1, self._plan.data.num_workers)
-        costs = [pack.cost(self._plan.data.cost) for pack in step.packs]
-        for rank, groups in enumerate(assign(costs, self._ranks, self._micro)):
+        for rank, groups in enumerate(self._plan.shared(step.packs, self._ranks, self._micro)):
             for group in groups:
                 worker = self._turns[rank] % workers
                 self._turns[rank] += 1

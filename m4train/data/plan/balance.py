@@ -14,12 +14,20 @@ def assign(costs: Sequence[float], ranks: int, micro_batch_size: int) -> list[li
     of micro-batches, some of them empty if packs do not divide. A rank's micro-batches go from costly to cheap, so
     that ranks that wait for each other within a step work on similar ones.
     """
-    share = -(-len(costs) // ranks)
+    return assign_by_kind([costs], [0] * ranks, micro_batch_size)
+
+
+def assign_by_kind(
+    costs: Sequence[Sequence[float]], kinds: Sequence[int], micro_batch_size: int
+) -> list[list[list[int]]]:
+    """The same for ranks on devices of several kinds: costs[kind][pack] on each, and the kind of each rank."""
+    share = -(-len(costs[0]) // len(kinds))
     steps = -(-share // micro_batch_size)
     result = []
-    for packs in _spread(list(range(len(costs))), costs, ranks, share):
-        groups = _spread(packs, costs, steps, micro_batch_size)
-        groups.sort(key=lambda group: -sum(costs[pack] for pack in group))
+    for rank, packs in enumerate(_spread(list(range(len(costs[0]))), costs, kinds, share)):
+        own = costs[kinds[rank]]
+        groups = _spread(packs, [own], [0] * steps, micro_batch_size)
+        groups.sort(key=lambda group: -sum(own[pack] for pack in group))
         result.append([sorted(group) for group in groups])
     return result
 
@@ -30,12 +38,14 @@ def imbalance(costs: Sequence[float], assignment: Sequence[Sequence[Sequence[int
     return max(loads) * len(loads) / sum(loads) - 1.0 if sum(loads) else 0.0
 
 
-def _spread(packs: list[int], costs: Sequence[float], groups: int, room: int) -> list[list[int]]:
-    result: list[list[int]] = [[] for _ in range(groups)]
-    heap = [(0.0, group) for group in range(groups)]
-    for pack in sorted(packs, key=lambda pack: (-costs[pack], pack)):
-        load, group = heapq.heappop(heap)
+def _spread(packs: list[int], costs: Sequence[Sequence[float]], kinds: Sequence[int], room: int) -> list[list[int]]:
+    """The packs of each group, of which kinds[group] is the kind; a pack goes where the group then has the least."""
+    result: list[list[int]] = [[] for _ in kinds]
+    heaps = [[(0.0, group) for group, of in enumerate(kinds) if of == kind] for kind in range(len(costs))]
+    for pack in sorted(packs, key=lambda pack: (-sum(each[pack] for each in costs), pack)):
+        least = min((heap[0][0] + costs[kind][pack], kind) for kind, heap in enumerate(heaps) if heap)
+        load, group = heapq.heappop(heaps[least[1]])
         result[group].append(pack)
         if len(result[group]) < room:
-            heapq.heappush(heap, (load + costs[pack], group))
+            heapq.heappush(heaps[least[1]], (load + costs[least[1]][pack], group))
     return result

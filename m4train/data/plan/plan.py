@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from m4train.config import BatchRampConfig, CostConfig, DataConfig
+from m4train.config import BatchRampConfig, DataConfig
+from m4train.data.plan.balance import assign_by_kind
 from m4train.data.plan.mixture import Shares, check_mixture, weights_at
 from m4train.data.plan.packing import Packer, Unit
 from m4train.data.plan.sample_order import Dropped, NextSample, SampleOrder
 from m4train.data.source import Source
 from m4train.errors import ConfigError, DataError
+from m4train.pack_costs import PackCosts
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,14 @@ class PlannedPack:
     def frames(self) -> int:
         return sum(unit.frames for unit in self.units)
 
-    def cost(self, weights: CostConfig) -> float:
-        """Estimated work, in tokens."""
-        squared = sum(unit.tokens * unit.tokens for unit in self.units)
-        return self.tokens + weights.squared * squared + weights.frame * self.frames
+    @property
+    def squared(self) -> int:
+        """Squared tokens, summed over the segments."""
+        return sum(unit.tokens * unit.tokens for unit in self.units)
+
+    def cost(self, costs: PackCosts) -> float:
+        """Estimated work, in the unit of `costs`."""
+        return costs.of(self.tokens, self.squared, self.frames)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,17 @@ class Plan:
         self.seed = seed
         self.global_batch_size = global_batch_size
         self.batch_ramp = batch_ramp
+        self.costs = [PackCosts(0.0, 1.0, data.cost.squared, data.cost.frame)]  # of each kind of device, in tokens
+        self.kinds: list[int] = []  # of which kind that of each rank is; empty: all of the first
+
+    def measured(self, costs: Sequence[PackCosts], kinds: Sequence[int]) -> None:
+        """From now on packs are shared among ranks by these costs, one for each kind of device; kinds[rank] is that of a rank."""
+        self.costs, self.kinds = list(costs), list(kinds)
+
+    def shared(self, packs: Sequence[PlannedPack], ranks: int, micro_batch_size: int) -> list[list[list[int]]]:
+        """Which rank takes which of the packs of a step, by their estimated costs: result[rank][micro_batch]."""
+        costs = [[pack.cost(each) for pack in packs] for each in self.costs]
+        return assign_by_kind(costs, self.kinds or [0] * ranks, micro_batch_size)
 
     def fingerprint(self) -> str:
         """Names everything the sequence of packs depends on."""

@@ -14,6 +14,7 @@ from m4train.training.callbacks.evaluation import Evaluation
 from m4train.training.callbacks.first_packs import FirstPacks
 from m4train.training.callbacks.jsonl import Jsonl as Jsonl
 from m4train.training.callbacks.samples import Samples
+from m4train.training.callbacks.startup import Startup
 from m4train.training.callbacks.tracker import Tracker as Tracker
 from m4train.training.callbacks.tracker import make_trackers
 from m4train.training.callbacks.watched import Best, EarlyStopping
@@ -21,7 +22,7 @@ from m4train.training.callbacks.watched import Best, EarlyStopping
 
 def default_callbacks(config: Config, more: Sequence[Callback] = ()) -> list[Callback]:
     """The callbacks a configuration asks for, and `more`, in their order: what measures first, what saves last."""
-    callbacks: list[Callback] = []
+    callbacks: list[Callback] = [Startup()]
     if config.trainer.eval_every:
         measured = (config.trainer.eval_every, config.trainer.max_steps, config.trainer.eval_first)
         callbacks.append(Evaluation(*measured))

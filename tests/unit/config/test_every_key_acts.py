@@ -236,6 +236,7 @@ SHOWN: dict[str, str] = {
     "data.index_dir": "unit/data/index/test_shard_index.py",
     "data.auto_index_limit": "unit/data/index/test_catalogue.py",
     "data.sources.NAME.loss_weight": "unit/training/test_loss_weights.py",
+    "data.cost.measured": "distributed/test_pack_times.py",
     "data.packing_pool": "unit/data/loading/test_stream_loader.py",
     "data.long_conversations": "unit/data/plan/test_left_out.py",
     "stages.N.name": "unit/commands/test_stages.py",
