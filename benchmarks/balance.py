@@ -1,6 +1,6 @@
 """How much longer the slowest rank takes than the mean one, by the costs of packs measured on this machine.
 
-    PYTHONPATH=. python benchmarks/balance.py [--packs 32] [--model 20m] [--save FILE | --load FILE]
+    PYTHONPATH=. python benchmarks/balance.py [--packs 24] [--model 20m] [--save FILE | --load FILE]
 
 Packs of 4,096 tokens of documents with lengths like those of OBELICS run forward and backward (processor time of one thread).
 The fit is made from 12 of them, chosen as a run chooses them. The simulated packs are others: a pack takes what the fit over all
@@ -49,7 +49,7 @@ def shape(pack: PlannedPack) -> tuple[int, int, int, int]:
     return 1, pack.tokens, pack.squared, pack.frames
 
 
-def measured(count: int, size: str) -> list[tuple[tuple[int, ...], float]]:
+def measured(count: int, size: str, save: Path | None) -> list[tuple[tuple[int, ...], float]]:
     """Shapes of packs, and seconds of processor time, after one for a warm-up."""
     torch.set_num_threads(1)
     config, rng = Config(name="benchmark"), np.random.default_rng(1)
@@ -65,15 +65,19 @@ def measured(count: int, size: str) -> list[tuple[tuple[int, ...], float]]:
         ids[: unit.frames * PER_FRAME] = IMAGE
         return Sample(ids, torch.from_numpy(rng.integers(0, 256, (unit.frames, 3, side, side), dtype=np.uint8)))
 
-    packs, taken = planned(count, 1), []
-    for pack in packs[:1] + packs:
+    packs, rows = planned(count, 1), []
+    for number, pack in enumerate(packs[:1] + packs):
         batch = packed([sample(unit) for unit in pack.units])
         begun = time.process_time()
         run_micro_batches(engine, [batch], batch.loss_tokens, 0.0, None)
-        taken.append(time.process_time() - begun)
+        taken = time.process_time() - begun
+        if number:
+            rows.append((shape(pack), taken))
+            if save is not None:
+                save.write_text(json.dumps(rows))
         for parameter in engine.trainable.values():
             parameter.grad = None
-    return [(shape(pack), seconds) for pack, seconds in zip(packs, taken[1:], strict=True)]
+    return rows
 
 
 def slowest(ranks: int, each: int, fit: PackCosts, true: PackCosts, residuals: np.ndarray) -> list[list[float]]:
@@ -103,14 +107,14 @@ def varied(rows: list[tuple]) -> list[tuple]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packs", type=int, default=32)
+    parser.add_argument("--packs", type=int, default=24)
     parser.add_argument("--model", default="20m", choices=SIZES)
     parser.add_argument("--save", type=Path)
     parser.add_argument("--load", type=Path)
     options = parser.parse_args()
-    rows = json.loads(options.load.read_text()) if options.load else measured(options.packs, options.model)
-    if options.save:
-        options.save.write_text(json.dumps(rows))
+    rows = (
+        json.loads(options.load.read_text()) if options.load else measured(options.packs, options.model, options.save)
+    )
     shapes, seconds = [tuple(row[0]) for row in rows], [row[1] for row in rows]
     true, spread = fit_costs(shapes, seconds)
     fit, _ = fit_costs(*zip(*varied(list(zip(shapes, seconds, strict=True))), strict=True))

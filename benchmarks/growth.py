@@ -1,20 +1,31 @@
 """How time and memory grow with what a run is given.
 
-PYTHONPATH=. python benchmarks/growth.py memory [--steps 10000]    # of a real run, over its steps
+    PYTHONPATH=. python benchmarks/growth.py memory [--steps 10000]    # of a real run, over its steps
+    PYTHONPATH=. python benchmarks/growth.py steps                     # time of a step, against tokens, frames, documents
+    PYTHONPATH=. python benchmarks/growth.py data [--samples 1000000]  # index and plan, against samples
+    PYTHONPATH=. python benchmarks/growth.py files                     # checkpoint and export, against parameters
+    PYTHONPATH=. python benchmarks/growth.py evaluation                # held-out loss and answers, against the batch
+
+Times are of the processor, one thread, the least of some turns. An exponent is that of a power of the size that fits best, in
+logarithms: 1 is linear, less is a part that does not grow.
 """
 
 from __future__ import annotations
 
 import argparse
+import pickle
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import torch
 
+from m4train.config import Config, DataConfig
 from m4train.training.callbacks.base import Callback
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -44,7 +55,8 @@ class Memory(Callback):
 
 def _own(process: psutil.Process) -> float:
     try:
-        return process.memory_full_info().uss / 2**20
+        held = process.memory_full_info()
+        return (held.uss + held.swap) / 2**20
     except psutil.NoSuchProcess:
         return 0.0
 
@@ -96,12 +108,174 @@ def show_memory(steps: int) -> None:
         print(f"{name}: {slope:+.3f} MiB for each 1,000 steps (standard error {error:.3f})")
 
 
+def least(work: Callable[[], Any], turns: int = 3) -> float:
+    """Processor seconds of `work`, the least of some turns after one for a warm-up."""
+    work()
+    taken = []
+    for _ in range(turns):
+        begun = time.process_time()
+        work()
+        taken.append(time.process_time() - begun)
+    return min(taken)
+
+
+def show(title: str, sizes: Sequence[float], seconds: Sequence[float]) -> None:
+    """A row a size, and the exponent over all of them."""
+    exponent = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
+    cells = ", ".join(f"{size:,.0f}: {1000 * taken:,.1f} ms" for size, taken in zip(sizes, seconds, strict=True))
+    print(f"{title}: {cells}; exponent {exponent:.2f}", flush=True)
+
+
+def show_steps() -> None:
+    """Forward, backward and update of one micro-batch."""
+    from benchmarks.training import SIZES, Sample, packed, saved
+    from m4train import Idefics3ForConditionalGeneration
+    from m4train.training.engines.single import SingleEngine
+    from m4train.training.step import run_micro_batches
+
+    config, rng = Config(name="benchmark"), np.random.default_rng(0)
+    config.trainer.precision = "fp32"
+    with tempfile.TemporaryDirectory() as folder:
+        saved(folder, "tiny")
+        engine = SingleEngine(config, "cpu")
+        engine.prepare(Idefics3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train())
+    ids, side, patch = SIZES["tiny"][0], *SIZES["tiny"][-2:]
+    per_frame = (side // patch // 2) ** 2
+
+    def seconds(documents: int, tokens: int, frames: int) -> float:
+        """Of a pack of `documents` that share tokens and frames evenly."""
+        samples = []
+        for _ in range(documents):
+            text = torch.from_numpy(rng.integers(10, ids, tokens // documents))
+            text[: frames // documents * per_frame] = 3
+            shape = (frames // documents, 3, side, side)
+            samples.append(Sample(text, torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))))
+        batch = packed(samples)
+
+        def step() -> None:
+            run_micro_batches(engine, [batch], batch.loss_tokens, 0.0, None)
+            engine.update(1.0, 1.0)
+
+        return least(step)
+
+    for title, shapes in {
+        "tokens, in documents of 256": [(n // 256, n, n // 256) for n in (1024, 2048, 4096, 8192)],
+        "tokens, in one document": [(1, n, 1) for n in (1024, 2048, 4096, 8192)],
+        "frames, of 2,048 tokens": [(1, 2048, n) for n in (16, 32, 64, 128)],
+        "documents, of 4,096 tokens": [(n, 4096, 64) for n in (1, 4, 16, 64)],
+    }.items():
+        place = {"documents": 0, "tokens": 1, "frames": 2}[title.partition(",")[0]]
+        show(title, [shape[place] for shape in shapes], [seconds(*shape) for shape in shapes])
+
+
+def show_data(most: int) -> None:
+    """An index is built of real shards of short texts; plans are made from indexes alone, which describe documents of OBELICS."""
+    from m4train.config import SourceConfig
+    from m4train.data.plan.plan import Plan
+    from m4train.data.source import build_sources
+    from tests.helpers.data import FakeProcessor, data_config, synthetic_source, write_shards
+
+    sizes = [n for n in (1_000, 10_000, 100_000) if n <= most]
+    taken = []
+    for count in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            texts = ((f"{n:07d}", {"items": [{"text": f"Text {n} of many."}]}, {}) for n in range(count))
+            write_shards(Path(folder), texts, max_samples=10_000)
+            begun = time.process_time()
+            build_sources({"s": SourceConfig(path=f"{folder}/*.tar")}, data_config(), FakeProcessor())
+            taken.append(time.process_time() - begun)
+    show("index, samples", sizes, taken)
+
+    sizes = [10**n for n in range(3, 8) if 10**n <= most]
+    first, each, memory, late = [], [], [], []
+    for count in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            stored = pickle.dumps(synthetic_source(Path(folder), count, max(1, count // 10_000)))
+            before = psutil.Process().memory_full_info().uss
+            begun = time.process_time()
+            source = pickle.loads(stored)
+            steps = Plan([source], DataConfig(sequence_length=8192), 0, 16).steps()
+            next(steps)
+            first.append(time.process_time() - begun)
+            begun = time.process_time()
+            for _ in range(10):
+                state = next(steps).state
+            each.append((time.process_time() - begun) / 10)
+            state["streams"]["web"]["position"] = count // 2
+            begun = time.process_time()
+            next(Plan([source], DataConfig(sequence_length=8192), 0, 16).steps(state))
+            late.append(time.process_time() - begun)
+            memory.append((psutil.Process().memory_full_info().uss - before) / 2**20)
+    show("plan, from opening the index to the first step, samples", sizes, first)
+    show("plan, each step of 16 packs, samples", sizes, each)
+    show("plan, the first step after a stop in the middle, samples", sizes, late)
+    print("plan, memory: " + ", ".join(f"{n:,}: {m:.1f} MiB" for n, m in zip(sizes, memory, strict=True)))
+
+
+def show_files() -> None:
+    """One save within the loop, and an export that is not verified."""
+    from m4train import build
+    from m4train.cli import main as m4train
+    from tests.helpers.checkpoints import save, saved_run
+
+    sizes, saves, exports = [], [], []
+    for layers in (4, 16, 64):
+        with tempfile.TemporaryDirectory() as folder:
+            text = f"model.architecture.text_config={{hidden_size: 256, intermediate_size: 1024, num_hidden_layers: {layers}}}"
+            config, model = saved_run(Path(folder) / "run", text)
+            processor = build.build_processor(config)
+            started = time.process_time()
+            save(replace(config, run_dir=str(Path(folder) / "again")), model, processor)
+            saves.append(time.process_time() - started)
+            sizes.append(sum(parameter.numel() for parameter in model.parameters()))
+            started = time.process_time()
+            assert m4train(["export", f"run_dir={folder}/run", "export.verify=false"]) == 0
+            exports.append(time.process_time() - started)
+    show("checkpoint, parameters", sizes, saves)
+    show("export, parameters", sizes, exports)
+
+
+def show_evaluation() -> None:
+    """Held-out loss of 64 packs of 512 tokens against the packs of a batch, and 24 answers against the questions of one."""
+    from benchmarks.generation import answered, inputs, questions
+    from benchmarks.generation import saved as saved_model
+    from m4train import Idefics3ForConditionalGeneration
+    from tests.unit.models.test_packing import documents_of, make
+
+    model, build, per_image = make("idefics3", torch.float32)
+    documents = [(ids, [image.float() for image in own]) for ids, own in documents_of([(400, 3)] * 64, per_image)]
+    sizes = (1, 2, 4, 8, 16)
+
+    def loss(size: int) -> float:
+        batches = [build(documents[start : start + size]) for start in range(0, len(documents), size)]
+        with torch.inference_mode():
+            return least(lambda: [model(batch) for batch in batches])
+
+    show("held-out loss, packs a batch, time for all", sizes, [loss(size) for size in sizes])
+    with tempfile.TemporaryDirectory() as folder:
+        processor = saved_model(Path(folder), "tiny")
+        model = Idefics3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        asked = questions(24, 1)
+        taken = []
+        for size in (1, 2, 4, 8, 24):
+            parts = [inputs(processor, asked[at : at + size]) for at in range(0, len(asked), size)]
+            taken.append(min(answered(model, parts)[0] for _ in range(2)))
+    show("answers, questions a batch, time for all", (1, 2, 4, 8, 24), taken)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["memory"])
+    parser.add_argument("what", choices=["memory", "steps", "data", "files", "evaluation"])
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--samples", type=int, default=1_000_000)
     options = parser.parse_args(arguments)
-    show_memory(options.steps)
+    torch.set_num_threads(1)
+    if options.what == "memory":
+        show_memory(options.steps)
+    elif options.what == "data":
+        show_data(options.samples)
+    else:
+        {"steps": show_steps, "files": show_files, "evaluation": show_evaluation}[options.what]()
 
 
 if __name__ == "__main__":
