@@ -335,14 +335,21 @@ DEATH = 'echo "srun: error: n2: task 3: Killed" >&2; echo "srun: error: n1: task
 
 @pytest.mark.parametrize(
     ("ranks", "asked"),
-    [(f"{DEATH} exit 137", "3"), ("exit 1", None), (f"{DEATH} exit 86", None), (f"{DEATH} exit 2", None)],
+    [
+        (f"{DEATH} exit 137", "3"),
+        ("exit 1", None),
+        (f"{DEATH} exit 86", None),  # a hang, whose ranks say more
+        (f"{DEATH} exit 2", None),
+        (f'echo "srun: error: Node failure on n1" >&2; {DEATH} exit 137', None),
+        (f"{DEATH.replace('Killed', 'Terminated')} exit 143", None),
+    ],
 )
 def test_the_rank_that_died_first_is_asked_after(ranks, asked, job, tmp_path):
     done = job(ranks, attempts=1)
     found = [call.split()[-1] for call in calls(tmp_path) if call.startswith("m4train launch died ")]
     assert found == ([asked] if asked else [])
     assert ("rank 3: Killed; " in done.stdout) == bool(asked)
-    assert ("srun: error: n2: task 3: Killed" in done.stderr) == ("echo" in ranks)  # it is shown as well
+    assert ("srun: error: n2: task 3: Killed" in done.stderr) == ("task 3: Killed" in ranks)  # it is shown as well
 
 
 def test_a_run_that_has_a_job_gets_no_second_one(programs, tmp_path, capsys):
