@@ -110,10 +110,14 @@ def whole_of(run_dir: Path) -> Path:
     return run_dir.parent if run_dir.name in stage_names(run_dir.parent) else run_dir
 
 
+def stage_folders(folder: Path) -> list[Path]:
+    """The folders of the stages of the run in `folder` that have begun; of a run that has none, or of a path that is none, itself."""
+    return [folder / name for name in stage_names(folder) if (folder / name / CONFIG).is_file()] or [folder]
+
+
 def newest_stage(folder: Path) -> Path:
     """Of a run of several stages the folder of the last one that has begun; of another run, or of a path that is none, itself."""
-    begun = [folder / name for name in stage_names(folder) if (folder / name / CONFIG).is_file()]
-    return begun[-1] if begun else folder
+    return stage_folders(folder)[-1]
 
 
 def lineage(folder: Path) -> list[RunFiles]:
@@ -121,9 +125,8 @@ def lineage(folder: Path) -> list[RunFiles]:
     the whole was moved to and the command is given."""
     whole, runs = whole_of(folder), [read_run(folder)]
     if whole != folder:
-        names = stage_names(whole)
-        begun = [whole / name for name in names[: names.index(folder.name)] if (whole / name / CONFIG).is_file()]
-        runs = [*map(read_run, begun), *runs]
+        begun = stage_folders(whole)
+        runs = [read_run(each) for each in begun[: begun.index(folder)]] + runs
     while (start := runs[0].config.model.pretrained) is not None:
         origin = origin_of(Path(start))
         if origin is None or not (Path(origin) / CONFIG).is_file():

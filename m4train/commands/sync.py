@@ -10,6 +10,7 @@ from pathlib import Path
 from m4train.config.packages import has_wandb_key, need
 from m4train.errors import ConfigError, TrainingError
 from m4train.exits import COMPLETE
+from m4train.run_files import stage_folders
 from m4train.training.wandb_runs import remembered
 
 
@@ -19,7 +20,8 @@ def sync(arguments: list[str]) -> int:
     if not arguments or any(argument.startswith("-") for argument in arguments):
         raise ConfigError("sync needs the directories of runs: m4train sync RUN [RUN ...].")
     need("wandb", "sync")
-    found = [folder for argument in arguments for folder in offline_folders(Path(argument))]
+    runs = [run for argument in arguments for run in stage_folders(Path(argument))]
+    found = [folder for run in runs for folder in offline_folders(run)]
     unsent = [folder for folder in found if not list(folder.glob("*.wandb.synced"))]
     if not unsent:
         print(f"nothing to send: all {len(found)} offline parts are at W&B already.")
