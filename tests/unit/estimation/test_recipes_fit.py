@@ -10,7 +10,9 @@ from m4train.config.compose import load_config
 
 ROOT = Path(__file__).parents[3]
 MACHINES = {"24 GB GPU": ("rtx4090", 1), "80 GB GPU": ("h100", 1), "node of": ("h100", 8), "four nodes": ("h100", 32)}
-ROWS = re.findall(r"^\| (.*(?:GPU|node).*?) \| `(m4train .*?)` \| (.*) \|$", (ROOT / "docs/recipes.md").read_text(), re.M)
+ROWS = re.findall(
+    r"^\| (.*(?:GPU|node).*?) \| `(m4train .*?)` \| (.*) \|$", (ROOT / "docs/recipes.md").read_text(), re.M
+)
 CLAIMS = [
     (machine, command, recipe, float(expected))
     for machine, command, listed in ROWS
