@@ -66,7 +66,8 @@ def started(checkout: Path | None, data: Path, more: list[str]) -> tuple[float, 
             script.write_text(ALONE)
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if more else []
             words, checkout = [sys.executable, *launcher, str(script)], Path(folder)
-        environment = {**os.environ, "PYTHONPATH": str(checkout)}
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONPYCACHEPREFIX": str(data / "compiled")}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed packages are: compiled once
         begun = time.perf_counter()
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         process = subprocess.Popen(words, cwd=checkout, env=environment, **pipes)
@@ -94,7 +95,12 @@ def _processor(pid: int) -> float:
 def imported(module: str) -> Counter[str]:
     """Milliseconds by top-level package that `python -X importtime` gives for a module."""
     code = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
-    lines = subprocess.run(code, capture_output=True, text=True, check=True, cwd=HERE).stderr.splitlines()
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        for _ in range(2):  # compiled by the first
+            done = subprocess.run(code, capture_output=True, text=True, check=True, cwd=HERE, env=environment)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     taken: Counter[str] = Counter()
     for line in lines[1:]:
         own, _, name = line.removeprefix("import time:").split("|")
@@ -119,8 +125,8 @@ def main() -> None:
         checkouts["before"] = options.before.resolve()
     with tempfile.TemporaryDirectory() as folder:
         for name, checkout in checkouts.items():  # makes the data and their index, which may have another form
-            if checkout is not None:
-                started(checkout, Path(folder) / name, [])
+            for more in (WAYS[way] for way in options.ways):
+                started(checkout, Path(folder) / name, more)
         for way in options.ways:
             found: dict[str, list] = {name: [] for name in checkouts}
             for _ in range(options.rounds):
