@@ -35,7 +35,7 @@ from m4train.terminal import stage
 from m4train.training.checkpoints.adapter_files import start_adapter
 from m4train.training.checkpoints.files import start_folder
 from m4train.training.checkpoints.state import Checkpoint, open_checkpoint
-from m4train.training.compiling import compile_blocks
+from m4train.training.compiling import compile_blocks, compiles, traced_whole
 from m4train.training.equip import equip
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.new_tokens import add_tokens, give_rows
@@ -189,8 +189,8 @@ def build_model(config: Config, processor: SampleProcessor) -> TrainableModel:
     equip(model, config, first_new if config.freeze.new_rows_from is None else config.freeze.new_rows_from)
     if config.adapter.start_from is not None:
         start_adapter(model, Path(config.adapter.start_from), config.adapter)
-    if config.trainer.compile:
-        compile_blocks(model.blocks())
+    if compiles(config):
+        compile_blocks(model.blocks(), whole=traced_whole(config.adapter))
     return model
 
 

@@ -206,6 +206,10 @@ def _check_training(config: Config) -> None:
     )
     _check_benchmarks(config)
     one_of("trainer.precision", trainer.precision, ("auto", "fp32", "bf16", "fp16"))
+    require(
+        trainer.compile in (True, False, "auto"),
+        f"trainer.compile is {trainer.compile!r}, but must be true, false or auto.",
+    )
     check_combinations(config)
     require(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}, but must be above 0.")
     _check_optimizer(optimizer)

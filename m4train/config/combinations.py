@@ -79,9 +79,9 @@ def _check_choices(config: Config) -> None:
     reason = why_not(engine, optimizer, adapter)
     require(reason is None, reason or "")
     require(
-        not (config.trainer.compile and engine == "zero3"),
+        not (config.trainer.compile is True and engine == "zero3"),
         "trainer.compile is true, but engine.name=zero3 gathers parameters by hooks inside the blocks, which cannot be "
-        "compiled: choose engine=fsdp2, or trainer.compile=false.",
+        "compiled: choose engine=fsdp2, or trainer.compile=auto.",
     )
     require(
         not (optimizer_kind(optimizer).whole_matrices and config.engine.offload),

@@ -72,7 +72,7 @@ WORDS = {
     "clip_grad_norm": "trainer.max_grad_norm; the same number",
     "use_gradient_checkpointing": _CHECKPOINTING,
     "activation_checkpointing": _CHECKPOINTING,
-    "torch_compile": "trainer.compile: true or false",
+    "torch_compile": "trainer.compile: true, false or auto",
     "bf16": _PRECISION,
     "fp16": _PRECISION,
     "tf32": _PRECISION,

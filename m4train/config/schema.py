@@ -204,7 +204,9 @@ class TrainerConfig:
     precision: str = "auto"
     max_grad_norm: float = 1.0  # the gradient is scaled down to this norm over all parameters; inf: never
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
-    compile: bool = False  # compile each block of the model with torch.compile: faster steps after a slow start
+    # compile what lies between attention in each block with torch.compile (true, false): faster steps after a start that takes
+    # up to a minute longer; auto: on a GPU that Triton knows with a C compiler, unless engine.name is zero3 or adapter.kind dora
+    compile: Any = "auto"
     # between checkpoints: optimizer steps, or a share of the run (0.1), or `epoch`
     save_every: Any = 250
     async_checkpoint: bool = True  # train on while a checkpoint is written from a copy in CPU memory; false: wait

@@ -12,11 +12,13 @@ from m4train.models.backbone_configs import LlamaConfig
 from m4train.models.layers import GatedMLP, RMSNorm, Rotary, rotate
 from m4train.models.uncompiled import uncompiled
 
+Tables = tuple[Tensor, Tensor]  # of `Rotary`
+
 
 class AttentionContext(Protocol):
     """What is common to the attention of all layers in one forward pass (see `contexts.py`)."""
 
-    tables: tuple[Tensor, Tensor]
+    tables: Tables
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(T, heads, head_dim), (T, kv_heads, head_dim) twice -> (T, heads, head_dim); weights drop out."""
@@ -27,7 +29,7 @@ class LayerContext:
     """An `AttentionContext` as one layer sees it.
 
     It is handed to the blocks as one opaque object, so that wrappers which cast or move tensor arguments leave its fp32
-    tables alone, and holds the number of the layer, so that a compiled block is the same code for all layers.
+    tables alone, and holds the number of the layer.
     """
 
     def __init__(self, context: AttentionContext, layer: int) -> None:
@@ -41,7 +43,7 @@ class LayerContext:
 
 
 class SelfAttention(nn.Module):
-    """Rotary self-attention with grouped keys and values."""
+    """The projections of rotary self-attention with grouped keys and values."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -55,15 +57,13 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor, context: LayerContext) -> Tensor:
-        """(T, H) -> (T, H); `context` says which tokens see each other."""
+    def project(self, hidden: Tensor, tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, H) -> queries (T, heads, head_dim), keys and values (T, kv_heads, head_dim); rotated, save the values."""
         query, key, value = (
             projection(hidden).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        query, key = rotate(query, context.tables), rotate(key, context.tables)
-        mixed = context(query, key, value, self.dropout if self.training else 0.0)
-        return self.o_proj(mixed.flatten(1))
+        return rotate(query, tables), rotate(key, tables), value
 
 
 def text_norm(config: LlamaConfig) -> RMSNorm:
@@ -72,6 +72,8 @@ def text_norm(config: LlamaConfig) -> RMSNorm:
 
 class DecoderLayer(nn.Module):
     """Pre-norm attention and gated MLP, each with its residual."""
+
+    regions = ("before", "after")  # what training/compiling.py compiles
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -82,8 +84,17 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = text_norm(config)
 
     def forward(self, hidden: Tensor, context: LayerContext) -> Tensor:
-        """(T, H) -> (T, H)."""
-        hidden = hidden + self._drop(self.self_attn(self.input_layernorm(hidden), context))
+        """(T, H) -> (T, H); `context` says which tokens see each other."""
+        query, key, value = self.before(hidden, context.tables)
+        return self.after(hidden, context(query, key, value, self.self_attn.dropout if self.training else 0.0))
+
+    def before(self, hidden: Tensor, tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, H) -> what attention takes, see `SelfAttention.project`."""
+        return self.self_attn.project(self.input_layernorm(hidden), tables)
+
+    def after(self, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """(T, H) and what attention gives (T, heads, head_dim) -> (T, H)."""
+        hidden = hidden + self._drop(self.self_attn.o_proj(mixed.flatten(1)))
         return hidden + self._drop(self.mlp(self.post_attention_layernorm(hidden)))
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from m4train.parts import CONNECTOR, CROSS_ATTENTION, EMBEDDINGS, LM_HEAD, TEXT,
 
 
 class CrossAttention(nn.Module):
-    """Tokens (Q, H) attend to image features (images * n, Hv)."""
+    """The projections of attention of tokens (Q, H) to image features (images * n, Hv)."""
 
     def __init__(self, config: IdeficsConfig, layer: int) -> None:
         super().__init__()
@@ -55,23 +55,20 @@ class CrossAttention(nn.Module):
         self.q_layer_norm = norm()
         self.k_layer_norm = norm()
 
-    def forward(self, hidden: Tensor, features: Tensor | None, cross: CrossContext) -> Tensor:
-        """Queries (Q, H) and image features (images * n, Hv), None if the cache holds their keys -> (Q, H)."""
-        query = self.q_layer_norm(self.q_proj(hidden).unflatten(-1, (-1, self.head_dim)))
-        if features is None:
-            assert cross.cache is not None
-            key, value = cross.cache.cross[self.layer]
-        else:
-            key = self.k_layer_norm(self.k_proj(features).unflatten(-1, (-1, self.head_dim)))
-            value = self.v_proj(features).unflatten(-1, (-1, self.head_dim))
-            if cross.cache is not None:
-                cross.cache.cross[self.layer] = key, value
-        mixed = cross(query, key, value, self.dropout if self.training else 0.0)
-        return self.o_proj(mixed.flatten(1))
+    def queries(self, rows: Tensor) -> Tensor:
+        """Tokens (Q, H) -> (Q, heads, head_dim)."""
+        return self.q_layer_norm(self.q_proj(rows).unflatten(-1, (-1, self.head_dim)))
+
+    def keys(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Image features (images * n, Hv) -> keys and values (images * n, heads, head_dim)."""
+        key = self.k_layer_norm(self.k_proj(features).unflatten(-1, (-1, self.head_dim)))
+        return key, self.v_proj(features).unflatten(-1, (-1, self.head_dim))
 
 
 class GatedCrossAttentionLayer(nn.Module):
     """Cross-attention, for the tokens that see an image, and an MLP, for all; each behind the tanh of a learned gate."""
+
+    regions = ("before", "keys", "after", "dense")  # what training/compiling.py compiles
 
     def __init__(self, config: IdeficsConfig, layer: int) -> None:
         super().__init__()
@@ -87,11 +84,38 @@ class GatedCrossAttentionLayer(nn.Module):
     def forward(self, hidden: Tensor, features: Tensor | None, cross: CrossContext | None) -> Tensor:
         """(T, H) -> (T, H); without `cross` no token sees an image; without `features` those of the cache are used."""
         if cross is not None:
-            rows = self.input_layernorm(hidden).index_select(0, cross.tokens)
-            attended = self.alpha_cross_attn.flatten().tanh() * self._drop(self.cross_attn(rows, features, cross))
-            hidden = hidden.index_add(0, cross.tokens, attended.to(hidden.dtype))
+            query = self.before(hidden.index_select(0, cross.tokens))
+            mixed = cross(query, *self._kept(features, cross), self.cross_attn.dropout if self.training else 0.0)
+            hidden = hidden.index_add(0, cross.tokens, self.after(mixed).to(hidden.dtype))
+        return self.dense(hidden)
+
+    def before(self, rows: Tensor) -> Tensor:
+        """Tokens (Q, H) that see an image -> queries (Q, heads, head_dim)."""
+        return self.cross_attn.queries(self.input_layernorm(rows))
+
+    def keys(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """See `CrossAttention.keys`."""
+        return self.cross_attn.keys(features)
+
+    def after(self, mixed: Tensor) -> Tensor:
+        """What attention gives (Q, heads, head_dim) -> what it adds to these tokens (Q, H)."""
+        return self.alpha_cross_attn.flatten().tanh() * self._drop(self.cross_attn.o_proj(mixed.flatten(1)))
+
+    def dense(self, hidden: Tensor) -> Tensor:
+        """(T, H) -> (T, H)."""
         mixed = self._drop(self.mlp(self.post_attention_layernorm(hidden)))
         return hidden + self.alpha_dense.flatten().tanh() * mixed
+
+    def _kept(self, features: Tensor | None, cross: CrossContext) -> tuple[Tensor, Tensor]:
+        """Keys and values of the images, through the cache if there is one."""
+        cache, layer = cross.cache, self.cross_attn.layer
+        if features is None:
+            assert cache is not None
+            return cache.cross[layer]
+        kept = self.keys(features)
+        if cache is not None:
+            cache.cross[layer] = kept
+        return kept
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)

@@ -24,6 +24,8 @@ from m4train.positions import patch_position_ids
 class Connector(nn.Module):
     """Patch features (P, Hv) of I images -> (I * latents, H)."""
 
+    regions = ("project",)  # what training/compiling.py compiles
+
     def __init__(self, config: Idefics2Config) -> None:
         super().__init__()
         text = config.text_config
@@ -34,7 +36,11 @@ class Connector(nn.Module):
 
     def forward(self, features: Tensor, segments: Segments) -> Tensor:
         """Patch features (P, Hv), in `segments` of one image each -> (I * latents, H)."""
-        return self.perceiver_resampler(self.modality_projection(features), segments)
+        return self.perceiver_resampler(self.project(features), segments)
+
+    def project(self, features: Tensor) -> Tensor:
+        """(P, Hv) -> (P, H)."""
+        return self.modality_projection(features)
 
 
 class Idefics2Model(MultimodalModel):

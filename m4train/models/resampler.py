@@ -12,6 +12,8 @@ from m4train.models.model_configs import Idefics2PerceiverConfig, IdeficsPerceiv
 from m4train.models.uncompiled import uncompiled
 from m4train.models.vision import uniform_segments
 
+Slots = tuple[Tensor, Tensor]
+
 
 class LatentContext:
     """Which keys the latents of each image see: its patches, then its latents.
@@ -28,17 +30,13 @@ class LatentContext:
         images = torch.arange(count, device=device)
         starts = patches.cu_seqlens[:-1].long() + images * latents
         of_patch = torch.repeat_interleave(images, patches.cu_seqlens.diff().long(), output_size=patches.total)
-        self.patch_slots = torch.arange(patches.total, device=device) + of_patch * latents
+        patch_slots = torch.arange(patches.total, device=device) + of_patch * latents
         ends = patches.cu_seqlens[1:].long() + images * latents
-        self.latent_slots = (ends[:, None] + torch.arange(latents, device=device)).flatten()
+        latent_slots = (ends[:, None] + torch.arange(latents, device=device)).flatten()
+        self.slots = patch_slots, latent_slots  # places of the patches (P,) and of the latents (I * n,) among the keys
         self.queries = uniform_segments(count, latents, device)
         sums = torch.cat((starts, ends[-1:] + latents)).int()
         self.keys = Segments(tuple(n + latents for n in patches.lengths), sums)
-
-    def interleave(self, patches: Tensor, latents: Tensor) -> Tensor:
-        """Patches (P, ...) and latents (I * n, ...) -> (P + I * n, ...), image by image."""
-        out = patches.new_empty(patches.shape[0] + latents.shape[0], *patches.shape[1:])
-        return out.index_copy(0, self.patch_slots, patches).index_copy(0, self.latent_slots, latents.to(out.dtype))
 
     @uncompiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
@@ -46,17 +44,20 @@ class LatentContext:
         return attention(query, key, value, self.queries, self.keys, dropout=dropout)
 
 
+def interleave(patches: Tensor, latents: Tensor, slots: Slots) -> Tensor:
+    """Patches (P, ...) and latents (I * n, ...) -> (P + I * n, ...), image by image."""
+    out = patches.new_empty(patches.shape[0] + latents.shape[0], *patches.shape[1:])
+    return out.index_copy(0, slots[0], patches).index_copy(0, slots[1], latents.to(out.dtype))
+
+
 @uncompiled
 def spread(latents: Tensor, patches: Segments) -> tuple[Tensor, LatentContext]:
-    """The latents (n, C) of each image, (I * n, C), and what they see.
-
-    Not compiled: that would make code for each number of images.
-    """
+    """The latents (n, C) of each image, (I * n, C), and what they see."""
     return latents.repeat(len(patches), 1), LatentContext(patches, latents.shape[0])
 
 
 class GroupedLatentAttention(nn.Module):
-    """Latents attend to patches and latents, with grouped keys (Idefics2)."""
+    """The projections of attention of latents to patches and latents, with grouped keys (Idefics2)."""
 
     def __init__(self, config: Idefics2PerceiverConfig) -> None:
         super().__init__()
@@ -67,18 +68,19 @@ class GroupedLatentAttention(nn.Module):
         self.v_proj = nn.Linear(size, key_size, bias=False)
         self.o_proj = nn.Linear(query_size, size, bias=False)
 
-    def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
-        """Latents (I * n, H) and patches (P, H) -> (I * n, H)."""
-        keys = context.interleave(patches, latents)
+    def project(self, latents: Tensor, patches: Tensor, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (I * n, H) and patches (P, H) -> queries (I * n, heads, head_dim), keys and values (P + I * n, kv_heads, head_dim)."""
+        keys = interleave(patches, latents, slots)
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.head_dim))
             for projection, x in ((self.q_proj, latents), (self.k_proj, keys), (self.v_proj, keys))
         )
-        mixed = context(query, key, value, self.dropout if self.training else 0.0)
-        return self.o_proj(mixed.flatten(1))
+        return query, key, value
 
 
 class PerceiverLayer(nn.Module):
+    regions = ("before", "after")  # what training/compiling.py compiles
+
     def __init__(self, config: Idefics2PerceiverConfig) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
@@ -90,8 +92,16 @@ class PerceiverLayer(nn.Module):
 
     def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
         """Latents (I * n, H) and patches (P, H) -> latents (I * n, H)."""
-        attended = self.self_attn(self.input_latents_norm(latents), self.input_context_norm(patches), context)
-        latents = latents + attended
+        query, key, value = self.before(latents, patches, context.slots)
+        return self.after(latents, context(query, key, value, self.self_attn.dropout if self.training else 0.0))
+
+    def before(self, latents: Tensor, patches: Tensor, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (I * n, H) and patches (P, H) -> what attention takes, see `GroupedLatentAttention.project`."""
+        return self.self_attn.project(self.input_latents_norm(latents), self.input_context_norm(patches), slots)
+
+    def after(self, latents: Tensor, mixed: Tensor) -> Tensor:
+        """Latents (I * n, H) and what attention gives (I * n, heads, head_dim) -> latents (I * n, H)."""
+        latents = latents + self.self_attn.o_proj(mixed.flatten(1))
         return latents + self.mlp(self.post_attention_layernorm(latents))
 
 
@@ -115,6 +125,8 @@ class PerceiverResampler(nn.Module):
 class LatentAttention(nn.Module):
     """Latents attend to patches and latents, both layer-normed, with optional norms of queries and keys (Idefics)."""
 
+    regions = ("before",)  # what training/compiling.py compiles
+
     def __init__(self, size: int, heads: int, head_dim: int, qk_norms: bool) -> None:
         super().__init__()
         self.head_dim = head_dim
@@ -129,16 +141,22 @@ class LatentAttention(nn.Module):
 
     def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
         """Latents (I * n, Hv) and patches (P, Hv) -> (I * n, Hv)."""
+        return self.output_proj(context(*self.before(latents, patches, context.slots)).flatten(1))
+
+    def before(self, latents: Tensor, patches: Tensor, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (I * n, Hv) and patches (P, Hv) -> queries (I * n, heads, head_dim), keys and values (P + I * n, ...)."""
         latents = self.latents_layer_norm(latents)
-        keys = context.interleave(self.context_layer_norm(patches), latents)
+        keys = interleave(self.context_layer_norm(patches), latents, slots)
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.head_dim))
             for projection, x in ((self.q_proj, latents), (self.k_proj, keys), (self.v_proj, keys))
         )
-        return self.output_proj(context(self.q_layer_norm(query), self.k_layer_norm(key), value).flatten(1))
+        return self.q_layer_norm(query), self.k_layer_norm(key), value
 
 
 class ReluMLP(nn.Module):
+    regions = ("forward",)  # what training/compiling.py compiles
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.ln = nn.LayerNorm(size)

@@ -57,6 +57,8 @@ class VisionEmbeddings(nn.Module):
 
 
 class VisionAttention(nn.Module):
+    """The projections of self-attention."""
+
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.head_dim, self.dropout = heads, size // heads, dropout
@@ -65,13 +67,12 @@ class VisionAttention(nn.Module):
         self.v_proj = nn.Linear(size, size)
         self.out_proj = nn.Linear(size, size)
 
-    def forward(self, hidden: Tensor, attend: PatchAttention) -> Tensor:
-        """(T, Hv) -> (T, Hv); `attend` says which patches see each other."""
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, Hv) -> queries, keys and values (T, heads, head_dim)."""
         query, key, value = (
             projection(hidden).unflatten(-1, (self.heads, -1)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = attend(query, key, value, self.dropout if self.training else 0.0)
-        return self.out_proj(mixed.flatten(1))
+        return query, key, value
 
 
 class VisionMLP(nn.Module):
@@ -89,6 +90,8 @@ class VisionMLP(nn.Module):
 class VisionLayer(nn.Module):
     """Pre-norm transformer block with biases; `dropout` is that of attention weights."""
 
+    regions = ("before", "after")  # what training/compiling.py compiles
+
     def __init__(self, size: int, inner: int, heads: int, act: Activation, eps: float, dropout: float) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(size, eps=eps)
@@ -97,8 +100,17 @@ class VisionLayer(nn.Module):
         self.mlp = VisionMLP(size, inner, act)
 
     def forward(self, hidden: Tensor, attend: PatchAttention) -> Tensor:
-        """(T, Hv) -> (T, Hv)."""
-        hidden = hidden + self.self_attn(self.layer_norm1(hidden), attend)
+        """(T, Hv) -> (T, Hv); `attend` says which patches see each other."""
+        query, key, value = self.before(hidden)
+        return self.after(hidden, attend(query, key, value, self.self_attn.dropout if self.training else 0.0))
+
+    def before(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, Hv) -> what attention takes, see `VisionAttention.project`."""
+        return self.self_attn.project(self.layer_norm1(hidden))
+
+    def after(self, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """(T, Hv) and what attention gives (T, heads, head_dim) -> (T, Hv)."""
+        hidden = hidden + self.self_attn.out_proj(mixed.flatten(1))
         return hidden + self.mlp(self.layer_norm2(hidden))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from m4train.batch import CrossSegments, Segments
 from m4train.models.contexts import CrossContext, KeyValueCache
-from m4train.models.resampler import LatentContext
+from m4train.models.resampler import LatentContext, interleave
 from m4train.models.vision import uniform_segments
 
 
@@ -32,7 +32,7 @@ def test_latents_stand_behind_the_patches_of_their_image(lengths: list[int]) -> 
     assert_consistent(context.queries)
     patches = torch.cat([torch.full((n, 1), float(i)) for i, n in enumerate(lengths)])
     latents = torch.arange(len(lengths)).repeat_interleave(2)[:, None] + 0.5
-    found = context.interleave(patches, latents).flatten().tolist()
+    found = interleave(patches, latents, context.slots).flatten().tolist()
     assert found == [value for i, n in enumerate(lengths) for value in [float(i)] * n + [i + 0.5] * 2]
 
 
