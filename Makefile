@@ -8,7 +8,7 @@ export HYDRA_FULL_ERROR = 0
 export TOKENIZERS_PARALLELISM = false
 export WANDB_SILENT = true
 
-.PHONY: setup demo test test-fast test-full test-vintages bench-quick lint configuration docs clean-demo
+.PHONY: setup demo test test-fast test-full test-vintages test-cuda-build bench-quick lint configuration docs clean-demo
 
 setup: $(STAMP)
 
@@ -44,6 +44,15 @@ test-vintages: setup
 	done
 	@PYTHON_TRANSFORMERS_VINTAGES="$$(for v in $(VINTAGES); do printf '%s:' "$(CURDIR)/.vintages/$$v/bin/python"; done)" \
 	    $(PYTEST) tests/parity/test_exports.py
+
+# Forward passes on fake CUDA tensors, which need a build of torch for CUDA (3 GB, in .venv-cuda, besides what .venv holds) and no GPU
+test-cuda-build: setup
+	@home=.venv-cuda; test -x $$home/bin/python || $(PYTHON) -m venv $$home; \
+	    version=$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt); \
+	    $$home/bin/python -m pip install --quiet --disable-pip-version-check "torch===$$version"; \
+	    $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	        > $$($$home/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_venv.pth; \
+	    $$home/bin/python -m pytest -rs tests/cuda_build
 
 # Ratios to what a user would pick instead, tiny sizes, under 3 minutes; benchmarks/README.md has those of larger ones
 bench-quick: setup

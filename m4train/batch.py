@@ -35,6 +35,12 @@ class Segments:
             sums.append(sums[-1] + int(length))
         return cls(tuple(int(n) for n in lengths), torch.tensor(sums, dtype=torch.int32, device=device))
 
+    @classmethod
+    def uniform(cls, count: int, length: int, device: torch.device) -> Segments:
+        """`count` segments of `length`, made on the device: no copy from the host."""
+        sums = torch.arange(0, (count + 1) * length, max(1, length), dtype=torch.int32, device=device)
+        return cls((length,) * count, sums)
+
     @property
     def total(self) -> int:
         return sum(self.lengths)
@@ -101,6 +107,13 @@ class CrossSegments:
             Segments.of([len(images[i]) for i in kept]),
             torch.tensor([image for i in kept for image in images[i]], dtype=torch.int64),
         )
+
+    @classmethod
+    def none(cls, device: torch.device) -> CrossSegments:
+        """No token sees an image; made on the device."""
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
+        empty = Segments((), torch.zeros(1, dtype=torch.int32, device=device))
+        return cls(nothing, empty, empty, nothing)
 
     def to(self, device: torch.device | str) -> CrossSegments:
         return _map(self, lambda t: t.to(device))

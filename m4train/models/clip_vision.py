@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from m4train.batch import Segments
 from m4train.errors import DataError
 from m4train.models.layers import stretch_positions
 from m4train.models.model_configs import IdeficsVisionConfig
@@ -15,7 +16,6 @@ from m4train.models.vision import (
     VisionLayer,
     cut_patches,
     encoder_flops,
-    uniform_segments,
 )
 
 
@@ -79,7 +79,7 @@ class ClipTower(nn.Module):
         """(F, 3, H, W) -> (F * (1 + patches), Hv); see `ClipEmbeddings.forward`."""
         embedded = self.embeddings(frames.to(self.pre_layrnorm.weight.dtype), interpolate)
         count, length = embedded.shape[:2]
-        attend = PatchAttention(uniform_segments(count, length, frames.device))
+        attend = PatchAttention(Segments.uniform(count, length, frames.device))
         hidden = self.encoder(self.pre_layrnorm(embedded.flatten(0, 1)), attend)
         # Nothing reads the final norm of the checkpoints; this gives its parameters a gradient of zeros.
         return torch.cat((hidden, self.post_layernorm(hidden[:1])[:0]))

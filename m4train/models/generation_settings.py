@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ class GenerationSettings:
     generator: torch.Generator | None = None
     all_ended: Callable[[bool], bool] | None = None
 
-    @property
+    @cached_property
     def ends(self) -> list[int]:
         """The ids that end a row."""
         return [] if self.eos_token_id is None else torch.as_tensor(self.eos_token_id).flatten().tolist()

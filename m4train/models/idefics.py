@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m4train.batch import CrossSegments, PackedBatch, PackedImages
+from m4train.batch import CrossSegments, PackedBatch, PackedImages, Segments
 from m4train.errors import DataError
 from m4train.models.arguments import OUTPUTS
 from m4train.models.backbone_configs import LlamaConfig
@@ -28,7 +28,7 @@ from m4train.models.multimodal import MultimodalLM
 from m4train.models.pretrained import PretrainedModel
 from m4train.models.resampler import IdeficsResampler, resampler_flops
 from m4train.models.token_rows import DecoupledEmbedding
-from m4train.models.vision import normalise, uniform_segments
+from m4train.models.vision import normalise
 from m4train.parts import CONNECTOR, CROSS_ATTENTION, EMBEDDINGS, LM_HEAD, TEXT, VISION
 
 
@@ -179,7 +179,7 @@ class IdeficsModel(ModelDoors, PretrainedModel):
 
     def resample(self, features: Tensor, count: int) -> Tensor:
         """Tower outputs (count * n, Hv) of `count` images -> (count * latents, Hv)."""
-        segments = uniform_segments(count, features.shape[0] // count, features.device)
+        segments = Segments.uniform(count, features.shape[0] // count, features.device)
         return self.perceiver_resampler(features, segments)
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
@@ -193,8 +193,8 @@ class IdeficsModel(ModelDoors, PretrainedModel):
                     "processor of this model"
                 )
             features = self.image_features(normalise(images.pixels, images.pixel_table))
-            seen = CrossSegments.of([], []) if batch.cross is None else batch.cross
-            cross = CrossContext(seen.to(batch.device), features.shape[0] // images.pixels.shape[0])
+            seen = CrossSegments.none(batch.device) if batch.cross is None else batch.cross.to(batch.device)
+            cross = CrossContext(seen, features.shape[0] // images.pixels.shape[0])
         context = PackedContext(self.rotary.tables(batch.position_ids), batch.segments)
         return self._run(self.embed(batch.input_ids), context, features, cross)
 

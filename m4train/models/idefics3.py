@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from m4train.batch import PackedImages
+from m4train.batch import PackedImages, Segments
 from m4train.errors import ConfigError, DataError
 from m4train.models.configuration import PretrainedConfig
 from m4train.models.decoder import Decoder
@@ -21,7 +21,6 @@ from m4train.models.vision import (
     cut_patches,
     masked_positions,
     normalise,
-    uniform_segments,
     vision_flops,
 )
 
@@ -96,7 +95,7 @@ class Idefics3Model(MultimodalModel):
             position_ids = torch.arange(patches, device=frames.device).repeat(count)
         else:
             position_ids = masked_positions(images.patch_mask.unflatten(1, (vision.grid, vision.grid)), vision.grid)
-        attend = PatchAttention(uniform_segments(count, patches, frames.device), images.patch_mask)
+        attend = PatchAttention(Segments.uniform(count, patches, frames.device), images.patch_mask)
         pixels = cut_patches(normalise(frames, images.pixel_table), vision.patch_size)
         features = self.vision_model(pixels, position_ids, attend)
         return self.connector(features.unflatten(0, (count, patches)))

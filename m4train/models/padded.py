@@ -35,7 +35,7 @@ class PaddedTokens:
         """All columns of `shape` (B, T), padding included, without waiting for the device."""
         rows = torch.arange(shape[0], device=device).repeat_interleave(shape[1])
         columns = torch.arange(shape[1], device=device).repeat(shape[0])
-        return cls(rows, columns, Segments.of([shape[1]] * shape[0], device), shape)
+        return cls(rows, columns, Segments.uniform(shape[0], shape[1], device), shape)
 
     def flatten(self, x: Tensor) -> Tensor:
         """(B, T, ...) -> (tokens, ...)"""

@@ -10,7 +10,6 @@ from m4train.models.attention import attention
 from m4train.models.layers import GatedMLP, RMSNorm
 from m4train.models.model_configs import Idefics2PerceiverConfig, IdeficsPerceiverConfig
 from m4train.models.uncompiled import uncompiled
-from m4train.models.vision import uniform_segments
 
 Slots = tuple[Tensor, Tensor]
 
@@ -34,7 +33,7 @@ class LatentContext:
         ends = patches.cu_seqlens[1:].long() + images * latents
         latent_slots = (ends[:, None] + torch.arange(latents, device=device)).flatten()
         self.slots = patch_slots, latent_slots  # places of the patches (P,) and of the latents (I * n,) among the keys
-        self.queries = uniform_segments(count, latents, device)
+        self.queries = Segments.uniform(count, latents, device)
         sums = torch.cat((starts, ends[-1:] + latents)).int()
         self.keys = Segments(tuple(n + latents for n in patches.lengths), sums)
 

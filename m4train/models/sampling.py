@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,14 +26,21 @@ def constrain(scores: Tensor, sequences: Tensor, settings: GenerationSettings, r
         scores = _penalised(scores, sequences, settings.repetition_penalty, real)
     if 0 < settings.no_repeat_ngram_size <= sequences.shape[1]:
         scores = _without_repeats(scores, sequences, settings.no_repeat_ngram_size)
-    never = [*(settings.suppress_tokens or []), *(settings.ends if begun < (settings.min_new_tokens or 0) else [])]
+    never = (*(settings.suppress_tokens or []), *(settings.ends if begun < (settings.min_new_tokens or 0) else []))
     if never:
-        ids = torch.isin(torch.arange(scores.shape[1]), torch.tensor(never, dtype=torch.int64))
-        scores = scores.masked_fill(ids.to(scores.device), -torch.inf)
+        every = torch.arange(scores.shape[1], device=scores.device)
+        scores = scores.masked_fill(torch.isin(every, _on(scores.device, never)), -torch.inf)
     scores = _forbid(scores, sequences, settings.bad_words_ids, settings.ends)
     for processor in settings.logits_processor or []:
         scores = processor(sequences, scores)
     return scores
+
+
+@lru_cache(maxsize=64)
+def _on(device: torch.device, ids: tuple[int, ...]) -> Tensor:
+    """The ids (n,) on `device`; kept, because to copy them for each token would be to wait for each token."""
+    with torch.inference_mode(False):
+        return torch.tensor(ids, dtype=torch.int64, device=device)
 
 
 def _penalised(scores: Tensor, sequences: Tensor, penalty: float, real: Tensor) -> Tensor:
@@ -47,8 +55,10 @@ def _without_repeats(scores: Tensor, sequences: Tensor, size: int) -> Tensor:
     """-inf for each token that would complete a sequence of `size` ids that its row holds already."""
     grams = sequences.unfold(1, size, 1)  # (B, T - size + 1, size)
     begun = (grams[:, :, :-1] == sequences[:, None, sequences.shape[1] - size + 1 :]).all(-1)
-    rows, places = torch.nonzero(begun, as_tuple=True)
-    return scores.index_put((rows, grams[rows, places, -1]), scores.new_tensor(-torch.inf))
+    vocab = scores.shape[1]
+    ids = grams[:, :, -1].masked_fill(~begun, vocab)  # beyond the vocabulary, where nothing has begun
+    repeated = torch.zeros(scores.shape[0], vocab + 1, dtype=torch.bool, device=scores.device).scatter(1, ids, True)
+    return scores.masked_fill(repeated[:, :vocab], -torch.inf)
 
 
 def _forbid(
@@ -67,12 +77,12 @@ def _forbid(
     for word in bad_words:
         if not word or max(word) >= scores.shape[1] or min(word) < 0:
             raise DataError(f"bad_words_ids holds {list(word)}: give non-empty lists of ids below {scores.shape[1]}")
-        before, last = list(word[:-1]), word[-1]
+        before, last = tuple(word[:-1]), word[-1]
         if not before:
             if last not in ends:
                 scores[:, last] = -torch.inf
         elif len(word) <= sequences.shape[1]:
-            written = (sequences[:, -len(before) :] == torch.tensor(before, device=sequences.device)).all(1)
+            written = (sequences[:, -len(before) :] == _on(sequences.device, before)).all(1)
             scores[:, last] = scores[:, last].masked_fill(written, -torch.inf)
     return scores
 

@@ -178,12 +178,6 @@ def cut_patches(frames: Tensor, patch_size: int) -> Tensor:
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-def uniform_segments(count: int, length: int, device: torch.device) -> Segments:
-    """`count` segments of `length`, made on the device: no copy from the host."""
-    sums = torch.arange(0, (count + 1) * length, max(1, length), dtype=torch.int32, device=device)
-    return Segments((length,) * count, sums)
-
-
 def masked_positions(mask: Tensor, grid: int) -> Tensor:
     """Position ids (F * g * g,) of frames whose real patches, by `mask` (F, g, g), fill a top-left rectangle.
 

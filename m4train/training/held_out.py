@@ -12,6 +12,7 @@ from m4train.errors import TrainingError
 from m4train.training.engines.base import Engine
 from m4train.training.metrics import StepSums
 from m4train.training.model_protocol import Step
+from m4train.training.prefetch import on_device
 
 
 @torch.no_grad()
@@ -28,9 +29,8 @@ def held_out_loss(
     """
     sums = StepSums(list(sources), engine.device)
     for step in steps:
-        for batch in step.micro_batches:
+        for batch in on_device(step.micro_batches, engine.device):
             entering(batch)
-            batch = batch.to(engine.device, non_blocking=True)
             sums.add(batch, engine.forward(batch).token_losses)
     metrics = sums.read(engine.reduce(sums.vector()).tolist())
     if not metrics["loss_tokens"]:

@@ -8,7 +8,6 @@ import torch
 from m4train.batch import CrossSegments, Segments
 from m4train.models.contexts import CrossContext, KeyValueCache
 from m4train.models.resampler import LatentContext, interleave
-from m4train.models.vision import uniform_segments
 
 
 def assert_consistent(segments: Segments) -> None:
@@ -19,7 +18,7 @@ def assert_consistent(segments: Segments) -> None:
 
 @pytest.mark.parametrize(("count", "length"), [(0, 4), (1, 1), (3, 5)])
 def test_uniform_segments(count: int, length: int) -> None:
-    segments = uniform_segments(count, length, torch.device("cpu"))
+    segments = Segments.uniform(count, length, torch.device("cpu"))
     assert segments.lengths == (length,) * count
     assert_consistent(segments)
 
