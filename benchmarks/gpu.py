@@ -381,14 +381,15 @@ class Results:
         device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
         self.whole = {"device": device, "torch": torch.__version__, "scale": options.scale}
         self._lock = threading.Lock()
-        self._longest = 20.0 if options.device == "cuda" else 1.0  # seconds of a measurement so far
+        self._longest: dict[str, float] = {}  # seconds of a measurement so far, by its kind
+        self._first = 25.0 if options.device == "cuda" else 1.0
         guard = threading.Timer(60 * options.minutes, self._out_of_time)
         guard.daemon = True
         guard.start()
 
-    def try_to(self, name: str, measure: Callable[[], Any], small: bool = False) -> None:
-        """Notes what `measure` finds under `name`, unless there is no time for it or it cannot be done."""
-        needed = self._longest * (0.5 if small else 1.2)
+    def try_to(self, name: str, measure: Callable[[], Any], kind: str) -> None:
+        """Notes what `measure` finds under `name`, unless others of its kind took longer than there is or it cannot be done."""
+        needed = 1.2 * self._longest.get(kind, self._first)
         if time.monotonic() + needed > self.ends:
             self.left_out[name] = f"needs about {needed:.0f} s, more than is left"
             return
@@ -402,7 +403,7 @@ class Results:
         else:
             self.rows.append({"name": name, **found})
             print(line(self.rows[-1]), flush=True)
-        self._longest = max(self._longest, time.monotonic() - started)
+        self._longest[kind] = max(self._longest.get(kind, 0.0), time.monotonic() - started)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -445,9 +446,9 @@ def measure_case(name: str, length: int, options: argparse.Namespace, results: R
         return found | ({} if compiled else {"estimated_gib": estimated(case())})
 
     title = f"{name} {length}"
-    results.try_to(f"{title} m4train", lambda: mine(False))
+    results.try_to(f"{title} m4train", lambda: mine(False), "m4train")
     if options.compile:
-        results.try_to(f"{title} m4train compiled", lambda: mine(True))
+        results.try_to(f"{title} m4train compiled", lambda: mine(True), "compiled")
     if options.peers:
         for kernels in KERNELS:
             side = f"{title} transformers {kernels}"
@@ -456,7 +457,7 @@ def measure_case(name: str, length: int, options: argparse.Namespace, results: R
             )
     if length == LENGTHS[options.scale][0]:
         profiled = lambda: {"kernels": top_kernels(case(), warm(ours(case(), False)[0]))}
-        results.try_to(f"{title} m4train kernels", profiled, small=True)
+        results.try_to(f"{title} m4train kernels", profiled, "kernels")
 
 
 def warm(step: Callable[[], Any]) -> Callable[[], Any]:
@@ -483,7 +484,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in options.cases:
             measure_case(name, length, options, results)
         if options.data and number == 0:
-            results.try_to("data of a run", lambda: data_wait(options))
+            results.try_to("data of a run", lambda: data_wait(options), "data")
     results.write()
     results.tell()
 

@@ -94,7 +94,7 @@ class GatedCrossAttentionLayer(nn.Module):
         return self.cross_attn.queries(self.input_layernorm(rows))
 
     def keys(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """See `CrossAttention.keys`."""
+        """Image features (images * n, Hv) -> see `CrossAttention.keys`."""
         return self.cross_attn.keys(features)
 
     def after(self, mixed: Tensor) -> Tensor:
