@@ -115,15 +115,25 @@ class Source:
 
     def expect(self, samples: Sequence[int]) -> None:
         """Says which samples are read next, so that an object store is asked for all of them at once."""
-        if not is_remote(self.config.path):
-            return
-        self.files.expect([part for sample in samples for part in self._ranges(sample)])
+        if self.is_remote:
+            self.files.expect([part for sample in samples for part in self._ranges(sample)])
+
+    def prefetch(self, samples: Sequence[int]) -> None:
+        """Says which samples are expected later, so that an object store is asked for them while others are worked on."""
+        if self.is_remote:
+            self.files.prefetch([part for sample in samples for part in self._ranges(sample)])
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the shards lie in an object store."""
+        return is_remote(self.config.path)
 
     def _ranges(self, sample: int) -> list[Range]:
         """Where the text and all images of a sample are stored, as far as its format knows."""
         shard, number = self.index.locate(sample)
         members = shard.members(number)
         images = range(sum(member.is_image for member in members))
+        self.files.know(shard.shard, shard.meta["stamp"])
         return self.shard_format.ranges(shard.shard, members, images) if members else []
 
     def read(self, sample: int) -> Sample:

@@ -52,7 +52,8 @@ class Answers:
                 alike.setdefault(found[0], []).append(turn)
         begins: dict[int, int] = {}
         for same in alike.values():
-            first, last = (self._prompt_end(turn) for turn in (same[0], same[-1]))
+            first = self._prompt_end(same[0])
+            last = first if len(same) == 1 else self._prompt_end(same[-1])
             offset = first - self._before(same[0])
             if last - self._before(same[-1]) == offset:
                 begins |= {turn: self._before(turn) + offset for turn in same}

@@ -159,6 +159,12 @@ def _encode_spans(tokenizer: Tokenizer, spans: list[TextSpan], place: Place) -> 
 
     If a prompt ends inside, the ids before are those of the prompt alone, so that training and inference see the same.
     """
+    if len(spans) == 1:
+        return (
+            [TextPiece(ids, spans[0].origin, spans[0].turn)]
+            if len(ids := tokenizer.plain_ids(spans[0].text, place))
+            else []
+        )
     text = "".join(span.text for span in spans)
     cut = next((number for number, span in enumerate(spans) if span.cut), 0)
     ids, ends = tokenizer.encode_plain(text, place)

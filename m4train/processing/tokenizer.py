@@ -208,6 +208,13 @@ class Tokenizer(TokenizerDoors):
         ends = np.fromiter((end for _, end in encoding.offsets), np.int64, len(encoding.ids))
         return np.asarray(encoding.ids, np.int64), ends
 
+    def plain_ids(self, text: str, place: Place = "start") -> np.ndarray:
+        """The ids of `encode_plain` alone, which take two thirds of its time: nothing asks where the tokens end."""
+        if place == "inside":
+            return self._encode_inside(text)[0]
+        [encoding] = self._variant(plain=True, place=place).encode_batch_fast([text], add_special_tokens=False)
+        return np.asarray(encoding.ids, np.int64)
+
     def _encode_inside(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Encodes the text behind a line break, and takes the line break away again."""
         lead, _ = self.encode_plain("\n")

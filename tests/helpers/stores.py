@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,8 +13,9 @@ from pathlib import Path
 
 
 class HttpStore(ThreadingHTTPServer):
-    """Serves `folder`. `ranges` holds (path, first byte, bytes) of every GET answered; the next `failures` GETs of
-    files fail with status 503, all of them while `broken`; `deaf` to ranges it sends whole files."""
+    """Serves `folder`. `ranges` holds (path, first byte, bytes) of every GET answered, `asked` the method and path of every request; the
+    next `failures` GETs of files fail with status 503, all of them while `broken`; `deaf` to ranges it sends whole files; every
+    answer takes `latency` seconds."""
 
     daemon_threads = True
 
@@ -21,6 +23,8 @@ class HttpStore(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
         self.ranges: list[tuple[str, int, int]] = []
         self.failures = 0
+        self.asked: list[str] = []
+        self.latency = 0.0
         self.broken = self.deaf = False
 
     @property
@@ -35,8 +39,15 @@ class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: HttpStore
 
+    def do_HEAD(self) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        time.sleep(self.server.latency)
+        super().do_HEAD()
+
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
+        self.server.asked.append(f"{self.command} {self.path}")
+        time.sleep(self.server.latency)
         if path.is_dir():
             super().do_GET()
             return
@@ -47,17 +58,20 @@ class _Handler(SimpleHTTPRequestHandler):
         if not path.is_file():
             self.send_error(404)
             return
-        data = path.read_bytes()
+        size = path.stat().st_size
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        first, last = 0, len(data) - 1
+        first, last = 0, size - 1
         if asked and not self.server.deaf:
             first, last = int(asked[1]), min(last, int(asked[2] or last))
+        with open(path, "rb") as file:
+            file.seek(first)
+            data = file.read(last - first + 1)
         self.send_response(206 if asked and not self.server.deaf else 200)
         self.send_header("Content-Length", str(last - first + 1))
-        self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         self.end_headers()
         self.server.ranges.append((self.path, first, last - first + 1))  # before whoever asked can know
-        self.wfile.write(data[first : last + 1])
+        self.wfile.write(data)
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -13,6 +13,7 @@ from m4train.processing.pieces import Piece, TextPiece
 SENTENCE, PARAGRAPH = 0, 1  # a place is (ids before it) * 2 + one of these
 _SHORTEST = 64  # ids of a text that are worth cutting
 _NEWLINE, _STOP, _FULL_STOP, _SPACE, _CLOSES = 1, 2, 4, 8, 16
+_ENDS = _NEWLINE | _STOP | _FULL_STOP
 _CLOSING = "\"'”’»)]*_"
 
 
@@ -42,15 +43,22 @@ class Boundaries:
 
     def _in_text(self, ids: np.ndarray) -> list[int]:
         marks = self._of(ids)
-        stops = marks & (_STOP | _FULL_STOP)
-        for _ in range(2):  # brackets and quotation marks of their own behind it
-            stops[1:] |= np.where(marks[1:] & _CLOSES > 0, stops[:-1], 0)
-        now, following, stop = marks[:-1], marks[1:], stops[:-1]
-        paragraph = (now & _NEWLINE > 0) & (following & _NEWLINE == 0)
-        sentence = (stop & _STOP > 0) & (following & _SPACE > 0) | (stop & _FULL_STOP > 0) & (following & _CLOSES == 0)
-        sentence &= following & _NEWLINE == 0  # the paragraph ends behind the line break
-        ends = np.flatnonzero(paragraph | sentence)
-        return ((ends + 1) * 2 + paragraph[ends]).tolist()
+        begun = np.flatnonzero(marks & _ENDS).tolist()  # few of all ids, so that they are looked at one by one
+        known, last = marks.tolist(), len(ids) - 1
+        found: dict[int, int] = {}
+        for start in begun:
+            for end in range(start, min(start + 3, last)):  # up to two brackets or quotation marks of its own behind it
+                if end > start and not known[end] & _CLOSES:
+                    break
+                following = known[end + 1]
+                if following & _NEWLINE:  # the paragraph ends behind the line break
+                    continue
+                stop, full_stop = known[start] & _STOP, known[start] & _FULL_STOP
+                if end == start and known[start] & _NEWLINE:
+                    found[end] = PARAGRAPH
+                elif (stop and following & _SPACE) or (full_stop and not following & _CLOSES):
+                    found.setdefault(end, SENTENCE)
+        return [(end + 1) * 2 + kind for end, kind in sorted(found.items())]
 
     def _of(self, ids: np.ndarray) -> np.ndarray:
         most = int(ids.max())
@@ -58,7 +66,10 @@ class Boundaries:
             grown = np.full(2 * most, -1, np.int16)
             grown[: len(self._marks)] = self._marks
             self._marks = grown
-        for unknown in np.unique(ids[self._marks[ids] < 0]).tolist():
+        marks = self._marks[ids]
+        if marks.min() >= 0:
+            return marks
+        for unknown in np.unique(ids[marks < 0]).tolist():
             self._marks[unknown] = _marks_of(self._text(unknown))
         return self._marks[ids]
 

@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from m4train.data.documents.learning import weight_of
@@ -58,6 +59,12 @@ def json_value(text: str | bytes) -> Any:
     return json.loads(text, object_pairs_hook=_object)
 
 
+@lru_cache(4)
+def shared_json(raw: bytes) -> Any:
+    """As `json_value`, once for bytes that are asked for several times in a row; nobody may change what it gives."""
+    return json_value(raw)
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -86,7 +93,7 @@ def parse_sample(raw: bytes, key: str | None = None) -> Sample:
     if checksum is not None and int(checksum[1]) != _checksum(str(key), raw[: checksum.start()]):
         raise BadSample("damaged", f"the JSON of {key!r} does not fit its checksum: bytes were changed or moved")
     try:
-        data = json_value(raw)
+        data = shared_json(raw)
     except (ValueError, RecursionError) as error:
         raise BadSample("bad_json", f"not a JSON object in UTF-8: {error}") from None
     return sample_from_dict(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from m4train.data.documents.boundaries import Boundaries
 from m4train.data.documents.pieces import PIECE_KINDS, Pieces
 from m4train.data.documents.rendering import Renderer
+from m4train.data.documents.sample import Sample
 from m4train.data.index.outside import outside_arrays, outside_stamp
 from m4train.data.index.shard_index import VERSION, sample_key, sample_members
 from m4train.data.sources.base import SEVERAL_FRAMES, Member, ScannedSample, ShardFormat
@@ -23,7 +25,7 @@ from m4train.processing.pieces import Piece
 _MEMBER_TYPES = {"offsets": np.int64, "sizes": np.int64, "hashes": np.uint32}
 _MEMBER_TYPES |= dict.fromkeys(("widths", "heights", "parts"), np.int64)
 _AT_ONCE = 256  # samples whose texts are asked of an object store together
-_NOTHING = Pieces(*(np.empty(0, np.int32) for _ in range(3)))
+_NOTHING = Pieces(np.empty(0, np.int32), np.empty(0, np.uint8), np.empty(0, np.int32))
 
 Stored = tuple[dict[str, Any], dict[str, np.ndarray]]  # meta and arrays of one file
 
@@ -37,7 +39,7 @@ def scan_shard(
     for sample in shard_format.scan(files, shard):
         structure.add(sample)
         if counts is not None:
-            counts.add(files, shard, shard_format, sample.key, sample.members)
+            counts.add(files, shard, shard_format, sample.key, sample.members, sample.sample)
     if stamp(shard) != found:
         raise DataError(f"{shard} changed while it was indexed: wait until it is written, then start again.")
     meta, parts = structure.stored()
@@ -60,15 +62,14 @@ def count_shard(shard: str, shard_format: ShardFormat, renderer: Renderer, struc
 
 
 class _Structure:
-    """Keys and members of the samples of a shard. A bad sample has no members."""
+    """Keys and members of the samples of a shard. A bad sample has no members. Numbers are held as machine words: a file may hold
+    millions of samples."""
 
     def __init__(self, shard: str) -> None:
         self._shard = shard
         self._keys = bytearray()
-        self._key_ends: list[int] = []
-        self._starts: list[int] = []
-        self._member_ends: list[int] = []
-        self._rows: list[tuple[int, ...]] = []
+        self._key_ends, self._starts, self._member_ends = array("q"), array("q"), array("q")
+        self._rows = array("q")  # of each member the values of _MEMBER_TYPES
         self._bad: dict[str, tuple[str, str]] = {}
         self._outside: dict[str, tuple[int, int]] = {}  # stamps of the files outside the shard
         self._unread: Counter[str] = Counter()
@@ -83,15 +84,16 @@ class _Structure:
         self._key_ends.append(len(self._keys))
         start = min((member.offset for member in sample.members), default=0)
         self._starts.append(start)
-        self._rows += [(m.offset - start, m.size, m.hash, m.width, m.height, m.part) for m in sample.members]
-        self._member_ends.append(len(self._rows))
+        for m in sample.members:
+            self._rows.extend((m.offset - start, m.size, m.hash, m.width, m.height, m.part))
+        self._member_ends.append(len(self._rows) // len(_MEMBER_TYPES))
         for path in sample.files:
             if path not in self._outside:
                 self._outside[path] = outside_stamp(path)
 
     def stored(self) -> Stored:
-        columns = list(zip(*self._rows)) or [()] * len(_MEMBER_TYPES)
-        arrays = {name: np.array(column, kind) for (name, kind), column in zip(_MEMBER_TYPES.items(), columns)}
+        columns = np.array(self._rows, np.int64).reshape(-1, len(_MEMBER_TYPES)).T
+        arrays = {name: column.astype(kind) for (name, kind), column in zip(_MEMBER_TYPES.items(), columns)}
         arrays |= {"keys": np.frombuffer(bytes(self._keys), np.uint8), "starts": np.array(self._starts, np.int64)}
         arrays |= {"key_ends": np.array(self._key_ends, np.int64), "member_ends": np.array(self._member_ends, np.int64)}
         digest = hashlib.blake2b(digest_size=16)
@@ -109,47 +111,59 @@ class _Counts:
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
         self._boundaries = Boundaries(renderer.processor)
-        self._pieces: list[Pieces] = []
-        self._counted = 0  # pieces
-        self._places: list[tuple[int, int]] = []  # number of a piece, and a place where it may be cut
+        self._tokens, self._kinds, self._frames = array("i"), bytearray(), array("i")  # of every piece
+        self._sums = array("q")  # of every variant: tokens, frames, and where its pieces end
+        self._places = array("q")  # number of a piece, and a place where it may be cut
         self._bad: dict[str, tuple[str, str]] = {}
         self._samples = 0
 
     def add(
-        self, files: FileReader, shard: str, shard_format: ShardFormat, key: str, members: tuple[Member, ...]
+        self,
+        files: FileReader,
+        shard: str,
+        shard_format: ShardFormat,
+        key: str,
+        members: tuple[Member, ...],
+        sample: Sample | None = None,
     ) -> None:
+        """One sample: the one given, or what its members are read as."""
         found = [_NOTHING] * self._renderer.variants
         if members:
             sizes = [(member.width, member.height) for member in members if member.is_image]
             try:
-                sample = shard_format.sample(files, shard, members)
+                sample = sample or shard_format.sample(files, shard, members)
                 prepared = [self._renderer.prepare(sample, key, sizes, n) for n in range(self._renderer.variants)]
                 found = [each.planned for each in prepared]
                 self._add_places([each.pieces for each in prepared])
             except BadSample as error:
                 self._bad[str(self._samples)] = (error.reason, error.detail)
         self._samples += 1
-        self._pieces += found
-        self._counted += sum(len(pieces.tokens) for pieces in found)
+        for pieces in found:
+            self._tokens.frombytes(pieces.tokens.astype(np.int32).tobytes())
+            self._kinds += pieces.kinds.astype(np.uint8).tobytes()
+            self._frames.frombytes(pieces.frames.astype(np.int32).tobytes())
+            self._sums.extend((int(pieces.tokens.sum()), int(pieces.frames.sum()), len(self._kinds)))
 
     def _add_places(self, variants: Sequence[Sequence[Piece]]) -> None:
-        start = self._counted
+        start = len(self._kinds)
         for pieces in variants:
             for number, places in sorted(self._boundaries.places(pieces).items()):
-                self._places += [(start + number, place) for place in places]
+                for place in places:
+                    self._places.extend((start + number, place))
             start += len(pieces)
 
     def stored(self, digest: str) -> Stored:
-        pieces, shape = self._pieces, (self._samples, self._renderer.variants)
+        shape = (self._samples, self._renderer.variants)
+        lengths, frames, ends = np.array(self._sums, np.int64).reshape(-1, 3).T
         arrays = {
-            f"piece_{name}": np.concatenate([getattr(p, name) for p in pieces] or [[]]).astype(np.int64)
-            for name in ("tokens", "kinds", "frames")
+            "piece_tokens": np.array(self._tokens, np.int64),
+            "piece_kinds": np.frombuffer(bytes(self._kinds), np.uint8),
+            "piece_frames": np.array(self._frames, np.int64),
+            "lengths": lengths.reshape(shape),
+            "frames": frames.reshape(shape),
+            "piece_ends": ends,
         }
-        arrays["lengths"] = np.array([p.tokens.sum() for p in pieces], np.int64).reshape(shape)
-        arrays["frames"] = np.array([p.frames.sum() for p in pieces], np.int64).reshape(shape)
-        arrays["piece_ends"] = np.cumsum([len(p.tokens) for p in pieces], dtype=np.int64)
         if self._places:
-            numbers, places = zip(*self._places)
-            arrays |= {"cut_pieces": np.array(numbers, np.int64), "cut_places": np.array(places, np.int64)}
+            arrays["cut_pieces"], arrays["cut_places"] = np.array(self._places, np.int64).reshape(-1, 2).T
         meta = {"version": VERSION, "fingerprint": self._renderer.fingerprint(), "digest": digest}
         return meta | {"kinds": PIECE_KINDS, "bad": self._bad}, smallest(arrays)

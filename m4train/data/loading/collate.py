@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -54,9 +54,14 @@ class Collator:
         self._assembler = Assembler(processor, [source.name for source in sources], layout)
 
     def batch(
-        self, packs: Sequence[PlannedPack], step: int, begin: Callable[[Unit], None] = lambda unit: None
+        self,
+        packs: Sequence[PlannedPack],
+        step: int,
+        begin: Callable[[Unit], None] = lambda unit: None,
+        soon: Sequence[PlannedPack] = (),
     ) -> tuple[PackedBatch, list[QuarantineEntry]]:
-        """The micro-batch of `packs` and the samples that had to be left out of it; `begin` is told each unit it begins with.
+        """The micro-batch of `packs` and the samples that had to be left out of it; `begin` is told each unit it begins with,
+        and the packs that come `soon` are asked of their object store meanwhile.
 
         Without packs, or when nothing of them can be used, one token that predicts nothing stands in, so that every rank
         runs the same modules. Raises StaleIndexError and DataError, which end the run.
@@ -64,8 +69,12 @@ class Collator:
         documents: list[Document] = []
         bad: list[QuarantineEntry] = []
         data_hash = plan_hash = 0
+        for pack in (*packs[1:], *soon):
+            for source, samples in self._samples(pack):
+                source.prefetch(samples)
         for pack in packs:
-            self._expect(pack)
+            for source, samples in self._samples(pack):
+                source.expect(samples)
             for unit in pack.units:
                 outcome = b"used"
                 begin(unit)
@@ -78,9 +87,10 @@ class Collator:
                 data_hash = (data_hash + self.document_hash(unit, pack.number, outcome)) % _MODULUS
         return self._assembler.batch(documents, data_hash, plan_hash, len(packs) * self.data.sequence_length), bad
 
-    def _expect(self, pack: PlannedPack) -> None:
+    def _samples(self, pack: PlannedPack) -> Iterator[tuple[Source, list[int]]]:
         for number, source in enumerate(self.sources):
-            source.expect([unit.sample for unit in pack.units if unit.source == number])
+            if source.is_remote:
+                yield source, [unit.sample for unit in pack.units if unit.source == number]
 
     def locate(self, unit: Unit) -> Located:
         """Where the sample of a planned segment is stored, and which variant of it is drawn."""

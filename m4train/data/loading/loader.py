@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,6 +30,8 @@ from m4train.data.plan.plan import Plan, PlannedPack
 from m4train.data.source import Source
 from m4train.errors import DataError, M4Error
 from m4train.processing.protocol import SampleProcessor
+
+_READ_AHEAD = 2  # micro-batches of each worker that are asked of an object store before their turn
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,11 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class _Task:
-    """One micro-batch, as a worker is told to build it."""
+    """One micro-batch, as a worker is told to build it, and the packs that the same worker builds some tasks later."""
 
     step: int
     packs: tuple[PlannedPack, ...]
+    soon: tuple[PlannedPack, ...] = ()
 
 
 class _Builder(Dataset):
@@ -82,7 +86,7 @@ class _Builder(Dataset):
 
     def __getitem__(self, task: _Task) -> tuple[PackedBatch, list[QuarantineEntry]] | M4Error:
         try:
-            return self._collator.batch(task.packs, task.step, self._whereabouts)
+            return self._collator.batch(task.packs, task.step, self._whereabouts, task.soon)
         except M4Error as error:
             return error
         finally:
@@ -145,15 +149,28 @@ class Loader:
         for step in steps:
             self._planned.append(step)
             for packs in step.micro_batches:
-                task = _Task(step.step, packs)
-                self._in_flight.append(task)
-                yield task
+                yield _Task(step.step, packs)
+
+    def _handed_out(self) -> Iterator[_Task]:
+        """The tasks as they go to the workers, in turns; of sources in an object store each comes with what to read ahead."""
+        tasks, held = self._tasks(), deque[_Task]()
+        remote = any(source.is_remote for source in self.plan.sources)
+        ahead = _READ_AHEAD * max(1, self.data.num_workers) if remote else 0
+        for task in chain(tasks, repeat(None)):
+            held += [task] if task is not None else []
+            if not held:
+                return
+            if len(held) > ahead or task is None:
+                given = held.popleft()
+                given = replace(given, soon=held[ahead - 1].packs) if 0 < ahead <= len(held) else given
+                self._in_flight.append(given)
+                yield given
 
     def _batches(self) -> Iterator[tuple[PackedBatch, list[QuarantineEntry]]]:
         self._whereabouts = Whereabouts(self.data.num_workers)
         builder = _Builder(self._collator, self._whereabouts)
         if self.data.num_workers == 0:
-            results: Iterator[Any] = map(builder.__getitem__, self._tasks())
+            results: Iterator[Any] = map(builder.__getitem__, self._handed_out())
         else:
             results = self._from_workers(builder)
         for result in results:
@@ -165,7 +182,7 @@ class Loader:
     def _from_workers(self, builder: _Builder) -> Iterator[Any]:
         loader: DataLoader = DataLoader(
             builder,
-            sampler=self._tasks(),
+            sampler=self._handed_out(),
             batch_size=None,
             num_workers=self.data.num_workers,
             prefetch_factor=max(1, -(-self._ahead // self.data.num_workers)),

@@ -45,7 +45,7 @@ class Member:
 class ScannedSample:
     """A sample as the scan found it: `members` are its texts and then every image in reading order, or `bad` says why not.
     `files` are local files outside the shard that it depends on, whether they are there or not; `unread` names the fields of
-    it that are neither used nor known.
+    it that are neither used nor known; `sample` is the sample that these members are read as, if the scan has made it anyway.
     """
 
     key: str
@@ -53,6 +53,7 @@ class ScannedSample:
     bad: tuple[str, str] | None = None  # reason, detail
     files: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    sample: Sample | None = field(default=None, compare=False)
 
 
 SEVERAL_FRAMES = "(the first picture of a file that holds several)"  # counted with the fields that are not read

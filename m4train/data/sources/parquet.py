@@ -28,6 +28,7 @@ from m4train.data.sources.records import (
 )
 from m4train.data.storage.files import FileReader, Range, is_remote
 from m4train.data.storage.kept_blocks import KeptBlocks
+from m4train.data.storage.remote_stream import RemoteStream
 from m4train.errors import BadSample, DataError
 
 
@@ -47,6 +48,8 @@ class ParquetRows(StoredFiles):
     def keep(self, window: int, pool: int) -> None:
         """Prepares for samples drawn within `window` row groups and packed from a `pool`."""
         self._kept: KeptBlocks[Any] = KeptBlocks(window, pool)
+        self._footers: dict[str, Any] = {}  # of remote files, by path
+        self._places: dict[tuple[str, int], list[Range]] = {}  # of their row groups
         self.groups_read = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -95,7 +98,20 @@ class ParquetRows(StoredFiles):
         return composed
 
     def ranges(self, path: str, members: tuple[Member, ...], wanted: Sequence[int]) -> list[Range]:
-        return []
+        """The columns of its row group, if that is not kept and the file was read before."""
+        group = members[0].offset
+        return [] if path not in self._footers or (path, group) in self._kept else self._chunks(path, group)
+
+    def _chunks(self, path: str, group: int) -> list[Range]:
+        """Where the columns that are read lie in a row group of a remote file whose footer is known."""
+        if (path, group) not in self._places:
+            footer = self._footers[path]
+            read = set(_columns(path, footer.schema.to_arrow_schema().names, self.reading))
+            found = footer.row_group(group)
+            columns = [found.column(number) for number in range(found.num_columns)]
+            columns = [column for column in columns if column.path_in_schema.split(".")[0] in read]
+            self._places[path, group] = [(path, _start(column), column.total_compressed_size) for column in columns]
+        return self._places[path, group]
 
     def blocks(self, files: FileReader, path: str) -> list[int]:
         with _open(files, path) as file:
@@ -113,7 +129,8 @@ class ParquetRows(StoredFiles):
                 lambda value, n: self._image(files, path, value, n, group, row),
             )
             text = Member(group, row, text_hash(composed.text))
-            return ScannedSample(key, (text, *found), files=named, unread=composed.unread() + lost)
+            sample = None if lost else composed.sample
+            return ScannedSample(key, (text, *found), None, named, composed.unread() + lost, sample)
         except BadSample as error:
             return ScannedSample(key, bad=(error.reason, error.detail), files=named)
 
@@ -135,7 +152,9 @@ class ParquetRows(StoredFiles):
         """The table of a row group, from those that are kept or from the file; `whole`: with the columns that are not read."""
         table = self._kept.get((path, group))
         if table is None or whole:
-            with _open(files, path) as file:
+            if is_remote(path) and not whole:
+                self._expect(files, path, group)
+            with _open(files, path, self._footers.get(path)) as file:
                 columns = _columns(path, file.schema_arrow.names, self.reading)
                 read = table = file.read_row_group(group, columns=None if whole else columns)
                 if whole:
@@ -144,6 +163,21 @@ class ParquetRows(StoredFiles):
             self._kept.add((path, group), read, len(table))
         return table
 
+    def _expect(self, files: FileReader, path: str, group: int) -> None:
+        """Has the columns of a row group of a remote file at hand, from one request if they were not asked for before."""
+        if path not in self._footers:
+            with _open(files, path) as file:
+                self._footers[path] = file.metadata
+        chunks = self._chunks(path, group)
+        if not all(map(files.holds, chunks)):
+            files.expect(chunks)
+
+
+def _start(column: Any) -> int:
+    """The first byte of a column of a row group: its pages, or the dictionary before them."""
+    first = column.dictionary_page_offset
+    return int(first if first and first < column.data_page_offset else column.data_page_offset)
+
 
 def _row(table: Any, row: int) -> dict[str, Any]:
     with _named_damage():
@@ -151,15 +185,17 @@ def _row(table: Any, row: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _open(files: FileReader, path: str) -> Iterator[Any]:
-    """The open file. Raises DataError if it is not a parquet file, and BadSample if what is read of it is damaged."""
+def _open(files: FileReader, path: str, footer: Any = None) -> Iterator[Any]:
+    """The open file, whose `footer` is read if it is not given. Raises DataError if it is not a parquet file, and BadSample if what is read of it is damaged."""
     need("pyarrow", "reading parquet")
     import pyarrow.parquet
 
     try:
-        opened = pyarrow.parquet.ParquetFile(
-            files.open(path) if is_remote(path) else path, page_checksum_verification=True
-        )
+        # What is read of a file whose footer is known is at hand, and a buffer would ask for more than that.
+        stored: Any = path
+        if is_remote(path):
+            stored = files.open(path) if footer is None else RemoteStream(files, path)
+        opened = pyarrow.parquet.ParquetFile(stored, metadata=footer, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:
         if _failed_to_read(error):
             raise

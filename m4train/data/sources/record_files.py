@@ -111,7 +111,8 @@ class RecordFile(StoredFiles):
                     composed, self.reading, lambda name, n: self.pictures.find(files, path, str(name), n)
                 )
                 text = Member(offset, len(raw), content_hash(raw))
-                yield ScannedSample(key, (text, *images), files=named, unread=composed.unread() + lost)
+                sample = None if lost else composed.sample
+                yield ScannedSample(key, (text, *images), None, named, composed.unread() + lost, sample)
             except BadSample as error:
                 yield ScannedSample(key, bad=(error.reason, error.detail), files=named)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from m4train.data.documents.sample import Sample, json_value, parse_sample
+from m4train.data.documents.sample import Sample, parse_sample, shared_json
 from m4train.data.sources.base import Member, ScannedSample, content_hash
 from m4train.data.sources.fields import Reading, Record
 from m4train.data.sources.media import looks_like_media, speaks_of_media
@@ -289,13 +289,13 @@ class CanonicalTar(TarFormat):
 
     def compose(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Sample:
         raw = texts[0][1]
-        sample, content = parse_sample(raw), json_value(raw)
+        sample, content = parse_sample(raw), shared_json(raw)
         self.reading.check_where(content)
         learning(Record(content, self.reading))
         return checked(sample, marked(content, self.reading))
 
     def record(self, texts: Sequence[tuple[int, bytes]], images: Sequence[int]) -> Record:
-        content = json_value(texts[0][1])
+        content = shared_json(texts[0][1])
         record = Record(content, self.reading)
         record.leave(
             "items", "messages", "references", "checksum", "kind", "v", PLACEHOLDER, *self.reading.where_fields

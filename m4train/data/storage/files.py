@@ -11,21 +11,22 @@ import os
 import resource
 import time
 import weakref
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any, BinaryIO
 
 from m4train.data.storage.block_cache import BlockCache
 from m4train.data.storage.hub_cache import HUB, cached_files, hub_files, is_offline
 from m4train.data.storage.packed import Unpacked, is_packed
+from m4train.data.storage.read_ahead import Part, Range, ReadAhead, inside, merged
 from m4train.data.storage.remote_stream import RemoteStream
 from m4train.errors import ConfigError, DataError
 
 READ_ATTEMPTS = 8
 FIRST_PAUSE = 0.1  # seconds before the second attempt; doubles each time, so that lapses of 12 seconds are waited out
 _OPEN_FILES = 64  # at most, and an eighth of what the process may open
-_MAX_GAP = 512 << 10  # bytes between two remote ranges that are cheaper to fetch than another request
 _WINDOWS = 4  # stretches of a file that are kept when reading runs ahead
 _WINDOWED_FILES = 16
 _BUFFER = 1 << 20
@@ -44,8 +45,6 @@ _VERSION_FIELDS = (
 )
 
 _FINAL = (PermissionError, ValueError, TypeError, NotImplementedError)  # answers of a store that stay the same
-
-Range = tuple[str, int, int]  # path, first byte, number of bytes
 
 
 class UnreachableError(DataError):
@@ -124,7 +123,13 @@ class FileReader:
         self._held: dict[str, list[tuple[int, bytes]]] = {}  # path -> (first byte, bytes) fetched before
         self._stamps: dict[str, list[Any]] = {}
         self._packed = Unpacked()
+        self._ahead = ReadAhead()
+        self._counting = Lock()
         self.reads = 0
+
+    def know(self, path: str, stamp: list[Any]) -> None:
+        """Says what the stamp of a file is, so that its store need not be asked."""
+        self._stamps.setdefault(path, stamp)
 
     def size(self, path: str) -> int:
         """Bytes of a file, unpacked if it is packed, which is taken not to change. Raises FileNotFoundError."""
@@ -189,15 +194,28 @@ class FileReader:
 
     def expect(self, ranges: Iterable[Range]) -> None:
         """Says what is read next: remote ranges are fetched together, neighbours as one, and held until the next call."""
-        merged = _merged([part for part in ranges if is_remote(part[0]) and not is_packed(part[0])])
+        wanted = [part for part in ranges if is_remote(part[0]) and not is_packed(part[0])]
+        held = [(path, start, data) for path, parts in self._held.items() for start, data in parts]
+        held = [part for part in held if any(inside(each, part[0], part[1], len(part[2])) for each in wanted)]
         self._held = {}
-        for (path, start, _), data in zip(merged, self._fetch(merged)):
+        self._hold(held + self._ahead.take(wanted))
+        missing = merged([part for part in wanted if not self.holds(part)])
+        self._hold([(path, start, data) for (path, start, _), data in zip(missing, self._fetch(missing))])
+
+    def prefetch(self, ranges: Iterable[Range]) -> None:
+        """Begins to fetch, in the background, remote ranges that a later call of `expect` names."""
+        wanted = (part for part in ranges if is_remote(part[0]) and not is_packed(part[0]))
+        missing = merged([part for part in wanted if not self._ahead.covers(part)])
+        if missing:
+            self._ahead.begin(missing, self._fetch)
+
+    def _hold(self, parts: Iterable[Part]) -> None:
+        for path, start, data in parts:
             self._held.setdefault(path, []).append((start, data))
 
     def holds(self, wanted: Range) -> bool:
         """Whether a remote range was fetched before and is still held."""
-        path, offset, size = wanted
-        return any(start <= offset and offset + size <= start + len(data) for start, data in self._held.get(path, ()))
+        return any(inside(wanted, wanted[0], start, len(data)) for start, data in self._held.get(wanted[0], ()))
 
     def open(self, path: str) -> BinaryIO:
         """The file as a seekable stream, unpacked if it is packed. Raises FileNotFoundError."""
@@ -228,7 +246,7 @@ class FileReader:
                     missing.append((path, number * cache.block, cache.block))
                 else:
                     blocks[path, number] = found
-        runs = [(path, start, min(size, self.size(path) - start)) for path, start, size in _merged(missing, gap=0)]
+        runs = [(path, start, min(size, self.size(path) - start)) for path, start, size in merged(missing, gap=0)]
         for (path, start, _), data in zip(runs, self._request(runs)):
             for place in range(0, len(data), cache.block):
                 block = path, (start + place) // cache.block
@@ -273,7 +291,8 @@ class FileReader:
         for filesystem, numbers in stores.values():
             places = [_filesystem(ranges[n][0])[1] for n in numbers]
             starts, ends = ([ranges[n][1] for n in numbers], [ranges[n][1] + ranges[n][2] for n in numbers])
-            self.reads += len(numbers)
+            with self._counting:
+                self.reads += len(numbers)
             try:
                 parts = filesystem.cat_ranges(places, starts, ends, on_error="return")
             except Exception as error:
@@ -376,15 +395,3 @@ def _whole(part: Any, wanted: Range) -> Any:
     if len(part) > size:
         return OSError(f"the server of {path} answers a range request with {len(part)} bytes instead of {size}")
     return OSError(f"{len(part)} bytes came of {size}")
-
-
-def _merged(ranges: Sequence[Range], gap: int = _MAX_GAP) -> list[Range]:
-    """The ranges by path and offset, those that overlap or are within `gap` bytes of each other as one."""
-    merged: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for path, start, size in sorted(ranges):
-        runs = merged[path]
-        if runs and start <= runs[-1][1] + gap:
-            runs[-1] = runs[-1][0], max(runs[-1][1], start + size)
-        else:
-            runs.append((start, start + size))
-    return [(path, start, end - start) for path, runs in merged.items() for start, end in runs]

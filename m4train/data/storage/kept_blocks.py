@@ -23,6 +23,9 @@ class KeptBlocks(Generic[T]):
     _blocks: OrderedDict[Hashable, tuple[T, int]] = field(default_factory=OrderedDict)
     _samples: int = 0
 
+    def __contains__(self, block: Hashable) -> bool:
+        return block in self._blocks
+
     def get(self, block: Hashable) -> T | None:
         """What is kept of a block, which then is the one used last; None if it is to be read."""
         if block not in self._blocks:

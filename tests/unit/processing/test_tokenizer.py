@@ -57,6 +57,13 @@ items = st.lists(st.one_of(words.map(lambda t: {"text": t}), st.just({"image": "
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@given(text=words, place=st.sampled_from(["start", "after_token", "inside"]))
+def test_ids_alone_are_those_with_ends(kind, text, place):
+    ids, _ = TOKENIZERS[kind].encode_plain(text, place)
+    np.testing.assert_array_equal(TOKENIZERS[kind].plain_ids(text, place), ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @given(items=items)
 @settings(max_examples=120, deadline=None)
 def test_pieces_of_documents_are_the_ids_of_the_whole_string(kind, items):
