@@ -294,7 +294,7 @@ def decoding(samples: list[list[bytes]]) -> Iterator[int]:
         yield 1
 
 
-def measure(form: str, folder: Path, ours: Any, theirs: dict[str, Any], seconds: float) -> None:
+def measure(form: str, folder: Path, ours: Any, theirs: dict[str, Any], seconds: float, energon: bool) -> None:
     """Prints the rates of the whole path from one kind of file, and of reading from tar."""
     shards = sorted(str(path) for path in (folder / "shards").glob("*.tar"))
     patterns = {"tar": "shards/*.tar", "parquet": "parquet/*.parquet", "json": "json/train.json"}
@@ -322,13 +322,13 @@ def measure(form: str, folder: Path, ours: Any, theirs: dict[str, Any], seconds:
         ways[f"{name} uint8"] = lambda processor=processor, given=unscaled: packed(
             texts[form](processor), processor, **given
         )
-    if form == "tar" and importlib.util.find_spec("megatron") is not None:
-        energon = energon_samples(folder / "shards")
-        alternate("read", {"m4train": lambda: read_ours(source), "webdataset": lambda: read_theirs(shards),
-                           "energon": lambda: read_energon(energon)}, seconds)  # fmt: skip
-        ways["energon"] = lambda: path_theirs(energon, first)
-    elif form == "tar":
-        alternate("read", {"m4train": lambda: read_ours(source), "webdataset": lambda: read_theirs(shards)}, seconds)
+    if form == "tar":
+        read = {"m4train": lambda: read_ours(source), "webdataset": lambda: read_theirs(shards)}
+        if energon and importlib.util.find_spec("megatron") is not None:
+            samples = energon_samples(folder / "shards")
+            read["energon"] = lambda: read_energon(samples)
+            ways["energon"] = lambda: path_theirs(samples, first)
+        alternate("read", read, seconds)
     alternate(f"whole path, {form}", ways | {"decoding alone": lambda: decoding(stored)}, seconds)
 
 
@@ -369,12 +369,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--seconds", type=float, default=8.0, help="per measurement")
     parser.add_argument("--formats", nargs="*", default=["tar", "parquet", "json"])
+    parser.add_argument("--quick", action="store_true", help="few samples, a second each, Energon left out")
     parser.add_argument("--index", type=int, help="only measure an index of this many samples, such as 10000000")
     options = parser.parse_args()
     if options.index:
         with tempfile.TemporaryDirectory() as folder:
             large_index(Path(folder), options.index)
         return
+    if options.quick:
+        options.samples, options.seconds = 48, 1.0
     torch.set_num_threads(1)
     from transformers import AutoProcessor
 
@@ -389,7 +392,9 @@ def main() -> None:
             theirs["torchvision"] = AutoProcessor.from_pretrained(f"{folder}/processor", backend="torchvision")
         print("samples a second of one core, and how many times those of the others m4train does:")
         for form in options.formats:
-            measure(form, folder, ours, theirs, options.seconds)
+            measure(form, folder, ours, theirs, options.seconds, not options.quick)
+        if options.quick:
+            return
         print(f"{'plan':<12} {planning(folder / 'index'):10.3f} s for a step of 10,000 documents")
 
 
