@@ -17,6 +17,10 @@ class TokenizerDoors:
     backend: Backend
     chat_template: str | None
     named_templates: dict[str, str]
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token: str | None
     model_input_names = ["input_ids", "attention_mask"]
     is_fast = True
 
@@ -31,6 +35,25 @@ class TokenizerDoors:
     @property
     def all_special_ids(self) -> list[int]:
         raise NotImplementedError
+
+    def _id(self, token: str | None) -> int | None:
+        return None if token is None else self.backend.token_to_id(token)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._id(self.bos_token)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._id(self.eos_token)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        return self._id(self.pad_token)
+
+    @property
+    def unk_token_id(self) -> int | None:
+        return self._id(self.unk_token)
 
     @property
     def all_special_tokens(self) -> list[str]:

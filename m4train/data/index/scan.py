@@ -155,7 +155,7 @@ class _Counts:
     def stored(self, digest: str) -> Stored:
         shape = (self._samples, self._renderer.variants)
         lengths, frames, ends = np.array(self._sums, np.int64).reshape(-1, 3).T
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "piece_tokens": np.array(self._tokens, np.int64),
             "piece_kinds": np.frombuffer(bytes(self._kinds), np.uint8),
             "piece_frames": np.array(self._frames, np.int64),
