@@ -19,6 +19,7 @@ BEGIN, END = "<!-- made by benchmarks/scaling.py -->", "<!-- end -->"
 RANKS, GPU = (512, 1024), "h100"
 NODE = 8  # GPUs
 NETWORK = 8 * 50e9  # bytes a second of a node: eight ports of 400 Gb/s
+PUBLISHED_NETWORK = 340e9 / 8  # the same of the nodes that Idefics-80B was trained on
 GIB = 2.0**30
 
 
@@ -44,6 +45,9 @@ def traffic(found: Estimate) -> tuple[float, float]:
 def rows(found: Estimate) -> list[tuple[str, str]]:
     memory, middle, ranks = found.memory, found.speeds[1], found.subject.ranks
     received, seconds = traffic(found)
+    passes = found.subject.config.trainer.global_batch_size / ranks  # of one pack each
+    most = middle.mfu * middle.step_seconds / seconds  # if a step took no longer than its traffic
+    slower = most * PUBLISHED_NETWORK / NETWORK
     return [
         ("packs of 1,024 tokens per rank and step", f"{found.subject.config.trainer.global_batch_size / ranks:g}"),
         ("parameters, of which train", f"{found.sizes.parameters / 1e9:.1f} B, {found.sizes.trained / 1e9:.1f} B"),
@@ -61,6 +65,11 @@ def rows(found: Estimate) -> list[tuple[str, str]]:
         (
             "seconds of it on the network",
             f"{seconds:.1f}: {'hidden behind' if seconds < middle.step_seconds else 'more than'} computing at 40 %",
+        ),
+        ("MFU that is expected; that the network allows at most", f"{min(middle.mfu, most):.0%}; {most:.0%}"),
+        (
+            "allowed at most by 340 Gb/s per node; with all packs in one pass",
+            f"{slower:.0%}; {slower * passes:.0%}",
         ),
         ("tokens a second, all ranks", f"{middle.tokens_per_second:,.0f}"),
         ("images a second, all ranks (at most)", f"{middle.frames_per_second:,.0f}"),
