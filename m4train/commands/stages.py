@@ -18,10 +18,13 @@ from typing import Any
 import torch
 
 from m4train import exits
+from m4train.build import all_sources
 from m4train.commands.train import ALREADY, EARLY, make_run_dir, train, train_run
 from m4train.config import Config
 from m4train.config.stages import Staged
-from m4train.errors import ConfigError
+from m4train.data.shards import expand_shards
+from m4train.data.storage.files import is_remote
+from m4train.errors import ConfigError, DataError
 from m4train.run_files import CHECKPOINTS, CONFIG, STAGES, load_yaml, noted_stages
 from m4train.training.checkpoints.changes import (
     BASES,
@@ -58,6 +61,7 @@ def train_stages(staged: Staged) -> int:
     with claim(staged.folder, group) or nullcontext():
         if group.rank == 0:
             forget_request(staged.folder)
+            _say_what_is_missing(staged)
         began = time.monotonic()
         for number in range(len(staged.configs)):
             if agreed(group, partial(_is_due, staged, number)):
@@ -66,6 +70,19 @@ def train_stages(staged: Staged) -> int:
                     break
     group.shutdown()
     return exits.stopped_early() if stopped_by in EARLY else exits.COMPLETE
+
+
+def _say_what_is_missing(staged: Staged) -> None:
+    """Says which data of later stages is not there yet: they may begin in days, and would end the run then."""
+    for config in staged.configs[1:] if staged.asked is None else []:
+        sources = all_sources(config.data).values() if config.data.prepare is None else ()
+        for path in {
+            source.path: source.format for source in sources if not (source.stream or is_remote(source.path))
+        }.items():
+            try:
+                expand_shards(*path)
+            except DataError as missing:
+                print(f"stage {config.stage} will need data that is not there yet: {missing}", flush=True)
 
 
 def _train_stage(staged: Staged, number: int, group: Engine, seconds: float) -> str:
@@ -111,7 +128,8 @@ def _is_due(staged: Staged, number: int) -> bool:
     start = None if before is None else _content(before)
     stale = _content(config) is not None and noted.get(str(config.stage), {}).get("began_from", start) != start
     if (trained or stale) and asked is not None:
-        _set_aside(folder)
+        if folder.resolve() not in Path(config.resume).resolve().parents:  # else it goes back within the stage
+            _set_aside(folder)
         return True
     again = f"stage={config.stage} trains it again, and keeps what it replaces"
     if stale:

@@ -269,6 +269,17 @@ def test_other_settings_of_a_trained_stage_are_not_passed_over(quick, composed, 
     assert quick == ["pretrain", "sft"]
 
 
+def test_going_back_within_a_stage_leaves_its_folder_where_it_is(quick, composed, tmp_path):
+    assert again(composed, tmp_path) == 0
+    back = copy.deepcopy(composed)
+    back.configs[1].resume = f"{tmp_path}/sft/checkpoints/step-000002"
+    assert again(back, tmp_path, "sft") == 0
+    assert not (tmp_path / "sft.before-1").exists()
+    back.configs[1].resume = f"{tmp_path}/pretrain/checkpoints/step-000002"  # a new beginning, elsewhere
+    assert again(back, tmp_path, "sft") == 0
+    assert (tmp_path / "sft.before-1").exists()
+
+
 @pytest.mark.parametrize("change", ["one between", "one less", "the other way round", "one more"])
 def test_another_list_of_stages(change, quick, composed, tmp_path):
     three = copy.deepcopy(composed)
@@ -290,6 +301,15 @@ def test_another_list_of_stages(change, quick, composed, tmp_path):
     else:
         with pytest.raises(ConfigError, match=r"began from (weights of (middle|pretrain)|another stage)"):
             again(then, tmp_path)
+
+
+def test_data_that_a_later_stage_will_miss_is_said_at_once(quick, composed, tmp_path, capsys):
+    missing = copy.deepcopy(composed)
+    missing.configs[1].data.sources["single"].path = str(tmp_path / "none-*.tar")
+    assert again(missing, tmp_path) == 0
+    said = capsys.readouterr().out
+    assert said.index("stage sft will need data that is not there yet: No shard matches") < said.index("stage 1 of 2")
+    assert said.count("will need data") == 1
 
 
 @pytest.mark.parametrize("stopped_by", ["signal", "time_limit", "stop_file", "stop_after"])
