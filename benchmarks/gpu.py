@@ -383,9 +383,13 @@ class Results:
         self._lock = threading.Lock()
         self._longest: dict[str, float] = {}  # seconds of a measurement so far, by its kind
         self._first = 25.0 if options.device == "cuda" else 1.0
-        guard = threading.Timer(60 * options.minutes, self._out_of_time)
-        guard.daemon = True
-        guard.start()
+        self.current = "start"
+        self._guard = threading.Timer(60 * options.minutes, self._out_of_time)
+        self._guard.daemon = True
+
+    def watch(self) -> None:
+        """From now on time is up even for a measurement that hangs: the process then ends."""
+        self._guard.start()
 
     def try_to(self, name: str, measure: Callable[[], Any], kind: str) -> None:
         """Notes what `measure` finds under `name`, unless others of its kind took longer than there is or it cannot be done."""
@@ -420,6 +424,11 @@ class Results:
         self.tell()
         os._exit(0)
 
+    def close(self) -> None:
+        self._guard.cancel()
+        self.write()
+        self.tell()
+
     def tell(self) -> None:
         for name, reason in self.left_out.items():
             print(f"left out: {name}: {reason}", flush=True)
@@ -452,9 +461,8 @@ def measure_case(name: str, length: int, options: argparse.Namespace, results: R
     if options.peers:
         for kernels in KERNELS:
             side = f"{title} transformers {kernels}"
-            results.try_to(
-                side, lambda kernels=kernels: measured(case(), lambda: theirs(case(), kernels), options.seconds)
-            )
+            other = lambda kernels=kernels: measured(case(), lambda: theirs(case(), kernels), options.seconds)
+            results.try_to(side, other, kernels)
     if length == LENGTHS[options.scale][0]:
         profiled = lambda: {"kernels": top_kernels(case(), warm(ours(case(), False)[0]))}
         results.try_to(f"{title} m4train kernels", profiled, "kernels")
@@ -479,14 +487,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-data", dest="data", action="store_false")
     options = parser.parse_args(arguments)
     results = Results(options)
+    if arguments is None:
+        results.watch()
     print(" ".join(str(value) for value in results.whole.values()), flush=True)
     for number, length in enumerate(options.lengths or LENGTHS[options.scale]):
         for name in options.cases:
             measure_case(name, length, options, results)
         if options.data and number == 0:
             results.try_to("data of a run", lambda: data_wait(options), "data")
-    results.write()
-    results.tell()
+    results.close()
 
 
 if __name__ == "__main__":

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from m4train.batch import PackedBatch
 from m4train.models.loss import LMHead, token_loss
 from m4train.training.compiling import compile_blocks
+from tests.gpu.device import DEVICE, ON_A_GPU, never_waiting
 from tests.helpers.rounding import apart, assert_near
 from tests.unit.models.test_packing import FAMILIES, documents_of, flat_gradient, make
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = ON_A_GPU
 
 # Heads that the variable-length kernel takes: the tiny models have smaller ones.
 WIDE: dict[str, dict[str, Any]] = {
@@ -51,23 +49,20 @@ def test_half_precision_is_near_fp32_on_the_cpu(family: str) -> None:
     """It is no further off than half precision on the CPU."""
     model, batch = model_and_batch(family)
     exact, half = (losses_and_gradient(model, batch, half) for half in (False, True))
-    for found, other, best in zip(losses_and_gradient(model.cuda(), batch), half, exact):
+    for found, other, best in zip(losses_and_gradient(model.to(DEVICE), batch), half, exact):
         assert_near(found, best, apart(other, best))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_never_waits_for_the_device(family: str) -> None:
     model, batch = model_and_batch(family)
-    model.cuda()
-    batch = batch.to("cuda")
-    for mode in ("default", "error"):  # the first pass makes the tables that are kept
-        torch.cuda.set_sync_debug_mode(mode)
-        try:
-            with torch.autocast("cuda", torch.bfloat16):
+    model.to(DEVICE)
+    batch = batch.to(DEVICE)
+    for again in (False, True):  # the first pass makes the tables that are kept
+        with never_waiting(again):
+            with torch.autocast(DEVICE.type, torch.bfloat16):
                 loss = model(batch).loss
             loss.backward()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.slow
@@ -76,7 +71,7 @@ def test_compiled_blocks(family: str) -> None:
     torch._dynamo.reset()
     model, batch = model_and_batch(family)
     exact = losses_and_gradient(model, batch, half=False)
-    eager = losses_and_gradient(model.cuda(), batch)
+    eager = losses_and_gradient(model.to(DEVICE), batch)
     compile_blocks(model.blocks())
     for found, other, best in zip(losses_and_gradient(model, batch), eager, exact):
         assert_near(found, other, apart(other, best), times=2)
@@ -97,9 +92,9 @@ def test_fused_losses(kind: str, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(0)
         head = LMHead(64, 1000)
         head.weight.data = torch.randn(1000, 64, generator=generator) / 8
-        head.to("cuda", dtype)
-        hidden = torch.randn(300, 64, generator=generator).to("cuda", dtype).requires_grad_()
-        targets = torch.randint(0, 1000, (300,), generator=generator).cuda()
+        head.to(DEVICE, dtype)
+        hidden = torch.randn(300, 64, generator=generator).to(DEVICE, dtype).requires_grad_()
+        targets = torch.randint(0, 1000, (300,), generator=generator).to(DEVICE)
         loss, losses = token_loss(head, hidden, targets, kind=kind)
         (3 * loss).backward()
         return loss, losses, hidden.grad, head.weight.grad

@@ -8,13 +8,11 @@ from torch import Tensor
 
 from m4train.batch import Segments
 from m4train.models.attention import attention
+from tests.gpu.device import DEVICE, ON_A_GPU
 from tests.helpers.rounding import apart, assert_near
 from tests.unit.models.test_attention import written_out
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = ON_A_GPU
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -34,8 +32,8 @@ def test_variable_length_kernels(causal: bool, window: int | None, heads: tuple[
     exact = [x.double().requires_grad_() for x in inputs]
     expected = written_out(*exact, q_lengths, k_lengths, causal, window if causal else None)
     expected.square().sum().backward()
-    actual = [x.cuda().requires_grad_() for x in inputs]
-    segments = Segments.of(q_lengths, "cuda"), Segments.of(k_lengths, "cuda")
+    actual = [x.to(DEVICE).requires_grad_() for x in inputs]
+    segments = Segments.of(q_lengths, DEVICE), Segments.of(k_lengths, DEVICE)
     out = attention(*actual, *segments, causal=causal, window=window)
     out.float().square().sum().backward()
     # The same written out in bf16 says how far that type is off.
@@ -51,8 +49,8 @@ def test_variable_length_kernels(causal: bool, window: int | None, heads: tuple[
 def test_the_kernel_gives_what_a_call_a_segment_gives(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = [3, 200, 1, 70]
-    inputs = [torch.randn(sum(lengths), heads, 64, generator=generator).bfloat16().cuda() for heads in (8, 2, 2)]
-    segments = Segments.of(lengths, "cuda")
+    inputs = [torch.randn(sum(lengths), heads, 64, generator=generator).bfloat16().to(DEVICE) for heads in (8, 2, 2)]
+    segments = Segments.of(lengths, DEVICE)
     fused = attention(*inputs, segments, segments, causal=causal)
     monkeypatch.setattr("m4train.models.attention._fits_varlen", lambda _: False)
     monkeypatch.setattr("m4train.models.attention._SHORT", 0)
