@@ -112,13 +112,13 @@ def test_a_node_that_no_longer_answers(which, cluster, spaces, jobs, digits_root
         on_node(cluster, lost, "slurmd", "-N", lost)
 
 
-def test_a_crash_loop_ends(jobs, digits_root, tmp_path):
-    broken = [f"data.sources.documents.path={tmp_path}/nothing.tar", "data.prepare=null", "launch.attempts=2"]
-    (tmp_path / "nothing.tar").write_bytes(b"not a tar" * 100)
-    run = Run(jobs, digits_root, *broken)
+def test_a_crash_loop_ends(jobs, digits_root):
+    run = Run(disturbed(jobs, DEADLY="0:1"), digits_root, "launch.attempts=2")
     jobs.wait(run.job, until=("FAILED",))
-    assert "2 starts in a row failed without a new checkpoint" in run.said()
+    assert "failure 1 of 2: the ranks start again" in run.said()
+    assert "2 starts in a row failed without a new checkpoint: the job ends" in run.said()
     assert run.said().count("1 ranks meet") == 2
+    assert not run.steps()
 
 
 def test_a_chain_goes_on_in_the_next_jobs(jobs, digits_root, same):
@@ -191,7 +191,7 @@ def test_a_job_that_is_cancelled_while_it_prepares_goes_on(jobs, digits_root, sa
 
 
 def test_two_jobs_do_not_train_one_run(jobs, digits_root, same):
-    run = Run(disturbed(jobs, PAUSE="update:1"), digits_root, "--job-name=a b")
+    run = Run(disturbed(jobs, PAUSE="update:8"), digits_root, "--job-name=a b")
     refused = Run(jobs, digits_root, check=False)
     assert refused.answer.returncode == 2
     assert f"job {run.job} of this run" in refused.answer.stderr

@@ -141,4 +141,4 @@ def test_a_requeue_in_the_second_stage_goes_on_there(jobs, digits_root):
         "pretrain-config.yaml",
         "sft-config.yaml",
     }
-    assert f"{jobs.folder}/run/sft: step 6" in jobs.m4train("launch", "status", "run").stdout
+    assert "run/sft: step 6" in jobs.m4train("launch", "status", "run").stdout
