@@ -118,15 +118,13 @@ def _die(run_dir):
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_twice_in_a_step_names_its_samples(run, tmp_path):
-    said = []
-    for _ in range(2):
-        ranks = start_ranks(_die, 2, str(run), folder=tmp_path)
-        try:
-            assert [child.wait(timeout=120) for child in ranks][1] == -signal.SIGKILL
-        finally:
-            end_ranks(ranks)
-        said.append(died(run.parent / "launch", 1))
+def test_a_rank_that_is_killed_in_a_micro_batch_leaves_its_samples(run, tmp_path):
+    ranks = start_ranks(_die, 2, str(run), folder=tmp_path)
+    try:
+        assert [child.wait(timeout=120) for child in ranks][1] == -signal.SIGKILL
+    finally:
+        end_ranks(ranks)
+    said = [died(run.parent / "launch", 1) for _ in range(2)]
     assert said[0] == "it was on n7, in forward of step 4"
     assert said[1].startswith(f"{said[0]}, and a rank died before with th")
 
