@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from m4train.commands.estimate import architecture_of
+from m4train.commands.architectures import architecture_of
 from m4train.config.compose import load_config
-from m4train.estimation.needs import Estimate, Subject, estimate
+from m4train.estimation.needs import Estimate, estimate
+from m4train.estimation.subject import Subject
 from m4train.gpus import GPUS
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
@@ -51,7 +52,7 @@ def rows(found: Estimate) -> list[tuple[str, str]]:
     return [
         ("packs of 1,024 tokens per rank and step", f"{found.subject.config.trainer.global_batch_size / ranks:g}"),
         ("parameters, of which train", f"{found.sizes.parameters / 1e9:.1f} B, {found.sizes.trained / 1e9:.1f} B"),
-        *((f"memory: {name}", f"{size / GIB:.2f} GiB") for name, size in memory.components.items()),
+        *((f"memory: {name}", f"{size / GIB:.2f} GiB") for name, size in memory.components.items() if size > 1e7),
         (
             "memory, low / expected / high",
             " / ".join(f"{size / GIB:.1f}" for size in (memory.low, memory.expected, memory.high)) + " GiB",

@@ -146,7 +146,14 @@ def export(config: Config, push_to: str | None = None, private: bool = False) ->
         return exported(config, push_to, private)
 
 
-def estimate(config: Config, gpu: str | None = None, ranks: int = 1, mfu: float | None = None) -> Estimate:
+def estimate(
+    config: Config,
+    gpu: str | None = None,
+    ranks: int = 1,
+    mfu: float | None = None,
+    calibration: str | None = None,
+    what_if: bool = False,
+) -> Estimate:
     """Memory, time, data and storage of a configuration, before anything is downloaded.
 
     Args:
@@ -154,9 +161,11 @@ def estimate(config: Config, gpu: str | None = None, ranks: int = 1, mfu: float 
         gpu: the kind of GPU, such as h100; None for this machine's CPU.
         ranks: how many of them.
         mfu: the share of the peak that is reached; None for three usual ones.
+        calibration: the estimate.json of a run on such a GPU, or its folder.
+        what_if: also estimate changes of the configuration, and how much more would fit.
     """
     with _at_work(config, READS):
-        return estimated(config, gpu, ranks, mfu)
+        return estimated(config, gpu, ranks, mfu, calibration, what_if)
 
 
 def preview(config: Config, packs: int = 4) -> Preview:

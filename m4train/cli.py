@@ -189,6 +189,8 @@ COMMANDS = {
         option("--gpu", metavar="NAME", help="the kind of GPU, such as h100"),
         number("ranks", 1, "GPUs"),
         option("--mfu", metavar="SHARE", help="the share of the peak that is reached, between 0 and 1"),
+        option("--calibration", metavar="FILE", help="the estimate.json, or folder, of a run on such a GPU"),
+        option("--what-if", is_flag=True, help="also what changes would need, and how much more would fit"),
         JSON,
         examples=(
             "estimate experiment=digits_pretrain --gpu h100",

@@ -20,6 +20,7 @@ CONFIG = "config.yaml"  # what the run is trained with
 METRICS = "metrics.jsonl"  # one line a logged step
 CURSORS = "cursors.jsonl"  # where the plan is, for replay
 STARTS = "starts.jsonl"  # the configuration from a step on, one line a start that changed it
+ESTIMATE = "estimate.json"  # memory and time that were expected, and measured, for `m4train estimate --calibration`
 SAMPLES = "samples.jsonl"  # answers given while the model trains
 PARAMETERS = "parameters.json"  # the table of parts
 QUARANTINE = "quarantine.jsonl"  # samples that were dropped, and why

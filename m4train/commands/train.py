@@ -21,6 +21,7 @@ from m4train.data.loading.quarantine import left_out_at_end
 from m4train.data.plan.lengths import needs_plan, passes, settled
 from m4train.data.plan.plan import Plan
 from m4train.errors import ConfigError, TrainingError, of_the_system
+from m4train.estimation.expectation import Expectation
 from m4train.evaluation.answers import decoding_of, sample_answers
 from m4train.evaluation.benchmarks.training import benchmark_scores
 from m4train.inspection.outlook import outlook
@@ -140,13 +141,14 @@ def _train(
             for sentence in outlook(data.plan, config, engine.world_size):
                 print(sentence, flush=True)
     stage(None)
+    expected = [Expectation()] if config.logging.console else []
     timed = [] if data.plan is None else _timed_packs(config, engine, data.plan, processor, resume)
     trainer = Trainer(
         config,
         model,
         data.steps(resume),
         engine,
-        default_callbacks(config, [*timed, *callbacks]),
+        default_callbacks(config, [*timed, *callbacks, *expected]),
         validation=data.validation_steps if data.validation else None,
         resume=resume,
         save_extra=lambda folder: describe_model(folder, model, processor),

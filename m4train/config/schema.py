@@ -281,7 +281,9 @@ class WandbConfig:
 class LoggingConfig:
     """Where metrics go besides metrics.jsonl."""
 
-    console: bool = True  # print what trains, a line per logged step, and a progress bar in a terminal
+    # print what trains, what memory and time are expected and were measured, a line per logged step, and a progress bar in a
+    # terminal
+    console: bool = True
     # what follows the run besides metrics.jsonl: wandb, tensorboard, or a class of the kind of Tracker as package.module:Class
     trackers: list[str] = field(default_factory=lambda: ["wandb"])
     first_packs: int = (

@@ -108,3 +108,41 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "HuggingFaceTB/SmolVLM-Base": _LARGE,
     "HuggingFaceTB/SmolVLM-Instruct": _LARGE,
 }
+
+
+def _clip(**tower: int) -> dict[str, Any]:
+    return {"model_type": "clip", "vision_config": {"model_type": "clip_vision_model", **tower}}
+
+
+def _siglip(**tower: int) -> dict[str, Any]:
+    return {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model", **tower}}
+
+
+def _text(
+    hidden: int, inner: int, layers: int, heads: int, kv: int, rows: int, positions: int, tied: bool
+) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "vocab_size": rows,
+        "max_position_embeddings": positions,
+        "tie_word_embeddings": tied,
+    }
+
+
+# Hub id -> keys of config.json of the towers that new models are made of.
+BACKBONES: dict[str, dict[str, Any]] = {
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _clip(**_9B["vision_config"], hidden_size=1280),
+    "google/siglip-so400m-patch14-384": _siglip(**_siglip_so400m(384)),
+    "google/siglip-base-patch16-512": _siglip(**_SMALL["vision_config"]),
+    "huggyllama/llama-7b": _text(4096, 11008, 32, 32, 32, 32000, 2048, False),
+    "huggyllama/llama-65b": _text(8192, 22016, 80, 64, 64, 32000, 2048, False),
+    "mistralai/Mistral-7B-v0.1": _text(4096, 14336, 32, 32, 8, 32000, 32768, False),
+    "meta-llama/Llama-3.1-8B-Instruct": _text(4096, 14336, 32, 32, 8, 128256, 131072, False),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _text(576, 1536, 30, 9, 3, 49152, 8192, True),
+    "HuggingFaceTB/SmolLM2-360M-Instruct": _text(960, 2560, 32, 15, 5, 49152, 8192, True),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": _text(2048, 8192, 24, 32, 32, 49152, 8192, True),
+}

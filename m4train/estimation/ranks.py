@@ -11,11 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from m4train.config import Config
 from m4train.estimation.step import BatchShape, StepMemory, fake_model, step_memory, worst_case
 from m4train.training.engines.units import sharded_units
-from m4train.training.naming import canonical_parameters
+from m4train.training.naming import canonical_parameters, part_of
 from m4train.training.precision import half_of
 from m4train.training.throughput import pass_factors
 
-_BUCKET = 50_000_000 * 4.0  # bytes of a bucket that DeepSpeed reduces or gathers at once, as m4train configures it
+_BUCKET = 50_000_000 * 4.0  # bytes of the bucket that DeepSpeed reduces at once, as m4train configures it
+_LIVE = 0.55e9  # elements that ZeRO-3 keeps whole: those it needs again within a distance of 1e9, half of it forwards, and a prefetch
+PER_NODE = 8  # ranks, for engine.shard_within_node
 _GIB = 2.0**30
 
 
@@ -24,11 +26,13 @@ class RankMemory:
     """Bytes of one rank by component, at the moment of the peak; `host` is what engine.offload keeps in CPU memory.
 
     `expected` adds what the device's library and allocator take: `low` and `high` say how little and how much that may be.
+    `measured` is what an allocator took of a byte that was expected of a run, from a calibration.
     """
 
     components: dict[str, float]
     host: float = 0.0
     on_gpu: bool = False
+    measured: float | None = None
 
     @property
     def tensors(self) -> float:
@@ -36,29 +40,33 @@ class RankMemory:
 
     @property
     def low(self) -> float:
-        return self.tensors + 0.5 * _GIB * self.on_gpu
+        return self.tensors * (self.measured or 1.0) + 0.5 * _GIB * self.on_gpu
 
     @property
     def expected(self) -> float:
+        if self.measured is not None:
+            return self.low
         return self.tensors * (1.03 if self.on_gpu else 1.0) + 1.0 * _GIB * self.on_gpu
 
     @property
     def high(self) -> float:
+        if self.measured is not None:
+            return 1.05 * self.tensors * self.measured + 1.0 * _GIB * self.on_gpu
         return self.tensors * (1.1 if self.on_gpu else 1.05) + 2.0 * _GIB * self.on_gpu
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What of a model is stored and how large: bytes of what trains and what does not, of the optimizer's state, of the two
-    largest units that sharding gathers and of what is gathered for as long as a step lasts."""
+    """What of a model is stored and how large, in bytes unless it says otherwise."""
 
     parameters: int
     trained: int
     trained_bytes: float
     frozen_bytes: float
     whole_bytes: float  # frozen weights in 4 bits, which every rank holds whole
-    largest_unit: float
-    root_unit: float
+    largest_unit: int  # elements of the largest unit that sharding gathers as one, the root apart
+    revisited: int  # elements of what the backward pass needs again
+    whole_weights: float  # all weights as they are computed in, which ranks would hold if they gave nothing away again
     flops: dict[str, float] = field(default_factory=dict)  # forward passes of one worst micro-batch, by part
     factors: dict[str, float] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()  # parts whose blocks are computed again under gradient checkpointing
@@ -74,82 +82,129 @@ def sizes(config: Config, architecture: Any, shape: BatchShape, stored: torch.dt
         half = half_of(config.trainer.precision)
         width = 4.0 if half is None else 2.0
         packed = [p for p in frozen if p.dtype == torch.uint8]
-        units = _unit_sizes(model, width)
-        batch = worst_case(architecture, shape)
+        units = _unit_counts(model)
+        batch, factors, parts = worst_case(architecture, shape), pass_factors(model), model.parts()
+        again = (p for name, p in own.items() if p.requires_grad or factors.get(part_of(name, parts), 1.0) > 1.0)
         return Sizes(
             parameters=sum(p.numel() for p in own.values()) + sum(p.numel() for p in packed),
             trained=sum(p.numel() for p in trained),
             trained_bytes=sum(4.0 * p.numel() for p in trained),
             frozen_bytes=sum(float(p.numel() * p.element_size()) for p in frozen if p.dtype != torch.uint8),
             whole_bytes=float(sum(p.numel() for p in packed)),
-            largest_unit=max(units[:-1], default=0.0),
-            root_unit=units[-1],
+            largest_unit=max(units[:-1], default=0),
+            whole_weights=width * sum(units),
             flops=model.flops(batch),
-            factors=pass_factors(model),
+            revisited=sum(p.numel() for p in again if p.dtype != torch.uint8),
+            factors=factors,
             blocks=tuple(model.blocks()),
         )
 
 
-def _unit_sizes(model: Any, width: float) -> list[float]:
-    """Bytes of each unit that is gathered as one, the root last: of towers and root what no unit inside them holds."""
+def _unit_counts(model: Any) -> list[int]:
+    """Elements of each unit that is gathered as one, the root last: of towers and root what no unit inside them holds."""
     taken: set[int] = set()
     found = []
     for unit in sharded_units(model, model.blocks()):
         own = [p for p in unit.parameters() if id(p) not in taken and p.dtype != torch.uint8]
         taken.update(id(p) for p in own)
-        found.append(sum(p.numel() for p in own) * width)
+        found.append(sum(p.numel() for p in own))
     return found
 
 
 def rank_memory(
     config: Config, architecture: Any, shape: BatchShape, ranks: int, stored: torch.dtype | None, device: str
 ) -> RankMemory:
-    """Memory of one of `ranks` ranks under the engine of `config`."""
-    engine, on_gpu = config.engine, device == "cuda"
-    step = step_memory(config, architecture, shape, device, stored, half=_computed_in_half(config))
+    """Memory of one of `ranks` ranks under the engine of `config`; all ranks of a group call it, as `step_memory` says."""
+    engine, trainer, on_gpu = config.engine, config.trainer, device == "cuda"
+    passes = 1 if trainer.global_batch_size <= trainer.micro_batch_size * ranks else 2
+    shards = _shards(config, ranks) if engine.name == "fsdp2" else None
+    step = step_memory(config, architecture, shape, device, stored, passes, shards)
+    if engine.name == "fsdp2":
+        return _offloaded(config, {**_alone(step), "gathered": step.gathered, "buckets": step.buckets}, on_gpu)
     if engine.name == "single" or (ranks == 1 and not engine.offload):
         return RankMemory(_alone(step), on_gpu=on_gpu)
     size = sizes(config, architecture, shape, stored)
-    if engine.name == "ddp":
-        whole = {**_alone(step), "gradients": size.trained_bytes, "activations": step.working}
-        return RankMemory({k: v for k, v in whole.items() if k != "operations"}, on_gpu=on_gpu)
-    return _sharded(config, step, size, ranks, on_gpu)
+    found = _ddp(step, size) if engine.name == "ddp" else _zero(config, step, size, ranks)
+    return _offloaded(config, found, on_gpu)
+
+
+def accompany(config: Config, ranks: int) -> None:
+    """What the other ranks of a group do while the first one estimates."""
+    if config.engine.name == "fsdp2":
+        from m4train.estimation.sharded import fake_group
+
+        with fake_group(_shards(config, ranks)):
+            pass
+
+
+def _shards(config: Config, ranks: int) -> int:
+    return min(ranks, PER_NODE) if config.engine.shard_within_node else ranks
+
+
+def _always(step: StepMemory) -> dict[str, float]:
+    """What every engine holds in the same way."""
+    return {"buffers": step.buffers, "frames": step.batch}
 
 
 def _alone(step: StepMemory) -> dict[str, float]:
     return {
-        "parameters": step.parameters + step.buffers,
+        **_always(step),
+        "parameters": step.parameters,
         "gradients": step.gradients,
         "optimizer": step.optimizer,
-        "activations": step.activations + step.batch,
+        "activations": step.activations,
         "operations": step.passing,
     }
 
 
-def _computed_in_half(config: Config) -> bool:
-    """Whether weights are cast as they are gathered, so that autocast keeps no copies of them."""
-    return config.engine.name in ("fsdp2", "zero3") and half_of(config.trainer.precision) is not None
+def _ddp(step: StepMemory, size: Sizes) -> dict[str, float]:
+    """Gradients lie in DDP's buckets, which are there all the time."""
+    return {
+        **_always(step),
+        "parameters": step.parameters,
+        "gradients": size.trained_bytes,
+        "optimizer": step.optimizer,
+        "activations": step.working,
+    }
 
 
-def _sharded(config: Config, step: StepMemory, size: Sizes, ranks: int, on_gpu: bool) -> RankMemory:
+def _zero(config: Config, step: StepMemory, size: Sizes, ranks: int) -> dict[str, float]:
+    """What DeepSpeed keeps of it on one rank: next to the moments a flat copy of what trains, which they belong to."""
     name, shares = config.engine.name, float(ranks)
     stored = size.trained_bytes + size.frozen_bytes
-    components = {"activations": step.working + step.batch}
-    if name in ("zero1", "zero2"):
-        components["parameters"] = stored + size.whole_bytes
-        components["gradients"] = size.trained_bytes / (1.0 if name == "zero1" else shares)
-        components["optimizer"] = (
-            step.optimizer + size.trained_bytes
-        ) / shares  # moments, and the flat copy they belong to
-        components["buckets"] = 2 * min(_BUCKET, size.trained_bytes)
-    else:
+    components = {
+        **_always(step),
+        "activations": step.working,
+        "optimizer": step.optimizer / shares,
+        "master copy": size.trained_bytes / shares,
+        "buckets": _BUCKET,
+    }
+    if name == "zero3":
+        whole = min(float(size.revisited), _LIVE) + size.largest_unit  # elements that are gathered
         components["parameters"] = stored / shares + size.whole_bytes
         components["gradients"] = size.trained_bytes / shares
-        components["optimizer"] = step.optimizer / shares
-        components["gathered"] = size.root_unit + 2 * size.largest_unit
-        components["buckets"] = 2 * _BUCKET if name == "zero3" else 2 * size.largest_unit
+        components["gathered"] = min(whole * stored / size.parameters, stored)
+        return components
+    components["parameters"] = stored + size.whole_bytes
+    of = 1.0 if name == "zero1" else shares
+    moments = (  # of what is computed, gradients, and the bucket, which is made at the first gradient
+        (step.working, step.gradients_then, _BUCKET if step.gradients_then else 0.0),
+        (step.activations + step.passing, step.gradients, _BUCKET if step.gradients else 0.0),
+        (step.late, 0.0, _BUCKET),
+        (size.trained_bytes / shares, of * size.trained_bytes / shares, _BUCKET),  # the update of this rank's share
+    )
+    working, gradients, bucket = max(moments, key=lambda moment: moment[0] + moment[1] / of + moment[2])
+    return {**components, "activations": working, "gradients": gradients / of, "buckets": bucket}
+
+
+def _offloaded(config: Config, components: dict[str, float], on_gpu: bool) -> RankMemory:
     host = 0.0
     if config.engine.offload:
-        moved = ("optimizer", "gradients", *(("parameters",) if name in ("fsdp2", "zero3") else ()))
-        host = sum(components.pop(part) for part in moved)
+        moved = (
+            "optimizer",
+            "master copy",
+            "gradients",
+            *(("parameters",) if config.engine.name in ("fsdp2", "zero3") else ()),
+        )
+        host = sum(components.pop(part, 0.0) for part in moved)
     return RankMemory(components, host, on_gpu)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from m4train.batch import CrossSegments, PackedBatch, PackedImages, Segments
 from m4train.config import Config
+from m4train.estimation.engines import FakeSingle, staying
 from m4train.estimation.four_bit import standing_in
 from m4train.estimation.tracker import MemoryTracker
 from m4train.families import FAMILIES
 from m4train.models import loss
-from m4train.training.engines.single import SingleEngine
 from m4train.training.equip import equip
-from m4train.training.precision import half_of
+from m4train.training.tensors import local
 
-HELD = ("parameters", "buffers", "gradients", "optimizer", "activations", "passing", "batch")
+HELD = ("parameters", "buffers", "gradients", "optimizer", "activations", "passing", "batch", "gathered", "buckets")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,11 @@ class StepMemory:
     activations: float
     passing: float
     batch: float
+    gathered: float  # under fsdp2: whole weights of blocks that are or were just computed
+    buckets: float  # under fsdp2: gradients on their way between ranks
     working: float  # the most that activations and operations hold together, which may be at another moment
+    gradients_then: float  # at that moment
+    late: float  # the most that activations and operations hold together after the first gradient
 
     @property
     def total(self) -> float:
@@ -50,47 +55,6 @@ class BatchShape:
     tokens: int
     frames: int
     patches: int = 0
-
-
-class _Engine(SingleEngine):
-    """A single process whose model stays where it is: fake tensors cannot be moved in place."""
-
-    def prepare(self, model: Any) -> None:
-        with _staying():
-            super().prepare(model)
-
-    def optimise(self, trainable: dict[str, nn.Parameter], updated: dict[str, nn.Parameter] | None = None) -> None:
-        if self.config.optimizer.name != "adamw_8bit":
-            super().optimise(trainable, updated)
-            return
-        self.trainable = trainable
-        self.optimizer = torch.optim.SGD(trainable.values(), lr=0.0)
-        self.optimizer.state.update({parameter: _moments_in_bytes(parameter) for parameter in trainable.values()})
-
-    def update(self, factor: float, max_norm: float) -> Any:
-        """Optimizers that look at values on their way cannot run on fake ones; what they need besides their state is small."""
-        if isinstance(self.optimizer, torch.optim.AdamW):
-            return super().update(factor, max_norm)
-        return self.optimizer.zero_grad(set_to_none=True)
-
-
-def _moments_in_bytes(parameter: Tensor) -> dict[str, Tensor]:
-    """The state of 8-bit AdamW, whose kernels take no fake tensors: a byte per value and moment, and scales of blocks of 256."""
-    count = parameter.numel()
-    if count < 4096:  # these it keeps in fp32
-        return {"state1": torch.empty(count), "state2": torch.empty(count)}
-    kinds = {"state": (count, torch.uint8), "absmax": (-(-count // 256), torch.float32)}
-    return {f"{kind}{i}": torch.empty(size, dtype=dtype) for kind, (size, dtype) in kinds.items() for i in (1, 2)}
-
-
-@contextmanager
-def _staying() -> Iterator[None]:
-    moved = nn.Module.to
-    nn.Module.to = lambda self, *_, **__: self
-    try:
-        yield
-    finally:
-        nn.Module.to = moved
 
 
 @contextmanager
@@ -111,40 +75,58 @@ def step_memory(
     shape: BatchShape,
     device: str = "cpu",
     stored: torch.dtype | None = None,
-    half: bool = False,
+    passes: int = 1,
+    shards: int | None = None,
 ) -> StepMemory:
     """Memory at the peak of a whole step on one process, with `architecture` (a model's configuration) in full.
 
     `device` cpu or cuda says whose chunk sizes are used; the tensors are fake ones of the CPU. `stored` is the dtype of the
-    weights in their file (None: fp32, as new ones are); `half`: all weights are in the run's precision when they are used.
+    weights in their file (None: fp32, as new ones are).
+    `passes`: micro-batches; from the second on, gradients are there from the start. `shards`: ranks among which FSDP2 splits
+    the model, of which this is the first; if this process is in a group, all ranks of it have to call this.
     """
     config = replace(config, trainer=replace(config.trainer, precision=_counted_as(config.trainer.precision)))
-    with FakeTensorMode(allow_non_fake_inputs=True), _chunks_of(device):
+    with _engine(config, shards) as engine, FakeTensorMode(allow_non_fake_inputs=True), _chunks_of(device):
         model = fake_model(config, architecture, stored)
-        engine = _Engine(config, "cpu")
         engine.prepare(model)
-        if half:
-            for parameter in model.parameters():
-                if parameter.is_floating_point():
-                    parameter.data = parameter.data.to(half_of(config.trainer.precision))
-        model.train()
-        batch = worst_case(architecture, shape)
-        tracker = MemoryTracker()
-        tracker.hold("parameters", model.parameters())
-        tracker.hold("buffers", model.buffers())
-        tracker.hold(
-            "optimizer",
-            (v for state in engine.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)),
-        )
-        tracker.hold("batch", _tensors(batch))
-        tracker.gradients_of(model.parameters())
-        with tracker:
+        return _tracked(config, engine, model, worst_case(architecture, shape), passes)
+
+
+@contextmanager
+def _engine(config: Config, shards: int | None) -> Iterator[FakeSingle]:
+    if shards is None:
+        yield FakeSingle(config, "cpu")
+        return
+    from m4train.estimation.sharded import FakeSharded, fake_group  # takes most of a second, and few runs shard
+
+    with fake_group(shards) as group:
+        yield FakeSharded(config, group)
+
+
+def _tracked(config: Config, engine: FakeSingle, model: Any, batch: PackedBatch, passes: int) -> StepMemory:
+    model.train()
+    tracker = MemoryTracker()
+    tracker.hold("parameters", map(local, model.parameters()))
+    tracker.hold("buffers", model.buffers())
+    states = (value for state in engine.optimizer.state.values() for value in state.values())
+    tracker.hold("optimizer", (local(value) for value in states if isinstance(value, Tensor)))
+    tracker.hold("batch", _tensors(batch))
+    tracker.gradients_of(model.parameters())
+    with tracker:
+        for number in range(passes):
+            tracker.phase = "activations"
             output = engine.forward(batch, config.model.z_loss)
             tracker.phase = "passing"
-            engine.backward(output.loss, True)
-            engine.update(1.0, config.trainer.max_grad_norm)
+            engine.backward(output.loss, number == passes - 1)
+            del output
+        engine.update(1.0, config.trainer.max_grad_norm)
     peak = {name: float(tracker.peak.get(name, 0)) for name in HELD}
-    return StepMemory(**peak, working=float(tracker.working))
+    return StepMemory(
+        **peak,
+        working=float(tracker.working),
+        gradients_then=float(tracker.then.get("gradients", 0)),
+        late=float(tracker.late),
+    )
 
 
 def _counted_as(precision: str) -> str:
@@ -154,13 +136,13 @@ def _counted_as(precision: str) -> str:
 
 def fake_model(config: Config, architecture: Any, stored: torch.dtype | None = None) -> Any:
     """The model as training has it, of weights that are `stored` so in their file (None: fp32, as new ones are)."""
-    model = FAMILIES[config.model.family].model_class(architecture)
+    model = FAMILIES[config.model.family].model_class(copy.deepcopy(architecture))
     model.loss_kind = config.model.loss
     if stored is not None:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(stored)
-    with _staying(), standing_in():
-        equip(model, config)
+    with staying(), standing_in():
+        equip(model, config, config.freeze.new_rows_from)
     return model
 
 

@@ -6,14 +6,19 @@ from typing import Any
 
 from rich.table import Table
 
-from m4train.estimation.needs import Estimate, Speed
+from m4train.estimation.changes import Change
+from m4train.estimation.needs import Estimate
+from m4train.estimation.subject import Speed
 
 _GIB = 2.0**30
 _MEANING = {
-    "parameters": "weights as they are stored, buffers",
+    "parameters": "weights as they are stored",
+    "buffers": "constants of the model",
+    "master copy": "what trains once more, flat, for DeepSpeed's optimizer",
+    "frames": "tokens and pixels of the batch",
     "gradients": "fp32, of what trains",
     "optimizer": "moments",
-    "activations": "kept for the backward pass, pixels, logits of a chunk",
+    "activations": "kept for the backward pass, pixels in fp32, logits of a chunk",
     "operations": "results that the backward pass holds for a moment",
     "gathered": "whole weights of what is computed now and next",
     "buckets": "gradients and weights on their way between ranks",
@@ -41,10 +46,16 @@ def as_report(found: Estimate) -> dict[str, Any]:
         "speed": [vars(speed) for speed in found.speeds],
         "checkpoint_bytes": found.checkpoint_bytes,
         "checkpoint_seconds": found.checkpoint_seconds,
-        "changes": [
-            {"overrides": list(c.overrides), "expected": c.memory.expected, "fits": c.fits} for c in found.changes
-        ],
+        "whole_weights": found.sizes.whole_weights,
+        "changes": [_as_values(change) for change in found.changes],
+        "what_if": [_as_values(change) for change in found.variants],
+        "limits": found.limits,
     }
+
+
+def _as_values(change: Change) -> dict[str, Any]:
+    memory = change.memory
+    return {"overrides": list(change.overrides), "expected": memory.expected, "host": memory.host, "fits": change.fits}
 
 
 def estimate_tables(found: Estimate) -> list[Any]:
@@ -52,7 +63,8 @@ def estimate_tables(found: Estimate) -> list[Any]:
     size, memory = found.sizes, found.memory
     table = Table("memory of one rank", "GiB", "what it is", box=None)
     for name, value in sorted(memory.components.items(), key=lambda item: -item[1]):
-        table.add_row(name, f"{value / _GIB:.2f}", _MEANING[name])
+        if value:
+            table.add_row(name, f"{value / _GIB:.2f}", _MEANING[name])
     table.add_row("low / expected / high", _three(memory), "with what the device's libraries and allocator take")
     if memory.host:
         table.add_row("CPU memory", f"{memory.host / _GIB:.2f}", "what engine.offload keeps there")
@@ -67,7 +79,21 @@ def estimate_tables(found: Estimate) -> list[Any]:
         f"whole run: {found.tokens / 1e9:.3g} B tokens; a checkpoint is {found.checkpoint_bytes / _GIB:.1f} GiB, about "
         f"{found.checkpoint_seconds:.0f} s at 1 GB/s per node"
     )
+    if found.variants:
+        lines.append(_what_if(found))
+    if found.limits:
+        most = ", ".join(f"{key}={value}" for key, value in found.limits.items())
+        lines.append(f"the most that fits, each by itself: {most}")
     return [*lines, *_ways_out(found)]
+
+
+def _what_if(found: Estimate) -> Table:
+    table = Table("by itself", "GiB expected", "difference", "", box=None)
+    for change in found.variants:
+        off = (change.memory.expected - found.memory.expected) / _GIB
+        fits = "" if found.capacity is None or change.fits else "does not fit"
+        table.add_row(" ".join(change.overrides), f"{change.memory.expected / _GIB:.2f}", f"{off:+.2f}", fits)
+    return table
 
 
 def _three(memory: Any) -> str:
@@ -96,7 +122,7 @@ def _speeds(speeds: list[Speed]) -> Table:
     )
     for speed in speeds:
         table.add_row(
-            f"{speed.mfu:.0%}",
+            "measured" if speed.mfu is None else f"{speed.mfu:.0%}",
             f"{speed.step_seconds:.3g}",
             f"{speed.tokens_per_second:,.0f}",
             f"{speed.frames_per_second:,.0f}",

@@ -12,11 +12,21 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from m4train.training.tensors import local
+
 PHASES = ("activations", "passing")  # what the forward pass makes, and what comes after it
 
 # What an operation allocates and frees inside itself, which no dispatch mode sees, in bytes by its arguments.
 _WORKSPACE: dict[Any, Callable[..., int]] = {
     torch.ops.aten.logsumexp: lambda values, *_: values.numel() * values.element_size()
+}
+
+# What FSDP2's own operations write into, by the place or name of the argument.
+_WRITTEN: dict[str, tuple[int | str, str]] = {
+    "fsdp::all_gather_copy_in": (1, "gathered"),
+    "fsdp::split_with_sizes_copy": ("out", "gathered"),
+    "fsdp::chunk_cat": ("out", "buckets"),
+    "c10d::_reduce_scatter_base_": (0, "gradients"),
 }
 
 
@@ -44,6 +54,8 @@ class MemoryTracker(TorchDispatchMode):
         self.peak: dict[str, int] = {}
         self._live: dict[int, _Held] = {}  # by the address of the storage object
         self.working = 0  # the most that was held besides what `hold` was told of
+        self.then: dict[str, int] = {}  # what else was, at that moment
+        self.late = 0  # the most of it since the first gradient
         self._most = 0
 
     def hold(self, kind: str, tensors: Iterable[Tensor]) -> None:
@@ -62,7 +74,7 @@ class MemoryTracker(TorchDispatchMode):
         """Counts what these accumulate as gradients from the moment on when it is complete."""
         for parameter in parameters:
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda p: self.hold("gradients", [p.grad]))
+                parameter.register_post_accumulate_grad_hook(lambda p: self.hold("gradients", [local(p.grad)]))
 
     def _take(self, kind: str, storage: torch.UntypedStorage) -> None:
         address, size = id(storage), storage.nbytes()
@@ -73,8 +85,30 @@ class MemoryTracker(TorchDispatchMode):
         freed = self._live.pop(address)
         self.held[freed.kind] -= freed.size
 
+    def __enter__(self) -> MemoryTracker:
+        self._resize = torch.UntypedStorage.resize_
+        torch.UntypedStorage.resize_ = lambda storage, size: self._resized(
+            storage, size
+        )  # no operation: FSDP2 frees so
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        torch.UntypedStorage.resize_ = self._resize
+
+    def _resized(self, storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+        result = self._resize(storage, size)
+        if (known := self._live.get(id(storage))) is not None:
+            self.held[known.kind] += size - known.size
+            known.size = size
+        return result
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        results = func(*args, **kwargs)
+        if (known := _WRITTEN.get(func.overloadpacket._qualified_op_name)) is not None:
+            written = args[known[0]] if isinstance(known[0], int) else kwargs[known[0]]
+            self.hold(known[1], tree_leaves(written))
         for leaf in tree_leaves(results):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
@@ -82,7 +116,10 @@ class MemoryTracker(TorchDispatchMode):
                     self._take(self.phase, storage)
         inside = _WORKSPACE.get(func.overloadpacket, _nothing)(*args)
         total = sum(self.held.values()) + inside
-        self.working = max(self.working, sum(self.held.get(phase, 0) for phase in PHASES) + inside)
+        if (working := sum(self.held.get(phase, 0) for phase in PHASES) + inside) > self.working:
+            self.working, self.then = working, dict(self.held)
+        if self.held.get("gradients"):
+            self.late = max(self.late, working)
         if total > self._most:
             self._most, self.peak = total, dict(self.held)
             self.peak[self.phase] = self.peak.get(self.phase, 0) + inside

@@ -107,9 +107,21 @@ def _stage(run: RunFiles) -> dict[str, Any]:
         "speed": _median(run, "tokens_per_second", "{:,.0f}"),
         "wait": _median(run, "data_wait_fraction", "{:.1%}"),
         "padding": _median(run, "padding_fraction", "{:.2%}"),
+        "expected": _expected(run),
         "skipped": f"{_last(run, 'skipped_steps'):,}",
         "dropped": f"{len(run.quarantine):,}",
     }
+
+
+def _expected(run: RunFiles) -> str:
+    """How memory and time were against what the run expected at its start."""
+    said = []
+    for key, unit in (("memory_gib", "GiB of tensors per rank at the peak"), ("seconds_per_step", "s per step")):
+        expected, measured = run.series(f"expected/{key}"), run.series(f"measured/{key}")
+        if expected and measured and expected[-1][1]:
+            off = measured[-1][1] / expected[-1][1] - 1
+            said.append(f"{measured[-1][1]:.3g} {unit}, {off:+.1%} of what was expected")
+    return "; ".join(said)
 
 
 def _by_reason(quarantine: list[dict[str, Any]]) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,22 @@ def fill_from_backbones(
 
 
 def assembled_config(
-    kind: type[MultimodalLM], vision: str | Path, text: str | Path, *, added_tokens: int = 0, **config: Any
+    kind: type[MultimodalLM],
+    vision: str | Path | Mapping[str, Any],
+    text: str | Path | Mapping[str, Any],
+    *,
+    added_tokens: int = 0,
+    **config: Any,
 ) -> Any:
-    """The configuration of the model that `assemble` makes of the same arguments. Raises ConfigError as it does."""
+    """The configuration of the model that `assemble` makes of the same arguments; instead of a folder it takes what is in its
+    config.json. Raises ConfigError as it does."""
     vision_values, text_values = _config_of(vision, "vision_config"), _config_of(text, "text_config")
     return kind.config_class.from_dict(_merged_config(kind, vision_values, text_values, added_tokens, config))
 
 
-def _config_of(folder: str | Path, part: str) -> dict[str, Any]:
+def _config_of(folder: str | Path | Mapping[str, Any], part: str) -> dict[str, Any]:
+    if isinstance(folder, Mapping):
+        return {**folder, **folder.get(part, {})}
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ConfigError(f"there is no config.json in {folder}: name a folder that holds a saved model")

@@ -37,6 +37,11 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     return hasattr(tensor, "full_tensor")
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor that ranks may share."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor that ranks may share; all ranks call it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor

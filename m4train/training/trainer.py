@@ -285,6 +285,7 @@ class Trainer:
     def _run(self, batch: Step, total: float, window: _Window) -> None:
         """One optimizer step, logged if that is due."""
         step = self.step + 1
+        self._tell("on_step_begin")
         reseed(self.config.seed, step, self.engine.rank)
         factor = rate_factor(self.config.schedule, self.config.trainer.max_steps, step)
         sums = StepSums(list(self.config.data.sources), self.engine.device)
@@ -326,17 +327,16 @@ class Trainer:
             self._noise.prepare(batch, self.step + 1)
 
     def _rehearse(self, batch: Step) -> None:
-        """Runs a whole step on the largest batch there can be, with a loss that is not a number.
-
-        Memory that does not suffice shows now; the update is skipped like any that is not finite, so nothing changes.
-        """
+        """Runs a whole step on the largest batch there can be, with a loss that is not a number: memory that does not suffice
+        shows now; the update is skipped like any that is not finite, so nothing changes."""
         data, packs = self.config.data, self.config.trainer.micro_batch_size
         worst = worst_batch(batch.micro_batches[0], data.sequence_length * packs, data.images_per_pack * packs)
         self.heart.beat("worst batch", self.step + 1, worst)
         worst = self._weights.weighted(worst.to(self.engine.device))
-        with self.engine.accumulation(True):
-            loss = self.engine.forward(worst, self.config.model.z_loss).loss
-            self.engine.backward(loss * float("nan"), True)
+        for last in [False, True] if len(batch.micro_batches) > 1 else [True]:  # with the gradients of one before
+            with self.engine.accumulation(last):
+                loss = self.engine.forward(worst, self.config.model.z_loss).loss
+                self.engine.backward(loss * float("nan"), last)
         self._check_gradients()
         self.engine.update(0.0, self.config.trainer.max_grad_norm)
         reseed(self.config.seed, self.step + 1, self.engine.rank)

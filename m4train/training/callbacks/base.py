@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Callback:
     """One optional thing a trainer can do, in its own file. Every hook does nothing unless overridden.
 
-    Order: `load`, `on_start`; per step `measures`, (on logged steps) `measure`, `on_metrics`, then `on_step_end`; at a
+    Order: `load`, `on_start`; per step `on_step_begin`, `measures`, (on logged steps) `measure`, `on_metrics`, then `on_step_end`; at a
     regular end `on_end`, else `on_failure`; `close` in every case.
     """
 
@@ -38,6 +38,9 @@ class Callback:
 
     def on_saved(self, trainer: Trainer, folder: Path) -> None:
         """A checkpoint that is whole and in its place, at a step border after it was asked for."""
+
+    def on_step_begin(self, trainer: Trainer) -> None:
+        """Before the forward passes of an optimizer step, when its batch is there."""
 
     def on_step_end(self, trainer: Trainer) -> None:
         """After every optimizer step."""

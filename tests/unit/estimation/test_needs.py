@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 
-from m4train.config import AdapterConfig, Config, FreezeRule
+from m4train.config import AdapterConfig, Config, FreezeRule, SourceConfig
 from m4train.errors import ConfigError
-from m4train.estimation import needs
-from m4train.estimation.needs import Subject, estimate
+from m4train.estimation import changes
+from m4train.estimation.needs import estimate
 from m4train.estimation.published import ARCHITECTURES
+from m4train.estimation.subject import Subject
 from m4train.families import FAMILIES
 from m4train.gpus import GPUS, Gpu
 
@@ -25,21 +26,27 @@ BILLIONS = {  # of the published checkpoints
 
 
 def _subject(
-    name="HuggingFaceTB/SmolVLM-256M-Instruct", ranks=1, gpu=None, engine="single", layers=2, **trainer
+    name="HuggingFaceTB/SmolVLM-256M-Instruct",
+    ranks=1,
+    gpu=None,
+    engine="single",
+    layers=2,
+    calibration=None,
+    **trainer,
 ) -> Subject:
     """A published model, with so few `layers` in each tower that it is quick to go through (all: None)."""
     config = Config()
     config.model.family, config.model.pretrained = BILLIONS[name][0], name
     config.engine.name, config.trainer.precision = engine, "bf16"
     config.trainer.micro_batch_size, config.data.images_per_pack = 1, 8
-    config.data.sources = {"any": None}
+    config.data.sources = {"any": SourceConfig(path="any")}
     for key, value in trainer.items():
         setattr(config.trainer, key, value)
     shape = copy.deepcopy(ARCHITECTURES[name])
     if layers:
         shape["text_config"]["num_hidden_layers"] = shape["vision_config"]["num_hidden_layers"] = layers
     architecture = FAMILIES[config.model.family].load("Config").from_dict(shape)
-    return Subject(config, architecture, torch.bfloat16, ranks, gpu)
+    return Subject(config, architecture, torch.bfloat16, ranks, gpu, calibration=calibration)
 
 
 @pytest.mark.parametrize("name", list(BILLIONS))
@@ -50,10 +57,10 @@ def test_the_published_models_have_the_published_numbers_of_parameters(name):
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 def test_what_is_sharded_shrinks_with_the_ranks_and_what_is_not_stays(engine):
     few, many = (_subject(ranks=ranks, engine=engine).memory().components for ranks in (2, 8))
-    for part in ("parameters", "gradients", "optimizer"):
-        assert many[part] == pytest.approx(few[part] / 4)
+    for part in ("parameters", "optimizer"):
+        assert many[part] == pytest.approx(few[part] / 4, rel=0.01)
     for part in ("activations", "gathered", "buckets"):
-        assert many[part] == few[part]
+        assert many[part] == pytest.approx(few[part], rel=0.01)
 
 
 def test_ddp_holds_everything_and_its_gradients_from_the_start():
@@ -96,7 +103,7 @@ def test_recomputation_costs_time_and_not_more_than_a_forward_pass():
 
 
 def test_changes_that_make_it_fit_are_estimated_each(monkeypatch):
-    monkeypatch.setattr(needs, "_allowed", lambda config: True)
+    monkeypatch.setattr(changes, "_allowed", lambda config: True)
     subject = _subject(gpu="h100", layers=12)
     need = subject.memory().expected
     monkeypatch.setitem(GPUS, "h100", Gpu(989e12, need * 0.7, 3e12))
@@ -107,7 +114,7 @@ def test_changes_that_make_it_fit_are_estimated_each(monkeypatch):
 
 
 def test_changes_are_put_together_if_none_is_enough(monkeypatch):
-    monkeypatch.setattr(needs, "_allowed", lambda config: True)
+    monkeypatch.setattr(changes, "_allowed", lambda config: True)
     subject = _subject(gpu="h100", layers=6)
     monkeypatch.setitem(GPUS, "h100", Gpu(989e12, subject.memory().expected * 0.35, 3e12))
     (change,) = estimate(subject).changes

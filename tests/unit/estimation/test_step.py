@@ -5,6 +5,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from m4train.config import AdapterConfig, Config, FreezeRule
+from m4train.estimation import published
 from m4train.estimation.step import BatchShape, frames_at_most, step_memory, worst_case
 from m4train.families import FAMILIES
 from m4train.training.engines.single import SingleEngine
@@ -103,6 +104,17 @@ def test_the_peak_of_a_step_is_known_to_five_percent(family, adapter, checkpoint
     config = _config(family, adapter, checkpointing)
     architecture = FAMILIES[family].load("Config").from_dict(ARCHITECTURES[family])
     shape = BatchShape(256, 6, 16 if family == "idefics2" else 0)
+    estimated, measured = step_memory(config, architecture, shape).total, _measured(config, architecture, shape)
+    assert estimated == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("adapter", "checkpointing"), [("full", True), ("lora", False)])
+def test_so_is_that_of_a_whole_published_model(adapter, checkpointing):
+    """SmolVLM-256M with all its layers: 4.6 GiB for the whole training, 1.5 GiB for LoRA."""
+    values = published.ARCHITECTURES["HuggingFaceTB/SmolVLM-256M-Instruct"]
+    config, shape = _config("idefics3", adapter, checkpointing), BatchShape(256, 2)
+    architecture = FAMILIES["idefics3"].load("Config").from_dict(values)
     estimated, measured = step_memory(config, architecture, shape).total, _measured(config, architecture, shape)
     assert estimated == pytest.approx(measured, rel=0.05)
 

@@ -70,3 +70,14 @@ def test_a_run_follows_the_one_it_started_from(tmp_path):
         _run(tmp_path / f"next{number}", f"model.pretrained={start}", "name=next")
         assert [run.folder.name for run in lineage(tmp_path / f"next{number}")] == ["first", f"next{number}"]
     assert read_run(tmp_path / "first").samples == []
+
+
+def test_what_was_expected_is_shown_next_to_what_was_measured(tmp_path):
+    _run(tmp_path / "run")
+    more = {"expected/memory_gib": 2.0, "measured/memory_gib": 2.1, "expected/seconds_per_step": 4.0}
+    _lines(
+        tmp_path / "run" / "metrics.jsonl", [{**_metrics(1), **more}, {**_metrics(2), "measured/seconds_per_step": 3.0}]
+    )
+    page = write_report(load_config(["experiment=digits_sft", f"run_dir={tmp_path / 'run'}"])).read_text()
+    assert "2.1 GiB of tensors per rank at the peak, +5.0% of what was expected" in page
+    assert "3 s per step, -25.0% of what was expected" in page
