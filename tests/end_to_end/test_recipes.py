@@ -17,7 +17,7 @@ RECIPES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDE
 OFTEN = (  # of each family and way to train; the others with the full suite
     "idefics/9b_pretrain",
     "idefics2/stage2",
-    "idefics2/sft",
+    "idefics2/chatty",
     "idefics3/stage1_364",
     "idefics3/stage2",
     "smolvlm/256m_stage1",
@@ -128,7 +128,13 @@ def test_a_recipe_trains_at_a_tiny_scale(recipe, samples, tmp_path, capsys):
         "trainer.max_steps=2",
         "data.num_workers=0",
     ]
-    quick = ["engine=single", "trainer.precision=fp32", "logging=none", *own, *(["data.holdout=0.2"] if own else [])]
+    quick = [
+        "engine=single",
+        "trainer.precision=fp32",
+        "logging=none",
+        *own,
+        *(["data.holdout=0.2", "data.epochs=null"] if own else []),
+    ]
     code = main(["train", f"experiment={recipe}", *given, *quick])
     assert code == 0, capsys.readouterr().err
     for name in [config.stage or "" for config in staged.configs]:
