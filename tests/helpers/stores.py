@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 
 class HttpStore(ThreadingHTTPServer):
@@ -30,6 +32,10 @@ class HttpStore(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a reader that goes away is no fault of the store
+            super().handle_error(request, client_address)
 
     def bytes_sent(self, name: str) -> int:
         return sum(size for path, _, size in self.ranges if path.endswith(name))
