@@ -39,7 +39,7 @@ class FakeSingle(SingleEngine):
             ) from error
 
     def forward(self, batch: PackedBatch, z_loss: float = 0.0) -> PackedOutput:
-        """See `Engine.forward`; under ZeRO-3 autocast keeps no copy of a weight for a second use."""
+        """See `Engine.forward`: loss (), token losses (L,). Under ZeRO-3 autocast keeps no copy of a weight for a second use."""
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(cached and self.config.engine.name != "zero3")
         try:
