@@ -60,6 +60,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_an_option_changes_what_it_is_about(name):
     subject, change, directions = OPTIONS[name]
@@ -87,6 +88,7 @@ def test_four_bits_take_less_than_lora():
     assert packed.components["parameters"] < 0.9 * plain.components["parameters"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("engine", ["fsdp2", "zero1", "zero2", "zero3"])
 def test_what_is_offloaded_is_on_the_host(engine):
     subject = _changed(SHARDED, engine__name=engine)
@@ -120,6 +122,7 @@ def test_what_it_takes_besides_memory_is_known():
     assert found.checkpoint_seconds == pytest.approx(found.checkpoint_bytes / 1e9)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "least", "most"),
     [("adamw_8bit", 0.24, 0.27), ("paged_adamw_8bit", 0.24, 0.27), ("muon", 0.5, 0.99), ("adafactor", 0.0, 0.05)],
