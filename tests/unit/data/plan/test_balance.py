@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +70,9 @@ def test_packs_shared_by_a_fit_of_a_dozen_times_are_balanced_where_constants_are
         )
     assert worst["fit"] < 0.03
     assert worst["fit"] < worst["constants"] / 1.5
+
+
+@pytest.mark.parametrize(("ranks", "each", "within"), [(8, 4, 0.01), (32, 4, 0.02), (64, 8, 0.001)])
+def test_exchanges_reach_what_the_greedy_way_does_not(ranks: int, each: int, within: float) -> None:
+    costs = (1 + 0.08 * np.random.default_rng(0).standard_normal(ranks * each)).tolist()
+    assert imbalance(costs, assign(costs, ranks, 1)) < within
