@@ -66,7 +66,7 @@ def started(checkout: Path | None, data: Path, more: list[str]) -> tuple[float, 
             script.write_text(ALONE)
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if more else []
             words, checkout = [sys.executable, *launcher, str(script)], Path(folder)
-        environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONPYCACHEPREFIX": str(data / "compiled")}
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONPYCACHEPREFIX": f"{data}-compiled"}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed packages are: compiled once
         begun = time.perf_counter()
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
