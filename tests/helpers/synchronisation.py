@@ -35,7 +35,8 @@ class Synchronisations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = str(func)
-        self.calls.append(name)
+        if not name.startswith("prim."):  # a look at the tensor itself
+            self.calls.append(name)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if name.startswith(DATA_DEPENDENT) and kwargs.get("output_size") is None:
             self._note(name)
