@@ -45,11 +45,11 @@ def test_ranks_on_slow_devices_get_the_cheap_packs() -> None:
 
 
 @given(st.lists(st.floats(0, 1000), min_size=1, max_size=40), st.lists(st.integers(0, 2), min_size=1, max_size=9))
-def test_kinds_that_cost_the_same_share_as_one(costs: list[float], kinds: list[int]) -> None:
-    assignment = assign_by_kind([costs] * 3, kinds, 2)
-    loads = sorted(sum(costs[pack] for group in groups for pack in group) for groups in assignment)
-    alike = sorted(sum(costs[pack] for group in groups for pack in group) for groups in assign(costs, len(kinds), 2))
-    assert np.allclose(loads, alike)
+def test_every_pack_once_on_several_kinds(costs: list[float], kinds: list[int]) -> None:
+    assignment = assign_by_kind([[(kind + 1) * cost for cost in costs] for kind in range(3)], kinds, 2)
+    assert sorted(pack for groups in assignment for group in groups for pack in group) == list(range(len(costs)))
+    assert len({len(groups) for groups in assignment}) == 1
+    assert all(len(group) <= 2 for groups in assignment for group in groups)
 
 
 def test_packs_shared_by_a_fit_of_a_dozen_times_are_balanced_where_constants_are_not() -> None:
