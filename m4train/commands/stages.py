@@ -95,7 +95,7 @@ def _train_stage(staged: Staged, number: int, group: Engine, seconds: float) -> 
     if group.rank == 0:
         print(f"stage {number + 1} of {len(staged.configs)}: {config.stage}, in {config.run_dir}", flush=True)
         if _content(config) is None:
-            _note(staged, number, trained=False)
+            _note_start(staged, number)
     threads = torch.get_num_threads()
     try:
         stopped_by = train_run(config)
@@ -179,20 +179,22 @@ def _set_aside(folder: Path) -> None:
     print(f"stage {folder.name} is trained again; what it was is kept in {aside}.", flush=True)
 
 
-def _note(staged: Staged, number: int, trained: bool = True) -> None:
-    """Notes which weights a stage begins from, and once it is trained those that it ended with."""
-    config, noted = staged.configs[number], noted_stages(staged.folder)
-    entry: dict[str, Any] = {"name": config.stage}
-    if number:
-        entry["began_from"] = _content(staged.configs[number - 1])
-    if trained:
-        entry["checkpoint"] = _content(config)
-    _write(staged, {**noted, str(config.stage): entry})
+def _note_start(staged: Staged, number: int) -> None:
+    """Notes which weights a stage begins from."""
+    start = {"began_from": _content(staged.configs[number - 1])} if number else {}
+    _write(staged, noted_stages(staged.folder) | {str(staged.configs[number].stage): start})
+
+
+def _note(staged: Staged, number: int) -> None:
+    """Notes which weights a stage began from, and which it ended with."""
+    start = {"began_from": _content(staged.configs[number - 1])} if number else {}
+    config = staged.configs[number]
+    _write(staged, noted_stages(staged.folder) | {str(config.stage): {**start, "checkpoint": _content(config)}})
 
 
 def _write(staged: Staged, noted: dict[str, dict[str, Any]]) -> None:
     """Written aside and renamed, so that it is whole whenever it is read."""
     names = [str(config.stage) for config in staged.configs]
     aside = staged.folder / f".{STAGES}"
-    write_json(aside, [noted.get(name, {"name": name}) for name in names])
+    write_json(aside, [{"name": name, **noted.get(name, {})} for name in names])
     os.replace(aside, staged.folder / STAGES)

@@ -131,7 +131,7 @@ class Killed(BaseException):
     """What nobody catches: files are as a kill leaves them."""
 
 
-BORDERS = ["_is_due", "_write", "write_json", "train_run", "_note", "make_run_dir", "claim"]
+BORDERS = ["_is_due", "_write", "write_json", "train_run", "_note_start", "_note", "make_run_dir", "claim"]
 
 
 def kill_at(monkeypatch, name, when, count):
