@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The whole life of a small model: pretrain, fine-tune, evaluate, export, compare, report.
+# It ends with an error if fewer answers are right than is promised.
 # Interrupt it whenever you like; run it again and it goes on where it stopped.
 # Arguments are overrides for every stage, such as: launch/digits.sh trainer.precision=fp32
 set -euo pipefail
@@ -24,3 +25,4 @@ python launch/compare_with_transformers.py runs/digits/sft/export
 part "5/5 writing the report"
 m4train report "${run[@]}"
 printf '\nDone in %d s.\n' $((SECONDS - started))
+python launch/promise.py runs/digits/sft/evaluation.json single=95 multi=85
