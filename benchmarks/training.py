@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from m4train import Idefics3Config, Idefics3ForConditionalGeneration
 from m4train.batch import PackedBatch, PackedImages, Segments
 from m4train.config import Config
 from m4train.data.plan.packing import Packer, Unit
+from m4train.models.products import product
 from m4train.training.engines.single import SingleEngine
 from m4train.training.metrics import StepSums
 from m4train.training.step import run_micro_batches
@@ -41,6 +43,15 @@ from m4train.training.throughput import Throughput
 
 KINDS = ("documents", "conversations", "equal")
 IMAGE, PAD = 3, 0
+SHARED = (
+    "model",
+    "scale",
+    "tokens",
+    "batch",
+    "accumulate",
+    "threads",
+    "precision",
+)  # with the processes that measure memory
 RATE, NORM, BETAS = 1e-4, 1.0, (0.9, 0.999)  # both sides: AdamW without decay, a constant rate, clipped gradients
 # ids, text: size, inner size, layers, heads, key heads; vision: size, inner size, layers, heads; side of a frame, of a patch
 SIZES = {
@@ -149,7 +160,7 @@ class Ours:
 
     def __init__(self, folder: str, options: argparse.Namespace) -> None:
         config = Config(name="benchmark")
-        config.trainer.precision = "fp32" if options.device == "cpu" else "bf16"
+        config.trainer.precision = options.precision
         config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.betas = RATE, 0.0, list(BETAS)
         model = Idefics3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
         self._engine = SingleEngine(config, options.device)
@@ -215,7 +226,7 @@ class Theirs:
             adam_beta1=BETAS[0],
             adam_beta2=BETAS[1],
             max_grad_norm=NORM,
-            bf16=options.device != "cpu",
+            bf16=options.precision == "bf16",
             use_cpu=options.device == "cpu",
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
@@ -242,14 +253,15 @@ def steps_of(kind: str, options: argparse.Namespace) -> list[list[Sample]]:
     return [sorted(step, key=lambda sample: len(sample.ids)) for step in steps] if options.grouped else steps
 
 
-def product_rate(options: argparse.Namespace) -> float:
-    """Operations a second of a plain matrix product: best of seven."""
-    size, dtype = (1024, torch.float32) if options.device == "cpu" else (8192, torch.bfloat16)
+def product_rate(options: argparse.Namespace, multiply: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """Operations a second of one matrix product: best of seven."""
+    size = 1024 if options.device == "cpu" else 8192
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
     left, right = (torch.randn(size, size, device=options.device, dtype=dtype) for _ in range(2))
     taken = []
     for _ in range(7):
         started = clock(options)
-        torch.mm(left, right)
+        multiply(left, right)
         taken.append(clock(options) - started)
     return 2.0 * size**3 / min(taken)
 
@@ -285,7 +297,7 @@ def alone(options: argparse.Namespace) -> None:
 
 def peak(side: str, kind: str, folder: str, options: argparse.Namespace) -> float:
     """Peak memory of one side on a few steps of that kind, in a process of its own."""
-    given = {name: getattr(options, name) for name in ("model", "scale", "tokens", "batch", "accumulate", "threads")}
+    given = {name: getattr(options, name) for name in SHARED}
     given |= {"device": options.device, "kinds": kind, "pairs": min(1, options.pairs), "folder": folder, "alone": side}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     words += ["--grouped"] * options.grouped
@@ -320,7 +332,7 @@ def measure(kind: str, folder: str, options: argparse.Namespace, limit: float) -
     apart = max(abs(one - other) for one, other in zip(losses, theirs.losses))
     shown = ", ".join(f"{one:.4f}/{other:.4f}" for one, other in zip(losses, theirs.losses))
     print(f"  losses m4train/transformers: {shown} (at most {apart:.1e} apart)")
-    print(f"  {sum(counts[1:]) / 1e12:.2f} TFLOPs counted, of a plain product's {limit / 1e9:.0f} GFLOP/s: ", end="")
+    print(f"  {sum(counts[1:]) / 1e12:.2f} TFLOPs counted, share of a plain product's rate: ", end="")
     print(f"m4train {useful[0] / limit:.0%}, transformers {useful[1] / limit:.0%}", flush=True)
 
 
@@ -350,12 +362,14 @@ def main() -> None:
         "--threads", type=int, default=1, help="threads; with more than one, seconds are those of a clock"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of both sides; by default fp32 on the CPU")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--alone", choices=("m4train", "transformers"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.precision = options.precision or ("fp32" if options.device == "cpu" else "bf16")
     torch.set_num_threads(options.threads)
     if options.alone:
         alone(options)
@@ -363,8 +377,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         saved(folder, options.model)
         count = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / 4e6
-        print(f"{count:.0f} M parameters, {options.device}, {options.threads} threads, torch {torch.__version__}")
-        limit = product_rate(options)
+        print(
+            f"{count:.0f} M parameters, {options.precision} on {options.device}, {options.threads} threads, torch {torch.__version__}"
+        )
+        plain, limit = (product_rate(options, multiply) for multiply in (torch.mm, product))
+        print(f"products reach {limit / 1e9:.0f} GFLOP/s, torch's own {plain / 1e9:.0f}")
+        limit = max(plain, limit)
         for kind in options.kinds:
             measure(kind, folder, options, limit)
             memory(kind, folder, options)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from m4train.models.backbone_configs import LlamaConfig
 from m4train.models.layers import GatedMLP, RMSNorm, Rotary, rotate
+from m4train.models.products import Linear
 from m4train.models.uncompiled import uncompiled
 
 Tables = tuple[Tensor, Tensor]  # of `Rotary`
@@ -52,10 +53,10 @@ class SelfAttention(nn.Module):
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         query_size, key_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = Linear(config.hidden_size, key_size, bias=False)
+        self.v_proj = Linear(config.hidden_size, key_size, bias=False)
+        self.o_proj = Linear(query_size, config.hidden_size, bias=False)
 
     def project(self, hidden: Tensor, tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
         """(T, H) -> queries (T, heads, head_dim), keys and values (T, kv_heads, head_dim); rotated, save the values."""

@@ -26,6 +26,7 @@ from m4train.models.loss import LMHead
 from m4train.models.model_configs import IdeficsConfig
 from m4train.models.multimodal import MultimodalLM
 from m4train.models.pretrained import PretrainedModel
+from m4train.models.products import Linear
 from m4train.models.resampler import IdeficsResampler, resampler_flops
 from m4train.models.token_rows import DecoupledEmbedding
 from m4train.models.vision import normalise
@@ -40,10 +41,10 @@ class CrossAttention(nn.Module):
         size, image_size = config.hidden_size, config.vision_config.embed_dim
         self.layer = layer
         self.head_dim, self.dropout = size // config.num_attention_heads, config.dropout
-        self.q_proj = nn.Linear(size, size, bias=False)
-        self.k_proj = nn.Linear(image_size, size, bias=False)
-        self.v_proj = nn.Linear(image_size, size, bias=False)
-        self.o_proj = nn.Linear(size, size, bias=False)
+        self.q_proj = Linear(size, size, bias=False)
+        self.k_proj = Linear(image_size, size, bias=False)
+        self.v_proj = Linear(image_size, size, bias=False)
+        self.o_proj = Linear(size, size, bias=False)
 
         def norm() -> nn.Module:
             return (

@@ -15,6 +15,7 @@ from m4train.models.decoder import Decoder
 from m4train.models.initialisation import fill_normal, init_modules
 from m4train.models.model_configs import Idefics3Config, SmolVLMConfig
 from m4train.models.multimodal import MultimodalLM, MultimodalModel
+from m4train.models.products import Linear
 from m4train.models.vision import (
     PatchAttention,
     VisionTower,
@@ -28,7 +29,7 @@ from m4train.models.vision import (
 class Projection(nn.Module):
     def __init__(self, size: int, out: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(size, out, bias=False)
+        self.proj = Linear(size, out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., out)."""

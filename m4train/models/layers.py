@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from m4train.errors import ConfigError
+from m4train.models.products import Linear, recomputed
 
 Activation = str | Callable[[Tensor], Tensor]  # of hidden_act: a name, or the function itself
 
@@ -53,6 +56,9 @@ class RMSNorm(nn.Module):
         if x.is_cuda and x.dtype == self.weight.dtype:
             # One kernel, which keeps none of the fp32 values below for the backward pass; it rounds once, at the end.
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and not torch.compiler.is_compiling():
+            normed = _RMSNorm.apply(x, self.weight, self.eps)
+            return recomputed(normed, partial(_rms_norm, eps=self.eps), x, self.weight)
         wide = x.double() if x.dtype == torch.float64 else x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         if not self.weight_first:
@@ -64,19 +70,85 @@ class RMSNorm(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return (x * _inverse_rms(x, eps)).mul_(weight)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """(..., size) -> (..., 1)."""
+    return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps nothing but its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """(..., size), (size,) -> (..., size)."""
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return _rms_norm(x, weight, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Gradients of `x` (..., size) and of the weight (size,) from that of the output (..., size)."""
+        x, weight = ctx.saved_tensors
+        inverse = _inverse_rms(x, ctx.eps)
+        normed = x * inverse
+        of_x = of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (gradient * normed).flatten(0, -2).sum(0)
+        if ctx.needs_input_grad[0]:
+            of_normed = gradient * weight
+            along = (of_normed * normed).mean(-1, keepdim=True)
+            of_x = of_normed.sub_(normed.mul_(along)).mul_(inverse)
+        return of_x, of_weight, None
+
+
 class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x)), without biases."""
 
     def __init__(self, size: int, inner: int, out: int | None = None, act: Activation = "silu") -> None:
         super().__init__()
         self.act = activation(act)
-        self.gate_proj = nn.Linear(size, inner, bias=False)
-        self.up_proj = nn.Linear(size, inner, bias=False)
-        self.down_proj = nn.Linear(inner, size if out is None else out, bias=False)
+        self.gate_proj = Linear(size, inner, bias=False)
+        self.up_proj = Linear(size, inner, bias=False)
+        self.down_proj = Linear(inner, size if out is None else out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., out)."""
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if not gate.is_cpu or torch.compiler.is_compiling():
+            return self.down_proj(self.act(gate) * up)
+        gated = _Gated.apply(gate, up, self.act)
+        return self.down_proj(recomputed(gated, partial(_gated, act=self.act), gate, up))
+
+
+def _gated(gate: Tensor, up: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+    return act(gate) * up
+
+
+class _Gated(torch.autograd.Function):
+    """act(gate) * up, which keeps nothing but its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+        """(..., size) twice -> (..., size)."""
+        ctx.save_for_backward(gate, up)
+        ctx.act = act
+        return _gated(gate, up, act)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of both (..., size) from that of the output (..., size)."""
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            acted = ctx.act(gate)
+        [of_gate] = torch.autograd.grad(acted, gate, gradient * up)
+        return of_gate, gradient * acted.detach(), None
 
 
 class Rotary:

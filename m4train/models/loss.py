@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from m4train.errors import ConfigError
 from m4train.models.fused_losses import choose_loss
+from m4train.models.products import add_product, linear, product
 
 # Elements of the logits of one chunk. Each chunk also adds to the whole weight gradient, so small ones are slow.
-_CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
+_CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 # A head replaced by an adapter is called this many times whatever the batch holds, so that all ranks call it equally often.
 _ADAPTED_CHUNKS = 8
 
@@ -45,7 +45,7 @@ class LMHead(nn.Linear):
         """(..., H) -> (..., V); or, with `targets` (L,), see `token_loss`."""
         more = None if self.additional_fc is None else self.additional_fc(hidden)
         if targets is None:
-            logits = F.linear(hidden, self.weight)
+            logits = linear(hidden, self.weight)
             return logits if more is None else torch.cat((logits, more), dim=-1)
         # A function asks for the gradients of its inputs even if grad mode is off.
         weight = self.weight if torch.is_grad_enabled() else self.weight.detach()
@@ -156,7 +156,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 part = slice(start, start + rows)
                 states = hidden[part].to(dtype)
                 scale = None if weights is None else weights[part].to(wide)
-                logits = states @ table.t()
+                logits = product(states, table.t())
                 if more is not None:
                     logits = torch.cat((logits, more[part].to(dtype)), dim=1)
                 loss, losses[part], gradient = _chunk(logits, targets[part], scale, z_loss)
@@ -165,7 +165,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     more_grad[part] = gradient[:, weight.shape[0] :]
                 gradient = gradient[:, : weight.shape[0]]
                 if hidden_grad is not None:
-                    hidden_grad[part] = gradient @ table
+                    hidden_grad[part] = product(gradient, table)
                 if weight_grad is not None:
                     _accumulate(weight_grad, gradient, states)
         ctx.save_for_backward(hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype), more_grad)
@@ -176,9 +176,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, total_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of `hidden` (L, H), `weight` (V, H) and `more` (L, M), times that of the total ()."""
-        scaled = (
-            None if gradient is None else gradient * total_grad.to(gradient.dtype) for gradient in ctx.saved_tensors
-        )
+        # In place: the gradient of the head is as large as the head. A second backward pass is refused by torch.
+        scaled = (None if gradient is None else gradient.mul_(total_grad) for gradient in ctx.saved_tensors)
         return (*scaled, None, None, None, None)
 
 
@@ -186,10 +185,15 @@ def _chunk(logits: Tensor, targets: Tensor, scale: Tensor | None, z_loss: float)
     """Weighted loss, token losses, and the gradient of the former by the logits, in their dtype."""
     dtype = logits.dtype
     logits = _wide(logits)
-    normaliser = logits.logsumexp(-1)
-    losses = normaliser - logits.gather(-1, targets[:, None])[:, 0]
+    largest = logits.amax(-1, keepdim=True)
+    shifted = logits.sub_(largest)
+    wanted = shifted.gather(-1, targets[:, None])[:, 0]
+    gradient = shifted.exp_()  # the one buffer becomes shifted logits, their exponentials, and the gradient
+    sums = gradient.sum(-1, keepdim=True)
+    gradient /= sums
+    logarithm = sums.log()[:, 0]
+    losses, normaliser = logarithm - wanted, logarithm + largest[:, 0]
     total = losses + z_loss * normaliser.square() if z_loss else losses
-    gradient = logits.sub_(normaliser[:, None]).exp_()
     if z_loss:
         gradient *= (1 + 2 * z_loss * normaliser)[:, None]
     gradient.scatter_add_(1, targets[:, None], torch.full_like(losses, -1.0)[:, None])
@@ -202,7 +206,7 @@ def _chunk(logits: Tensor, targets: Tensor, scale: Tensor | None, z_loss: float)
 def _accumulate(total: Tensor, gradient: Tensor, states: Tensor) -> None:
     """total += gradient^T states; in one product if the dtypes allow it."""
     if total.dtype == states.dtype:
-        total.addmm_(gradient.t(), states)
+        add_product(total, gradient.t(), states)
     else:
         total += gradient.t() @ states
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from m4train.config.packages import need
 from m4train.errors import ConfigError
+from m4train.models.products import Linear
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def quantize_linears(model: nn.Module, config: BitsAndBytesConfig) -> None:
             )
     for name, module in list(model.named_modules()):
         kept = any(_within(name, skipped) for skipped in config.llm_int8_skip_modules)
-        if type(module) is nn.Linear and not name.startswith("lm_head") and not kept:
+        if is_plain(module) and not name.startswith("lm_head") and not kept:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, four_bit(module, config))
 
@@ -98,6 +99,11 @@ def four_bit(linear: nn.Linear, config: BitsAndBytesConfig) -> nn.Module:
     # On some CPUs bitsandbytes repacks a weight at its first use in evaluation, and drops the scales that a checkpoint keeps.
     layer.support_avx512bf16_for_cpu = False
     return layer.to(linear.weight.device)  # the move is what quantises
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a linear layer and nothing more; subclasses such as a head with a loss of its own are not."""
+    return type(module) in (Linear, nn.Linear)
 
 
 def is_quantized(module: nn.Module) -> bool:

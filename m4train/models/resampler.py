@@ -9,6 +9,7 @@ from m4train.batch import Segments
 from m4train.models.attention import attention
 from m4train.models.layers import GatedMLP, RMSNorm
 from m4train.models.model_configs import Idefics2PerceiverConfig, IdeficsPerceiverConfig
+from m4train.models.products import Linear
 from m4train.models.uncompiled import uncompiled
 
 Slots = tuple[Tensor, Tensor]
@@ -62,10 +63,10 @@ class GroupedLatentAttention(nn.Module):
         super().__init__()
         size, self.head_dim, self.dropout = config.hidden_size, config.resampler_head_dim, config.attention_dropout
         query_size, key_size = config.resampler_n_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(size, query_size, bias=False)
-        self.k_proj = nn.Linear(size, key_size, bias=False)
-        self.v_proj = nn.Linear(size, key_size, bias=False)
-        self.o_proj = nn.Linear(query_size, size, bias=False)
+        self.q_proj = Linear(size, query_size, bias=False)
+        self.k_proj = Linear(size, key_size, bias=False)
+        self.v_proj = Linear(size, key_size, bias=False)
+        self.o_proj = Linear(query_size, size, bias=False)
 
     def project(self, latents: Tensor, patches: Tensor, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (I * n, H) and patches (P, H) -> queries (I * n, heads, head_dim), keys and values (P + I * n, kv_heads, head_dim)."""
@@ -133,10 +134,10 @@ class LatentAttention(nn.Module):
         self.latents_layer_norm = nn.LayerNorm(size)
         self.q_layer_norm = nn.LayerNorm(head_dim) if qk_norms else nn.Identity()
         self.k_layer_norm = nn.LayerNorm(head_dim) if qk_norms else nn.Identity()
-        self.q_proj = nn.Linear(size, heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(size, heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(size, heads * head_dim, bias=False)
-        self.output_proj = nn.Linear(heads * head_dim, size, bias=False)
+        self.q_proj = Linear(size, heads * head_dim, bias=False)
+        self.k_proj = Linear(size, heads * head_dim, bias=False)
+        self.v_proj = Linear(size, heads * head_dim, bias=False)
+        self.output_proj = Linear(heads * head_dim, size, bias=False)
 
     def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
         """Latents (I * n, Hv) and patches (P, Hv) -> (I * n, Hv)."""
@@ -159,8 +160,8 @@ class ReluMLP(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.ln = nn.LayerNorm(size)
-        self.fc = nn.Linear(size, 4 * size, bias=False)
-        self.c_proj = nn.Linear(4 * size, size, bias=False)
+        self.fc = Linear(size, 4 * size, bias=False)
+        self.c_proj = Linear(4 * size, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""

@@ -11,6 +11,7 @@ from m4train.errors import DataError
 from m4train.models.attention import attention
 from m4train.models.backbone_configs import SiglipVisionConfig
 from m4train.models.layers import Activation, activation
+from m4train.models.products import Linear, linear, recomputed
 from m4train.models.uncompiled import uncompiled
 
 
@@ -42,7 +43,7 @@ class PatchEmbedding(nn.Conv2d):
 
     def forward(self, patches: Tensor) -> Tensor:
         """(T, 3, p, p) -> (T, size)."""
-        return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+        return linear(patches.flatten(1), self.weight.flatten(1), self.bias)
 
 
 class VisionEmbeddings(nn.Module):
@@ -62,10 +63,10 @@ class VisionAttention(nn.Module):
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.head_dim, self.dropout = heads, size // heads, dropout
-        self.q_proj = nn.Linear(size, size)
-        self.k_proj = nn.Linear(size, size)
-        self.v_proj = nn.Linear(size, size)
-        self.out_proj = nn.Linear(size, size)
+        self.q_proj = Linear(size, size)
+        self.k_proj = Linear(size, size)
+        self.v_proj = Linear(size, size)
+        self.out_proj = Linear(size, size)
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(T, Hv) -> queries, keys and values (T, heads, head_dim)."""
@@ -75,16 +76,29 @@ class VisionAttention(nn.Module):
         return query, key, value
 
 
+class LayerNorm(nn.LayerNorm):
+    """A `nn.LayerNorm` whose output linear layers recompute rather than keep."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
+        normed = super().forward(x)
+        return recomputed(normed, self._again, x, self.weight, self.bias)
+
+    def _again(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
 class VisionMLP(nn.Module):
     def __init__(self, size: int, inner: int, act: Activation) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(size, inner)
-        self.fc2 = nn.Linear(inner, size)
+        self.fc1 = Linear(size, inner)
+        self.fc2 = Linear(inner, size)
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""
-        return self.fc2(self.act(self.fc1(x)))
+        inner = self.fc1(x)
+        return self.fc2(recomputed(self.act(inner), self.act, inner))
 
 
 class VisionLayer(nn.Module):
@@ -94,9 +108,9 @@ class VisionLayer(nn.Module):
 
     def __init__(self, size: int, inner: int, heads: int, act: Activation, eps: float, dropout: float) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(size, eps=eps)
+        self.layer_norm1 = LayerNorm(size, eps=eps)
         self.self_attn = VisionAttention(size, heads, dropout)
-        self.layer_norm2 = nn.LayerNorm(size, eps=eps)
+        self.layer_norm2 = LayerNorm(size, eps=eps)
         self.mlp = VisionMLP(size, inner, act)
 
     def forward(self, hidden: Tensor, attend: PatchAttention) -> Tensor:

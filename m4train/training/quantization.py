@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from m4train.errors import ConfigError
-from m4train.models.quantized import BitsAndBytesConfig, four_bit, is_quantized
+from m4train.models.products import Linear
+from m4train.models.quantized import BitsAndBytesConfig, four_bit, is_plain, is_quantized
 from m4train.training.model_protocol import TrainableModel
 from m4train.training.naming import canonical_name, canonical_parameters, part_of
 
@@ -35,7 +36,7 @@ def quantize_parts(model: TrainableModel, parts: Sequence[str]) -> list[str]:
         names = [
             name
             for name, module in model.named_modules()
-            if type(module) is nn.Linear and f"{name}.weight" in own and part_of(f"{name}.weight", known) == part
+            if is_plain(module) and f"{name}.weight" in own and part_of(f"{name}.weight", known) == part
         ]
         if not names:
             raise ConfigError(
@@ -55,7 +56,7 @@ def dequantized(module: Any) -> nn.Linear:
     from bitsandbytes.functional import dequantize_4bit
 
     weight = dequantize_4bit(module.weight.data, module.weight.quant_state).float()
-    layer = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device=weight.device)
+    layer = Linear(module.in_features, module.out_features, bias=module.bias is not None, device=weight.device)
     layer.weight.data = weight
     if module.bias is not None:
         layer.bias.data = module.bias.data.float()
