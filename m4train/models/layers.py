@@ -57,8 +57,9 @@ class RMSNorm(nn.Module):
             # One kernel, which keeps none of the fp32 values below for the backward pass; it rounds once, at the end.
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         if x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and not torch.compiler.is_compiling():
-            normed = _RMSNorm.apply(x, self.weight, self.eps)
-            return recomputed(normed, partial(_rms_norm, eps=self.eps), x, self.weight)
+            with torch.no_grad():
+                inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+            return recomputed(_RMSNorm.apply(x, inverse, self.weight), _rms_norm, x, inverse, self.weight)
         wide = x.double() if x.dtype == torch.float64 else x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         if not self.weight_first:
@@ -70,40 +71,34 @@ class RMSNorm(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return (x * _inverse_rms(x, eps)).mul_(weight)
-
-
-def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """(..., size) -> (..., 1)."""
-    return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+def _rms_norm(x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    """(..., size), (..., 1) one over the root of the mean square, (size,) -> (..., size)."""
+    return (x * inverse).mul_(weight)
 
 
 class _RMSNorm(torch.autograd.Function):
     """Keeps nothing but its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """(..., size), (size,) -> (..., size)."""
-        ctx.save_for_backward(x, weight)
-        ctx.eps = eps
-        return _rms_norm(x, weight, eps)
+    def forward(ctx: Any, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+        """See `_rms_norm`."""
+        ctx.save_for_backward(x, inverse, weight)
+        return _rms_norm(x, inverse, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         """Gradients of `x` (..., size) and of the weight (size,) from that of the output (..., size)."""
-        x, weight = ctx.saved_tensors
-        inverse = _inverse_rms(x, ctx.eps)
+        x, inverse, weight = ctx.saved_tensors
         normed = x * inverse
         of_x = of_weight = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[2]:
             of_weight = (gradient * normed).flatten(0, -2).sum(0)
         if ctx.needs_input_grad[0]:
             of_normed = gradient * weight
             along = (of_normed * normed).mean(-1, keepdim=True)
             of_x = of_normed.sub_(normed.mul_(along)).mul_(inverse)
-        return of_x, of_weight, None
+        return of_x, None, of_weight
 
 
 class GatedMLP(nn.Module):

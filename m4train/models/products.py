@@ -32,18 +32,36 @@ class Linear(nn.Linear):
 def recomputed(x: Tensor, again: Callable[..., Tensor], *sources: Tensor) -> Tensor:
     """`x` (...), which `linear` need not keep for the backward pass: `again(*sources)` gives it from what is kept anyway."""
     if x.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        x._again = (again, tuple(source.detach() for source in sources))
+        x._again = _Again(again, tuple(source.detach() for source in sources))
     return x
+
+
+class _Again:
+    """How a tensor is made again: once for all the layers that it went into."""
+
+    def __init__(self, function: Callable[..., Tensor], sources: tuple[Tensor, ...]) -> None:
+        self.sources, self.users = sources, 0
+        self._function, self._made, self._left = function, None, 0
+
+    def make(self, *sources: Tensor) -> Tensor:
+        """The tensor, for one of its users; after the last of them it is dropped."""
+        if self._made is None:
+            self._made, self._left = self._function(*sources), self.users
+        made = self._made
+        self._left -= 1
+        if self._left == 0:
+            self._made = None
+        return made
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` of `x` (..., K), `weight` (N, K) and `bias` (N,): (..., N), equal up to the rounding of sums."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight, bias)
-    again, sources = getattr(x, "_again", (None, ()))
+    again: _Again | None = getattr(x, "_again", None)
     if again is None and not _suits(x, weight, x.numel() * weight.shape[0]):
         return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias, again, sources)
+    return _Linear.apply(x, weight, bias, again)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -91,18 +109,13 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        again: Callable[..., Tensor] | None,
-        sources: tuple[Tensor, ...],
-    ) -> Tensor:
-        """(..., K), (N, K), (N,) -> (..., N); `again(*sources)` gives `x`, if it is not to be kept."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, again: _Again | None) -> Tensor:
+        """(..., K), (N, K), (N,) -> (..., N); `again` makes `x`, if it is not to be kept."""
         wants_x, wants_weight = ctx.needs_input_grad[:2]
-        kept = (sources if again else (x,)) if wants_weight else ()
+        kept = (again.sources if again else (x,)) if wants_weight else ()
         ctx.again = again
+        if again is not None and wants_weight:
+            again.users += 1
         ctx.save_for_backward(weight if wants_x else None, *kept)
         return _onednn(x, weight, bias) if _suits(x, weight, x.numel() * weight.shape[0]) else F.linear(x, weight, bias)
 
@@ -114,10 +127,10 @@ class _Linear(torch.autograd.Function):
         flat = gradient.flatten(0, -2)
         of_x = of_weight = of_bias = None
         if kept:
-            x = ctx.again(*kept) if ctx.again else kept[0]
+            x = ctx.again.make(*kept) if ctx.again else kept[0]
             of_weight = product(flat.t(), x.flatten(0, -2))
         if ctx.needs_input_grad[2]:
             of_bias = flat.sum(0)
         if weight is not None:
             of_x = product(flat, weight).unflatten(0, gradient.shape[:-1])
-        return of_x, of_weight, of_bias, None, None
+        return of_x, of_weight, of_bias, None

@@ -74,6 +74,6 @@ def test_between_norm_and_product_nothing_but_their_inputs_is_kept() -> None:
     vision = kept_by(lambda: made.append(seen(layer_norm(x))))
     own = {p.data_ptr() for m in (norm, mlp, layer_norm, seen) for p in m.parameters()}
     outputs = {t.untyped_storage().data_ptr() for t in made}
-    assert text - own <= {x.data_ptr(), *outputs}
-    # Layer norm also keeps its mean and spread, one number a row each.
+    # Next to those, only numbers of which there is one a row: the size of a row, its mean and its spread.
+    assert len(text - own - {x.data_ptr(), *outputs}) <= 1
     assert len(vision - own - {x.data_ptr(), *outputs}) <= 2
