@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from m4train.batch import Segments
 from m4train.errors import ConfigError
+from m4train.models.products import recomputed
 from m4train.models.uncompiled import uncompiled
 
 # Up to this length of the longest segment one padded call is cheaper than a call per segment (measured on CPU: 1.5 ms against
@@ -66,7 +67,8 @@ def attention(
             query.split(query_segments.lengths), key.split(key_segments.lengths), value.split(key_segments.lengths)
         )
     ]
-    return torch.cat(outputs)
+    # The kernel keeps its outputs for its own backward pass.
+    return recomputed(torch.cat(outputs), lambda *parts: torch.cat(parts), *outputs)
 
 
 def kernel(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: float = 0.0) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from m4train.models.backbone_configs import LlamaConfig
 from m4train.models.layers import GatedMLP, RMSNorm, Rotary, rotate
-from m4train.models.products import Linear
+from m4train.models.products import Linear, flattened
 from m4train.models.uncompiled import uncompiled
 
 Tables = tuple[Tensor, Tensor]  # of `Rotary`
@@ -95,7 +95,7 @@ class DecoderLayer(nn.Module):
 
     def after(self, hidden: Tensor, mixed: Tensor) -> Tensor:
         """(T, H) and what attention gives (T, heads, head_dim) -> (T, H)."""
-        hidden = hidden + self._drop(self.self_attn.o_proj(mixed.flatten(1)))
+        hidden = hidden + self._drop(self.self_attn.o_proj(flattened(mixed)))
         return hidden + self._drop(self.mlp(self.post_attention_layernorm(hidden)))
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -36,17 +36,29 @@ def recomputed(x: Tensor, again: Callable[..., Tensor], *sources: Tensor) -> Ten
     return x
 
 
+def flattened(x: Tensor) -> Tensor:
+    """(T, heads, size) -> (T, heads * size), which is made again if `x` is."""
+    flat, again = x.flatten(1), getattr(x, "_again", None)
+    return (
+        flat
+        if again is None
+        else recomputed(flat, lambda *sources: again.function(*sources).flatten(1), *again.sources)
+    )
+
+
 class _Again:
     """How a tensor is made again: once for all the layers that it went into."""
 
     def __init__(self, function: Callable[..., Tensor], sources: tuple[Tensor, ...]) -> None:
         self.sources, self.users = sources, 0
-        self._function, self._made, self._left = function, None, 0
+        self.function = function
+        self._made: Tensor | None = None
+        self._left = 0
 
     def make(self, *sources: Tensor) -> Tensor:
         """The tensor, for one of its users; after the last of them it is dropped."""
         if self._made is None:
-            self._made, self._left = self._function(*sources), self.users
+            self._made, self._left = self.function(*sources), self.users
         made = self._made
         self._left -= 1
         if self._left == 0:

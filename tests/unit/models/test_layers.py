@@ -6,7 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m4train.models.layers import GatedMLP, RMSNorm
+from m4train.batch import Segments
+from m4train.models.backbone_configs import LlamaConfig
+from m4train.models.contexts import PackedContext
+from m4train.models.decoder import LayerContext, SelfAttention
+from m4train.models.layers import GatedMLP, RMSNorm, Rotary, rotate
 from m4train.models.vision import LayerNorm, VisionMLP
 
 
@@ -62,6 +66,35 @@ def kept_by(function) -> set[int]:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.add(x.untyped_storage().data_ptr()) or x, lambda x: x):
         function()
     return kept
+
+
+def test_the_joined_outputs_of_segments_are_not_kept_next_to_the_outputs() -> None:
+    torch.manual_seed(0)
+    attend = SelfAttention(LlamaConfig(hidden_size=16, num_attention_heads=2, num_key_value_heads=1, head_dim=8))
+    context = PackedContext(Rotary(8, 1e4).tables(torch.arange(100)), Segments.of([40, 60]))
+    joined: list[torch.Tensor] = []
+    attend.o_proj.register_forward_pre_hook(lambda module, given: joined.append(given[0]))
+    x = torch.randn(100, 16, requires_grad=True)
+    results: list[torch.Tensor] = []
+    kept = kept_by(lambda: results.append(attend(x, LayerContext(context, 0))))
+    assert joined[0].untyped_storage().data_ptr() not in kept
+    wanted = [x, *attend.parameters()]
+    found = torch.autograd.grad(results[0].sin().sum(), wanted)
+    for one, other in zip(found, torch.autograd.grad(plain_attention(attend, x, context.tables).sin().sum(), wanted)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def plain_attention(attend: SelfAttention, x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """By segments of 40 and 60 tokens, with torch's own layers."""
+    query, key, value = (
+        F.linear(x, m.weight).unflatten(-1, (-1, 8)) for m in (attend.q_proj, attend.k_proj, attend.v_proj)
+    )
+    query, key = rotate(query, tables), rotate(key, tables)
+    parts = []
+    for q, k, v in zip(query.split([40, 60]), key.split([40, 60]), value.split([40, 60])):
+        q, k, v = (y.transpose(0, 1)[None] for y in (q, k, v))
+        parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
+    return F.linear(torch.cat(parts).flatten(1), attend.o_proj.weight)
 
 
 def test_between_norm_and_product_nothing_but_their_inputs_is_kept() -> None:
