@@ -43,15 +43,9 @@ from m4train.training.throughput import Throughput
 
 KINDS = ("documents", "conversations", "equal")
 IMAGE, PAD = 3, 0
-SHARED = (
-    "model",
-    "scale",
-    "tokens",
-    "batch",
-    "accumulate",
-    "threads",
-    "precision",
-)  # with the processes that measure memory
+PEERS = ("transformers", "trl")
+# options that the processes which measure memory get, too
+SHARED = ("model", "scale", "tokens", "batch", "accumulate", "threads", "precision", "peer")
 RATE, NORM, BETAS = 1e-4, 1.0, (0.9, 0.999)  # both sides: AdamW without decay, a constant rate, clipped gradients
 # ids, text: size, inner size, layers, heads, key heads; vision: size, inner size, layers, heads; side of a frame, of a patch
 SIZES = {
@@ -189,11 +183,37 @@ def clock(options: argparse.Namespace) -> float:
     return time.perf_counter()
 
 
+def plain_trainer(model: Any, settings: dict[str, Any], samples: list[Sample], watch: Any) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    return Trainer(model, TrainingArguments(**settings), padded, samples, callbacks=[watch])
+
+
+def sft_trainer(model: Any, settings: dict[str, Any], samples: list[Sample], watch: Any) -> Any:
+    """TRL's, which refuses packing and batches without padding for pictures; samples go past what it does to texts."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    words = Tokenizer(models.WordLevel({"<pad>": PAD, "<eos>": 1}, "<pad>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+    own = {"dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False, "max_length": None}
+    return SFTTrainer(
+        model,
+        SFTConfig(**settings, **own),
+        data_collator=lambda rows: padded([samples[row["number"]] for row in rows]),
+        train_dataset=Dataset.from_dict({"number": list(range(len(samples)))}),
+        processing_class=tokenizer,
+        callbacks=[watch],
+    )
+
+
 class Theirs:
-    """A Trainer of transformers; `between(step)` runs after each of its steps, on no account of its time."""
+    """A Trainer of transformers or of TRL; `between(step)` runs after each of its steps, on no account of its time."""
 
     def __init__(self, folder: str, options: argparse.Namespace, samples: list[Sample], between: Any) -> None:
-        from transformers import AutoModelForImageTextToText, Trainer, TrainerCallback, TrainingArguments
+        from transformers import AutoModelForImageTextToText, TrainerCallback
         from transformers.utils import logging
 
         logging.disable_progress_bar()
@@ -215,28 +235,29 @@ class Theirs:
                 if "loss" in logs:
                     outer.losses.append(float(logs["loss"]))
 
-        arguments = TrainingArguments(
-            f"{folder}/trainer",
-            per_device_train_batch_size=options.batch,
-            gradient_accumulation_steps=options.accumulate,
-            max_steps=options.pairs + 1,
-            learning_rate=RATE,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            adam_beta1=BETAS[0],
-            adam_beta2=BETAS[1],
-            max_grad_norm=NORM,
-            bf16=options.precision == "bf16",
-            use_cpu=options.device == "cpu",
-            train_sampling_strategy="sequential",
-            remove_unused_columns=False,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
+        settings: dict[str, Any] = {
+            "output_dir": f"{folder}/trainer",
+            "per_device_train_batch_size": options.batch,
+            "gradient_accumulation_steps": options.accumulate,
+            "max_steps": options.pairs + 1,
+            "learning_rate": RATE,
+            "lr_scheduler_type": "constant",
+            "weight_decay": 0.0,
+            "adam_beta1": BETAS[0],
+            "adam_beta2": BETAS[1],
+            "max_grad_norm": NORM,
+            "bf16": options.precision == "bf16",
+            "use_cpu": options.device == "cpu",
+            "train_sampling_strategy": "sequential",
+            "remove_unused_columns": False,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-        self._trainer = Trainer(model, arguments, padded, samples, callbacks=[Watch()])
+        make = sft_trainer if options.peer == "trl" else plain_trainer
+        self._trainer = make(model, settings, samples, Watch())
         from transformers.trainer_callback import PrinterCallback
 
         self._trainer.remove_callback(PrinterCallback)
@@ -282,7 +303,7 @@ def held(options: argparse.Namespace, fresh: bool = False) -> int:
 def alone(options: argparse.Namespace) -> None:
     """Prints the peak memory of one side, in bytes above what it held before it had a model."""
     steps = steps_of(options.kinds[0], options)
-    if options.alone == "transformers":
+    if options.alone != "m4train":
         from transformers import Idefics3ForConditionalGeneration as _  # noqa: F401
         from transformers import Trainer as __  # noqa: F401
     before = held(options, fresh=True)
@@ -324,22 +345,22 @@ def measure(kind: str, folder: str, options: argparse.Namespace, limit: float) -
     ratios = sorted(one / other for one, other in zip(mine, peers))
     full = [sum(options.batch * max(lengths) for lengths in batches_of(step, options.batch)) for step in steps[1:]]
     useful = [statistics.median(c / s for c, s in zip(counts[1:], each[1:])) for each in (seconds, theirs.seconds)]
-    print(f"{kind}: {statistics.median(mine):.0f} tokens/s, transformers {statistics.median(peers):.0f}: ", end="")
+    print(f"{kind}: {statistics.median(mine):.0f} tokens/s, {options.peer} {statistics.median(peers):.0f}: ", end="")
     print(f"{statistics.median(mine) / statistics.median(peers):.2f} times as many", end="")
     print(
         f" (pairs {ratios[0]:.2f} to {ratios[-1]:.2f}, {len(ratios)} of them; {1 - sum(tokens) / sum(full):.0%} padding)"
     )
     apart = max(abs(one - other) for one, other in zip(losses, theirs.losses))
     shown = ", ".join(f"{one:.4f}/{other:.4f}" for one, other in zip(losses, theirs.losses))
-    print(f"  losses m4train/transformers: {shown} (at most {apart:.1e} apart)")
+    print(f"  losses m4train/{options.peer}: {shown} (at most {apart:.1e} apart)")
     print(f"  {sum(counts[1:]) / 1e12:.2f} TFLOPs counted, share of a plain product's rate: ", end="")
-    print(f"m4train {useful[0] / limit:.0%}, transformers {useful[1] / limit:.0%}", flush=True)
+    print(f"m4train {useful[0] / limit:.0%}, {options.peer} {useful[1] / limit:.0%}", flush=True)
 
 
 def memory(kind: str, folder: str, options: argparse.Namespace) -> None:
     if options.memory:
-        mine_held, theirs_held = (peak(side, kind, folder, options) for side in ("m4train", "transformers"))
-        print(f"  memory {mine_held / 2**20:.0f} MiB, transformers {theirs_held / 2**20:.0f} MiB: ", end="")
+        mine_held, theirs_held = (peak(side, kind, folder, options) for side in ("m4train", options.peer))
+        print(f"  memory {mine_held / 2**20:.0f} MiB, {options.peer} {theirs_held / 2**20:.0f} MiB: ", end="")
         print(f"{mine_held / theirs_held:.2f} of it", flush=True)
 
 
@@ -363,9 +384,10 @@ def main() -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of both sides; by default fp32 on the CPU")
+    parser.add_argument("--peer", choices=PEERS, default="transformers", help="whose Trainer; trl: pip install trl")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--alone", choices=("m4train", "transformers"), help=argparse.SUPPRESS)
+    parser.add_argument("--alone", choices=("m4train", *PEERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
