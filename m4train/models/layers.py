@@ -81,7 +81,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
-        """See `_rms_norm`."""
+        """(..., size), (..., 1), (size,) -> (..., size)."""
         ctx.save_for_backward(x, inverse, weight)
         return _rms_norm(x, inverse, weight)
 
