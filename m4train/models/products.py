@@ -38,7 +38,8 @@ def recomputed(x: Tensor, again: Callable[..., Tensor], *sources: Tensor) -> Ten
 
 def flattened(x: Tensor) -> Tensor:
     """(T, heads, size) -> (T, heads * size), which is made again if `x` is."""
-    flat, again = x.flatten(1), getattr(x, "_again", None)
+    flat = x.flatten(1)
+    again: _Again | None = None if torch.compiler.is_compiling() else getattr(x, "_again", None)
     return (
         flat
         if again is None

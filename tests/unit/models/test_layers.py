@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from m4train.batch import Segments
 from m4train.models.backbone_configs import LlamaConfig
 from m4train.models.contexts import PackedContext
-from m4train.models.decoder import LayerContext, SelfAttention
+from m4train.models.decoder import SelfAttention
 from m4train.models.layers import GatedMLP, RMSNorm, Rotary, rotate
+from m4train.models.products import flattened
 from m4train.models.vision import LayerNorm, VisionMLP
 
 
@@ -76,7 +77,7 @@ def test_the_joined_outputs_of_segments_are_not_kept_next_to_the_outputs() -> No
     attend.o_proj.register_forward_pre_hook(lambda module, given: joined.append(given[0]))
     x = torch.randn(100, 16, requires_grad=True)
     results: list[torch.Tensor] = []
-    kept = kept_by(lambda: results.append(attend(x, LayerContext(context, 0))))
+    kept = kept_by(lambda: results.append(attend.o_proj(flattened(context(0, *attend.project(x, context.tables))))))
     assert joined[0].untyped_storage().data_ptr() not in kept
     wanted = [x, *attend.parameters()]
     found = torch.autograd.grad(results[0].sin().sum(), wanted)
