@@ -347,7 +347,13 @@ def data_wait(options: argparse.Namespace) -> dict[str, float]:
             "adapter=none",
         ]
         overrides += [f"data.sources={{photos: {{path: {folder}/photos}}}}", "data.validation={}", "freeze=full"]
-        overrides += ["trainer.max_steps=12", "trainer.log_every=4", "trainer.save_every=100", "trainer.eval_every=0"]
+        overrides += [
+            "schedule.warmup_steps=0",
+            "trainer.max_steps=12",
+            "trainer.log_every=4",
+            "trainer.save_every=100",
+            "trainer.eval_every=0",
+        ]
         overrides += ["trainer.global_batch_size=1", "trainer.micro_batch_size=1", "logging.wandb.mode=disabled"]
         if options.scale != "tiny":
             small = architecture_of(configuration("smolvlm_256m_full", 4096, options))[0].to_dict()
