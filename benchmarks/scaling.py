@@ -65,7 +65,7 @@ def rows(found: Estimate) -> list[tuple[str, str]]:
         ("received by a rank per step", f"{received / 1e9:,.0f} GB"),
         (
             "seconds of it on the network",
-            f"{seconds:.1f}: {'hidden behind' if seconds < middle.step_seconds else 'more than'} computing at 40 %",
+            f"{seconds:.1f}: {'hidden behind' if seconds < middle.step_seconds else 'more than'} the computing of the middle row",
         ),
         ("MFU that is expected; that the network allows at most", f"{min(middle.mfu, most):.0%}; {most:.0%}"),
         (
