@@ -37,7 +37,7 @@ LAYERS = {"idefics": 10, "idefics2": 7, "idefics3": 5}
 
 # Operations of a forward pass of training that are not just another look at memory, found with torch 2.13: lower them if a
 # change needs fewer.
-LAUNCHES = {"idefics": 379, "idefics2": 258, "idefics3": 180}
+LAUNCHES = {"idefics": 383, "idefics2": 262, "idefics3": 184}
 
 
 @pytest.fixture(autouse=True)
