@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import socket
 import time
@@ -18,6 +19,9 @@ from torch import Tensor
 from m4train.errors import ConfigError
 from m4train.launching import check_devices
 
+_LOG = logging.getLogger(__name__)
+_ELSEWHERE = "192.0.2.1"  # an address that nobody has (RFC 5737): whatever leads there leads out
+
 
 class Processes:
     """The process group of a run, over gloo on CPUs and NCCL on GPUs, from the environment torchrun or SLURM sets.
@@ -28,6 +32,7 @@ class Processes:
 
     def __init__(self, timeout: timedelta) -> None:
         _complete_environment()
+        _lead_gloo_out()
         local_rank = int(os.environ["LOCAL_RANK"])
         check_devices(int(os.environ["LOCAL_WORLD_SIZE"]))
         if torch.cuda.is_available():
@@ -102,6 +107,45 @@ def _gloo_at_work() -> bool:
         if name.endswith("(pt_gloo_runloop") and rest.split()[0] != "S":
             return True
     return False
+
+
+def _lead_gloo_out() -> None:
+    """Names gloo an interface if this node's own name stands for its loopback, as Debian's installer writes it: gloo would send
+    the ranks of other nodes there. A value that is set stays; NCCL looks for interfaces by itself."""
+    several = int(os.environ["WORLD_SIZE"]) > int(os.environ["LOCAL_WORLD_SIZE"])
+    if not several or "GLOO_SOCKET_IFNAME" in os.environ or not _own_address().startswith("127."):
+        return
+    import psutil
+
+    addresses = [_address_towards(host) for host in (os.environ["MASTER_ADDR"], _ELSEWHERE)]
+    outer = next((found for found in addresses if found and not found.startswith("127.")), None)
+    names = [name for name, held in psutil.net_if_addrs().items() if outer in (each.address for each in held)]
+    if names:
+        os.environ["GLOO_SOCKET_IFNAME"] = names[0]
+        return
+    _LOG.warning(
+        "The name of this node, %s, stands for %s, where other nodes cannot reach it, and no way out was found: set "
+        "GLOO_SOCKET_IFNAME to the network interface that the nodes share.",
+        socket.gethostname(),
+        _own_address(),
+    )
+
+
+def _own_address() -> str:
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:  # a name without an address: gloo takes the loopback then
+        return "127.0.0.1"
+
+
+def _address_towards(host: str) -> str | None:
+    """The address of this node from which packets to `host` would leave; none is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))
+        except OSError:
+            return None
+        return probe.getsockname()[0]
 
 
 def _complete_environment() -> None:
