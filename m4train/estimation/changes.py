@@ -205,16 +205,15 @@ def limits(subject: Subject, capacity: float) -> dict[str, int]:
 
 
 def _most(made: Callable[[int], Subject], least: int, capacity: float) -> int:
-    """The largest count whose memory is at most `capacity`, by secants: memory is linear in it but for a few bends upwards."""
-    low, high = (least, made(least).memory().expected), (2 * least, made(2 * least).memory().expected)
-    if low[1] > capacity:
-        return 0
-    for _ in range(4):
-        slope = max(1.0, (high[1] - low[1]) / (high[0] - low[0]))
-        count = max(least, low[0] + int((capacity - low[1]) / slope))
-        if count == high[0] or count == low[0]:
-            break
-        high = (count, made(count).memory().expected)
-        if high[1] <= capacity and high[1] + slope > capacity:
-            break
-    return count
+    """The largest count whose memory is at most `capacity`, by secants: memory is nearly linear in it."""
+    known = {count: made(count).memory().expected for count in (least, 2 * least)}
+    while True:
+        fitting = max((count for count in known if known[count] <= capacity), default=0)
+        above = min((count for count in known if known[count] > capacity), default=64 * fitting)
+        if above <= fitting + 1 or above <= least or fitting > 2**20:
+            return fitting
+        one, other = sorted(known, key=lambda count: abs(known[count] - capacity))[:2]
+        slope = max(1.0, (known[other] - known[one]) / (other - one))
+        guess = one + int((capacity - known[one]) / slope)
+        count = min(max(guess, fitting + 1, least), above - 1)
+        known[count] = made(count).memory().expected

@@ -55,7 +55,7 @@ OPTIONS = {
     "within a node": (SHARDED, lambda s: _changed(s, engine__shard_within_node=True), {"parameters": 1, "optimizer": 1}),
     "zero3": (SHARDED, lambda s: _changed(s, engine__name="zero3"), {"buckets": 1}),
     "zero2": (_changed(SHARDED, engine__name="zero3"), lambda s: _changed(s, engine__name="zero2"), {"parameters": 1}),
-    "zero1": (_changed(SHARDED, engine__name="zero2"), lambda s: _changed(s, engine__name="zero1"), {"gradients": 1}),
+    "zero1": (_changed(SHARDED, engine__name="zero2", trainer__global_batch_size=32), lambda s: _changed(s, engine__name="zero1"), {"gradients": 1}),
     "ddp": (_changed(SHARDED, engine__name="zero1"), lambda s: _changed(s, engine__name="ddp"), {"optimizer": 1}),
 }  # fmt: skip
 
