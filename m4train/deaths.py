@@ -72,7 +72,8 @@ def died(folder: Path, rank: int) -> str:
         return ""
     samples = list(dict.fromkeys(tuple(sample) for batch in note["samples"] for sample in batch))
     deaths = Path(note["run_dir"]) / DEATHS
-    before = {tuple(sample) for death in read_lines(deaths, ("samples",)) for sample in death["samples"]}
+    earlier = [death["samples"] for death in read_lines(deaths, ("samples",)) if isinstance(death["samples"], list)]
+    before = {tuple(sample) for found in earlier for sample in found if isinstance(sample, list)}
     try:
         with deaths.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**note, "samples": samples}) + "\n")

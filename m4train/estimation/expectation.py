@@ -26,6 +26,7 @@ from m4train.run_files import ESTIMATE
 from m4train.terminal import stage
 from m4train.training.callbacks.base import Callback
 from m4train.training.checkpoints.files import write_json
+from m4train.training.compiling import compiles
 from m4train.training.throughput import pass_factors
 
 if TYPE_CHECKING:
@@ -189,8 +190,8 @@ def _subject(trainer: Trainer) -> Subject:
 
 def _comparable(trainer: Trainer) -> bool:
     """Whether the first step runs the largest batch, and can be watched: on a CPU, compiled blocks would not be compiled then."""
-    settings = trainer.config.trainer
-    return settings.worst_batch_first and (trainer.engine.device.type == "cuda" or not settings.compile)
+    watched = trainer.engine.device.type == "cuda" or not compiles(trainer.config)
+    return trainer.config.trainer.worst_batch_first and watched
 
 
 def _own(trainer: Trainer) -> list[Tensor]:

@@ -164,6 +164,8 @@ ALSO_OF_A_RUN = {
     run_files.PARAMETERS: '[{"part": "text"}]\n',
     run_files.EVALUATION: '{"web": {"loss": 1.0}}\n',
     run_files.EVALUATIONS: '{"checkpoint": "step-000004", "benchmark": "docvqa", "score": 0.5}\n',
+    run_files.DEATHS: '{"rank": 1, "samples": [["web", "k", "a.tar"]]}\n',
+    run_files.ESTIMATE: '{"device": "cpu", "expected_bytes": 100}\n',
     run_files.DEEPSPEED: '{"zero_optimization": {"stage": 2}}\n',
     run_files.BEST: '{"step": 8, "value": 1.0}\n',
     run_files.WANDB: '{"id": "0a1b2c3d", "group": "run", "step": -1}\n',
