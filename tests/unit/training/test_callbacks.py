@@ -13,11 +13,21 @@ def test_default_callbacks_follow_the_configuration(tmp_path):
     config = make_config(tmp_path, eval_every=3)
     config.logging.console, config.logging.trackers = True, ["wandb"]
     names = [type(callback).__name__ for callback in default_callbacks(config)]
-    assert names == ["Evaluation", "Samples", "Console", "Jsonl", "Wandb", "Cursors", "FirstPacks", "Checkpointing"]
+    assert names == [
+        "Startup",
+        "Evaluation",
+        "Samples",
+        "Console",
+        "Jsonl",
+        "Wandb",
+        "Cursors",
+        "FirstPacks",
+        "Checkpointing",
+    ]
     config.evaluation.shown = 0
     assert "Samples" not in [type(callback).__name__ for callback in default_callbacks(config)]
     plain = [type(callback).__name__ for callback in default_callbacks(make_config(tmp_path))]
-    assert plain == ["Jsonl", "Cursors", "FirstPacks", "Checkpointing"]
+    assert plain == ["Startup", "Jsonl", "Cursors", "FirstPacks", "Checkpointing"]
 
 
 def test_cursors_are_logged_and_those_after_the_checkpoint_cut_off(tmp_path, monkeypatch):
