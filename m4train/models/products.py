@@ -32,27 +32,29 @@ class Linear(nn.Linear):
 def recomputed(x: Tensor, again: Callable[..., Tensor], *sources: Tensor) -> Tensor:
     """`x` (...), which `linear` need not keep for the backward pass: `again(*sources)` gives it from what is kept anyway."""
     if x.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        x._again = _Again(again, tuple(source.detach() for source in sources))
+        x._again = _Again(again), tuple(source.detach() for source in sources)
     return x
 
 
 def flattened(x: Tensor) -> Tensor:
     """(T, heads, size) -> (T, heads * size), which is made again if `x` is."""
     flat = x.flatten(1)
-    again: _Again | None = None if torch.compiler.is_compiling() else getattr(x, "_again", None)
-    return (
-        flat
-        if again is None
-        else recomputed(flat, lambda *sources: again.function(*sources).flatten(1), *again.sources)
-    )
+    known = None if torch.compiler.is_compiling() else getattr(x, "_again", None)
+    if known is None:
+        return flat
+    function, sources = known[0].function, known[1]
+    return recomputed(flat, lambda *sources: function(*sources).flatten(1), *sources)
 
 
 class _Again:
-    """How a tensor is made again: once for all the layers that it went into."""
+    """How a tensor is made again: once for all the layers that it went into.
 
-    def __init__(self, function: Callable[..., Tensor], sources: tuple[Tensor, ...]) -> None:
-        self.sources, self.users = sources, 0
-        self.function = function
+    It holds none of what that takes: what autograd saves is let go of in the backward pass, but this lives as long as the graph,
+    which a trainer may still hold while the next micro-batch is computed.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function, self.users = function, 0
         self._made: Tensor | None = None
         self._left = 0
 
@@ -71,10 +73,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` of `x` (..., K), `weight` (N, K) and `bias` (N,): (..., N), equal up to the rounding of sums."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight, bias)
-    again: _Again | None = getattr(x, "_again", None)
+    again: _Again | None
+    again, sources = getattr(x, "_again", (None, (x,)))
     if again is None and not _suits(x, weight, x.numel() * weight.shape[0]):
         return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias, again)
+    return _Linear.apply(x, weight, bias, again, sources)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -122,10 +125,12 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, again: _Again | None) -> Tensor:
-        """(..., K), (N, K), (N,) -> (..., N); `again` makes `x`, if it is not to be kept."""
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, again: _Again | None, sources: tuple[Tensor, ...]
+    ) -> Tensor:
+        """(..., K), (N, K), (N,) -> (..., N); `sources` are kept: `x`, or what `again` makes it of."""
         wants_x, wants_weight = ctx.needs_input_grad[:2]
-        kept = (again.sources if again else (x,)) if wants_weight else ()
+        kept = sources if wants_weight else ()
         ctx.again = again
         if again is not None and wants_weight:
             again.users += 1
@@ -146,4 +151,4 @@ class _Linear(torch.autograd.Function):
             of_bias = flat.sum(0)
         if weight is not None:
             of_x = product(flat, weight).unflatten(0, gradient.shape[:-1])
-        return of_x, of_weight, of_bias, None
+        return of_x, of_weight, of_bias, None, None

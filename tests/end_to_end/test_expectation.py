@@ -33,7 +33,7 @@ def test_a_run_says_what_it_expects_and_how_far_off_it_was(digits_root, tmp_path
     assert "of tensors at the peak of the first step, " in last
     assert "s per step after it" in last
     found = read_calibration(str(tmp_path / "run"))
-    assert found.measured_bytes > 0
+    assert found.measured_bytes == pytest.approx(found.expected_bytes, rel=0.05)
     assert result.series("expected/memory_gib") == [(1, found.expected_bytes / 2**30)]
     assert result.series("measured/memory_gib") == [(2, found.measured_bytes / 2**30)]
     (seconds,) = result.series("measured/seconds_per_step")
@@ -47,16 +47,6 @@ def test_a_run_says_what_it_expects_and_how_far_off_it_was(digits_root, tmp_path
     arguments = [*small_run(digits_root, tmp_path), "--json", "--calibration", str(tmp_path / "run")]
     assert main(["estimate", *arguments]) == 0
     assert json.loads(capsys.readouterr().out)["speed"][0]["mfu"] is None
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="in fp32 on a CPU a real run holds what its norms and activations could make again: 49.0 MiB where 39.5 are expected",
-)
-def test_what_was_expected_is_measured(digits_root, tmp_path):
-    trained(_config(digits_root, tmp_path))
-    found = read_calibration(str(tmp_path / "run"))
-    assert found.measured_bytes == pytest.approx(found.expected_bytes, rel=0.05)
 
 
 def test_a_failed_estimate_is_said_and_ends_no_run(digits_root, tmp_path, capsys, monkeypatch):

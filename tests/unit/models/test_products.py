@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,16 @@ def test_an_input_that_is_given_again_is_not_kept(oneDNN, trained, forced, monke
     assert sorted(kept) == sorted([weight.data_ptr(), *[source.data_ptr()] * trained])
     for found, wanted in zip(torch.autograd.grad((result**2).sum(), [source, *[weight] * trained]), expected):
         close(found, wanted)
+
+
+def test_a_graph_whose_backward_pass_is_done_keeps_nothing_to_make_inputs_of(forced) -> None:
+    """A trainer may still hold the output of a micro-batch while it computes the next one."""
+    weight, given = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    source = torch.ones_like(given)
+    gone = weakref.ref(source.untyped_storage())
+    output = products.linear(products.recomputed(given * source, torch.mul, given, source), weight).sum()
+    del source
+    assert gone() is not None
+    output.backward()
+    assert gone() is None
+    close(weight.grad, given.sum(0).expand(3, 4))
