@@ -10,7 +10,9 @@ from typing import IO
 
 from m4train.errors import ConfigError
 from m4train.run_files import CLAIM
-from m4train.training.engines.base import Engine
+from m4train.training.engines.base import Engine, agreed
+
+_PATIENCE = 120.0  # seconds, in which ranks notice that those of a lost node are gone, and end
 
 
 def claim(run_dir: Path, engine: Engine) -> IO[str] | None:
@@ -19,17 +21,9 @@ def claim(run_dir: Path, engine: Engine) -> IO[str] | None:
     A claim whose process has died is taken over. A job of SLURM that was started again waits for what is left of its own earlier
     start on a node that SLURM has lost. Raises ConfigError on every rank, naming host and process, if another run holds it.
     """
-    held: IO[str] | None = None
-    refused: ConfigError | None = None
-    if engine.rank == 0:
-        try:
-            held = _claimed(run_dir)
-        except ConfigError as error:
-            refused = error
-    refused = engine.broadcast(refused)
-    if refused is not None:
-        raise refused
-    return held
+    held: list[IO[str]] = []
+    agreed(engine, lambda: held.append(_claimed(run_dir)))
+    return held[0] if held else None
 
 
 def _claimed(run_dir: Path) -> IO[str]:
@@ -59,6 +53,3 @@ def _claimed(run_dir: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}{job}\n")
     file.flush()
     return file
-
-
-_PATIENCE = 120.0  # seconds, in which ranks notice that those of a lost node are gone, and end

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from m4train.config import AdapterConfig, Config, FreezeRule
+from m4train.config import Config
 from m4train.estimation.peak import Peak
 from m4train.estimation.ranks import _BUCKET, rank_memory
 from m4train.estimation.step import BatchShape, worst_case
@@ -17,6 +17,7 @@ from m4train.training.engines import make_engine
 from m4train.training.equip import equip
 from tests.helpers.distributed import run_distributed
 from tests.unit.estimation.test_step import ARCHITECTURES
+from tests.unit.estimation.test_step import _config as step_config
 
 pytestmark = pytest.mark.full
 SHAPE = BatchShape(256, 6)
@@ -25,15 +26,10 @@ STEPS = 2  # DeepSpeed knows from the second on what it need not give away
 
 
 def config_of(engine: str, adapter: str, checkpointing: bool, precision: str = "fp32") -> Config:
-    config = Config()
-    config.model.family, config.trainer.precision, config.engine.name = "idefics3", precision, engine
+    config = step_config("idefics3", adapter, checkpointing, precision)
+    config.engine.name = engine
     config.trainer.micro_batch_size = config.data.images_per_pack = 1
     config.trainer.global_batch_size = 2
-    config.trainer.gradient_checkpointing = checkpointing
-    config.freeze.rules = [FreezeRule(trainable=True)]
-    if adapter != "full":
-        config.adapter = AdapterConfig(kind=adapter, rank=4, targets={"text": ["q_proj", "v_proj", "up_proj"]})
-        config.freeze.rules = [FreezeRule(trainable=False), FreezeRule(part="connector", trainable=True)]
     return config
 
 

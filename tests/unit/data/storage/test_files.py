@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from m4train.data.loading.collate import Collator
 from m4train.data.loading.loader import Loader
 from m4train.data.plan.plan import Plan
 from m4train.data.source import Source, build_sources
-from m4train.data.storage import files as storage
 from m4train.data.storage.block_cache import BlockCache
 from m4train.data.storage.files import FileReader
 from m4train.errors import ConfigError, DataError, StaleIndexError
@@ -23,14 +21,6 @@ from tests.helpers.stores import HttpStore, http_store
 
 pytest.importorskip("aiohttp", reason="the extra m4train[remote] is not installed")
 PROCESSOR = FakeProcessor()
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch) -> Iterator[HttpStore]:
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
-    write_shards(tmp_path / "shards", documents(30), max_samples=10)
-    with http_store(tmp_path / "shards") as served:
-        yield served
 
 
 def opened(path: str, tmp_path: Path, **changes) -> Source:

@@ -2,7 +2,7 @@
 
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -15,22 +15,13 @@ from m4train.data.loading.collate import Collator
 from m4train.data.loading.loader import _READ_AHEAD, Loader
 from m4train.data.plan.plan import Plan
 from m4train.data.source import Source, build_sources
-from m4train.data.storage import files as storage
 from m4train.data.storage.read_ahead import ReadAhead, merged
 from m4train.errors import DataError
 from tests.helpers.data import FakeProcessor, data_config, document, documents, write_shards
-from tests.helpers.stores import HttpStore, http_store
+from tests.helpers.stores import HttpStore
 
 pytest.importorskip("aiohttp", reason="the extra m4train[remote] is not installed")
 PROCESSOR = FakeProcessor()
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch) -> Iterator[HttpStore]:
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
-    write_shards(tmp_path / "shards", documents(30), max_samples=10)
-    with http_store(tmp_path / "shards") as served:
-        yield served
 
 
 def opened(path: str, tmp_path: Path) -> Source:
