@@ -33,38 +33,16 @@ import torch
 import webdataset
 from PIL import Image
 
+from benchmarks.gpu import write_samples
 from m4train.config import DataConfig, SourceConfig
 from m4train.data.loading.collate import Collator
 from m4train.data.plan.packing import Unit
 from m4train.data.plan.plan import Plan, PlannedPack
-from m4train.data.shards import ShardWriter
 from m4train.data.source import Source, build_sources
 from tests.helpers.data import synthetic_source
 from tests.helpers.processing import tiny_idefics3_processor
 
-TEXT = "river hill cloud stone path tree light water house window people walking under green sky"
-WORDS = TEXT.split()
 TOKENS = 8192
-
-
-def photo(rng: np.random.Generator, width: int, height: int) -> bytes:
-    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
-    noisy = np.clip(np.asarray(coarse, np.int16) + rng.integers(-8, 9, (height, width, 3)), 0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noisy).save(buffer, "jpeg", quality=85)
-    return buffer.getvalue()
-
-
-def write_samples(folder: Path, samples: int) -> None:
-    """Documents of about 300 words and two photos."""
-    rng = np.random.default_rng(0)
-    photos = [photo(rng, 640, 480) for _ in range(16)]
-    with ShardWriter(folder, max_samples=100) as writer:
-        for number in range(samples):
-            texts = [" ".join(rng.choice(WORDS, rng.integers(40, 160))) for _ in range(3)]
-            items = [{"text": texts[0]}, {"image": "0.jpg"}, {"text": texts[1]}, {"image": "1.jpg"}, {"text": texts[2]}]
-            images = {f"{place}.jpg": photos[int(rng.integers(16))] for place in range(2)}
-            writer.write(f"{number:06d}", {"items": items}, images)
 
 
 def conversation(path: Path) -> Iterator[tuple[str, list[str], list[bytes]]]:

@@ -1,14 +1,15 @@
 """Training of published architectures on one GPU: speed, share of the peak, memory, data wait and kernels, next to transformers.
 
-    pip install -e '.[peers,digits]'
-    PYTHONPATH=. python benchmarks/gpu.py [--minutes 8] [--cases idefics3_8b_lora ...] [--out results.json]
-    PYTHONPATH=. python benchmarks/gpu.py --device cpu --scale tiny        # the same at sizes that a CPU computes
+    pip install 'm4train[peers,digits]'        # or -e '.[peers,digits]' in a checkout
+    python gpu.py [--minutes 8] [--cases idefics3_8b_lora ...] [--out results.json]
+    python gpu.py --device cpu --scale tiny        # the same at sizes that a CPU computes
 
-It downloads nothing: weights are random and made on the device, samples (conversations of 1 to 4 images) are made here. What no
-longer fits into its minutes is left out and named; results are written after each measurement. Per case and length of a pack:
-compiled and not, tokens and images a second, the share of the peak by exact operations, the most memory that was held against
-`m4train estimate`; the same samples through transformers, padded, with its kernels sdpa and flash_attention_2; how long a run of
-`m4train train` waits for data; and the ten kernels that take longest.
+This file alone is enough next to an installed m4train. It downloads nothing: weights are random and made on the device, samples
+(conversations of 1 to 4 images) are made here. Each model is measured in a process of its own, which has a share of the minutes:
+one that fails, runs out of memory or hangs takes nothing from the others. What there is no time for is left out and named; results
+are written after each measurement. Per model and length of a pack: compiled and not, tokens and images a second, the share of the
+peak by exact operations, the most memory that was held against `m4train estimate`; the same samples through transformers, padded,
+with its kernels sdpa and flash_attention_2; how long a run of `m4train train` waits for data; and the ten kernels that take longest.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import io
 import json
 import os
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -30,13 +34,16 @@ from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from m4train.batch import PackedBatch, PackedImages, Segments
 from m4train.commands.estimate import architecture_of
 from m4train.config import Config
 from m4train.config.compose import load_config
+from m4train.data.shards import ShardWriter
 from m4train.estimation.needs import Subject
 from m4train.families import FAMILIES
 from m4train.positions import patch_position_ids
@@ -59,6 +66,10 @@ LENGTHS = {"full": (4096, 8192), "tiny": (128, 256)}
 KERNELS = ("sdpa", "flash_attention_2")
 BATCH = 4  # samples of a padded batch of transformers
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DATA, ESTIMATES = "data", "estimates"  # the parts that are not a model
+TEXT = "river hill cloud stone path tree light water house window people walking under green sky"
+WORDS = TEXT.split()
+GRACE = 5.0  # seconds before the end of its share at which a process ends by itself
 
 
 class Sample:
@@ -106,22 +117,9 @@ class Case:
         return made
 
     def packed(self) -> PackedBatch:
-        """All samples end to end; every token that is not of an image is predicted, but the first of a sample."""
-        lengths = [len(sample.ids) for sample in self.samples]
-        ids = torch.cat([sample.ids for sample in self.samples])
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        targets = torch.nonzero((positions > 0) & (ids != self.image_id))[:, 0]
-        return PackedBatch(
-            input_ids=ids,
-            position_ids=positions,
-            segments=Segments.of(lengths),
-            loss_positions=targets - 1,
-            targets=ids[targets],
-            target_sources=torch.zeros_like(targets),
-            source_names=("made",),
-            images=self._images([grid for sample in self.samples for grid in sample.grids]),
-            image_positions=torch.nonzero(ids == self.image_id)[:, 0],
-        )
+        """All samples end to end."""
+        images = self._images([grid for sample in self.samples for grid in sample.grids])
+        return packed([sample.ids for sample in self.samples], self.image_id, images)
 
     def _images(self, grids: list[tuple[int, int]]) -> PackedImages:
         vision, table = self.architecture.vision_config, (torch.arange(256) / 127.5 - 1.0).expand(3, 256).contiguous()
@@ -162,6 +160,24 @@ class Case:
     @property
     def images(self) -> int:
         return sum(len(sample.grids) for sample in self.samples)
+
+
+def packed(samples: list[Tensor], image_id: int, images: PackedImages) -> PackedBatch:
+    """Ids (T,) of each sample end to end; every token that is not of an image is predicted, but the first of a sample."""
+    lengths = [len(ids) for ids in samples]
+    ids, positions = torch.cat(samples), torch.cat([torch.arange(length) for length in lengths])
+    targets = torch.nonzero((positions > 0) & (ids != image_id))[:, 0]
+    return PackedBatch(
+        input_ids=ids,
+        position_ids=positions,
+        segments=Segments.of(lengths),
+        loss_positions=targets - 1,
+        targets=ids[targets],
+        target_sources=torch.zeros_like(targets),
+        source_names=("made",),
+        images=images,
+        image_positions=torch.nonzero(ids == image_id)[:, 0],
+    )
 
 
 def configuration(name: str, length: int, options: argparse.Namespace) -> Config:
@@ -212,102 +228,113 @@ def half(case: Case) -> torch.dtype:
     return torch.bfloat16 if case.device.type == "cuda" else torch.float32
 
 
-def ours(case: Case, compiled: bool) -> tuple[Callable[[], Any], Any]:
-    """A step of m4train, and its model."""
-    with made_on(case.device, half(case)):
-        model = FAMILIES[case.config.model.family].model_class(case.architecture)
-        model.loss_kind = case.config.model.loss
-        equip(model, case.config)
-    if compiled:
-        compile_blocks(model.blocks())
-    engine = SingleEngine(case.config, case.device)
-    engine.prepare(model.train())
-    batch = case.packed()
+class Ours:
+    """A model and its optimizer as the trainer of m4train has them."""
 
-    def step() -> Tensor:
-        sums = StepSums(["made"], engine.device)
-        run_micro_batches(engine, [batch], batch.loss_tokens, 0.0, sums)
-        return engine.update(1.0, 1.0).total
+    def __init__(self, case: Case) -> None:
+        with made_on(case.device, half(case)):
+            self.model: Any = FAMILIES[case.config.model.family].model_class(case.architecture)
+            self.model.loss_kind = case.config.model.loss
+            equip(self.model, case.config)
+        self._engine = SingleEngine(case.config, case.device)
+        self._engine.prepare(self.model.train())
 
-    return step, model
+    def compiled(self) -> Ours:
+        compile_blocks(self.model.blocks())
+        return self
 
+    def step(self, case: Case) -> Callable[[], Tensor]:
+        """One optimizer step on the pack of a case; it gives the norm of the gradient ()."""
+        batch, engine = case.packed(), self._engine
 
-def theirs(case: Case, kernels: str) -> tuple[Callable[[], Any], Any]:
-    """A step of transformers as its Trainer makes it, on the same samples, padded."""
-    import transformers
-    from transformers import AutoConfig, AutoModelForImageTextToText
+        def run() -> Tensor:
+            sums = StepSums(["made"], engine.device)
+            run_micro_batches(engine, [batch], batch.loss_tokens, 0.0, sums)
+            return engine.update(1.0, 1.0).total
 
-    if kernels == "flash_attention_2" and not (case.device.type == "cuda" and importlib.util.find_spec("flash_attn")):
-        raise LookupError("the package flash-attn is not installed, or this is not a GPU")
-    transformers.logging.set_verbosity_error()
-    adapter = case.config.adapter.kind
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "config.json").write_text(json.dumps(case.architecture.to_dict()), encoding="utf-8")
-        config = AutoConfig.from_pretrained(folder)
-    with made_on(case.device, half(case) if adapter != "none" else torch.float32):
-        model = AutoModelForImageTextToText.from_config(config, attn_implementation=kernels)
-    if adapter == "qlora":
-        raise LookupError("transformers quantises only what it reads from a file")
-    if adapter == "lora":
-        from peft import LoraConfig, get_peft_model
+        return run
 
-        model = get_peft_model(
-            model, LoraConfig(r=16, lora_alpha=32, target_modules=rf".*text_model.*({'|'.join(TARGETS)})")
-        )
-    if case.config.trainer.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        if adapter != "none":
-            model.enable_input_require_grads()
-    model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=case.device.type == "cuda")
-    batches = list(case.padded())
-
-    def step() -> Tensor:
-        for batch in batches:
-            given = {name: value.to(case.device, non_blocking=True) for name, value in batch.items()}
-            with torch.autocast(case.device.type, torch.bfloat16, enabled=case.device.type == "cuda"):
-                loss = model(**given, use_cache=False).loss
-            (loss / len(batches)).backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    return step, model
+    def described(self, case: Case, seconds: float) -> dict[str, Any]:
+        """What a step that takes so many seconds computes."""
+        counter, peak = Throughput(self.model), peak_flops(case.device)
+        counter.add(case.packed())
+        tflops = counter.rates(seconds, torch.device("cpu"))["tflops"]
+        return {"tflops": tflops, "mfu": tflops * 1e12 / peak if peak else None}
 
 
-def measured(case: Case, make: Callable[[], tuple[Callable[[], Any], Any]], seconds: float) -> dict[str, Any]:
+class Theirs:
+    """The same model of transformers, with its optimizer as its Trainer has it."""
+
+    def __init__(self, case: Case, kernels: str) -> None:
+        import transformers
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        if kernels == "flash_attention_2" and not (
+            case.device.type == "cuda" and importlib.util.find_spec("flash_attn")
+        ):
+            raise LookupError("the package flash-attn is not installed, or this is not a GPU")
+        transformers.logging.set_verbosity_error()
+        adapter = case.config.adapter.kind
+        if adapter == "qlora":
+            raise LookupError("transformers quantises only what it reads from a file")
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "config.json").write_text(json.dumps(case.architecture.to_dict()), encoding="utf-8")
+            config = AutoConfig.from_pretrained(folder)
+        with made_on(case.device, half(case) if adapter != "none" else torch.float32):
+            model = AutoModelForImageTextToText.from_config(config, attn_implementation=kernels)
+        if adapter == "lora":
+            from peft import LoraConfig, get_peft_model
+
+            adapted = LoraConfig(r=16, lora_alpha=32, target_modules=rf".*text_model.*({'|'.join(TARGETS)})")
+            model = get_peft_model(model, adapted)
+        if case.config.trainer.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            if adapter != "none":
+                model.enable_input_require_grads()
+        self._model = model.train()
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._trained, lr=1e-5, fused=case.device.type == "cuda")
+
+    def step(self, case: Case) -> Callable[[], Tensor]:
+        """One optimizer step on the padded batches of a case; it gives the norm of the gradient ()."""
+        batches, device, half_precision = list(case.padded()), case.device, case.device.type == "cuda"
+
+        def run() -> Tensor:
+            for batch in batches:
+                given = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+                with torch.autocast(device.type, torch.bfloat16, enabled=half_precision):
+                    loss = self._model(**given, use_cache=False).loss
+                (loss / len(batches)).backward()
+            norm = torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            return norm
+
+        return run
+
+    def described(self, case: Case, seconds: float) -> dict[str, Any]:
+        return {}
+
+
+def measured(case: Case, side: Ours | Theirs, seconds: float) -> dict[str, Any]:
     """Rates and memory of a side, timed for about `seconds` after two steps that warm up."""
     cuda = case.device.type == "cuda"
     wait = torch.cuda.synchronize if cuda else lambda: None
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    step, model = make()
-    started = time.perf_counter()
-    step()
-    wait()
-    first = time.perf_counter() - started
-    step()
-    wait()
-    taken: list[float] = []
-    while not taken or (sum(taken) < seconds and len(taken) < 50):
+    step, taken = side.step(case), []
+    while len(taken) < 3 or (sum(taken[2:]) < seconds and len(taken) < 52):
         started = time.perf_counter()
         norm = step()
         wait()
         taken.append(time.perf_counter() - started)
-    assert bool(torch.isfinite(norm)), "the gradient is not finite"
-    each = statistics.median(taken)
-    found = {"step_seconds": each, "first_step_seconds": first, "steps": len(taken)}
+    if not bool(torch.isfinite(norm)):
+        raise FloatingPointError("the gradient is not finite")
+    each = statistics.median(taken[2:])
+    found = {"step_seconds": each, "first_step_seconds": taken[0], "steps": len(taken) - 2}
     found |= {"tokens_per_second": case.tokens / each, "images_per_second": case.images / each}
     found["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
-    if hasattr(model, "blocks"):
-        counter = Throughput(model)
-        counter.add(case.packed())
-        found["tflops"] = counter.rates(each, torch.device("cpu"))["tflops"]
-        peak = peak_flops(case.device)
-        found["mfu"] = found["tflops"] * 1e12 / peak if peak else None
-    return found
+    return found | side.described(case, each)
 
 
 def estimated(case: Case) -> float:
@@ -331,43 +358,63 @@ def top_kernels(case: Case, step: Callable[[], Any]) -> list[tuple[str, float]]:
     return [(kernel, time / whole) for kernel, time in rows[:10]]
 
 
+def photo(rng: np.random.Generator, width: int, height: int) -> bytes:
+    """A JPEG of patches of colour with some noise."""
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    noisy = np.clip(np.asarray(coarse, np.int16) + rng.integers(-8, 9, (height, width, 3)), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).save(buffer, "jpeg", quality=85)
+    return buffer.getvalue()
+
+
+def write_samples(folder: Path, samples: int) -> None:
+    """Documents of about 300 words and two photos, in shards of a hundred."""
+    rng = np.random.default_rng(0)
+    photos = [photo(rng, 640, 480) for _ in range(16)]
+    with ShardWriter(folder, max_samples=100) as writer:
+        for number in range(samples):
+            texts = [" ".join(rng.choice(WORDS, rng.integers(40, 160))) for _ in range(3)]
+            items = [{"text": texts[0]}, {"image": "0.jpg"}, {"text": texts[1]}, {"image": "1.jpg"}, {"text": texts[2]}]
+            images = {f"{place}.jpg": photos[int(rng.integers(16))] for place in range(2)}
+            writer.write(f"{number:06d}", {"items": items}, images)
+
+
+def data_overrides(folder: str, options: argparse.Namespace) -> list[str]:
+    """A run on photos, of a model of the size of SmolVLM-256M."""
+    overrides = ["experiment=digits_pretrain", f"data.root={folder}/digits", f"run_dir={folder}/run"]
+    overrides += [f"data.sources={{photos: {{path: {folder}/photos}}}}", "data.validation={}"]
+    overrides += [
+        "adapter=none",
+        "freeze=full",
+        "schedule.warmup_steps=0",
+        "trainer.max_steps=12",
+        "trainer.log_every=4",
+    ]
+    overrides += ["trainer.save_every=100", "trainer.eval_every=0", "logging.wandb.mode=disabled"]
+    overrides += ["trainer.global_batch_size=1", "trainer.micro_batch_size=1"]
+    if options.scale == "tiny":
+        return overrides
+    whole = architecture_of(configuration("smolvlm_256m_full", 4096, options))[0].to_dict()
+    own = {key: whole["text_config"][key] for key in TEXT_KEYS}
+    seen = {key: whole["vision_config"][key] for key in VISION_KEYS}
+    overrides += [f"model.architecture={{scale_factor: 4, text_config: {flow(own)}, vision_config: {flow(seen)}}}"]
+    overrides += ["model.processor={size: {longest_edge: 1024}, max_image_size: {longest_edge: 512}}"]
+    precision = "bf16" if options.device == "cuda" else "fp32"
+    overrides += ["data.sequence_length=4096", "data.images_per_pack=64", f"trainer.precision={precision}"]
+    return [*overrides, "trainer.gradient_checkpointing=true"]
+
+
 def data_wait(options: argparse.Namespace) -> dict[str, float]:
     """What a run of `m4train train` on photos that it reads, decodes and tiles says of its speed and its wait for them."""
-    from benchmarks.data import write_samples
     from data_pipelines import digits
     from m4train import api
 
     with tempfile.TemporaryDirectory() as folder:
-        digits.prepare(f"{folder}/digits")
+        digits.prepare(f"{folder}/digits")  # for its tokenizer
         write_samples(Path(folder, "photos"), 64 if options.scale == "tiny" else 400)
-        overrides = [
-            "experiment=digits_pretrain",
-            f"data.root={folder}/digits",
-            f"run_dir={folder}/run",
-            "adapter=none",
-        ]
-        overrides += [f"data.sources={{photos: {{path: {folder}/photos}}}}", "data.validation={}", "freeze=full"]
-        overrides += [
-            "schedule.warmup_steps=0",
-            "trainer.max_steps=12",
-            "trainer.log_every=4",
-            "trainer.save_every=100",
-            "trainer.eval_every=0",
-        ]
-        overrides += ["trainer.global_batch_size=1", "trainer.micro_batch_size=1", "logging.wandb.mode=disabled"]
-        if options.scale != "tiny":
-            small = architecture_of(configuration("smolvlm_256m_full", 4096, options))[0].to_dict()
-            own = {key: small["text_config"][key] for key in TEXT_KEYS}
-            seen = {key: small["vision_config"][key] for key in VISION_KEYS}
-            overrides += [
-                f"model.architecture={{scale_factor: 4, text_config: {flow(own)}, vision_config: {flow(seen)}}}"
-            ]
-            overrides += ["model.processor={size: {longest_edge: 1024}, max_image_size: {longest_edge: 512}}"]
-            overrides += ["data.sequence_length=4096", "data.images_per_pack=64", "trainer.gradient_checkpointing=true"]
-        lines = api.train(load_config(overrides)).metrics[1:]
-    return {
-        name: statistics.median(line[name] for line in lines) for name in ("data_wait_fraction", "tokens_per_second")
-    }
+        lines = api.train(load_config(data_overrides(folder, options))).metrics[1:]
+    names = ("data_wait_fraction", "tokens_per_second")
+    return {name: statistics.median(line[name] for line in lines) for name in names}
 
 
 TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -382,41 +429,53 @@ class Results:
     """What was found, and what was left out; written to a file after each measurement."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.ends = time.monotonic() + 60 * options.minutes
+        self.ends = options.until or time.time() + 60 * options.minutes
         self.path, self.rows, self.left_out = Path(options.out), [], {}
-        device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-        self.whole = {"device": device, "torch": torch.__version__, "scale": options.scale}
+        self.whole: dict[str, Any] = {"torch": torch.__version__, "scale": options.scale}
         self._lock = threading.Lock()
         self._longest: dict[str, float] = {}  # seconds of a measurement so far, by its kind
-        self._first = 25.0 if options.device == "cuda" else 1.0
+        self._first = 15.0 if options.device == "cuda" else 1.0
         self.current = "start"
-        self._guard = threading.Timer(60 * options.minutes, self._out_of_time)
-        self._guard.daemon = True
+
+    def left(self) -> float:
+        return self.ends - time.time()
 
     def watch(self) -> None:
         """From now on time is up even for a measurement that hangs: the process then ends."""
-        self._guard.start()
+        guard = threading.Timer(max(0.0, self.left()), self._out_of_time)
+        guard.daemon = True
+        guard.start()
 
     def try_to(self, name: str, measure: Callable[[], Any], kind: str) -> None:
-        """Notes what `measure` finds under `name`, unless others of its kind took longer than there is or it cannot be done."""
+        """Notes what `measure` finds under `name`, or why it finds nothing: others of its kind took longer than there is, or it
+        fails, if only for memory."""
         needed = 1.2 * self._longest.get(kind, self._first)
-        if time.monotonic() + needed > self.ends:
+        if needed > self.left():
             self.left_out[name] = f"needs about {needed:.0f} s, more than is left"
             return
-        started, self.current = time.monotonic(), name
+        started, self.current = time.time(), name
         try:
             found = measure()
         except LookupError as error:
-            self.left_out[name] = str(error)
-        except torch.OutOfMemoryError as error:
-            self.left_out[name] = str(error).splitlines()[0]
+            self.left_out[name] = str(error.args[0])
+        except Exception as error:  # whatever it is, the other measurements have nothing to do with it
+            self.left_out[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         else:
             self.rows.append({"name": name, **found})
             print(line(self.rows[-1]), flush=True)
-        self._longest[kind] = max(self._longest.get(kind, 0.0), time.monotonic() - started)
+        self._longest[kind] = max(self._longest.get(kind, 0.0), time.time() - started)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        self.write()
+
+    def add(self, part: str, found: dict[str, Any], failed: str | None) -> None:
+        """What the process of a part has written, and how it failed if it did."""
+        self.rows += found.pop("rows", [])
+        self.left_out |= found.pop("left_out", {})
+        self.whole |= found
+        if failed is not None:
+            self.left_out[part] = failed
         self.write()
 
     def write(self) -> None:
@@ -427,15 +486,14 @@ class Results:
     def _out_of_time(self) -> None:
         self.left_out[self.current] = "was not done when time was up"
         self.write()
-        self.tell()
         os._exit(0)
 
-    def close(self) -> None:
-        self._guard.cancel()
-        self.write()
-        self.tell()
-
     def tell(self) -> None:
+        rows = {row["name"]: row for row in self.rows}
+        for name, row in rows.items():
+            mine = rows.get(name.replace("estimate", "m4train"), {}).get("memory_gib")
+            if "estimated_gib" in row and mine is not None:
+                print(f"{name}: {row['estimated_gib']:.2f} GiB, held {mine:.2f}", flush=True)
         for name, reason in self.left_out.items():
             print(f"left out: {name}: {reason}", flush=True)
         print(f"written: {self.path}", flush=True)
@@ -448,60 +506,121 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['name']}: {', '.join(values)}"
 
 
-def measure_case(name: str, length: int, options: argparse.Namespace, results: Results) -> None:
-    made: list[Case] = []
+def measure_model(name: str, options: argparse.Namespace, results: Results) -> None:
+    """All measurements of one model, what matters most first."""
+    lengths = options.lengths or LENGTHS[options.scale]
+    cases = {length: Case(name, length, options) for length in lengths}
 
-    def case() -> Case:
-        if not made:
-            made.append(Case(name, length, options))
-        return made[0]
+    def both(
+        title: str, make: Callable[[], Ours | Theirs], kind: str, then: Callable[[Any], Any] | None = None
+    ) -> None:
+        made: list[Ours | Theirs] = []  # one for all lengths, gone when they are measured
 
-    def mine(compiled: bool) -> dict[str, Any]:
-        found = measured(case(), lambda: ours(case(), compiled), options.seconds)
-        return found | ({} if compiled else {"estimated_gib": estimated(case())})
+        def measure(case: Case) -> dict[str, Any]:
+            if not made:
+                made.append(make())
+            return measured(case, made[0], options.seconds)
 
-    title = f"{name} {length}"
-    results.try_to(f"{title} m4train", lambda: mine(False), "m4train")
-    if options.compile:
-        results.try_to(f"{title} m4train compiled", lambda: mine(True), "compiled")
+        for length, case in cases.items():
+            results.try_to(f"{name} {length} {title}", lambda case=case: measure(case), kind)
+        if then is not None and made:
+            then(made[0])
+
+    def kernels(side: Ours) -> None:
+        case = cases[lengths[0]]
+        profiled = lambda: {"kernels": top_kernels(case, side.step(case))}
+        results.try_to(f"{name} {lengths[0]} m4train kernels", profiled, "kernels")
+
+    first = cases[lengths[0]]
+    both("m4train", lambda: Ours(first), "m4train", kernels)
     if options.peers:
-        for kernels in KERNELS:
-            side = f"{title} transformers {kernels}"
-            other = lambda kernels=kernels: measured(case(), lambda: theirs(case(), kernels), options.seconds)
-            results.try_to(side, other, kernels)
-    if length == LENGTHS[options.scale][0]:
-        profiled = lambda: {"kernels": top_kernels(case(), warm(ours(case(), False)[0]))}
-        results.try_to(f"{title} m4train kernels", profiled, "kernels")
+        both("transformers sdpa", lambda: Theirs(first, "sdpa"), "sdpa")
+    if options.compile:
+        both("m4train compiled", lambda: Ours(first).compiled(), "compiled")
+    if options.peers:
+        both("transformers flash_attention_2", lambda: Theirs(first, "flash_attention_2"), "flash")
 
 
-def warm(step: Callable[[], Any]) -> Callable[[], Any]:
-    step()
-    return step
+def measure_part(options: argparse.Namespace, watched: bool) -> None:
+    """One model, or the data of a run, in this process."""
+    results = Results(options)
+    results.whole["device"] = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    if watched:
+        results.watch()
+    if options.part == DATA:
+        results.try_to("data of a run", lambda: data_wait(options), DATA)
+    elif options.part == ESTIMATES:
+        for name in options.cases:
+            for length in options.lengths or LENGTHS[options.scale]:
+                found = lambda name=name, length=length: {"estimated_gib": estimated(Case(name, length, options))}
+                results.try_to(f"{name} {length} estimate", found, ESTIMATES)
+    else:
+        measure_model(options.part, options, results)
+    results.write()
+
+
+def command(part: str, until: float, out: str, given: list[str]) -> list[str]:
+    """The command that measures a part until `until` (seconds since the epoch)."""
+    return [sys.executable, __file__, *given, "--part", part, "--until", str(until), "--out", out]
+
+
+class Part:
+    """The process that measures a part, which ends within so many seconds."""
+
+    def __init__(self, part: str, seconds: float, given: list[str]) -> None:
+        self.part, self._seconds, self._ends = part, seconds, time.time() + seconds
+        self._folder = tempfile.TemporaryDirectory()
+        self._out, self._said = Path(self._folder.name, "found.json"), Path(self._folder.name, "stderr")
+        words = command(part, self._ends - GRACE, str(self._out), given)
+        with self._said.open("wb") as stderr:
+            self._process = subprocess.Popen(words, stderr=stderr, start_new_session=True)
+
+    def found(self) -> tuple[dict[str, Any], str | None]:
+        """What it has written when it has ended, and how it failed, if it did."""
+        failed = None
+        try:
+            ended = self._process.wait(timeout=max(0.0, self._ends - time.time()))
+            if ended != 0:
+                last = self._said.read_text(errors="replace").strip().splitlines()[-1:]
+                failed = f"its process ended with status {ended}" + "".join(f" ({words})" for words in last)
+        except subprocess.TimeoutExpired:
+            failed = f"hung, and was killed after its {self._seconds:.0f} s"
+        finally:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        with self._folder:
+            return (json.loads(self._out.read_text(encoding="utf-8")) if self._out.exists() else {}), failed
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--scale", default="full", choices=tuple(LENGTHS))
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=tuple(CASES))
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=tuple(CASES))
     parser.add_argument("--lengths", nargs="+", type=int, help="tokens of a pack")
     parser.add_argument("--minutes", type=float, default=8.0, help="after which it has ended")
-    parser.add_argument("--seconds", type=float, default=6.0, help="for which a side is timed")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for which a side is timed")
     parser.add_argument("--out", default="gpu.json")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--no-data", dest="data", action="store_false")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--part", choices=(*CASES, DATA, ESTIMATES), help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    if options.part is not None:
+        measure_part(options, watched=arguments is None)
+        return
     results = Results(options)
-    if arguments is None:
-        results.watch()
-    print(" ".join(str(value) for value in results.whole.values()), flush=True)
-    for number, length in enumerate(options.lengths or LENGTHS[options.scale]):
-        for name in options.cases:
-            measure_case(name, length, options, results)
-        if options.data and number == 0:
-            results.try_to("data of a run", lambda: data_wait(options), "data")
-    results.close()
+    parts = [*options.cases, *[DATA] * options.data]
+    estimates = Part(ESTIMATES, results.left(), given)  # on the CPU, next to the others
+    for number, part in enumerate(parts):
+        # A part may take half as much again as its share, since others take less.
+        share = min(1.0, 1.5 / (len(parts) - number)) * results.left()
+        results.add(part, *Part(part, share, given).found())
+    results.add(ESTIMATES, *estimates.found())
+    results.tell()
 
 
 if __name__ == "__main__":

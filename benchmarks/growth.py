@@ -175,14 +175,15 @@ def show_data(most: int) -> None:
     from m4train.data.source import build_sources
     from tests.helpers.data import FakeProcessor, data_config, synthetic_source, write_shards
 
-    sizes = [n for n in (1_000, 10_000, 100_000) if n <= most]
+    sizes = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= most]
     taken = []
     for count in sizes:
         with tempfile.TemporaryDirectory() as folder:
             texts = ((f"{n:07d}", {"items": [{"text": f"Text {n} of many."}]}, {}) for n in range(count))
             write_shards(Path(folder), texts, max_samples=10_000)
             begun = time.process_time()
-            build_sources({"s": SourceConfig(path=f"{folder}/*.tar")}, data_config(), FakeProcessor())
+            data = data_config(auto_index_limit=most)
+            build_sources({"s": SourceConfig(path=f"{folder}/*.tar")}, data, FakeProcessor())
             taken.append(time.process_time() - begun)
     show("index, samples", sizes, taken)
 

@@ -31,8 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import gpu
 from m4train import Idefics3Config, Idefics3ForConditionalGeneration
-from m4train.batch import PackedBatch, PackedImages, Segments
+from m4train.batch import PackedBatch, PackedImages
 from m4train.config import Config
 from m4train.data.plan.packing import Packer, Unit
 from m4train.models.products import product
@@ -110,23 +111,9 @@ def make_samples(kind: str, count: int, size: str, scale: float, longest: int) -
 
 def packed(samples: list[Sample]) -> PackedBatch:
     """The samples end to end; every token is predicted, except the first of each and image tokens."""
-    lengths = [len(sample.ids) for sample in samples]
-    ids = torch.cat([sample.ids for sample in samples])
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    targets = torch.nonzero((positions > 0) & (ids != IMAGE))[:, 0]
     frames = torch.cat([sample.frames for sample in samples])
     table = (torch.arange(256) / 127.5 - 1.0).expand(3, 256).contiguous()
-    return PackedBatch(
-        input_ids=ids,
-        position_ids=positions,
-        segments=Segments.of(lengths),
-        loss_positions=targets - 1,
-        targets=ids[targets],
-        target_sources=torch.zeros_like(targets),
-        source_names=("made",),
-        images=PackedImages(frames, len(frames), table),
-        image_positions=torch.nonzero(ids == IMAGE)[:, 0],
-    )
+    return gpu.packed([sample.ids for sample in samples], IMAGE, PackedImages(frames, len(frames), table))
 
 
 def padded(samples: list[Sample]) -> dict[str, Tensor]:

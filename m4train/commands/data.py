@@ -23,7 +23,8 @@ def index(config: Config) -> int:
     with progress("shards") as bars:
         for name, source in build.all_sources(config.data).items():
             index_sources({name: source}, config.data, processor, _task(bars, name))
-    sources = open_sources(build.all_sources(config.data), config.data, processor)  # says which fields are not read
+    # Says which fields are not read.
+    sources = open_sources(build.all_sources(config.data), config.data, processor, indexed=True)
     found = [left_out(source, config.data) for source in sources]
     stops = above_limit(found, config.data)
     for line in [*left_out_lines(found), *([f"a run would stop before training: {stops}"] if stops else [])]:

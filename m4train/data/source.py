@@ -173,8 +173,10 @@ class Source:
         return self.shard_format.stored_images(self.files, shard.shard, members, wanted)
 
 
-def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processor: SampleProcessor) -> list[Source]:
-    """Opens every source, in the order given, indexing small ones on first use.
+def open_sources(
+    sources: Mapping[str, SourceConfig], data: DataConfig, processor: SampleProcessor, indexed: bool = False
+) -> list[Source]:
+    """Opens every source, in the order given, indexing small ones on first use; after `index_sources` they are `indexed`.
 
     Raises ConfigError for a missing path or weight, DataError for a pattern without shards, StaleIndexError for large
     sources without a fresh index.
@@ -188,7 +190,7 @@ def open_sources(sources: Mapping[str, SourceConfig], data: DataConfig, processo
             raise ConfigError(f"data source {name!r} has no path: set data.sources.{name}.path to its shards.")
         _warn_if_trained(name, config, data)
         given = config
-        config, form, shards = _found(name, config)
+        config, form, shards = _found(name, config, said=indexed)
         opened = open_index(shards, form, Renderer(processor, config, name), data.index_dir, data.auto_index_limit)
         form.keep(data.shuffle_window, data.packing_pool)
         used = _part(name, given, data, SourceIndex(opened), getattr(form, "numbered", False))
@@ -287,13 +289,13 @@ def shards_of(name: str, config: SourceConfig) -> list[str]:
     return _found(name, config)[2]
 
 
-def _found(name: str, config: SourceConfig) -> tuple[SourceConfig, ShardFormat, list[str]]:
-    """A source with the name of its format, the format, and its shards."""
+def _found(name: str, config: SourceConfig, said: bool = False) -> tuple[SourceConfig, ShardFormat, list[str]]:
+    """A source with the name of its format, which is printed unless it was `said` before, the format, and its shards."""
     key = f"data.sources.{name}"
     if config.format != "auto":
         return config, shard_format(config, key), expand_shards(config.path, config.format)
     shards = expand_shards(config.path)
-    config = format_of(config, shards, key)
+    config = format_of(config, shards, key, said)
     return config, shard_format(config, key), shards
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m4train.models.backbone_configs import LlamaConfig
+from m4train.models.hooks import is_watched
 from m4train.models.layers import GatedMLP, RMSNorm, Rotary, rotate
 from m4train.models.products import Linear, flattened
 from m4train.models.uncompiled import uncompiled
@@ -44,7 +45,7 @@ class LayerContext:
 
 
 class SelfAttention(nn.Module):
-    """The projections of rotary self-attention with grouped keys and values."""
+    """Rotary self-attention with grouped keys and values; a layer calls it as a whole only if it is watched (hooks.py)."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -57,6 +58,11 @@ class SelfAttention(nn.Module):
         self.k_proj = Linear(config.hidden_size, key_size, bias=False)
         self.v_proj = Linear(config.hidden_size, key_size, bias=False)
         self.o_proj = Linear(query_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, context: LayerContext) -> Tensor:
+        """(T, H) -> (T, H); `context` says which tokens see each other."""
+        mixed = context(*self.project(hidden, context.tables), self.dropout if self.training else 0.0)
+        return self.o_proj(flattened(mixed))
 
     def project(self, hidden: Tensor, tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
         """(T, H) -> queries (T, heads, head_dim), keys and values (T, kv_heads, head_dim); rotated, save the values."""
@@ -86,6 +92,8 @@ class DecoderLayer(nn.Module):
 
     def forward(self, hidden: Tensor, context: LayerContext) -> Tensor:
         """(T, H) -> (T, H); `context` says which tokens see each other."""
+        if is_watched(self.self_attn):
+            return self._finish(hidden, self.self_attn(self.input_layernorm(hidden), context))
         query, key, value = self.before(hidden, context.tables)
         return self.after(hidden, context(query, key, value, self.self_attn.dropout if self.training else 0.0))
 
@@ -95,7 +103,10 @@ class DecoderLayer(nn.Module):
 
     def after(self, hidden: Tensor, mixed: Tensor) -> Tensor:
         """(T, H) and what attention gives (T, heads, head_dim) -> (T, H)."""
-        hidden = hidden + self._drop(self.self_attn.o_proj(flattened(mixed)))
+        return self._finish(hidden, self.self_attn.o_proj(flattened(mixed)))
+
+    def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = hidden + self._drop(attended)
         return hidden + self._drop(self.mlp(self.post_attention_layernorm(hidden)))
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from m4train.models.configuration import PretrainedConfig
 from m4train.models.contexts import CrossContext, KeyValueCache, PackedContext
 from m4train.models.decoder import DecoderLayer, LayerContext, decoder_flops, text_norm
 from m4train.models.doors import ModelDoors, PaddedInputs
+from m4train.models.hooks import is_watched
 from m4train.models.idefics_images import padded_images
 from m4train.models.idefics_setup import freeze, init_idefics
 from m4train.models.initialisation import fill_normal
@@ -34,7 +35,8 @@ from m4train.parts import CONNECTOR, CROSS_ATTENTION, EMBEDDINGS, LM_HEAD, TEXT,
 
 
 class CrossAttention(nn.Module):
-    """The projections of attention of tokens (Q, H) to image features (images * n, Hv)."""
+    """Attention of tokens (Q, H) to image features (images * n, Hv); a layer calls it as a whole only if it is watched
+    (hooks.py)."""
 
     def __init__(self, config: IdeficsConfig, layer: int) -> None:
         super().__init__()
@@ -56,6 +58,12 @@ class CrossAttention(nn.Module):
         self.q_layer_norm = norm()
         self.k_layer_norm = norm()
 
+    def forward(self, rows: Tensor, features: Tensor | None, cross: CrossContext) -> Tensor:
+        """Tokens (Q, H) that see an image -> (Q, H); without `features` those of the cache are used."""
+        kept = self.kept(features, cross, self.keys)
+        mixed = cross(self.queries(rows), *kept, self.dropout if self.training else 0.0)
+        return self.o_proj(mixed.flatten(1))
+
     def queries(self, rows: Tensor) -> Tensor:
         """Tokens (Q, H) -> (Q, heads, head_dim)."""
         return self.q_layer_norm(self.q_proj(rows).unflatten(-1, (-1, self.head_dim)))
@@ -64,6 +72,19 @@ class CrossAttention(nn.Module):
         """Image features (images * n, Hv) -> keys and values (images * n, heads, head_dim)."""
         key = self.k_layer_norm(self.k_proj(features).unflatten(-1, (-1, self.head_dim)))
         return key, self.v_proj(features).unflatten(-1, (-1, self.head_dim))
+
+    def kept(
+        self, features: Tensor | None, cross: CrossContext, keys: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (images * n, heads, head_dim), through the cache if there is one; `keys` makes them as `keys` here does
+        of features (images * n, Hv)."""
+        if features is None:
+            assert cross.cache is not None
+            return cross.cache.cross[self.layer]
+        made = keys(features)
+        if cross.cache is not None:
+            cross.cache.cross[self.layer] = made
+        return made
 
 
 class GatedCrossAttentionLayer(nn.Module):
@@ -85,9 +106,13 @@ class GatedCrossAttentionLayer(nn.Module):
     def forward(self, hidden: Tensor, features: Tensor | None, cross: CrossContext | None) -> Tensor:
         """(T, H) -> (T, H); without `cross` no token sees an image; without `features` those of the cache are used."""
         if cross is not None:
-            query = self.before(hidden.index_select(0, cross.tokens))
-            mixed = cross(query, *self._kept(features, cross), self.cross_attn.dropout if self.training else 0.0)
-            hidden = hidden.index_add(0, cross.tokens, self.after(mixed).to(hidden.dtype))
+            rows = hidden.index_select(0, cross.tokens)
+            if is_watched(self.cross_attn):
+                added = self._gated(self.cross_attn(self.input_layernorm(rows), features, cross))
+            else:
+                query, kept = self.before(rows), self.cross_attn.kept(features, cross, self.keys)
+                added = self.after(cross(query, *kept, self.cross_attn.dropout if self.training else 0.0))
+            hidden = hidden.index_add(0, cross.tokens, added.to(hidden.dtype))
         return self.dense(hidden)
 
     def before(self, rows: Tensor) -> Tensor:
@@ -100,23 +125,15 @@ class GatedCrossAttentionLayer(nn.Module):
 
     def after(self, mixed: Tensor) -> Tensor:
         """What attention gives (Q, heads, head_dim) -> what it adds to these tokens (Q, H)."""
-        return self.alpha_cross_attn.flatten().tanh() * self._drop(self.cross_attn.o_proj(mixed.flatten(1)))
+        return self._gated(self.cross_attn.o_proj(mixed.flatten(1)))
+
+    def _gated(self, attended: Tensor) -> Tensor:
+        return self.alpha_cross_attn.flatten().tanh() * self._drop(attended)
 
     def dense(self, hidden: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""
         mixed = self._drop(self.mlp(self.post_attention_layernorm(hidden)))
         return hidden + self.alpha_dense.flatten().tanh() * mixed
-
-    def _kept(self, features: Tensor | None, cross: CrossContext) -> tuple[Tensor, Tensor]:
-        """Keys and values of the images, through the cache if there is one."""
-        cache, layer = cross.cache, self.cross_attn.layer
-        if features is None:
-            assert cache is not None
-            return cache.cross[layer]
-        kept = self.keys(features)
-        if cache is not None:
-            cache.cross[layer] = kept
-        return kept
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)

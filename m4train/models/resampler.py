@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from m4train.batch import Segments
 from m4train.models.attention import attention
+from m4train.models.hooks import is_watched
 from m4train.models.layers import GatedMLP, RMSNorm
 from m4train.models.model_configs import Idefics2PerceiverConfig, IdeficsPerceiverConfig
 from m4train.models.products import Linear
@@ -57,7 +58,8 @@ def spread(latents: Tensor, patches: Segments) -> tuple[Tensor, LatentContext]:
 
 
 class GroupedLatentAttention(nn.Module):
-    """The projections of attention of latents to patches and latents, with grouped keys (Idefics2)."""
+    """Attention of latents to patches and latents, with grouped keys (Idefics2); a layer calls it as a whole only if it is
+    watched (hooks.py)."""
 
     def __init__(self, config: Idefics2PerceiverConfig) -> None:
         super().__init__()
@@ -67,6 +69,11 @@ class GroupedLatentAttention(nn.Module):
         self.k_proj = Linear(size, key_size, bias=False)
         self.v_proj = Linear(size, key_size, bias=False)
         self.o_proj = Linear(query_size, size, bias=False)
+
+    def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
+        """Latents (I * n, H) and patches (P, H) -> (I * n, H)."""
+        mixed = context(*self.project(latents, patches, context.slots), self.dropout if self.training else 0.0)
+        return self.o_proj(mixed.flatten(1))
 
     def project(self, latents: Tensor, patches: Tensor, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (I * n, H) and patches (P, H) -> queries (I * n, heads, head_dim), keys and values (P + I * n, kv_heads, head_dim)."""
@@ -92,6 +99,9 @@ class PerceiverLayer(nn.Module):
 
     def forward(self, latents: Tensor, patches: Tensor, context: LatentContext) -> Tensor:
         """Latents (I * n, H) and patches (P, H) -> latents (I * n, H)."""
+        if is_watched(self.self_attn):
+            normed = self.input_latents_norm(latents), self.input_context_norm(patches)
+            return self._finish(latents, self.self_attn(*normed, context))
         query, key, value = self.before(latents, patches, context.slots)
         return self.after(latents, context(query, key, value, self.self_attn.dropout if self.training else 0.0))
 
@@ -101,7 +111,10 @@ class PerceiverLayer(nn.Module):
 
     def after(self, latents: Tensor, mixed: Tensor) -> Tensor:
         """Latents (I * n, H) and what attention gives (I * n, heads, head_dim) -> latents (I * n, H)."""
-        latents = latents + self.self_attn.o_proj(mixed.flatten(1))
+        return self._finish(latents, self.self_attn.o_proj(mixed.flatten(1)))
+
+    def _finish(self, latents: Tensor, attended: Tensor) -> Tensor:
+        latents = latents + attended
         return latents + self.mlp(self.post_attention_layernorm(latents))
 
 

@@ -10,6 +10,7 @@ from m4train.batch import Segments
 from m4train.errors import DataError
 from m4train.models.attention import attention
 from m4train.models.backbone_configs import SiglipVisionConfig
+from m4train.models.hooks import is_watched
 from m4train.models.layers import Activation, activation
 from m4train.models.products import Linear, linear, recomputed
 from m4train.models.uncompiled import uncompiled
@@ -58,7 +59,7 @@ class VisionEmbeddings(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """The projections of self-attention."""
+    """Self-attention; a layer calls it as a whole only if it is watched (hooks.py)."""
 
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -67,6 +68,11 @@ class VisionAttention(nn.Module):
         self.k_proj = Linear(size, size)
         self.v_proj = Linear(size, size)
         self.out_proj = Linear(size, size)
+
+    def forward(self, hidden: Tensor, attend: PatchAttention) -> Tensor:
+        """(T, Hv) -> (T, Hv); `attend` says which patches see each other."""
+        mixed = attend(*self.project(hidden), self.dropout if self.training else 0.0)
+        return self.out_proj(mixed.flatten(1))
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(T, Hv) -> queries, keys and values (T, heads, head_dim)."""
@@ -115,6 +121,8 @@ class VisionLayer(nn.Module):
 
     def forward(self, hidden: Tensor, attend: PatchAttention) -> Tensor:
         """(T, Hv) -> (T, Hv); `attend` says which patches see each other."""
+        if is_watched(self.self_attn):
+            return self._finish(hidden, self.self_attn(self.layer_norm1(hidden), attend))
         query, key, value = self.before(hidden)
         return self.after(hidden, attend(query, key, value, self.self_attn.dropout if self.training else 0.0))
 
@@ -124,7 +132,10 @@ class VisionLayer(nn.Module):
 
     def after(self, hidden: Tensor, mixed: Tensor) -> Tensor:
         """(T, Hv) and what attention gives (T, heads, head_dim) -> (T, Hv)."""
-        hidden = hidden + self.self_attn.out_proj(mixed.flatten(1))
+        return self._finish(hidden, self.self_attn.out_proj(mixed.flatten(1)))
+
+    def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = hidden + attended
         return hidden + self.mlp(self.layer_norm2(hidden))
 
 

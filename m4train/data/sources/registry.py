@@ -44,14 +44,16 @@ _KINDS: tuple[Callable[[Reading], ShardFormat], ...] = (
 FORMATS: dict[str, Callable[[Reading], ShardFormat]] = {kind.name: kind for kind in _KINDS}  # type: ignore[attr-defined]
 
 
-def format_of(config: SourceConfig, shards: Sequence[str], key: str) -> SourceConfig:
-    """The source called `key` with the format that its shards have, if it is to be found out; what it is taken for is said.
+def format_of(config: SourceConfig, shards: Sequence[str], key: str, said: bool = False) -> SourceConfig:
+    """The source called `key` with the format that its shards have, if it is to be found out; what it is taken for is said
+    unless it was `said` before.
 
     Raises ConfigError if it cannot be told."""
     if config.format != "auto":
         return config
     found, why = detect(FileReader(), shards, key)
-    _LOG.warning("%s: format auto takes it for %s: %s", key, found, why)
+    if not said:
+        _LOG.warning("%s: format auto takes it for %s: %s", key, found, why)
     return replace(config, format=found)
 
 

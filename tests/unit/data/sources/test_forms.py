@@ -15,7 +15,7 @@ from PIL import Image
 from m4train.config import SourceConfig
 from m4train.data.documents.sample import Sample
 from m4train.data.shards import expand_shards
-from m4train.data.source import Source, build_sources
+from m4train.data.source import Source, build_sources, index_sources, open_sources
 from m4train.data.sources.csv_records import CsvRecords
 from m4train.data.sources.json_records import JsonRecords
 from m4train.data.storage import packed
@@ -495,3 +495,12 @@ def tar(path: Path, members: dict[str, bytes]) -> Path:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def test_what_auto_is_taken_for_is_said_once_by_a_command_that_indexes(tmp_path, caplog):
+    write_shards(tmp_path / "shards", documents(3))
+    sources, data = {"s": SourceConfig(path=f"{tmp_path}/shards/*.tar", format="auto")}, data_config()
+    index_sources(sources, data, FakeProcessor())
+    [source] = open_sources(sources, data, FakeProcessor(), indexed=True)
+    assert source.config.format == "canonical"
+    assert caplog.text.count("format auto takes it for canonical") == 1
