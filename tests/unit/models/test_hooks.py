@@ -90,5 +90,5 @@ def test_a_second_derivative_is_refused_on_a_cpu_and_not_wrong() -> None:
     model, batch = model_and_batch("idefics3")
     first = model.get_input_embeddings().weight
     [gradient] = torch.autograd.grad(model(batch).loss, [first], create_graph=True)
-    with pytest.raises(RuntimeError, match="twice|derivative for .*attention.* is not implemented"):
+    with pytest.raises(RuntimeError, match=r"twice|derivative for .*attention.* is not implemented"):
         gradient.sum().backward()
