@@ -23,6 +23,7 @@ _MOST: dict[str, int] = {  # keys and what tiny runs have of them at most
     "adapter.rank": 4,
     "freeze.new_rows_from": 64,
 }
+_TOKENIZER = Path(__file__).parents[1] / "processing" / "tiny_tokenizer"  # 2,048 entries, of English text and code
 _FRAME = 32  # pixels of a side of the tiny models' frames
 
 
@@ -32,7 +33,7 @@ def scale_down(config: Config, given: Sequence[str], conf: Path) -> None:
     if config.scale != "tiny":
         return
     if "model.pretrained" not in given:
-        _scale_model(config, conf)
+        _scale_model(config, given, conf)
     else:  # a tiny model, whose folder says everything else
         config.model.architecture, config.model.processor, config.model.tokenizer = {}, _cut(config), None
     for key, most in _MOST.items():
@@ -42,7 +43,7 @@ def scale_down(config: Config, given: Sequence[str], conf: Path) -> None:
             setattr(getattr(config, group), name, most)
 
 
-def _scale_model(config: Config, conf: Path) -> None:
+def _scale_model(config: Config, given: Sequence[str], conf: Path) -> None:
     model = config.model
     own = conf / "model" / f"tiny_{model.family}.yaml"
     tiny: Any = OmegaConf.load(own if own.is_file() else conf / "model" / "tiny_idefics3.yaml")
@@ -50,6 +51,9 @@ def _scale_model(config: Config, conf: Path) -> None:
     config.optimizer.start = "fresh"
     model.pretrained = model.vision_pretrained = model.text_pretrained = None
     model.tokenizer = model.tokenizer or f"{config.data.root}/tokenizer"
+    made = config.data.prepare is not None or "model.tokenizer" in given  # with the data, or by whom it is named
+    if not made and not (Path(model.tokenizer) / "tokenizer.json").is_file():
+        model.tokenizer = str(_TOKENIZER)
 
 
 def _cut(config: Config) -> dict[str, Any]:

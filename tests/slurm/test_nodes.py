@@ -43,7 +43,7 @@ def test_four_nodes_equal_one_process_and_an_interrupt_changes_nothing(engine, j
     )
     run.begun()
     assert "told to wind up" in jobs.m4train("launch", "interrupt", run.folder).stdout
-    jobs.wait(run.job, seconds=900)
+    jobs.wait(run.job)
     assert jobs.state(run.job) == ("COMPLETED", 1)
     assert "4 ranks meet at" in run.said()
     assert "6 pairs of nodes" in (jobs.folder / "m4train-logs" / run.job / "nodes.log").read_text()
@@ -126,7 +126,7 @@ def test_a_requeue_in_the_second_stage_goes_on_there(jobs, digits_root):
     answer = disturbed(jobs, PAUSE="update:1").m4train(*command, *small).stdout
     job = answer.split()[-1]
     metrics = {name: jobs.folder / "run" / name / "metrics.jsonl" for name in ("pretrain", "sft")}
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not (metrics["sft"].exists() and len(metrics["sft"].read_text().splitlines()) >= 2):
         assert time.monotonic() < deadline, jobs.said(job)
         time.sleep(0.1)

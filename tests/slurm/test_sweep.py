@@ -18,7 +18,7 @@ def test_a_sweep_is_an_array_of_runs(jobs, digits_root, tmp_path):
     given = [*plain, "engine=ddp", "trainer.save_every=100", "trainer.max_steps=2,3"]
     answer = jobs.run(sys.executable, "-m", "m4train", "launch", "slurm", "-m", *sizes, *given).stdout
     job = re.search(r"Submitted batch job (\d+)", answer)[1]
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while jobs.run("squeue", "--noheader", "--jobs", job, check=False).stdout.strip():
         assert time.monotonic() < deadline, jobs.said(f"{job}*")
         time.sleep(0.5)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from m4train.build import build_processor
 from m4train.config.compose import load_config, load_stages
 
 FOLDER = Path(__file__).parents[3] / "conf" / "experiment"
@@ -113,3 +114,18 @@ def test_a_tiny_scale_leaves_what_is_no_number(tmp_path):
     )
     config = load_config([f"experiment={tmp_path}/mine.yaml", "scale=tiny"])
     assert (config.trainer.save_every, config.trainer.max_steps) == ("epoch", 4)
+
+
+def test_a_tiny_scale_brings_a_tokenizer_unless_there_is_one(tmp_path):
+    tiny = ["experiment=sft/idefics2_lora", "data.sources.mine.path=mine.json", "scale=tiny", f"data.root={tmp_path}"]
+    brought = load_config(tiny).model.tokenizer
+    processor = build_processor(load_config(tiny))
+    assert processor.tokenizer.decode(processor.tokenizer.encode("Straße, 猫 and a cat.")).endswith(
+        "Straße, 猫 and a cat."
+    )
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    assert load_config(tiny).model.tokenizer == f"{tmp_path}/tokenizer" != brought
+    assert load_config([*tiny, "model.tokenizer=own"]).model.tokenizer == "own"
+    digits = load_config(["experiment=digits_pretrain", "scale=tiny", "data.root=later"])  # which its preparing makes
+    assert digits.model.tokenizer == "later/tokenizer"
