@@ -56,10 +56,7 @@ test-cuda-build: setup
 
 # Ratios to what a user would pick instead, tiny sizes, under 3 minutes; benchmarks/README.md has those of larger ones
 bench-quick: setup
-	@PYTHONPATH=. $(BIN)/python benchmarks/data.py --quick
-	@PYTHONPATH=. $(BIN)/python benchmarks/images.py --seconds 0.5 --sizes photo --processors Idefics2 "Idefics3 whole" "SmolVLM 512"
-	@PYTHONPATH=. $(BIN)/python benchmarks/packing.py --quick
-	@PYTHONPATH=. $(BIN)/python benchmarks/training.py --model tiny --pairs 5
+	@PYTHONPATH=. $(BIN)/python benchmarks/quick.py
 
 lint: setup
 	@$(BIN)/ruff check .

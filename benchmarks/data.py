@@ -342,14 +342,14 @@ def large_index(folder: Path, samples: int) -> None:
     print(f"first step after {first:.2f} s, then {1000 * each:.1f} ms a step of 64 packs", flush=True)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--seconds", type=float, default=8.0, help="per measurement")
     parser.add_argument("--formats", nargs="*", default=["tar", "parquet", "json"])
     parser.add_argument("--quick", action="store_true", help="few samples, a second each, Energon left out")
     parser.add_argument("--index", type=int, help="only measure an index of this many samples, such as 10000000")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.index:
         with tempfile.TemporaryDirectory() as folder:
             large_index(Path(folder), options.index)

@@ -90,6 +90,7 @@ class Case:
             self.architecture = tiny(self.architecture)
         self.packed_patches = self.config.model.family == "idefics2"
         self.samples = self._samples()
+        self.config.data.images_per_pack = max(1, self.images)  # the most that an estimate expects
 
     @property
     def image_id(self) -> int:

@@ -129,14 +129,14 @@ def compare_threads(size: tuple[int, int], seconds: float, count: int = 16) -> N
     )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3.0, help="time per line")
     parser.add_argument("--threads", action="store_true", help="also measure batches in threads")
     parser.add_argument("--torchvision", action="store_true", help="compare the backend torch with torchvision's")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="which images")
     parser.add_argument("--processors", nargs="+", choices=PAIRS, default=list(PAIRS), help="whose processors")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     pairs = torchvision_pairs() if options.torchvision else PAIRS
     print(

@@ -72,8 +72,8 @@ def planning(frames: int) -> float:
         return (time.process_time() - begun) / 4 * 10_000 / documents
 
 
-def main() -> None:
-    quick = "--quick" in sys.argv[1:]
+def main(arguments: list[str] | None = None) -> None:
+    quick = "--quick" in (sys.argv[1:] if arguments is None else arguments)
     seeds = SEEDS[:1] if quick else SEEDS
     fill_table(BUDGETS[:6:2] if quick else BUDGETS, seeds)
     balance(seeds)

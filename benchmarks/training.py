@@ -356,7 +356,7 @@ def batches_of(step: list[Sample], batch: int) -> list[list[int]]:
     return [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=SIZES, default="68m")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
@@ -375,7 +375,7 @@ def main() -> None:
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--alone", choices=("m4train", *PEERS), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     options.precision = options.precision or ("fp32" if options.device == "cpu" else "bf16")

@@ -15,9 +15,11 @@ from m4train.config import Config
 from m4train.data.loading.collate import Collator
 from m4train.data.plan.plan import Plan
 from m4train.training.engines.single import SingleEngine
+from m4train.training.metrics import StepSums
 from m4train.training.step import run_micro_batches
 from tests.helpers.data import FakeProcessor, make_sources
 from tests.helpers.models import SHALLOW
+from tests.helpers.synchronisation import Synchronisations
 from tests.helpers.training import make_config
 from tests.unit.models.test_packing import documents_of, make
 
@@ -86,3 +88,20 @@ def test_a_sample_takes_two_reads(tmp_path: Path) -> None:
     assert images["pages"] > documents["pages"] > 0
     for source, earlier in zip(sources, before):
         assert source.files.reads - earlier <= 2 * documents[source.name]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_asks_a_tensor_for_no_number(precision: str, tmp_path: Path) -> None:
+    """Forward, backward, clipping, the decision to skip and the update: on a GPU each such question would wait for it."""
+    model, build, per_image = make("idefics3", torch.float32, **SHALLOW["idefics3"])
+    batch = build([(ids, [image.float() for image in own]) for ids, own in documents_of(SIZES, per_image)])
+    config = make_config(tmp_path)
+    config.trainer.precision, config.trainer.skip_outliers = precision, 10.0
+    engine = SingleEngine(config, "cpu")
+    engine.prepare(model)
+    sums = StepSums(["a"], engine.device)
+    for _ in range(2):
+        with Synchronisations() as seen:
+            run_micro_batches(engine, [batch, batch], 2 * batch.loss_tokens, 0.01, sums)
+            engine.update(1.0, 1.0)
+    assert not seen.found, "\n".join(seen.found)
