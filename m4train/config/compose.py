@@ -78,7 +78,9 @@ def hydra_at(where: Where, schema: Any = Config) -> Hydra:
     """Hydra with the search path of `where` and the types of `schema`, a dataclass that the root names as `schema` in its
     defaults list."""
     version.setbase("1.3")
-    ConfigStore.instance().store(name="schema", node=schema)
+    stored = ConfigStore.instance().repo.get("schema.yaml")
+    if stored is None or OmegaConf.get_type(stored.node) is not schema:
+        ConfigStore.instance().store(name="schema", node=schema)
     path = search_path(resource_folder("conf"), where)
     return Hydra("m4train", Loader(path, schema, hint_once))
 

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +41,9 @@ from m4train.errors import ConfigError
 CONFIG_PATH = "M4TRAIN_CONFIG_PATH"  # folders like conf/, as in PATH
 OWN = "conf"  # the folder of the working folder that is searched too
 EXPERIMENT = "experiment"
+_TEXTS = getattr(
+    yaml, "CBaseLoader", yaml.BaseLoader
+)  # takes every value for text; in C where PyYAML was built with it
 _BRACES = re.compile(r"\{[^{}:]*(\.\.|,)[^{}:]*\}")  # of a pattern for shards, which Hydra takes for a mapping
 
 
@@ -101,7 +105,7 @@ class Loader(ConfigLoaderImpl):
         if repository.group_exists(key) or (key == EXPERIMENT and override.value_type is not None):
             _check_choice(override, repository)
             return override
-        reader = Reader(self.schema, say=self.say, others=groups_of(repository))
+        reader = Reader(self.schema, say=self.say, others=partial(groups_of, repository))
         path, value = key.split("."), cast(Any, override.value())
         if isinstance(value, ChoiceSweep):  # every value of a sweep is read when its job is composed
             value = value.list[0] if value.list else None
@@ -129,7 +133,7 @@ class Repository(CachingConfigRepository):
     """The configurations on the search path, with values read by the schema, and files that a choice names by their path."""
 
     def __init__(self, delegate: Any, schema: Any, say: Callable[[str], None]) -> None:
-        super().__init__(delegate)
+        self.delegate, self.cache = copy(delegate), {}  # hydra.searchpath gives the copy a list of sources of its own
         self.schema, self.say = schema, say
 
     def config_exists(self, config_path: str) -> bool:
@@ -171,8 +175,8 @@ class Repository(CachingConfigRepository):
             return
         values: Any = OmegaConf.to_container(result.config)
         hydra = {"hydra": values.pop("hydra")} if not path and "hydra" in values else {}
-        written = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)
-        reader = Reader(self.schema, f"{file}: ", self.say, groups_of(self))
+        written = yaml.load(file.read_text(encoding="utf-8"), _TEXTS)
+        reader = Reader(self.schema, f"{file}: ", self.say, partial(groups_of, self))
         result.config = OmegaConf.create(reader.read(values, written, path) | hydra)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Callable, Collection
 from typing import Any
@@ -19,7 +20,11 @@ from m4train.errors import ConfigError
 
 
 def fields_of(node: Any) -> dict[str, Any]:
-    return typing.get_type_hints(node) if dataclasses.is_dataclass(node) else {}
+    """The types of the fields of a dataclass by their names; nothing for any other type."""
+    return _hints(node) if isinstance(node, type) and dataclasses.is_dataclass(node) else {}
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def hint_of(schema: Any, path: list[str]) -> Any:
@@ -48,10 +53,14 @@ def nested(path: list[str], value: Any) -> Any:
 
 class Reader:
     """Reads values against `schema`. `where` is what messages name first, such as a file; `say` is called with hints;
-    `others` are names that may be meant by a wrong one, besides the keys."""
+    `others` gives names that may be meant by a wrong one, besides the keys."""
 
     def __init__(
-        self, schema: Any, where: str = "", say: Callable[[str], None] | None = None, others: Collection[str] = ()
+        self,
+        schema: Any,
+        where: str = "",
+        say: Callable[[str], None] | None = None,
+        others: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._schema, self._where, self._say, self._others = schema, where, say, others
 
@@ -111,7 +120,7 @@ class Reader:
             ((inner, value),) = value.items()
             key = [*key, str(inner)]
         name = ".".join(key)
-        known = all_keys(self._schema, key, self._others)
+        known = all_keys(self._schema, key, self._others())
         raise ConfigError(f"{self._where}{name} is not a configuration key{here(name) or suggest(name, known)}.")
 
 

@@ -73,7 +73,7 @@ def test_every_free_key_has_a_value_here():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.full), 2, 3])
 def test_a_free_key_changes_no_weight(stage):
     keys = {key: value for key, value in VALUES.items() if stage == 3 or not key.startswith(("stage3_", "sub_group"))}
     runs = {"plain": (f"zero{stage}", {})}

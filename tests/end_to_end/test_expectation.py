@@ -13,7 +13,7 @@ from m4train.estimation.subject import Subject
 from m4train.run_files import ESTIMATE
 from tests.end_to_end.conftest import small_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.expects]
 
 
 def _config(digits_root, tmp_path, *overrides):

@@ -32,7 +32,13 @@ def uninterrupted(digits_root, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("how", "step"), [(signal.SIGKILL, 6), (signal.SIGKILL, 9), (signal.SIGINT, 3), (signal.SIGTERM, 7)]
+    ("how", "step"),
+    [
+        (signal.SIGKILL, 6),
+        pytest.param(signal.SIGKILL, 9, marks=pytest.mark.full),
+        (signal.SIGINT, 3),
+        (signal.SIGTERM, 7),
+    ],
 )
 def test_stopped_and_started_again(digits_root, tmp_path, uninterrupted, how, step):
     command = ["train", *_run(digits_root, tmp_path)]

@@ -56,6 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_what_came_of_each_test(folder, monkeypatch, capsys):
     monkeypatch.setattr(run, "NEEDED", ())  # which the made-up module does not import
     monkeypatch.setattr(run, "LISTED", {"another base": ("test_it_is_of_transformers",)})

@@ -47,7 +47,7 @@ def start_ranks(function: Callable[..., Any], world_size: int, *args: Any, folde
     ]
 
 
-def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 600.0) -> list[Any]:
     """Calls `function(*args)` on `world_size` processes that find each other through the environment.
 
     Returns what each rank returned. Raises AssertionError with the output of the ranks that failed, or saying which ranks

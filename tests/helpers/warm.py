@@ -26,6 +26,7 @@ import cloudpickle
 
 from tests.helpers import spares
 
+EXPECTING = "M4TRAIN_TESTS_EXPECT"  # set: runs say what memory and time they expect, which takes longer than the steps of a test
 ROOT = Path(__file__).parents[2]
 PRELOADED = (
     "pytest",
@@ -148,6 +149,7 @@ def _ask(*request: Any) -> Any:
 def _serve(link: Connection) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
+    _prepare()
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be lost in the fork"
     gc.collect()
     gc.freeze()  # or every collection of every child would walk, and so copy, all that was imported
@@ -171,11 +173,30 @@ def _serve(link: Connection) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def _prepare() -> None:
+    """What every command would do again: looking for plugins of Hydra, and composing a first configuration."""
+    from m4train.commands import train
+    from m4train.config.compose import load_config
+    from m4train.training.callbacks.base import Callback
+
+    load_config(["experiment=digits_pretrain"])
+    train.Expectation = Callback  # type: ignore[misc, assignment]
+
+
+def _expect() -> None:
+    from m4train.commands import train
+    from m4train.estimation.expectation import Expectation
+
+    train.Expectation = Expectation  # type: ignore[misc]
+
+
 def _become(work: bytes, environment: dict[str, str], folder: str, own: int, *files: str) -> NoReturn:
     def call() -> None:
         import torch
 
         torch.set_num_threads(1)
+        if EXPECTING in environment:
+            _expect()
         function, args = cloudpickle.loads(work)
         if own:
             spares.keep(own, _end)

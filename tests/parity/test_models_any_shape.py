@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m4train.models import (
@@ -21,7 +21,7 @@ from tests.helpers.rounding import assert_near
 from tests.parity.models_inputs import idefics2_inputs, idefics3_inputs, idefics_inputs
 from tests.parity.models_reference import reference_pair, rounding
 
-any_shape = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+any_shape = settings(max_examples=15)
 sides = st.sampled_from(["left", "right"])
 
 

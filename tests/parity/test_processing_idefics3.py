@@ -19,7 +19,7 @@ SIZES = [
     (640, 480), (480, 640), (1000, 300), (300, 1000), (364, 364), (365, 364),
     (20, 10), (2, 50), (1457, 728), (7, 5), (1, 1), (3000, 100),
 ]  # fmt: skip
-LARGE = [(1999, 2000), (1456, 1456), (5000, 4000)]
+LARGE = [(1999, 2000), (1456, 1456), (4500, 900)]  # the last is larger than what is resized at all
 SETTINGS = [
     {},
     {"do_image_splitting": False},
@@ -270,7 +270,7 @@ words = st.text(alphabet="aIn the\n .,:12é数<>", max_size=20)
     split=st.booleans(),
     resize=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_random_batches(pair, samples, longest, side, split, resize):
     ours, theirs = pair
     options = {

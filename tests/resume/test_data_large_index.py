@@ -12,17 +12,20 @@ from tests.helpers.data import FakeProcessor, data_config, make_sources, synthet
 
 
 @pytest.mark.slow
-def test_any_position_of_a_million_samples_is_reached_in_two_seconds(tmp_path: Path) -> None:
+def test_any_position_of_a_million_samples_is_reached_as_soon_as_the_first(tmp_path: Path) -> None:
     stored = pickle.dumps(synthetic_source(tmp_path, 1_000_000, 100))
     data = data_config(sequence_length=4096, images_per_pack=64, packing_pool=64)
     state = next(Plan([pickle.loads(stored)], data, 0, 64).steps()).state
     assert len(json.dumps(state)) < 100_000
+    first = None
     for position in (0, 123_456, 999_990):
         state["streams"]["web"] = {"epoch": 3, "position": position}
-        begun = time.perf_counter()
+        begun = time.process_time()
         source = pickle.loads(stored)
         step = next(Plan([source], data, 0, 64).steps(state))
-        assert time.perf_counter() - begun < 2.0
+        seconds = time.process_time() - begun
+        first = first or seconds
+        assert seconds < 3 * first + 0.1
         assert len(step.packs) == 64
         assert source.files.reads == 0
 

@@ -136,9 +136,9 @@ EVERY += [(1, point, when) for point in ON_EVERY_RANK for when in ("before", "af
 
 @pytest.mark.slow
 def test_a_few_kills(tmp_path):
-    """One kill on either rank while writing, one about the rename, three at random moments."""
+    """One kill on either rank while writing, one about the rename, two at random moments."""
     kills = [(1, "_write_tensors", "after"), (0, "rename", "before"), (0, "rename", "after")]
-    _soak(tmp_path, 80, 3, kills)
+    _soak(tmp_path, 60, 2, kills)
 
 
 @pytest.mark.slow

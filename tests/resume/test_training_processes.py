@@ -86,7 +86,9 @@ def _assert_losses(run_dir, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2"])
+@pytest.mark.parametrize(
+    "engine", [pytest.param("ddp", marks=pytest.mark.full), pytest.param("fsdp2", marks=pytest.mark.full), "zero2"]
+)
 def test_torchrun_ends_with_code_zero(engine, expected, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", *_arguments(tmp_path, engine, 0.0)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -308,7 +308,8 @@ def test_the_configuration_of_a_run_names_no_code_without_the_users_word(key, ru
     assert word.startswith(f"{key}=")
     if ".path" not in key:  # whose samples have to be streamed, all of them
         assert code_named(load_run_config([f"run_dir={run_dir}", word]))[key] == word.partition("=")[2]
-    for command in ("plan", "preview", "validate", "evaluate", "train", "export", "replay"):
+    commands = ("plan", "preview", "validate", "evaluate", "train", "export", "replay")
+    for command in commands if key == "evaluation.metric" else ("plan", "train"):  # all read it by one function
         options = ["step=1"] if command == "replay" else []
         assert cli.main([command, f"run_dir={run_dir}", *options]) == 2, command
         assert key in capsys.readouterr().err

@@ -13,8 +13,18 @@ from tests.helpers.processing import tiny_idefics2_processor
 pytestmark = [pytest.mark.slow, pytest.mark.asks_transformers]
 
 
-@pytest.mark.parametrize("adapters", ["merge", "apart"])
-@pytest.mark.parametrize("model", ["tiny_idefics3", "tiny_idefics2", "tiny_idefics"])
+FULL = pytest.mark.full
+CASES = [
+    ("tiny_idefics3", "apart"),
+    ("tiny_idefics2", "merge"),
+    ("tiny_idefics", "apart"),
+    pytest.param("tiny_idefics3", "merge", marks=FULL),
+    pytest.param("tiny_idefics2", "apart", marks=FULL),
+    pytest.param("tiny_idefics", "merge", marks=FULL),
+]
+
+
+@pytest.mark.parametrize(("model", "adapters"), CASES)
 def test_transformers_renders_and_answers_the_same(model, adapters, tmp_path, capsys):
     given = ["adapter=lora", "adapter.rank=4"] if adapters == "apart" else []
     given += ["model.processor.space_after_image=true"] if model == "tiny_idefics2" else []

@@ -76,10 +76,10 @@ def test_a_gradient_norm_may_be_without_limit():
     load_config(["experiment=digits_sft", "trainer.max_grad_norm=inf"])
 
 
-def test_every_experiment_composes_and_keys_override():
-    for experiment in groups()["experiment"]:
-        own = ["data.sources.mine.path=mine.json"] if experiment.startswith("sft/") else []
-        config = load_config([f"experiment={experiment}", "trainer.max_steps=5000", "seed=7", *own])
+def test_keys_override_what_an_experiment_says():
+    """That every other one composes is seen in test_recipes.py."""
+    for experiment in ("digits", "digits_pretrain", "digits_sft", "idefics2/stage1"):
+        config = load_config([f"experiment={experiment}", "trainer.max_steps=5000", "seed=7"])
         assert isinstance(config, Config)
         assert (config.trainer.max_steps, config.seed) == (5000, 7)
 

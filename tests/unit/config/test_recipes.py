@@ -1,6 +1,7 @@
 """The recipes of conf/experiment: every number says where it is from or what it stands for, and every one of them composes."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,15 @@ def test_every_number_is_published_or_said_to_be_assumed(recipe):
             node = node[name]
 
 
+@cache
+def _composed(recipe):
+    own = ["data.sources.mine.path=mine.json"] if recipe.startswith("sft/") else []
+    return load_config([f"experiment={recipe}", *own])
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_composes(recipe):
-    own = ["data.sources.mine.path=mine.json"] if recipe.startswith("sft/") else []
-    config = load_config([f"experiment={recipe}", *own])
+    config = _composed(recipe)
     assert config.name.replace("_", "") == recipe.removeprefix("sft/").replace("/", "_").replace("_", "")
     weights = [source.weight for source in config.data.sources.values()]
     if config.data.mixture.by == "loss_tokens":
@@ -76,7 +82,7 @@ def test_every_recipe_composes(recipe):
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r.startswith("sft/")])
 def test_recipes_for_users_hold_samples_out_by_themselves(recipe):
-    config = load_config([f"experiment={recipe}", "data.sources.mine.path=mine.json"])
+    config = _composed(recipe)
     assert config.data.validation["mine"].held_out
     assert config.trainer.eval_every
 
@@ -94,7 +100,7 @@ def test_the_stages_of_a_model_are_its_recipes_in_their_order(whole):
     assert len(listed) > 1
     assert all(recipe in RECIPES and recipe.startswith(model) for recipe in listed)
     for config, recipe, start in zip(configs, listed, [None, *configs], strict=False):
-        alone = load_config([f"experiment={recipe}"])
+        alone = _composed(recipe)
         assert (config.trainer, config.data, config.optimizer) == (alone.trainer, alone.data, alone.optimizer)
         assert config.model.pretrained == (start and start.run_dir)
 

@@ -14,17 +14,17 @@ ODD = ["2025_01_15", "true", "0007", "runs/lr=0.1", "runs/lr=0.1,seed=2", "a b",
 
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_name_is_the_same_quoted_and_not_and_to_every_command(name, tmp_path, monkeypatch):
+    """Each name in each form; which form goes to which command is dealt in turn."""
     monkeypatch.chdir(tmp_path)
     forms = [f"run_dir={name}", f'run_dir="{name}"', f"run_dir='{name}'"]
-    assert {load_config([DIGITS, form]).run_dir for form in forms} == {name}
-    config = load_config([DIGITS, forms[0], f"name={name}"])
-    assert config.name == name
+    assert {text_of(as_text(form)) for form in forms} == {name}
+    first, second, third = forms[ODD.index(name) % 3 :] + forms[: ODD.index(name) % 3]
+    config = load_config([DIGITS, first, f"name={name}", f"data.sources.documents.path={name}"])
+    assert (config.name, config.run_dir, config.data.sources["documents"].path) == (name, name, name)
     Path(name).mkdir(parents=True)
     save_config(config, Path(name) / "config.yaml")
-    for form in forms:
-        assert load_run_config([form, "seed=7"]).run_dir == name
-        assert load_known_config([form]).name == name
-    assert load_config([DIGITS, f"data.sources.documents.path={name}"]).data.sources["documents"].path == name
+    assert load_run_config([second, "seed=7"]).run_dir == name
+    assert load_known_config([third]).name == name
 
 
 def test_other_keys_and_what_is_meant_as_syntax_are_left_alone():

@@ -32,7 +32,7 @@ def written_out(
     return torch.cat(outputs)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 45), st.integers(1, 45)), min_size=1, max_size=6),
     heads=st.sampled_from([(1, 1), (4, 2), (6, 2), (3, 3)]),

@@ -34,7 +34,7 @@ class Adapted(nn.Module):
         return hidden @ self.weight.T
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     count=st.integers(0, 40),
     rows=st.integers(1, 50),

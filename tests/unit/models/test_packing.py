@@ -125,7 +125,7 @@ def test_packing_changes_neither_loss_nor_gradient(family: str, sizes: list[tupl
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     family=st.sampled_from(sorted(FAMILIES)),
     sizes=st.lists(st.tuples(st.integers(2, 50), st.integers(0, 3)), min_size=2, max_size=5),

@@ -75,7 +75,7 @@ def test_what_has_no_end_is_stopped(source):
     before = time.monotonic()
     with pytest.raises((ConfigError, BadSample)) as refusal:
         ChatTemplate(source).render(MESSAGES)
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30  # without a limit it would be hours
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 500
 

@@ -13,7 +13,7 @@ def processor():
 
 
 @given(ids=st.lists(st.sampled_from([7, "image", "end"]), max_size=30), count=st.integers(1, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_tokens_attend_to_the_latest_image(processor, ids, count):
     """Against a scan from left to right, as the rule is told."""
     marks = {"image": processor.image_token_id, "end": processor.eos_id}

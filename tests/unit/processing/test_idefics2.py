@@ -22,7 +22,7 @@ def processor():
 
 
 @given(width=st.integers(2, 150), height=st.integers(2, 150), split=st.booleans(), resize=st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_counts_agree_with_encoded_images(processor, width, height, split, resize):
     changed = processor._with({"do_image_splitting": split, "do_resize": resize})
     encoded = changed.encode_image(Image.new("RGB", (width, height), (200, 30, 90)))

@@ -21,7 +21,7 @@ def processor():
     split=st.booleans(),
     resize=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_counts_agree_with_encoded_images(processor, width, height, longest, side, split, resize):
     changed = processor._with(
         {"size": {"longest_edge": longest}, "max_image_size": {"longest_edge": side}, "do_resize": resize}

@@ -72,7 +72,7 @@ GOOD = {form: stored(Image.new("RGB", (24, 16), (9, 80, 200)), form) for form in
     form=st.sampled_from(sorted(GOOD)),
     damage=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=8),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_damaged_images_are_read_or_are_bad_samples(form, damage):
     data = bytearray(GOOD[form])
     for place, value in damage:

@@ -65,7 +65,7 @@ def test_ids_alone_are_those_with_ends(kind, text, place):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(items=items)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_pieces_of_documents_are_the_ids_of_the_whole_string(kind, items):
     tokenizer = TOKENIZERS[kind]
     framing = Framing(tokenizer.affixes[0], [], image="<image>", edge="<image>")
@@ -79,7 +79,7 @@ def test_pieces_of_documents_are_the_ids_of_the_whole_string(kind, items):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(texts=st.lists(words, min_size=1, max_size=4), images=st.lists(st.booleans(), min_size=4, max_size=4))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_prompts_are_beginnings_of_conversations(kind, texts, images):
     """Whatever is said, the ids before an answer are those of the prompt that asks for it."""
     tokenizer = TOKENIZERS[kind]

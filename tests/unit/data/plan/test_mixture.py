@@ -142,7 +142,7 @@ def entering(plan: Plan, steps: int, monkeypatch) -> list[tuple[int, Unit]]:
 
 
 @pytest.mark.parametrize("by", list(AMOUNTS))
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(pages=st.floats(0.05, 20), later=st.floats(0.05, 20), seed=st.integers(0, 99))
 def test_what_enters_the_packer_is_within_one_document_of_the_target_at_any_prefix(
     two_sources, monkeypatch, by: str, pages: float, later: float, seed: int

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -120,7 +120,7 @@ def _cell(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("form", FILES)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(given_extras=st.lists(st.tuples(placed, st.booleans()), min_size=1, max_size=8))
 def test_media_are_never_lost_and_counts_agree(form: str, given_extras: list[Any]) -> None:
     own = form in ("llava_onevision", "pairs", "picture_folder")  # each sample has its picture

@@ -192,7 +192,7 @@ def _something(value: Any) -> bool:
     return value is not None and value is not False and (not isinstance(value, str) or bool(value.strip()))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(record=extras, turn=extras, item=extras)
 def test_nothing_disappears(record: dict, turn: dict, item: dict) -> None:
     """Every field that holds something is read, counted, or the reason why the sample is bad; every medium is the last."""

@@ -67,7 +67,7 @@ def test_texts_of_evaluation_sets_are_found_whatever_their_punctuation(tmp_path)
     assert counts["evaluation samples"] == 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=8), min_size=1, max_size=4),
     st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=8), min_size=1, max_size=6),

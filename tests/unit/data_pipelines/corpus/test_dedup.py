@@ -84,7 +84,7 @@ def brute_choice(documents, key_of, tasks):
     return dropped
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn=documents_drawn, tasks=st.integers(1, 3))
 def test_the_newest_document_of_a_url_is_kept(drawn, tasks):
     documents = built(drawn)
@@ -93,7 +93,7 @@ def test_the_newest_document_of_a_url_is_kept(drawn, tasks):
     assert [d.id for d in left] == [d.id for d in in_order(documents, tasks) if d.id not in dropped]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn=documents_drawn)
 def test_of_documents_with_the_same_set_of_images_the_newest_is_kept(drawn):
     documents = built(drawn)
@@ -103,7 +103,7 @@ def test_of_documents_with_the_same_set_of_images_the_newest_is_kept(drawn):
     assert {d.id for d in left} == {d.id for d in documents} - dropped
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn=documents_drawn, most=st.integers(1, 3), buckets=st.integers(1, 5))
 def test_images_of_more_documents_than_allowed_are_removed_and_no_others(drawn, most, buckets):
     """OBELICS wrote the counts of all images under the name of those that are too frequent: as published, every image went."""
@@ -116,7 +116,7 @@ def test_images_of_more_documents_than_allowed_are_removed_and_no_others(drawn, 
         assert [n["url"] for n in document.metadata["nodes"] if n["type"] == "image"] == kept
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn=documents_drawn, most=st.integers(1, 3))
 def test_paragraphs_of_a_domain_that_come_too_often_are_removed_but_never_the_mark_between_documents(drawn, most):
     documents = built(drawn)
@@ -162,7 +162,7 @@ def test_texts_that_are_nearly_the_same_are_found_and_others_are_not():
     assert counts == {"minhash": 15, "kept": 45}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9), min_size=2, max_size=8))
 def test_documents_that_share_a_band_with_a_newer_one_are_dropped_and_no_others(texts):
     rules = {"minhash": {"bands": 4, "rows": 2, "shingle": 2}}

@@ -154,7 +154,7 @@ def _text_rules(common):
     return _obelics(document=off, models={"common_words": common})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=texts)
 def test_every_measure_is_what_its_definition_says(text):
     measured = Text.of(text)
@@ -181,7 +181,7 @@ def test_long_texts_are_measured_as_short_ones():
         )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(nodes=st.lists(texts | st.just(END_OF_DOCUMENT), min_size=1, max_size=4))
 def test_a_document_is_judged_as_the_plain_implementation_judges_it(common, nodes):
     rules = _text_rules(common)
@@ -332,7 +332,7 @@ def test_nudity_is_scored_by_a_real_model_and_what_cannot_be_decoded_is_not_take
 words_lists = st.lists(st.lists(st.sampled_from(list("abcdefg")), min_size=1, max_size=12), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(corpus=words_lists, words=st.lists(st.sampled_from(list("abcdefgxyz")), min_size=1, max_size=12))
 def test_perplexity_is_that_of_a_trigram_model_of_plain_dictionaries(corpus, words):
     model = NgramModel.trained((" ".join(each) for each in corpus), bits=20)

@@ -11,6 +11,7 @@ from data_pipelines.frame.runner import run_pipeline
 from tests.helpers.pipelines import digests
 from tests.unit.data_pipelines.frame.test_runner import YAML
 
+FULL = bool(os.environ.get("M4TRAIN_FULL_MATRIX"))
 FIXTURE = Path(__file__).parents[3] / "fixtures" / "documentation.warc.gz"
 
 
@@ -54,7 +55,7 @@ def _check_kills(tmp_path, run, steps, pattern):
     assert renames > 10
     assert len(whole) >= 2
     for at in steps(renames):
-        for after in (False, True):
+        for after in (False, True) if FULL else (at % 2 == 1,):  # after one is before the next
             shutil.rmtree(tmp_path / "again", ignore_errors=True)
             assert _killed(at, after, lambda: run(tmp_path / "again")) == 0
             assert run(tmp_path / "again") == 0
