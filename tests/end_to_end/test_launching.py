@@ -17,19 +17,19 @@ from torch.distributed.run import main as torchrun
 from m4train import exits
 from tests.end_to_end.conftest import small_run
 from tests.helpers import warm
+from tests.slurm.runs import SITE
 
 pytestmark = pytest.mark.slow
 LAUNCH = Path(__file__).parents[2] / "launch"
-STEPS = 12  # so many that a signal after the first one comes in time
+STEPS = 8
 TRAIN = ["-m", "m4train", "train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 
 
-def _start(digits_root, folder, command, *overrides):
+def _start(digits_root, folder, command, *overrides, **variables):
     arguments = [*small_run(digits_root, folder), f"trainer.max_steps={STEPS}", *overrides]
-    return subprocess.Popen(
-        [*command, *TRAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *TRAIN, *arguments], **pipes, cwd=folder, env={**os.environ, **variables})
 
 
 def _warm(folder, *arguments):
@@ -70,7 +70,11 @@ def test_torchrun(digits_root, expected, tmp_path):
 def test_launch_processes_stops_on_a_signal_and_continues(digits_root, expected, tmp_path):
     """The signal reaches the launcher alone; the run ends with a checkpoint, and the same command finishes it."""
     two = ("engine=ddp", "launch.processes=2")
-    run = _start(digits_root, tmp_path, [sys.executable], *two)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    path = os.pathsep.join([str(tmp_path / "site"), str(LAUNCH.parent)])
+    slow = {"PYTHONPATH": path, "PAUSE": "update:0.5"}  # a signal after the first step comes in time
+    run = _start(digits_root, tmp_path, [sys.executable], *two, **slow)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while not (metrics.exists() and metrics.stat().st_size) and run.poll() is None and time.monotonic() < deadline:

@@ -8,10 +8,11 @@ import pytest
 
 from tests.end_to_end.conftest import small_run
 from tests.helpers import warm
+from tests.slurm.runs import disturbed
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "launch" / "slurm" / "train.sbatch"
-STEPS = 12  # so many that a signal after the first one comes in time
+STEPS = 8
 SIZES = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1"]
 
 
@@ -25,7 +26,8 @@ def test_the_signal_before_the_time_limit_requeues_and_the_run_continues(jobs, d
     """`scancel --signal=USR1 --batch` sends what `--signal=B:USR1@300` makes SLURM send: the batch script hears it."""
     overrides = [*small_run(digits_root, tmp_path), f"trainer.max_steps={STEPS}"]
     two = [*overrides, "engine=ddp", "logging=offline"]
-    job = jobs.run("sbatch", "--parsable", "--nodes=2", *SIZES, SCRIPT, *two).stdout.strip()
+    slow = disturbed(jobs, PAUSE="update:0.5")  # a signal after the first step comes in time
+    job = slow.run("sbatch", "--parsable", "--nodes=2", *SIZES, SCRIPT, *two).stdout.strip()
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 900
     while not (metrics.exists() and metrics.stat().st_size):
