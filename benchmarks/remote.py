@@ -165,11 +165,12 @@ def ways_of(form: str, workers: int, folder: Path, url: str, processor: Any) -> 
 
 
 def without_read_ahead(way: Iterator[int]) -> Iterator[int]:
-    before, loading._READ_AHEAD = loading._READ_AHEAD, 0
+    before = loading._READ_AHEAD, loading._SAMPLES_AHEAD
+    loading._READ_AHEAD = loading._SAMPLES_AHEAD = 0
     try:
         yield from way
     finally:
-        loading._READ_AHEAD = before
+        loading._READ_AHEAD, loading._SAMPLES_AHEAD = before
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -31,7 +31,9 @@ from m4train.data.source import Source
 from m4train.errors import DataError, M4Error
 from m4train.processing.protocol import SampleProcessor
 
-_READ_AHEAD = 2  # micro-batches of each worker that are asked of an object store before their turn
+# Micro-batches of each worker that are asked of an object store before their turn: so many, and enough for so many samples.
+# A sample takes 10 ms or more to decode and a store 50 to 100 ms to answer.
+_READ_AHEAD, _SAMPLES_AHEAD = 2, 16
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class _Task:
-    """One micro-batch, as a worker is told to build it, and the packs that the same worker builds some tasks later."""
+    """One micro-batch, as a worker is told to build it, and packs of later ones that the same worker builds."""
 
     step: int
     packs: tuple[PlannedPack, ...]
@@ -152,17 +154,21 @@ class Loader:
                 yield _Task(step.step, packs)
 
     def _handed_out(self) -> Iterator[_Task]:
-        """The tasks as they go to the workers, in turns; of sources in an object store each comes with what to read ahead."""
-        tasks, held = self._tasks(), deque[_Task]()
-        remote = any(source.is_remote for source in self.plan.sources)
-        ahead = _READ_AHEAD * max(1, self.data.num_workers) if remote else 0
+        """The tasks as they go to the workers, in turns; of sources in an object store each comes with what to read ahead, the
+        first of a worker with all that is to come until then."""
+        tasks, held, workers, number = self._tasks(), deque[_Task](), max(1, self.data.num_workers), 0
+        remote, ahead = any(source.is_remote for source in self.plan.sources), 0
         for task in chain(tasks, repeat(None)):
             held += [task] if task is not None else []
             if not held:
                 return
+            if remote and number == 0:
+                ahead = workers * _micro_batches_ahead(held[0])
             if len(held) > ahead or task is None:
                 given = held.popleft()
-                given = replace(given, soon=held[ahead - 1].packs) if 0 < ahead <= len(held) else given
+                later = islice(held, (workers if number < workers else ahead) - 1, ahead, workers) if ahead else ()
+                given = replace(given, soon=tuple(pack for each in later for pack in each.packs))
+                number += 1
                 self._in_flight.append(given)
                 yield given
 
@@ -249,6 +255,12 @@ def validation_steps(
     plan = Plan(sources, once, seed=0, global_batch_size=micro_batch_size * world_size)
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro_batch_size": micro_batch_size}
     return Loader(plan, processor, once, seed=0, layout=layout, **place)
+
+
+def _micro_batches_ahead(first: _Task) -> int:
+    """How many micro-batches of a worker are asked of an object store before their turn, by the samples of the first one."""
+    samples = sum(len(pack.units) for pack in first.packs)
+    return max(_READ_AHEAD, -(-_SAMPLES_AHEAD // max(1, samples)))
 
 
 def _unchanged(value: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from m4train.data.storage.block_cache import BlockCache
 from m4train.data.storage.hub_cache import HUB, cached_files, hub_files, is_offline
 from m4train.data.storage.packed import Unpacked, is_packed
-from m4train.data.storage.read_ahead import Part, Range, ReadAhead, inside, merged
+from m4train.data.storage.read_ahead import Range, ReadAhead, inside, merged
 from m4train.data.storage.remote_stream import RemoteStream
 from m4train.errors import ConfigError, DataError
 
@@ -193,25 +193,25 @@ class FileReader:
         return data
 
     def expect(self, ranges: Iterable[Range]) -> None:
-        """Says what is read next: remote ranges are fetched together, neighbours as one, and held until the next call."""
+        """Says what is read next: remote ranges are fetched together, neighbours as one, and held until the next call, or
+        until what is read ahead has had them, too."""
         wanted = [part for part in ranges if is_remote(part[0]) and not is_packed(part[0])]
+        came = self._ahead.take(wanted)
         held = [(path, start, data) for path, parts in self._held.items() for start, data in parts]
-        held = [part for part in held if any(inside(each, part[0], part[1], len(part[2])) for each in wanted)]
         self._held = {}
-        self._hold(held + self._ahead.take(wanted))
+        for path, start, data in (*held, *came):
+            place = path, start, len(data)
+            if any(inside(each, *place) for each in wanted) or self._ahead.wants(*place):
+                self._held.setdefault(path, []).append((start, data))
         missing = merged([part for part in wanted if not self.holds(part)])
-        self._hold([(path, start, data) for (path, start, _), data in zip(missing, self._fetch(missing))])
+        for (path, start, _), data in zip(missing, self._fetch(missing)):
+            self._held.setdefault(path, []).append((start, data))
 
     def prefetch(self, ranges: Iterable[Range]) -> None:
         """Begins to fetch, in the background, remote ranges that a later call of `expect` names."""
-        wanted = (part for part in ranges if is_remote(part[0]) and not is_packed(part[0]))
-        missing = merged([part for part in wanted if not self._ahead.covers(part)])
-        if missing:
-            self._ahead.begin(missing, self._fetch)
-
-    def _hold(self, parts: Iterable[Part]) -> None:
-        for path, start, data in parts:
-            self._held.setdefault(path, []).append((start, data))
+        wanted = [part for part in ranges if is_remote(part[0]) and not is_packed(part[0])]
+        if wanted:
+            self._ahead.begin(wanted, self._fetch)
 
     def holds(self, wanted: Range) -> bool:
         """Whether a remote range was fetched before and is still held."""

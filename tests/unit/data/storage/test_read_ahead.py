@@ -12,9 +12,10 @@ import pytest
 from m4train.config import SourceConfig
 from m4train.data.index.tombstones import TOMBSTONES
 from m4train.data.loading.collate import Collator
-from m4train.data.loading.loader import _READ_AHEAD, Loader
+from m4train.data.loading.loader import _READ_AHEAD, _SAMPLES_AHEAD, Loader
 from m4train.data.plan.plan import Plan
 from m4train.data.source import Source, build_sources
+from m4train.data.storage.files import FileReader
 from m4train.data.storage.read_ahead import ReadAhead, merged
 from m4train.errors import DataError
 from tests.helpers.data import FakeProcessor, data_config, document, documents, write_shards
@@ -103,17 +104,27 @@ def test_a_run_asks_for_nothing_twice_and_for_no_stamps(
         assert len(asked) <= 5 + 2
 
 
-def test_tasks_come_with_what_the_same_worker_builds_two_later(store: HttpStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("tokens", [256, 1024])
+def test_tasks_come_once_with_what_the_same_worker_builds_later(
+    store: HttpStore, tmp_path: Path, workers: int, tokens: int
+) -> None:
+    """Early enough: two micro-batches before, and as many as hold sixteen samples, however small packs are."""
     source = opened(f"{store.url}/*.tar", tmp_path)
-    for workers in (0, 3):
-        data = data_config(num_workers=0, epochs=1)
-        loader = Loader(Plan([source], data, 0, 2), PROCESSOR, data, seed=0, micro_batch_size=1)
-        loader.data = data_config(num_workers=workers)  # of which the tasks alone are looked at
-        tasks = list(loader._handed_out()) if not workers else handed_out(loader, data)
-        ahead = _READ_AHEAD * max(1, workers)
-        assert [task.soon for task in tasks] == [
-            *(task.packs for task in tasks[ahead:]),
-            *[()] * min(ahead, len(tasks)),
+    data = data_config(num_workers=0, epochs=2, sequence_length=tokens)
+    loader = Loader(Plan([source], data, 0, 2), PROCESSOR, data, seed=0, micro_batch_size=1)
+    loader.data = data_config(num_workers=workers)  # of which the tasks alone are looked at
+    tasks = list(loader._handed_out()) if not workers else handed_out(loader, data)
+    own = max(1, workers)
+    ahead = max(_READ_AHEAD, -(-_SAMPLES_AHEAD // len(tasks[0].packs[0].units)))
+    assert ahead > _READ_AHEAD or tokens > 256
+    assert len(tasks) > own
+    for first in range(own):
+        mine = tasks[first::own]
+        assert mine[0].soon == tuple(pack for task in mine[1 : ahead + 1] for pack in task.packs)
+        assert [task.soon for task in mine[1:]] == [
+            *(task.packs for task in mine[ahead + 1 :]),
+            *[()] * min(ahead, len(mine) - 1),
         ]
 
 
@@ -139,22 +150,45 @@ def test_what_failed_before_its_turn_ends_the_run_in_its_turn(store: HttpStore, 
     collator.batch(packs[:1], 1)
     store.broken = True
     collator.sources[0].prefetch([unit.sample for unit in packs[1].units])
-    [(_, future)] = collator.sources[0].files._ahead._coming
-    assert until(future.done)
+    [coming] = collator.sources[0].files._ahead._coming
+    assert until(coming.future.done)
     store.broken = False
     with pytest.raises(DataError, match="failed 8 times"):
         collator.batch(packs[1:], 2)
 
 
+def fetched(ranges) -> list[bytes]:
+    return [bytes(size) for _, _, size in ranges]
+
+
 def test_what_was_passed_over_is_given_up() -> None:
     ahead = ReadAhead()
     for start in (0, 10, 20, 30):
-        ahead.begin([("s3://a", start, 10)], lambda ranges: [bytes(size) for _, _, size in ranges])
-    assert ahead.covers(("s3://a", 12, 5))
-    assert not ahead.covers(("s3://a", 12, 9))
+        ahead.begin([("s3://a", start, 10)], fetched)
+    assert ahead.wants("s3://a", 10, 10)
+    assert not ahead.wants("s3://a", 12, 8)
     assert [start for _, start, _ in ahead.take([("s3://a", 22, 2)])] == [20]
-    assert [ahead.covers(("s3://a", start, 10)) for start in (0, 10, 20, 30)] == [False, False, False, True]
+    assert [ahead.wants("s3://a", start, 10) for start in (0, 10, 20, 30)] == [False, False, False, True]
     assert ahead.take([("s3://b", 0, 1)]) == []
+
+
+def test_what_two_want_is_fetched_once_and_held_for_the_second(store: HttpStore, tmp_path: Path) -> None:
+    """As the text of a long document is, whose parts are in several packs."""
+    path = f"{store.url}/shard-000000.tar"
+    reader = FileReader()
+    store.ranges.clear()
+    text = (path, 0, 100)
+    first, between, last = [text, (path, 200, 10)], [(path, 512, 10)], [text, (path, 1000, 10)]
+    for wanted in (first, between, last):
+        reader.prefetch(wanted)
+    read = []
+    for wanted in (first, between, last):
+        reader.expect(wanted)
+        read.append([reader.read(*part) for part in wanted])
+    assert read[0][0] == read[2][0]
+    assert len(store.ranges) == 3
+    reader.expect(between)
+    assert not reader.holds(text)
 
 
 def test_ranges_near_each_other_are_one() -> None:
