@@ -13,6 +13,7 @@ import dataclasses
 import typing
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from m4train.config import data_schema, schema
@@ -25,6 +26,16 @@ Groups = set[str]  # the classes of the schema that an expression may hold
 
 def modules_that_read(keys: Iterable[Key]) -> dict[str, list[str]]:
     """By the name of each key, the modules that read it, those that only check it (in `config/`) last."""
+
+    def checks_last(module: str) -> tuple[bool, str]:
+        return module.startswith("m4train/config/"), module
+
+    return {key.name: sorted(_readers().get((key.parent, key.leaf), ()), key=checks_last) for key in keys}
+
+
+@cache
+def _readers() -> dict[tuple[str, str], set[str]]:
+    """The modules that read each field of each class of the schema."""
     package = Path(schema.__file__).parents[1]
     trees = {
         path.relative_to(package.parent).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
@@ -37,11 +48,7 @@ def modules_that_read(keys: Iterable[Key]) -> dict[str, list[str]]:
         reads.visit(tree)
         for read in reads.found:
             readers[read].add(module)
-
-    def checks_last(module: str) -> tuple[bool, str]:
-        return module.startswith("m4train/config/"), module
-
-    return {key.name: sorted(readers[key.parent, key.leaf], key=checks_last) for key in keys}
+    return readers
 
 
 def _attributes(trees: Iterable[ast.AST]) -> dict[str, Groups]:

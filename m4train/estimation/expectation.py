@@ -39,11 +39,18 @@ _STEPS, _SECONDS = 3, 2.0  # after the first step, from which the time of the ot
 class Expectation(Callback):
     """Speaks on rank 0. The memory is that of the largest batch there can be, which trainer.worst_batch_first runs before the
     first step; run_dir/estimate.json keeps what was expected and measured, for `m4train estimate --calibration`. What fails
-    here is said, and ends no run."""
+    here is said, and ends no run.
+
+    On a CPU it is said after the first step: importing what estimates (torch's fake tensors, which bring its compiler and
+    sympy) takes as long as all else of ours before that step, and there is no card that may be too small.
+    """
 
     def __init__(self) -> None:
         self._main = False  # whether this rank speaks, and nothing has failed
         self._found: Calibration | None = None
+        self._measured: tuple[float, float] | None = (
+            None  # bytes that tensors held at most, and that were taken for them
+        )
         self._news: dict[str, float] = {}  # for the next line of metrics
         self._rates: list[float] = []  # operations a second of this rank
         self._began: tuple[int, float] | None = None  # number and time of the end of the first step
@@ -51,11 +58,20 @@ class Expectation(Callback):
         self._timed = False
 
     def on_start(self, trainer: Trainer) -> None:
+        self._main = trainer.engine.rank == 0
+        if trainer.engine.device.type != "cpu":
+            self._look_ahead(trainer)
+        self._try(lambda: self._watch(trainer))
+
+    def _watch(self, trainer: Trainer) -> None:
+        self._peak = Peak(trainer.engine.device)
+
+    def _look_ahead(self, trainer: Trainer) -> None:
+        """On every rank, since those of a group estimate together."""
         if trainer.engine.rank:
             with suppress(Exception):  # as it will be on the first rank, which says it
                 accompany(_subject(trainer).config, trainer.engine.world_size)
             return
-        self._main = True
         self._try(lambda: self._expect(trainer, _subject(trainer)))
 
     def _try(self, act: Callable[[], None]) -> None:
@@ -88,7 +104,6 @@ class Expectation(Callback):
             text += f"; {_step(usual)} ({_step(fast)} to {_step(slow)}), {_run(steps, usual)}"
         stage(None)
         print(text, flush=True)
-        self._peak = Peak(device)
         self._found = Calibration(
             gpu=subject.gpu,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -109,12 +124,19 @@ class Expectation(Callback):
             self._try(lambda: self._pace(trainer))
             return
         self._try(lambda: self._weigh(trainer))
+        if trainer.engine.device.type == "cpu":
+            self._look_ahead(trainer)
+        self._try(lambda: self._keep(trainer))
         self._began = trainer.step, time.perf_counter()
 
     def _weigh(self, trainer: Trainer) -> None:
-        assert self._found is not None  # what is expected comes first
         if _comparable(trainer):
-            measured, reserved = self._peak.end()
+            self._measured = self._peak.end()
+
+    def _keep(self, trainer: Trainer) -> None:
+        assert self._found is not None  # what is expected comes first
+        if self._measured is not None:
+            measured, reserved = self._measured
             self._found = replace(self._found, measured_bytes=measured, reserved_bytes=reserved)
             self._news["measured/memory_gib"] = measured / _GIB
             self._write(trainer)

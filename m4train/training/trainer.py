@@ -230,7 +230,11 @@ class Trainer:
             self._run(batch, total, window)
             if self._unlogged is None:
                 window = _Window()
+            ended = time.perf_counter()
             self._tell("on_step_end")
+            window.started += (self.step == self._first_step) * (
+                time.perf_counter() - ended
+            )  # what is done once in a run
             self._announce()
         if reason == "stop_file" and self.engine.rank == 0:
             self._stops.clear()
@@ -244,10 +248,8 @@ class Trainer:
         if self._unlogged is not None:
             self._log(self._unlogged, window)
         elif self.ending and self.step >= self._first_step:
-            more: dict[str, Any] = {}
-            for callback in self.callbacks:
-                more |= {} if callback.measures(self.step) else callback.measure(self)
-            if more:
+            others = [callback for callback in self.callbacks if not callback.measures(self.step)]
+            if more := {name: value for callback in others for name, value in callback.measure(self).items()}:
                 self._publish({**self.metrics, **more})
 
     def _limit(self) -> str | None:

@@ -28,13 +28,13 @@ def test_a_run_says_what_it_expects_and_how_far_off_it_was(digits_root, tmp_path
     config = _config(digits_root, tmp_path)
     result = trained(config)
     printed = capsys.readouterr().out
-    assert "of tensors per rank at the peak" in printed.partition("step 1/3")[0]
+    assert "of tensors per rank at the peak" in printed.partition("step 2/3")[0].partition("step 1/3")[2]
     (last,) = [line for line in printed.splitlines() if line.startswith("measured: ")]
     assert "of tensors at the peak of the first step, " in last
     assert "s per step after it" in last
     found = read_calibration(str(tmp_path / "run"))
     assert found.measured_bytes == pytest.approx(found.expected_bytes, rel=0.05)
-    assert result.series("expected/memory_gib") == [(1, found.expected_bytes / 2**30)]
+    assert result.series("expected/memory_gib") == [(2, found.expected_bytes / 2**30)]
     assert result.series("measured/memory_gib") == [(2, found.measured_bytes / 2**30)]
     (seconds,) = result.series("measured/seconds_per_step")
     assert seconds[0] == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ def configured(folder: Path, *overrides: str) -> Any:
     return load_config(["experiment=digits_sft", *start, *overrides])
 
 
+@cache
+def loaded(folder: Path) -> Any:
+    """The processor of a folder as it is."""
+    return build.build_processor(configured(folder))
+
+
 # setting of the processor -> a value that differs, and how it is read off the processor that was built
 SETTINGS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "image_mean": ([0.1, 0.2, 0.3], lambda p: list(p.image_processor.image_mean)),
@@ -66,7 +73,7 @@ SETTINGS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_of_the_processor_changes_the_loaded_one(folder: Path, name: str) -> None:
     value, read = SETTINGS[name]
-    before = build.build_processor(configured(folder))
+    before = loaded(folder)
     after = build.build_processor(configured(folder, f"model.processor.{name}={json.dumps(value)}"))
     assert read(after) == value != read(before)
     assert [other for other, (_, read) in SETTINGS.items() if read(after) != read(before)] == [name]

@@ -147,8 +147,15 @@ def _run(root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", PLACES)
-@pytest.mark.parametrize("command", LOOKING)
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        pytest.param(command, given, marks=() if quick else pytest.mark.full)
+        for command in LOOKING
+        for given in PLACES
+        for quick in [command in ("plan", "data index") or given in ("nowhere", "cut.tar")]
+    ],
+)
 def test_data_that_are_none(command, given, folders, capsys):
     extra = ["--out", folders / "out"] if command == "data convert" else []
     arguments = [*command.split(), *extra, *_run(folders), f"data.sources.documents.path={folders / given}"]
