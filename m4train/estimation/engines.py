@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,14 @@ from m4train.training.engines.single import SingleEngine
 class FakeSingle(SingleEngine):
     """The model stays where it is, since fake tensors cannot be moved in place."""
 
+    hold: Callable[[str, Iterable[Tensor]], None] = staticmethod(
+        lambda kind, tensors: None
+    )  # tells what tensors are for
+
+    def kinds(self) -> dict[str, list[Tensor]]:
+        """What there is next to the model and the optimizer's state, by what it is for."""
+        return {}
+
     def prepare(self, model: Any) -> None:
         with staying():
             super().prepare(model)
@@ -26,9 +34,9 @@ class FakeSingle(SingleEngine):
         """Raises ConfigError for an optimizer whose state only real values can make."""
         name = self.config.optimizer.name
         if name in _STATES:
-            self.trainable = trainable
-            self.optimizer = torch.optim.SGD(trainable.values(), lr=0.0)
-            self.optimizer.state.update({parameter: _STATES[name](parameter) for parameter in trainable.values()})
+            self.trainable, tables = trainable, (torch.empty(256), torch.empty(256))  # which all share
+            self.optimizer = torch.optim.SGD([{"params": [*trainable.values()], "names": [*trainable]}], lr=0.0)
+            self.optimizer.state.update({p: _STATES[name](p, tables) for p in trainable.values()})
             return
         try:
             super().optimise(trainable, updated)
@@ -54,23 +62,26 @@ class FakeSingle(SingleEngine):
         return self.optimizer.zero_grad(set_to_none=True)
 
 
-def _moments_in_bytes(parameter: Tensor) -> dict[str, Tensor]:
-    """The state of 8-bit AdamW, whose kernels take no fake tensors: a byte per value and moment, and scales of blocks of 256."""
+def _moments_in_bytes(parameter: Tensor, tables: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    """The state of 8-bit AdamW: a byte per value and moment, scales of blocks of 256, and what a byte means."""
     count = parameter.numel()
     if count < 4096:  # these it keeps in fp32
-        return {"state1": torch.empty(count), "state2": torch.empty(count)}
+        return {"step": 0, "state1": torch.empty(count), "state2": torch.empty(count)}
     kinds = {"state": (count, torch.uint8), "absmax": (-(-count // 256), torch.float32)}
-    return {f"{kind}{i}": torch.empty(size, dtype=dtype) for kind, (size, dtype) in kinds.items() for i in (1, 2)}
+    sized = {f"{kind}{i}": torch.empty(size, dtype=dtype) for kind, (size, dtype) in kinds.items() for i in (1, 2)}
+    return {"step": 0, **sized, "qmap1": tables[0], "qmap2": tables[1]}
 
 
-def _factors(parameter: Tensor) -> dict[str, Tensor]:
+def _factors(parameter: Tensor, _: Any) -> dict[str, Any]:
     """The state of Adafactor: a value per row and one per column of a matrix."""
+    step = torch.empty(())
     if parameter.dim() < 2:
-        return {"variance": torch.empty_like(parameter)}
+        return {"step": step, "variance": torch.empty_like(parameter)}
     *rows, columns = parameter.shape
-    return {"row_var": torch.empty(*rows, 1), "col_var": torch.empty(*rows[:-1], 1, columns)}
+    return {"step": step, "row_var": torch.empty(*rows, 1), "col_var": torch.empty(*rows[:-1], 1, columns)}
 
 
+# Of the optimizers whose kernels take no fake tensors; what the others keep they make themselves.
 _STATES = {"adamw_8bit": _moments_in_bytes, "paged_adamw_8bit": _moments_in_bytes, "adafactor": _factors}
 
 

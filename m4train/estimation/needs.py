@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from m4train.config import Config
 from m4train.errors import ConfigError
 from m4train.estimation.changes import Change, changes_that_fit, limits, what_if
 from m4train.estimation.ranks import RankMemory, Sizes
@@ -51,7 +50,6 @@ def estimate(subject: Subject, mfu: float | None = None, variants: bool = False)
     work = Work.of(subject.config, size.flops, size.factors, size.blocks)
     tokens = float(trainer.global_batch_size * subject.config.data.sequence_length)
     frames = frames_at_most(subject.architecture, subject.shape)
-    written = size.frozen_bytes + size.whole_bytes + size.trained_bytes + _moments(subject.config) * size.trained_bytes
     found = Estimate(
         subject=subject,
         sizes=size,
@@ -61,8 +59,8 @@ def estimate(subject: Subject, mfu: float | None = None, variants: bool = False)
         step_flops=whole * work.once,
         speeds=speeds(subject, work, frames, mfu),
         tokens=tokens * trainer.max_steps,
-        checkpoint_bytes=written,
-        checkpoint_seconds=written / (DISK * max(1, subject.ranks // 8)),
+        checkpoint_bytes=size.checkpoint_bytes,
+        checkpoint_seconds=size.checkpoint_bytes / (DISK * max(1, subject.ranks // 8)),
         changes=[],
     )
     if variants:
@@ -72,8 +70,3 @@ def estimate(subject: Subject, mfu: float | None = None, variants: bool = False)
         return found
     assert gpu is not None
     return replace(found, changes=changes_that_fit(subject, gpu.memory))
-
-
-def _moments(config: Config) -> float:
-    """Bytes of the optimizer's state per byte of what trains."""
-    return 0.5 if config.optimizer.name == "adamw_8bit" else 1.0 if config.optimizer.name == "muon" else 2.0

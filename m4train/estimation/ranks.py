@@ -9,14 +9,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from m4train.config import Config
+from m4train.config.deepspeed import deepspeed_config
+from m4train.estimation.engines import FakeSingle
 from m4train.estimation.step import BatchShape, StepMemory, fake_model, step_memory, worst_case
 from m4train.training.engines.units import sharded_units
 from m4train.training.naming import canonical_parameters, part_of
 from m4train.training.precision import half_of
 from m4train.training.throughput import pass_factors
 
-_BUCKET = 50_000_000 * 4.0  # bytes of the bucket that DeepSpeed reduces at once, as m4train configures it
-_LIVE = 0.55e9  # elements that ZeRO-3 keeps whole: those it needs again within a distance of 1e9, half of it forwards, and a prefetch
 PER_NODE = 8  # ranks, for engine.shard_within_node
 _GIB = 2.0**30
 
@@ -67,6 +67,7 @@ class Sizes:
     largest_unit: int  # elements of the largest unit that sharding gathers as one, the root apart
     revisited: int  # elements of what the backward pass needs again
     whole_weights: float  # all weights as they are computed in, which ranks would hold if they gave nothing away again
+    checkpoint_bytes: float  # all weights and the state of the optimizer
     flops: dict[str, float] = field(default_factory=dict)  # forward passes of one worst micro-batch, by part
     factors: dict[str, float] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()  # parts whose blocks are computed again under gradient checkpointing
@@ -75,7 +76,8 @@ class Sizes:
 def sizes(config: Config, architecture: Any, shape: BatchShape, stored: torch.dtype | None) -> Sizes:
     """The sizes of the model of `config`, of which nothing is made."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = fake_model(config, architecture, stored)
+        model, engine = fake_model(config, architecture, stored), FakeSingle(config, "cpu")
+        engine.prepare(model)
         own = canonical_parameters(model)
         trained = [p for p in own.values() if p.requires_grad]
         frozen = [p for p in own.values() if not p.requires_grad]
@@ -93,6 +95,7 @@ def sizes(config: Config, architecture: Any, shape: BatchShape, stored: torch.dt
             whole_bytes=float(sum(p.numel() for p in packed)),
             largest_unit=max(units[:-1], default=0),
             whole_weights=width * sum(units),
+            checkpoint_bytes=float(sum(t.numel() * t.element_size() for t in engine.tensors().values())),
             flops=model.flops(batch),
             revisited=sum(p.numel() for p in again if p.dtype != torch.uint8),
             factors=factors,
@@ -115,16 +118,17 @@ def rank_memory(
     config: Config, architecture: Any, shape: BatchShape, ranks: int, stored: torch.dtype | None, device: str
 ) -> RankMemory:
     """Memory of one of `ranks` ranks under the engine of `config`; all ranks of a group call it, as `step_memory` says."""
-    engine, trainer, on_gpu = config.engine, config.trainer, device == "cuda"
+    engine, trainer, on_gpu = config.engine.name, config.trainer, device == "cuda"
     passes = 1 if trainer.global_batch_size <= trainer.micro_batch_size * ranks else 2
-    shards = _shards(config, ranks) if engine.name == "fsdp2" else None
+    shards = {"fsdp2": _shards(config, ranks), "zero1": ranks, "zero2": ranks}.get(engine)
     step = step_memory(config, architecture, shape, device, stored, passes, shards)
-    if engine.name == "fsdp2":
-        return _offloaded(config, {**_alone(step), "gathered": step.gathered, "buckets": step.buckets}, on_gpu)
-    if engine.name == "single" or (ranks == 1 and not engine.offload):
-        return RankMemory(_alone(step), on_gpu=on_gpu)
-    size = sizes(config, architecture, shape, stored)
-    found = _ddp(step, size) if engine.name == "ddp" else _zero(config, step, size, ranks)
+    if engine == "ddp":
+        found = _ddp(step, sizes(config, architecture, shape, stored))
+    elif engine == "zero3":
+        settings = deepspeed_config(config, ranks)["zero_optimization"]
+        found = _zero3(step, sizes(config, architecture, shape, stored), ranks, settings)
+    else:
+        found = _whole(step)
     return _offloaded(config, found, on_gpu)
 
 
@@ -146,7 +150,8 @@ def _always(step: StepMemory) -> dict[str, float]:
     return {"buffers": step.buffers, "frames": step.batch}
 
 
-def _alone(step: StepMemory) -> dict[str, float]:
+def _whole(step: StepMemory) -> dict[str, float]:
+    """What the engine itself held at the peak."""
     return {
         **_always(step),
         "parameters": step.parameters,
@@ -154,6 +159,10 @@ def _alone(step: StepMemory) -> dict[str, float]:
         "optimizer": step.optimizer,
         "activations": step.activations,
         "operations": step.passing,
+        "gathered": step.gathered,
+        "buckets": step.buckets,
+        "master copy": step.master,
+        "offloaded": step.offloaded,
     }
 
 
@@ -168,43 +177,37 @@ def _ddp(step: StepMemory, size: Sizes) -> dict[str, float]:
     }
 
 
-def _zero(config: Config, step: StepMemory, size: Sizes, ranks: int) -> dict[str, float]:
-    """What DeepSpeed keeps of it on one rank: next to the moments a flat copy of what trains, which they belong to."""
-    name, shares = config.engine.name, float(ranks)
-    stored = size.trained_bytes + size.frozen_bytes
-    components = {
+def _zero3(step: StepMemory, size: Sizes, ranks: int, settings: dict[str, Any]) -> dict[str, float]:
+    """What DeepSpeed, set up so, keeps of it on one rank: next to the moments a flat copy of what trains, which they belong to.
+
+    It keeps whole, in elements: what it needs again within a distance, half of it forwards, and what it gathers in advance.
+    """
+    stored, shares = size.trained_bytes + size.frozen_bytes, float(ranks)
+    live = settings["stage3_max_reuse_distance"] / 2 + settings["stage3_prefetch_bucket_size"]
+    live = min(live, settings["stage3_max_live_parameters"])
+    whole = min(float(size.revisited), live) + size.largest_unit
+    return {
         **_always(step),
         "activations": step.working,
+        "parameters": stored / shares + size.whole_bytes,
+        "gradients": size.trained_bytes / shares,
         "optimizer": step.optimizer / shares,
         "master copy": size.trained_bytes / shares,
-        "buckets": _BUCKET,
+        "gathered": min(whole * stored / size.parameters, stored),
+        "buckets": 4.0 * settings["reduce_bucket_size"],
     }
-    if name == "zero3":
-        whole = min(float(size.revisited), _LIVE) + size.largest_unit  # elements that are gathered
-        components["parameters"] = stored / shares + size.whole_bytes
-        components["gradients"] = size.trained_bytes / shares
-        components["gathered"] = min(whole * stored / size.parameters, stored)
-        return components
-    components["parameters"] = stored + size.whole_bytes
-    of = 1.0 if name == "zero1" else shares
-    moments = (  # of what is computed, gradients, and the bucket, which is made at the first gradient
-        (step.working, step.gradients_then, _BUCKET if step.gradients_then else 0.0),
-        (step.activations + step.passing, step.gradients, _BUCKET if step.gradients else 0.0),
-        (step.late, 0.0, _BUCKET),
-        (size.trained_bytes / shares, of * size.trained_bytes / shares, _BUCKET),  # the update of this rank's share
-    )
-    working, gradients, bucket = max(moments, key=lambda moment: moment[0] + moment[1] / of + moment[2])
-    return {**components, "activations": working, "gradients": gradients / of, "buckets": bucket}
+
+
+# What engine.offload keeps on the host; under zero1 and zero2, gradients are on the device until they are reduced.
+_ON_HOST = {
+    "zero1": ("optimizer", "master copy", "offloaded"),
+    "zero2": ("optimizer", "master copy", "offloaded"),
+    "zero3": ("optimizer", "master copy", "gradients", "parameters"),
+    "fsdp2": ("optimizer", "gradients", "parameters"),
+}
 
 
 def _offloaded(config: Config, components: dict[str, float], on_gpu: bool) -> RankMemory:
-    host = 0.0
-    if config.engine.offload:
-        moved = (
-            "optimizer",
-            "master copy",
-            "gradients",
-            *(("parameters",) if config.engine.name in ("fsdp2", "zero3") else ()),
-        )
-        host = sum(components.pop(part, 0.0) for part in moved)
-    return RankMemory(components, host, on_gpu)
+    moved = _ON_HOST.get(config.engine.name, ()) if config.engine.offload else ()
+    host = sum(components.pop(part, 0.0) for part in moved)
+    return RankMemory({name: value for name, value in components.items() if name != "offloaded"}, host, on_gpu)

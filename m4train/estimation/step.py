@@ -17,12 +17,25 @@ from m4train.config import Config
 from m4train.estimation.engines import FakeSingle, staying
 from m4train.estimation.four_bit import standing_in
 from m4train.estimation.tracker import MemoryTracker
+from m4train.estimation.zero import FakeZero
 from m4train.families import FAMILIES
 from m4train.models import loss
 from m4train.training.equip import equip
 from m4train.training.tensors import local
 
-HELD = ("parameters", "buffers", "gradients", "optimizer", "activations", "passing", "batch", "gathered", "buckets")
+HELD = (
+    "parameters",
+    "buffers",
+    "gradients",
+    "optimizer",
+    "activations",
+    "passing",
+    "batch",
+    "gathered",
+    "buckets",
+    "master",
+    "offloaded",
+)
 
 
 @dataclass(frozen=True)
@@ -38,10 +51,10 @@ class StepMemory:
     passing: float
     batch: float
     gathered: float  # under fsdp2: whole weights of blocks that are or were just computed
-    buckets: float  # under fsdp2: gradients on their way between ranks
+    buckets: float  # gradients on their way between ranks
+    master: float  # under zero1 and zero2: what the optimizer works on
+    offloaded: float  # and gradients that are kept on the host
     working: float  # the most that activations and operations hold together, which may be at another moment
-    gradients_then: float  # at that moment
-    late: float  # the most that activations and operations hold together after the first gradient
 
     @property
     def total(self) -> float:
@@ -82,8 +95,9 @@ def step_memory(
 
     `device` cpu or cuda says whose chunk sizes are used; the tensors are fake ones of the CPU. `stored` is the dtype of the
     weights in their file (None: fp32, as new ones are).
-    `passes`: micro-batches; from the second on, gradients are there from the start. `shards`: ranks among which FSDP2 splits
-    the model, of which this is the first; if this process is in a group, all ranks of it have to call this.
+    `passes`: micro-batches; from the second on, gradients are there from the start. `shards`: ranks among which the engine
+    splits what it splits (None: it runs as on one process), of which FSDP2 takes the first; if this process is in a group, all
+    ranks of it have to call this.
     """
     config = replace(config, trainer=replace(config.trainer, precision=_counted_as(config.trainer.precision)))
     with _engine(config, shards) as engine, FakeTensorMode(allow_non_fake_inputs=True), _chunks_of(device):
@@ -96,6 +110,9 @@ def step_memory(
 def _engine(config: Config, shards: int | None) -> Iterator[FakeSingle]:
     if shards is None:
         yield FakeSingle(config, "cpu")
+        return
+    if config.engine.name != "fsdp2":
+        yield FakeZero(config, shards)
         return
     from m4train.estimation.sharded import FakeSharded, fake_group  # takes most of a second, and few runs shard
 
@@ -111,6 +128,9 @@ def _tracked(config: Config, engine: FakeSingle, model: Any, batch: PackedBatch,
     states = (value for state in engine.optimizer.state.values() for value in state.values())
     tracker.hold("optimizer", (local(value) for value in states if isinstance(value, Tensor)))
     tracker.hold("batch", _tensors(batch))
+    others, engine.hold = engine.kinds(), tracker.hold
+    for kind, tensors in others.items():
+        tracker.hold(kind, tensors)
     tracker.gradients_of(model.parameters())
     with tracker:
         for number in range(passes):
@@ -124,8 +144,6 @@ def _tracked(config: Config, engine: FakeSingle, model: Any, batch: PackedBatch,
     return StepMemory(
         **peak,
         working=float(tracker.working),
-        gradients_then=float(tracker.then.get("gradients", 0)),
-        late=float(tracker.late),
     )
 
 

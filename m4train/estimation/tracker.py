@@ -54,8 +54,6 @@ class MemoryTracker(TorchDispatchMode):
         self.peak: dict[str, int] = {}
         self._live: dict[int, _Held] = {}  # by the address of the storage object
         self.working = 0  # the most that was held besides what `hold` was told of
-        self.then: dict[str, int] = {}  # what else was, at that moment
-        self.late = 0  # the most of it since the first gradient
         self._most = 0
 
     def hold(self, kind: str, tensors: Iterable[Tensor]) -> None:
@@ -74,7 +72,11 @@ class MemoryTracker(TorchDispatchMode):
         """Counts what these accumulate as gradients from the moment on when it is complete."""
         for parameter in parameters:
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda p: self.hold("gradients", [local(p.grad)]))
+                parameter.register_post_accumulate_grad_hook(self._complete)
+
+    def _complete(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:  # an engine has taken it away
+            self.hold("gradients", [local(parameter.grad)])
 
     def _take(self, kind: str, storage: torch.UntypedStorage) -> None:
         address, size = id(storage), storage.nbytes()
@@ -116,10 +118,7 @@ class MemoryTracker(TorchDispatchMode):
                     self._take(self.phase, storage)
         inside = _WORKSPACE.get(func.overloadpacket, _nothing)(*args)
         total = sum(self.held.values()) + inside
-        if (working := sum(self.held.get(phase, 0) for phase in PHASES) + inside) > self.working:
-            self.working, self.then = working, dict(self.held)
-        if self.held.get("gradients"):
-            self.late = max(self.late, working)
+        self.working = max(self.working, sum(self.held.get(phase, 0) for phase in PHASES) + inside)
         if total > self._most:
             self._most, self.peak = total, dict(self.held)
             self.peak[self.phase] = self.peak.get(self.phase, 0) + inside

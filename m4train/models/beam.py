@@ -57,9 +57,11 @@ def beam_search(
 class _Search:
     def __init__(self, input_ids: Tensor, real: Tensor, settings: GenerationSettings, new: int) -> None:
         self.settings, self.new = settings, new
-        self.beams, self.batch, self.prompt = settings.num_beams, input_ids.shape[0], input_ids.shape[1]
+        self.beams, self.batch = settings.num_beams, input_ids.shape[0]
         self.running = input_ids.repeat_interleave(self.beams, 0)  # (B * beams, T)
-        self.came = self.running[:, :0]  # (B * beams, new) the row whose scores each new token was chosen by
+        # Of each running beam, on the host: its new tokens, and the row whose scores each was chosen by.
+        self.ids: list[list[int]] = [[] for _ in self.running]
+        self.came: list[list[int]] = [[] for _ in self.running]
         self.real = real.repeat_interleave(self.beams, 0)  # beams never leave the rows of their prompt
         # All beams of a prompt start equal: only the first may be continued.
         self.scores = torch.full((self.batch, self.beams), _NEVER, device=input_ids.device)
@@ -83,32 +85,43 @@ class _Search:
         parent_rows = parents + torch.arange(self.batch, device=tokens.device)[:, None] * self.beams
         candidates = torch.cat((self.running[parent_rows.flatten()], tokens.flatten()[:, None]), dim=1)
         ended = self.stopping(candidates).view_as(tokens) | (length == self.new)
-        self._finish(values, tokens, parent_rows, ended, length)
         self.scores, kept = (values + ended * _NEVER).topk(self.beams)
-        chosen = parent_rows.gather(1, kept).flatten()
-        self.running = torch.cat((self.running[chosen], tokens.gather(1, kept).view(-1, 1)), dim=1)
-        self.came = torch.cat((self.came[chosen], chosen[:, None]), dim=1)
-        self._close(length)
+        rows, added = parent_rows.gather(1, kept), tokens.gather(1, kept)
+        chosen = rows.flatten()
+        self.running = torch.cat((self.running[chosen], added.view(-1, 1)), dim=1)
+        best = [each[:, : self.beams].double() for each in (values, tokens, parent_rows, ended)]
+        # The one time that the host waits for this token: ids and scores are exact in double precision.
+        told = torch.stack((*best, rows.double(), added.double(), self.scores.double()), dim=1).tolist()
+        self._finish(told, length)
+        self._follow(told)
+        self._close([scores[0] for *_, scores in told], length)
         return chosen
 
-    def _finish(self, values: Tensor, tokens: Tensor, rows: Tensor, ended: Tensor, length: int) -> None:
+    def _finish(self, told: list[list[list[float]]], length: int) -> None:
         """Files the candidates that ended, if they are among the best `beams`."""
-        for i, prompt in enumerate(self.prompts):
+        for prompt, (values, tokens, rows, ended, *_) in zip(self.prompts, told, strict=True):
             full = self.settings.early_stopping is True and len(prompt.finished) == self.beams
             if not prompt.open or full:
                 continue
-            for k in ended[i, : self.beams].nonzero()[:, 0].tolist():
-                ids = [*self.running[rows[i, k], self.prompt :].tolist(), int(tokens[i, k])]
-                came = [*self.came[rows[i, k]].tolist(), int(rows[i, k])]
-                prompt.finished.append((float(values[i, k]) / length**self.settings.length_penalty, ids, came))
+            for value, token, row in (each[:3] for each in zip(values, tokens, rows, ended, strict=True) if each[3]):
+                ids, came = [*self.ids[int(row)], int(token)], [*self.came[int(row)], int(row)]
+                prompt.finished.append((value / length**self.settings.length_penalty, ids, came))
             prompt.finished.sort(key=lambda entry: entry[0], reverse=True)
             del prompt.finished[self.beams :]
 
-    def _close(self, length: int) -> None:
+    def _follow(self, told: list[list[list[float]]]) -> None:
+        """Takes note of where the running beams came from, and by which tokens."""
+        steps = [
+            (int(row), int(token)) for *_, rows, tokens, _ in told for row, token in zip(rows, tokens, strict=True)
+        ]
+        self.ids = [[*self.ids[row], token] for row, token in steps]
+        self.came = [[*self.came[row], row] for row, _ in steps]
+
+    def _close(self, best_scores: list[float], length: int) -> None:
         """Closes the prompts whose running beams can no longer enter the finished ones."""
         penalty = self.settings.length_penalty
         hoped = self.new if self.settings.early_stopping == "never" and penalty > 0 else length
-        for prompt, best in zip(self.prompts, self.scores[:, 0].tolist()):
+        for prompt, best in zip(self.prompts, best_scores, strict=True):
             if len(prompt.finished) == self.beams and best / hoped**penalty <= prompt.finished[-1][0]:
                 prompt.open = False
 

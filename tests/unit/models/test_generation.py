@@ -12,6 +12,7 @@ import torch
 from m4train.errors import DataError
 from m4train.models import Idefics3Config, Idefics3ForConditionalGeneration
 from tests.helpers.models import perturb, tiny_idefics3
+from tests.helpers.synchronisation import Synchronisations
 
 
 @pytest.fixture
@@ -40,6 +41,17 @@ def test_every_step_but_the_first_takes_one_token_a_row(model: Idefics3ForCondit
     model.model.text_model.layers[0].register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[0]))
     model.generate(PROMPT.repeat(3, 1), max_new_tokens=4)
     assert sizes == [12, 3, 3, 3]
+
+
+@pytest.mark.parametrize("how", [{}, {"do_sample": True}, {"num_beams": 3}, {"num_beams": 2, "do_sample": True}], ids=str)
+def test_the_host_waits_once_for_a_token(how: dict[str, Any], model: Idefics3ForConditionalGeneration) -> None:
+    """To see whether it was the last; what the prompt takes besides does not grow with the answer."""
+    waits = []
+    for new in (3, 8):
+        with Synchronisations() as seen:
+            model.generate(PROMPT.repeat(2, 1), max_new_tokens=new, eos_token_id=[], **how)
+        waits.append(seen.found)
+    assert len(waits[1]) - len(waits[0]) == 8 - 3, "\n".join(waits[1])
 
 
 def test_rows_end_at_any_of_several_ids(model: Idefics3ForConditionalGeneration) -> None:
