@@ -123,7 +123,7 @@ def rank_memory(
     shards = {"fsdp2": _shards(config, ranks), "zero1": ranks, "zero2": ranks}.get(engine)
     step = step_memory(config, architecture, shape, device, stored, passes, shards)
     if engine == "ddp":
-        found = _ddp(step, sizes(config, architecture, shape, stored))
+        found = _ddp(step, sizes(config, architecture, shape, stored), passes)
     elif engine == "zero3":
         settings = deepspeed_config(config, ranks)["zero_optimization"]
         found = _zero3(step, sizes(config, architecture, shape, stored), ranks, settings)
@@ -166,12 +166,13 @@ def _whole(step: StepMemory) -> dict[str, float]:
     }
 
 
-def _ddp(step: StepMemory, size: Sizes) -> dict[str, float]:
-    """Gradients lie in DDP's buckets, which are there all the time."""
+def _ddp(step: StepMemory, size: Sizes, passes: int) -> dict[str, float]:
+    """Gradients lie in DDP's buckets, which are there all the time; those of earlier micro-batches are summed elsewhere, until
+    those of the last one are there."""
     return {
         **_always(step),
         "parameters": step.parameters,
-        "gradients": size.trained_bytes,
+        "gradients": size.trained_bytes * min(passes, 2),
         "optimizer": step.optimizer,
         "activations": step.working,
     }

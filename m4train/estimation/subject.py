@@ -13,6 +13,7 @@ from m4train.estimation.calibration import Calibration
 from m4train.estimation.ranks import RankMemory, Sizes, rank_memory, sizes
 from m4train.estimation.step import BatchShape
 from m4train.gpus import GPUS
+from m4train.training.compiling import without_break
 
 SHARES = (0.25, 0.40, 0.55)  # of the peak that training reaches, with what it computes again: poor, usual, very good
 IMAGES_PER_CORE = (
@@ -35,6 +36,12 @@ class Subject:
     @property
     def device(self) -> str:
         return self.on or ("cpu" if self.gpu is None else "cuda")
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the run compiles its blocks, if the machine has what that takes."""
+        asked = self.config.trainer.compile
+        return (self.device == "cuda" and without_break(self.config)) if asked == "auto" else bool(asked)
 
     @property
     def shape(self) -> BatchShape:

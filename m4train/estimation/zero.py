@@ -84,10 +84,12 @@ class FakeZero(FakeSingle):
         if not self._divided and not last:
             return
         for parameter in self.trainable.values():
-            if parameter.grad is not None and parameter not in self._waiting:
+            if parameter.grad is not None and all(parameter is not other for other in self._waiting):
                 self._enter(parameter)
         self._reduce()
-        self._kept, self._part = self._kept or self._part, None
+        if self._kept is None:
+            self._kept = self._part
+        self._part = None
         self._bucket = []
 
     def update(self, factor: float, max_norm: float) -> Any:

@@ -23,9 +23,12 @@ def compiles(config: Config) -> bool:
     asked = config.trainer.compile
     if asked != "auto":
         return bool(asked)
-    return (
-        config.engine.name != "zero3" and traced_whole(config.adapter) and torch.cuda.is_available() and _can_compile()
-    )
+    return without_break(config) and torch.cuda.is_available() and _can_compile()
+
+
+def without_break(config: Config) -> bool:
+    """Whether auto compiles it on a GPU that has what a compiler needs."""
+    return config.engine.name != "zero3" and traced_whole(config.adapter)
 
 
 def traced_whole(adapter: AdapterConfig) -> bool:

@@ -17,6 +17,8 @@ def test_a_published_model_is_estimated_without_a_download(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "0.256 B parameters" in printed
     assert "2 x h100: fits" in printed
+    assert "h100, by its data sheet: 989 TFLOP/s in half precision, 79.2 GiB" in printed
+    assert "trainer.compile: this is of the code as it is written" in printed
     assert max(len(line) for line in printed.splitlines()) <= 80
 
 
