@@ -26,24 +26,42 @@ def both(config):
     return expected, engine
 
 
-def check_size(config, tmp_path):
-    expected, engine = both(config)
-    tensors = engine.tensors()
-    folder = save_checkpoint(tmp_path / "checkpoints", engine, {"step": 1}, 1) / "tensors"
-    written = sum(path.stat().st_size for path in folder.iterdir())
-    assert 0 < written - expected < PER_TENSOR * len(tensors)
-    assert expected == pytest.approx(sum(t.numel() * t.element_size() for t in tensors.values()), rel=0.01)
-
-
-@pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim:RMSprop", "torch.optim:SGD"])
-def test_each_optimizer_is_written_with_what_it_keeps(name, tmp_path):
+def name_config(name):
     if name in OPTIMIZERS and OPTIMIZERS[name].package:
         pytest.importorskip(OPTIMIZERS[name].package)
     config = _config("idefics3", "full", False)
     config.optimizer.name = name
-    check_size(config, tmp_path)
+    return config
 
 
+def check_tensors(config):
+    expected, engine = both(config)
+    tensors = engine.tensors()
+    assert expected == pytest.approx(sum(t.numel() * t.element_size() for t in tensors.values()), rel=0.01)
+    return expected, engine, tensors
+
+
+def check_size(config, tmp_path):
+    expected, engine, tensors = check_tensors(config)
+    folder = save_checkpoint(tmp_path / "checkpoints", engine, {"step": 1}, 1) / "tensors"
+    written = sum(path.stat().st_size for path in folder.iterdir())
+    assert 0 < written - expected < PER_TENSOR * len(tensors)
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim:RMSprop", "torch.optim:SGD"])
+def test_each_optimizer_has_what_it_keeps(name):
+    check_tensors(name_config(name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["paged_adamw_8bit", *(pytest.param(n, marks=pytest.mark.full) for n in OPTIMIZERS if n != "paged_adamw_8bit")],
+)
+def test_each_optimizer_is_written_with_it(name, tmp_path):
+    check_size(name_config(name), tmp_path)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(("adapter", "frozen"), [("lora", None), ("lora", "bf16"), ("qlora", "bf16")])
 def test_so_are_adapters_and_what_is_frozen(adapter, frozen, tmp_path):
     if adapter == "qlora":

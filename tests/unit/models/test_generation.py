@@ -50,8 +50,13 @@ def test_the_host_waits_once_for_a_token(
     how: dict[str, Any], model: Idefics3ForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To see whether it was the last; what the prompt takes besides does not grow with the answer."""
-    read, lists = torch.Tensor.tolist, []
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append("tolist") or read(tensor))
+    read, lists = torch.Tensor.tolist, list[str]()
+
+    def noted(tensor: torch.Tensor) -> Any:
+        lists.append("tolist")
+        return read(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", noted)
     waits = []
     for new in (3, 8):
         lists.clear()
