@@ -1,7 +1,7 @@
-"""`m4train launch node`: whether this machine alone can train: GPUs, shared memory, data and indexes. No torch is loaded.
+"""`m4train launch node`: whether this machine alone can train: GPUs, shared memory, data and indexes.
 
 A job runs it on every node before the first step, into one folder, as processes of one group, which then also measure how fast
-each pair of nodes is; then `--judge FOLDER` compares what the nodes found and names the bad ones.
+each pair of nodes is; then `--judge FOLDER` compares what the nodes found and names the bad ones, and loads no torch for that.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from typing import Any
 
 from m4train.commands.pairs import slow_nodes, slow_pairs
 from m4train.config import Config
-from m4train.data.index.shard_index import index_path
-from m4train.data.source import shards_of
 from m4train.errors import ConfigError, DataError
 
 _SHM_MIB = 32  # of /dev/shm for each process that reads data
@@ -160,6 +158,9 @@ def _data(config: Config) -> tuple[str | None, list[str]]:
     """A digest of the indexes that are there, and the sources that cannot be found from here."""
     if config.data.prepare is not None and not Path(config.data.root).is_dir():
         return None, []  # it is made when training starts
+    from m4train.data.index.shard_index import index_path
+    from m4train.data.source import shards_of
+
     digest, problems = hashlib.sha256(), []
     for name, source in config.data.sources.items():
         try:

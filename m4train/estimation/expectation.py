@@ -143,11 +143,11 @@ class Expectation(Callback):
 
     def _pace(self, trainer: Trainer) -> None:
         steps, each = self._passed(trainer)
-        if self._timed or steps < _STEPS or steps * each < _SECONDS:
+        left = trainer.config.trainer.max_steps - trainer.step
+        if self._timed or not left or steps < _STEPS or steps * each < _SECONDS:
             return
         self._timed, self._expected = True, each
         self._news["expected/seconds_per_step"] = each
-        left = trainer.config.trainer.max_steps - trainer.step
         print(f"expected: {_step(each)} by the last {steps} steps, {_run(left, each)}", flush=True)
 
     def _passed(self, trainer: Trainer) -> tuple[int, float]:
