@@ -232,9 +232,7 @@ class Trainer:
                 window = _Window()
             ended = time.perf_counter()
             self._tell("on_step_end")
-            window.started += (self.step == self._first_step) * (
-                time.perf_counter() - ended
-            )  # what is done once in a run
+            window.started += (self.step == self._first_step) * (time.perf_counter() - ended)  # that of the start
             self._announce()
         if reason == "stop_file" and self.engine.rank == 0:
             self._stops.clear()
