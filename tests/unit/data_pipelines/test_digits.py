@@ -90,16 +90,20 @@ def test_documents_tell_the_truth_about_their_scans(root):
         kind, found, expected = _readings(text, shown)
         kinds.add(kind)
         assert found == expected, text
-    assert kinds == {"read", "remarked"}
+    assert kinds == {"read", "placed", "compared", "practised"}
 
 
 def _readings(text, shown):
     """What a document says of its scans, and what it should say."""
-    remarks = re.findall(r"The (\w+) digit is (\d)\.", text)
-    compared = re.findall(r"The larger of the first two: (\d and \d, so [a-z ]+\.)", text)
-    if remarks or compared:
-        expected = [(place, str(shown[digits.ORDINALS.index(place)])) for place, _ in remarks]
-        return "remarked", (remarks, compared), (expected, [_compared(*shown[:2])] * len(compared))
+    if not shown:
+        pairs = re.findall(r"(\d) and (\d), so [a-z ]+\.", text)
+        return "practised", text, "".join(f" {_compared(int(first), int(second))}" for first, second in pairs)
+    placed = re.findall(r"What is the (\w+) digit\? (\d)\.", text)
+    compared = re.findall(r"Which is larger, the first or the second\? (\d and \d, so [a-z ]+\.)", text)
+    if compared:
+        return "compared", compared, [_compared(*shown[:2])]
+    if placed:
+        return "placed", sorted(placed), sorted((digits.ORDINALS[n], str(digit)) for n, digit in enumerate(shown))
     return "read", [int(digit) for digit in re.findall(r"\d", text)], shown
 
 
@@ -109,6 +113,43 @@ def test_a_scan_survives_the_round_trip_and_has_a_margin():
     assert picture.shape == (digits.SIDE, digits.SIDE)
     inner = picture[digits.MARGIN : -digits.MARGIN, digits.MARGIN : -digits.MARGIN]
     assert int(picture.sum()) == int(inner.sum()) > 0
+
+
+def test_training_scans_are_bent_and_stay_what_they_are():
+    train, _ = digits.load_scans()
+    forms = digits.bent(train[:3], 2, random.Random(0))
+    assert forms[:3] == train[:3]
+    assert [form[:2] for form in forms] == [scan[:2] for scan in train[:3]] * 3  # what they show, and their names
+    assert len({form[2] for form in forms}) == 9
+    before, after = (np.asarray(Image.open(io.BytesIO(png)), np.float32) for png in (forms[0][2], forms[3][2]))
+    assert after.shape == before.shape
+    assert 0 < np.abs(after - before).mean() < before.mean()  # moved, and not beyond recognition
+
+
+def test_pictures_of_held_out_samples_are_the_scans(root):
+    scans = {png for _, _, png in digits.load_scans()[1]}
+    for name in ("documents", "single", "multi"):
+        for shard in (root / name).glob("heldout-*.tar"):
+            with tarfile.open(shard) as tar:
+                pictures = [tar.extractfile(member).read() for member in tar if member.name.endswith(".png")]
+            assert pictures
+            assert scans.issuperset(pictures)
+
+
+def test_some_training_comparisons_are_made_equal_and_no_held_out_ones(root):
+    train, _ = digits.load_scans()
+    group = train[:3]
+    digits._tie(group, train, random.Random(1))
+    assert [group[0], group[2]] == [train[0], train[2]]
+    assert group[1][0] == train[0][0]
+    assert group[1][1] != train[0][1]
+    for split, least, most in (
+        ("heldout", 0.02, 0.2),
+        ("train", 0.34, 0.5),
+    ):  # a tenth by chance, and a third of the rest
+        answers = [sample["messages"][1]["content"][0]["text"] for sample in _samples(root, "multi", split)]
+        compared = [answer for answer in answers if "so" in answer]
+        assert least < sum("neither" in answer for answer in compared) / len(compared) < most
 
 
 def test_a_second_call_builds_nothing_and_the_same_seed_gives_the_same_samples(root):
