@@ -38,19 +38,27 @@ def estimated(
     calibration: str | None = None,
     variants: bool = False,
 ) -> Estimate:
-    """The estimate of a configuration. Raises ConfigError for a GPU that is not known, a calibration that is not of its kind,
-    and as `estimate` does."""
+    """The estimate of a configuration. Raises ConfigError for a GPU that is not known, a share of the peak of none, several
+    ranks under engine=single, a calibration that is not of its kind, and as `estimate` does."""
     if gpu is not None and gpu not in GPUS:
         raise ConfigError(f"--gpu {gpu} is not known: choose {', '.join(GPUS)}.")
     config, measured = copy.deepcopy(config), None if calibration is None else read_calibration(calibration)
     gpu = measured.gpu if measured is not None and gpu is None else gpu
+    if mfu is not None and gpu is None:
+        raise ConfigError(
+            f"--mfu {mfu} is a share of the peak of a GPU, and none is named: add --gpu ({', '.join(GPUS)})."
+        )
+    processes = ranks or config.launch.processes or 1
+    if processes > 1 and config.engine.name == "single" and not config.stages:
+        raise ConfigError(
+            f"--ranks {processes} cannot share the work under engine.name=single: choose engine=ddp, fsdp2 or zero1 to zero3."
+        )
     if config.trainer.precision == "auto":
         usual = "fp32" if gpu is None else "fp16" if gpu in ("t4", "v100") else "bf16"
         config.trainer.precision = usual if measured is None else measured.precision
     if measured is not None:
         check_kind(measured, config, gpu)
     architecture, stored = architecture_of(config)
-    processes = ranks or config.launch.processes or 1
     return estimate(Subject(config, architecture, stored, processes, gpu, calibration=measured), mfu, variants)
 
 

@@ -176,8 +176,9 @@ _VARIANTS: list[tuple[str, _Act]] = [
 def what_if(subject: Subject, capacity: float | None) -> list[Change]:
     """What each change that is possible by itself does to the memory of a rank."""
     found = [change for each in _VARIANTS if (change := _changed(subject, capacity, [each])) is not None]
+    alone = subject.config.engine.name == "single"
     for ranks in sorted({subject.ranks * 2, max(1, subject.ranks // 2)} - {subject.ranks}):
-        if ranks <= subject.config.trainer.global_batch_size:
+        if not alone and ranks <= subject.config.trainer.global_batch_size:
             memory = replace(subject, ranks=ranks).memory()
             found.append(Change((f"--ranks {ranks}",), memory, capacity is None or memory.expected <= capacity))
     return found

@@ -40,6 +40,7 @@ def test_a_run_says_what_it_expects_and_how_far_off_it_was(digits_root, tmp_path
     assert seconds[0] == 3
     assert seconds[1] > 0
 
+    config.engine.name = "ddp"
     larger = estimated(config, None, 2, None, str(tmp_path / "run"))
     assert larger.memory.expected == pytest.approx(larger.memory.tensors * found.memory_factor)
     rate = found.operations_per_second

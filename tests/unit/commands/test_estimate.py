@@ -35,7 +35,12 @@ def test_what_does_not_fit_is_an_exit_code_and_a_way_out(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [("--gpu=h10", "--gpu h10 is not known: choose a10,"), ("--mfu=40", "--mfu 40 is not a share of the peak")],
+    [
+        ("--gpu=h10", "--gpu h10 is not known: choose a10,"),
+        ("--mfu=40", "--mfu 40 is not a share of the peak"),
+        ("--mfu=0.4", "--mfu 0.4 is a share of the peak of a GPU, and none is named"),
+        ("--ranks=8", "--ranks 8 cannot share the work under engine.name=single"),
+    ],
 )
 def test_a_wrong_argument_is_one_sentence(given, said, capsys):
     assert main(["estimate", given, *OWN]) == 2
