@@ -168,6 +168,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     hidden_grad[part] = product(gradient, table)
                 if weight_grad is not None:
                     _accumulate(weight_grad, gradient, states)
+                del logits, gradient  # else they would still be there next to those of the next chunk
         ctx.save_for_backward(hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype), more_grad)
         ctx.mark_non_differentiable(losses)
         return total, losses

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -83,6 +85,27 @@ def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_module, "_chunk", watched)
     token_loss(LMHead(8, 50), torch.randn(1000, 8), torch.zeros(1000, dtype=torch.int64))
     assert 0 < largest <= 100 * 50
+
+
+def test_logits_of_a_chunk_are_gone_before_those_of_the_next_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loss_module._CHUNK_ELEMENTS, "cpu", 10 * 50)
+    made: list[weakref.ref] = []
+    held: list[int] = []
+    product, chunk = loss_module.product, loss_module._chunk
+
+    def multiplied(left: Tensor, right: Tensor) -> Tensor:
+        held.append(sum(logits() is not None for logits in made))
+        return product(left, right)
+
+    def watched(logits: Tensor, *rest: Tensor) -> object:
+        made.append(weakref.ref(logits.untyped_storage()))
+        return chunk(logits, *rest)
+
+    monkeypatch.setattr(loss_module, "product", multiplied)
+    monkeypatch.setattr(loss_module, "_chunk", watched)
+    hidden = torch.randn(30, 8, requires_grad=True)
+    token_loss(LMHead(8, 50), hidden, torch.zeros(30, dtype=torch.int64))
+    assert held == [0, 1] * 3  # logits, then the gradient of the hidden states from them
 
 
 def test_no_gradient_work_for_what_needs_none() -> None:
