@@ -29,6 +29,10 @@ class FakeSingle(SingleEngine):
     def prepare(self, model: Any) -> None:
         with staying():
             super().prepare(model)
+        if self.config.engine.name == "zero3":
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    module.register_forward_pre_hook(_passed_on)
 
     def optimise(self, trainable: dict[str, nn.Parameter], updated: dict[str, nn.Parameter] | None = None) -> None:
         """Raises ConfigError for an optimizer whose state only real values can make."""
@@ -60,6 +64,11 @@ class FakeSingle(SingleEngine):
         if isinstance(self.optimizer, torch.optim.AdamW):
             return super().update(factor, max_norm)
         return self.optimizer.zero_grad(set_to_none=True)
+
+
+def _passed_on(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """DeepSpeed passes inputs through a function of its own, after which nobody knows of what they can be made again."""
+    return tuple(value.view_as(value) if isinstance(value, Tensor) else value for value in inputs)
 
 
 def _moments_in_bytes(parameter: Tensor, tables: tuple[Tensor, Tensor]) -> dict[str, Any]:
