@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,4 +50,18 @@ def opened(folder: Path) -> list[Any]:
 
 
 def offline_files(folder: Path) -> list[Path]:
-    return sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    """The files of the offline runs in `folder`/wandb, once nothing writes to them any more: `finish` of wandb returns before its
+    other process has written the last entries."""
+    found = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    given_up = time.monotonic() + 30
+    while _open_somewhere({str(path.resolve()) for path in found}) and time.monotonic() < given_up:
+        time.sleep(0.02)
+    return found
+
+
+def _open_somewhere(paths: set[str]) -> bool:
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link) in paths:
+                return True
+    return False

@@ -18,6 +18,7 @@ from m4train.commands import follow, slurm
 from m4train.config.compose import load_run_config, save_config
 from m4train.run_files import WANDB
 from tests.helpers.checkpoints import saved_run
+from tests.helpers.wandb_files import offline_files
 from tests.unit.evaluation.benchmarks.test_run import rows_of
 
 WATCH = ["poll=0.05", "device=cpu"]
@@ -116,9 +117,9 @@ def test_scores_go_to_the_wandb_run_of_the_run(run: tuple[Path, Path]) -> None:
     config.trainer.eval_every = 3
     save_config(config, folder / "config.yaml")
     assert main(["evaluate", f"run_dir={folder}", "follow=false", *WATCH]) == 0  # benchmarks and data are the run's own
-    found = list((folder / "wandb").glob("offline-run-*-abc12345-benchmark/*.wandb"))
-    assert len(found) == 1
-    assert b"eval/benchmark/docvqa" in found[0].read_bytes()
+    [found] = offline_files(folder)
+    assert "-abc12345-benchmark/" in str(found)
+    assert b"eval/benchmark/docvqa" in found.read_bytes()
 
 
 @pytest.mark.parametrize(
