@@ -30,9 +30,9 @@ def continued(tmp_path_factory):
 
 
 def _overrides(folder):
-    """What the run was started with, except for the early stop."""
+    """What the run was started with, except for the early stop, and the size of patches that its group of model had then."""
     lines = (folder / "run" / "overrides.txt").read_text().splitlines()
-    return [line for line in lines if line]
+    return [*filter(None, lines), "model.architecture.vision_config.patch_size=8"]
 
 
 def _metrics(path):

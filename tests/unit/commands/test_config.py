@@ -30,7 +30,7 @@ def test_the_configuration_of_a_run(capsys, tmp_path):
         (["engine"], ["engine=fsdp2_offload", "engine.offload (bool, false)", "m4train/launching.py"]),
         (["freeze"], ["freeze=connector_only  The two backbones stay as they are"]),
         (["warmup_steps", "experiment=digits_sft"], ["schedule.warmup_steps", "schedule.warmup_steps: 20"]),
-        (["data.sources.multi.weight", "experiment=digits_sft"], ["data.sources.multi.weight: 2.0"]),
+        (["data.sources.multi.weight", "experiment=digits_sft"], ["data.sources.multi.weight: 3.0"]),
         (["trainer.batch_ramp", "experiment=digits_sft"], ["trainer.batch_ramp:\n    start: null"]),
     ],
 )

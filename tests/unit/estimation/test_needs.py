@@ -65,9 +65,11 @@ def test_what_is_sharded_shrinks_with_the_ranks_and_what_is_not_stays(engine):
 
 def test_ddp_holds_everything_and_its_gradients_from_the_start():
     size = _subject().sizes()
-    memory = _subject(ranks=2, engine="ddp").memory().components
+    memory = _subject(ranks=2, engine="ddp", global_batch_size=2).memory().components
     assert memory["gradients"] == size.trained_bytes
     assert memory["optimizer"] == pytest.approx(2 * size.trained_bytes, rel=1e-3)
+    several = _subject(ranks=2, engine="ddp", global_batch_size=4).memory().components
+    assert several["gradients"] == 2 * size.trained_bytes  # the sums so far, next to the buckets
 
 
 @pytest.mark.parametrize(("engine", "divided"), [("zero1", ["optimizer"]), ("zero2", ["gradients", "optimizer"])])
