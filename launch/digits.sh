@@ -25,4 +25,4 @@ python launch/compare_with_transformers.py runs/digits/sft/export
 part "5/5 writing the report"
 m4train report "${run[@]}"
 printf '\nDone in %d s.\n' $((SECONDS - started))
-python launch/promise.py runs/digits/sft/evaluation.json single=96 multi=90
+python launch/promise.py runs/digits/sft/evaluation.json single=96 multi=92
