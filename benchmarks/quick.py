@@ -1,4 +1,4 @@
-"""The ratios of the other benchmarks to what a user would pick instead, at small sizes: about 90 s of a fast core.
+"""The ratios of the other benchmarks to what a user would pick instead, at small sizes: about a minute of a fast core.
 
     make bench-quick        # or PYTHONPATH=. python benchmarks/quick.py [--seconds 150]
 

@@ -3,7 +3,7 @@
 The last 20 % of the scans are held out: they appear in no training sample. The others appear as they are and bent, as other
 hands might have written them. Written under `root`:
 
-    documents/{train,heldout}-NNNNN.tar   interleaved documents of two to six scans
+    documents/{train,heldout}-NNNNN.tar   interleaved documents of two to four scans, a few of none
     single/..., multi/...                 conversations over one scan, and over two to four
     tokenizer/                            byte-level BPE trained on the training texts
 """

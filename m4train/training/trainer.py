@@ -216,8 +216,7 @@ class Trainer:
             callback.on_start(self)
         self.model.train()
         if self.step == 0 and any(callback.measures(0) for callback in self.callbacks):
-            measured = [callback.measure(self) for callback in self.callbacks]
-            self._publish({"step": 0, **{name: value for found in measured for name, value in found.items()}})
+            self._publish({"step": 0, **dict(pair for each in self.callbacks for pair in each.measure(self).items())})
 
     def _loop(self) -> str:
         window, batches = _Window(), iter(self.loader)
@@ -232,7 +231,8 @@ class Trainer:
                 window = _Window()
             ended = time.perf_counter()
             self._tell("on_step_end")
-            window.started += (self.step == self._first_step) * (time.perf_counter() - ended)  # that of the start
+            if self.step == self._first_step:  # what callbacks do then is part of the start
+                window.started += time.perf_counter() - ended
             self._announce()
         if reason == "stop_file" and self.engine.rank == 0:
             self._stops.clear()
