@@ -41,7 +41,7 @@ class Calibration:
 
 
 def read_calibration(given: str) -> Calibration:
-    """The calibration in a file or run directory. Raises ConfigError if it is damaged, or nothing was measured."""
+    """The calibration in a file or run directory. Raises ConfigError if it is not there or damaged, or nothing was measured."""
     path = Path(given) / ESTIMATE if Path(given).is_dir() else Path(given)
     return _read(path)
 
@@ -62,6 +62,10 @@ def check_kind(found: Calibration, config: Config, gpu: str | None) -> None:
 
 
 def _read(path: Path) -> Calibration:
+    if not path.is_file():
+        raise ConfigError(
+            f"--calibration: {path} does not exist: give the {ESTIMATE} of a run that measured its first steps, or its folder."
+        )
     try:
         values = read_mapping(path)
     except ConfigError as error:

@@ -90,3 +90,20 @@ def test_the_first_of_several_ranks_speaks_under_every_engine(engine, m4train, t
     found = read_calibration(str(tmp_path / "run"))
     assert found.ranks == 2
     assert found.measured_bytes == pytest.approx(found.expected_bytes, rel=0.05)
+
+
+RUNS = {
+    "idefics": ["model=tiny_idefics", "trainer.gradient_checkpointing=true"],
+    "idefics2": ["model=tiny_idefics2", "adapter=dora", "trainer.precision=bf16"],
+    "muon": ["optimizer=muon", "trainer.global_batch_size=4", "trainer.precision=bf16"],
+    "four bits": ["adapter=qlora", "optimizer=adamw_8bit", "trainer.micro_batch_size=2"],
+    "averaged": ["optimizer=schedule_free", "schedule=constant"],
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_another_kind_measures_what_was_expected(name, digits_root, tmp_path):
+    trained(_config(digits_root, tmp_path, *RUNS[name]))
+    found = read_calibration(str(tmp_path / "run"))
+    assert found.measured_bytes == pytest.approx(found.expected_bytes, rel=0.05)

@@ -44,6 +44,12 @@ def test_a_cpu_has_a_speed_as_soon_as_one_run_was_measured():
     assert speed.days == pytest.approx(speed.step_seconds * 1000 / 86400)
 
 
+@pytest.mark.parametrize("given", ["", "no_such_run", "other.json"])
+def test_a_file_that_is_not_there_is_named_with_what_to_give(given, tmp_path):
+    with pytest.raises(ConfigError, match=r"does not exist: give the estimate\.json of a run .*, or its folder\.$"):
+        read_calibration(str(tmp_path / given))
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
