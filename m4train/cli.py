@@ -192,9 +192,10 @@ COMMANDS = {
         option("--calibration", metavar="FILE", help="the estimate.json, or folder, of a run on such a GPU"),
         option("--what-if", is_flag=True, help="also what changes would need, and how much more would fit"),
         JSON,
+        reads="shape",
         examples=(
-            "estimate experiment=digits_pretrain --gpu h100",
-            "estimate model=smolvlm_2b data=own --gpu a100 --ranks 8 --mfu 0.4",
+            "estimate experiment=sft/smolvlm_2b_lora --gpu rtx4090",
+            "estimate model=smolvlm_2b data=own engine=fsdp2 --gpu a100 --ranks 8 --mfu 0.4",
         ),
     ),
     "preview": Command(

@@ -42,7 +42,7 @@ def _found(config: Config) -> tuple[Any, torch.dtype | None]:
         recipe = None if Path(model.pretrained).exists() else _recipe(model.pretrained, config)
         if recipe is not None:
             print(f"{model.pretrained} is not there yet: estimated as experiment={recipe} makes it.", flush=True)
-            return architecture_of(load_config([f"experiment={recipe}"]))[0], None
+            return architecture_of(load_config([f"experiment={recipe}"], sources=False))[0], None
         folder = model_folder(build.start_folder(model.pretrained), CONFIG_FILES)
         return kind.from_pretrained(folder), _stored(Path(folder))
     if model.vision_pretrained is not None:

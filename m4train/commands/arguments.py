@@ -90,7 +90,7 @@ class Command(click.Command):
     """One command: `function` ("module:name" in this package) is loaded only after its arguments are known to be right.
 
     It is called with the configuration and, by name, the values of `options`, and returns the exit status. `reads` says
-    where the configuration comes from: `overrides`, `stages` (the same, for all stages of a run), `run` (a run that was
+    where the configuration comes from: `overrides`, `stages` (the same, for all stages of a run), `shape` (the same, and data need not be named yet), `run` (a run that was
     trained, overrides on top), `asked` (the function composes itself what it gets as Composed and overrides), or nothing.
     `processes`: it runs on all processes of launch.processes. `needs`: the groups of the configuration that decide which
     packages must be installed. `more` ("module:name") gives further lines of help: the keys of the command with what they
@@ -163,8 +163,10 @@ class Command(click.Command):
                 subject: Any = load_stages(overrides, asked.where())
                 configs = subject.configs
             else:
-                load = load_known_config if self.reads == "overrides" else load_run_config
-                subject = load(overrides, asked.where())
+                if self.reads == "run":
+                    subject = load_run_config(overrides, asked.where())
+                else:
+                    subject = load_known_config(overrides, asked.where(), sources=self.reads != "shape")
                 configs = [subject]
             for config in configs:
                 check_packages(config, self.needs)

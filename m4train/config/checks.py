@@ -33,11 +33,12 @@ from m4train.errors import ConfigError
 from m4train.families import FAMILIES
 
 
-def check(config: Config) -> None:
-    """Refuses combinations that cannot work. Raises ConfigError with one sentence that names the key and the way out."""
+def check(config: Config, sources: bool = True) -> None:
+    """Refuses combinations that cannot work; without `sources`, data need not be named yet. Raises ConfigError with one sentence
+    that names the key and the way out."""
     _check_numbers(config)
     _check_model(config)
-    check_data(config)
+    check_data(config, sources)
     _check_training(config)
 
 

@@ -96,21 +96,21 @@ def compose(overrides: list[str], where: Where = HERE, schema: Any = Config) -> 
         return composed
 
 
-def load_config(overrides: list[str], where: Where = HERE, trained: bool = False) -> Config:
+def load_config(overrides: list[str], where: Where = HERE, trained: bool = False, sources: bool = True) -> Config:
     """Composes `conf/train.yaml` with Hydra overrides and checks the result. Of several stages it is the one that `stage=NAME`
-    chooses, else the first, or the last for a command about what is `trained`.
+    chooses, else the first, or the last for a command about what is `trained`. Without `sources`, data need not be named yet.
 
     Raises ConfigError, in one sentence, for an unknown key or choice, a wrong type, or a combination that cannot work.
     """
     _SAID.clear()
     outline = read_outline(lambda given: compose(given, where), overrides)
     if not outline.stages:
-        return _loaded(overrides, where, outline.composed)
+        return _loaded(overrides, where, outline.composed, sources)
     names, asked = outline.names(), outline.composed.stage
     if asked is None:
         asked = names[-1 if trained else 0]
         hint_once(f"this is about stage {asked}; stage=NAME chooses another of {', '.join(names)}.")
-    return _stage(outline, names.index(asked), overrides, where)
+    return _stage(outline, names.index(asked), overrides, where, sources)
 
 
 def load_stages(overrides: list[str], where: Where = HERE) -> Staged:
@@ -138,18 +138,18 @@ def load_stages(overrides: list[str], where: Where = HERE) -> Staged:
     return Staged(Path(str(outline.composed.run_dir)), configs, outline.composed.stage)
 
 
-def _stage(outline: Outline, number: int, overrides: list[str], where: Where) -> Config:
+def _stage(outline: Outline, number: int, overrides: list[str], where: Where, sources: bool = True) -> Config:
     """The configuration of one stage. Raises ConfigError that names the stage."""
     own, name = stage_overrides(outline, number, overrides), outline.stages[number].name
     try:
-        config = _loaded(own, where, compose(own, where))
+        config = _loaded(own, where, compose(own, where), sources)
     except ConfigError as error:
         raise ConfigError(f"stage {name}: {error}") from error
     config.stage = name
     return config
 
 
-def _loaded(overrides: list[str], where: Where, composed: Any) -> Config:
+def _loaded(overrides: list[str], where: Where, composed: Any, sources: bool = True) -> Config:
     """The checked object of a composition of `overrides`."""
     composed = composed_start(lambda given: compose(given, where), overrides, composed)
     take_nearest(composed, overrides)
@@ -158,7 +158,7 @@ def _loaded(overrides: list[str], where: Where, composed: Any) -> Config:
     take_adapter(config.adapter, overrides)
     scale_down(config, [override.lstrip("+").partition("=")[0] for override in overrides], resource_folder("conf"))
     hold_out(config.data)
-    check(config)
+    check(config, sources)
     return config
 
 
@@ -192,14 +192,14 @@ def load_run_config(overrides: list[str], where: Where = HERE) -> Config:
     return config
 
 
-def load_known_config(overrides: list[str], where: Where = HERE) -> Config:
+def load_known_config(overrides: list[str], where: Where = HERE, sources: bool = True) -> Config:
     """The configuration for a command that looks at a run, or goes on with it, by `run_dir` alone once that holds one; of a run
     that has not begun as for training."""
     if not any(override.startswith("experiment=") for override in overrides):
         overrides = of_run(overrides)
     run_dirs = [text_of(override) for override in overrides if override.startswith("run_dir=")]
     begun = bool(run_dirs) and (Path(run_dirs[-1]) / CONFIG).is_file()
-    return load_run_config(overrides, where) if begun else load_config(overrides, where)
+    return load_run_config(overrides, where) if begun else load_config(overrides, where, sources=sources)
 
 
 def stored_config(values: Any, where: Path) -> Config:

@@ -9,8 +9,8 @@ from m4train.config import AugmentConfig, Config, DataConfig, SourceConfig
 from m4train.config.require import at_least, one_of, require
 
 
-def check_data(config: Config) -> None:
-    """The group `data`, its sources and their options."""
+def check_data(config: Config, named: bool = True) -> None:
+    """The group `data`, its sources and their options; unless they are `named`, they may have no path yet."""
     data = config.data
     _check_streams(config)
     for key in ("sequence_length", "images_per_pack", "packing_pool", "prefetch_steps", "shuffle_window"):
@@ -44,13 +44,13 @@ def check_data(config: Config) -> None:
         0 <= data.max_bad_fraction <= 1, f"data.max_bad_fraction is {data.max_bad_fraction}: give a share from 0 to 1."
     )
     _check_holdout(data)
-    require(bool(data.sources), "data.sources is empty: choose a data=... or add data.sources.NAME.path=SHARDS.")
+    require(bool(data.sources) or not named, "data.sources is empty: choose a data=... or add data.sources.NAME.path=SHARDS.")
     for group, sources in (("sources", data.sources), ("validation", data.validation)):
         for name, source in sources.items():
             key = f"data.{group}.{name}"
             require(
-                bool(source.path),
-                f"{key}.path is empty: give the shards of this source, such as data/train-{{000..099}}.tar.",
+                bool(source.path) or not named,
+                f"{key}.path is empty: give the file or the shards of this source, such as own.json or data/train-{{000..099}}.tar.",
             )
             one_of(f"{key}.loss", source.loss, ("auto", "all", "last_turn"))
             require(

@@ -57,7 +57,7 @@ def _changed(subject: Subject, capacity: float | None, chosen: list[tuple[str, _
 
 def _allowed(config: Config) -> bool:
     try:
-        check(config)
+        check(config, sources=False)
     except ConfigError:
         return False
     return True

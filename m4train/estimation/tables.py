@@ -142,11 +142,15 @@ def _speeds(speeds: list[Speed]) -> Table:
             "measured" if speed.mfu is None else f"{speed.mfu:.0%}",
             f"{speed.step_seconds:.3g}",
             f"{speed.tokens_per_second:,.0f}",
-            f"{speed.frames_per_second:,.0f}",
+            _rate(speed.frames_per_second),
             f"{speed.days:.3g}",
-            f"{speed.cores:.0f}",
+            _rate(speed.cores),
         )
     return table
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 9.5 else f"{value:.2g}"
 
 
 def _ways_out(found: Estimate) -> list[str]:

@@ -33,6 +33,15 @@ def test_what_does_not_fit_is_an_exit_code_and_a_way_out(capsys, monkeypatch):
     assert found["changes"]
 
 
+@pytest.mark.parametrize("given", ["experiment=sft/smolvlm_256m_full", "model=smolvlm_256m data=own"])
+def test_data_need_not_be_named_yet(given, capsys):
+    assert main(["estimate", *given.split(), "trainer.gradient_checkpointing=true", "--gpu", "rtx4090"]) == 0
+    assert "1 x rtx4090: fits" in capsys.readouterr().out
+    small = ["trainer.gradient_checkpointing=false", "data.images_per_pack=40", "trainer.micro_batch_size=8"]
+    assert main(["estimate", *given.split(), *small, "--gpu", "rtx4090"]) == 1
+    assert "It would fit with" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
