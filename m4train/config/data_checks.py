@@ -44,7 +44,10 @@ def check_data(config: Config, named: bool = True) -> None:
         0 <= data.max_bad_fraction <= 1, f"data.max_bad_fraction is {data.max_bad_fraction}: give a share from 0 to 1."
     )
     _check_holdout(data)
-    require(bool(data.sources) or not named, "data.sources is empty: choose a data=... or add data.sources.NAME.path=SHARDS.")
+    require(
+        bool(data.sources) or not named,
+        "data.sources is empty: choose a data=... or add data.sources.NAME.path=SHARDS.",
+    )
     for group, sources in (("sources", data.sources), ("validation", data.validation)):
         for name, source in sources.items():
             key = f"data.{group}.{name}"
