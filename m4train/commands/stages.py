@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import os
 import time
 from contextlib import nullcontext
@@ -62,7 +63,9 @@ def train_stages(staged: Staged) -> int:
         if group.rank == 0:
             forget_request(staged.folder)
             _say_what_is_missing(staged)
+            _say_what_was_trained(staged)
         began = time.monotonic()
+        agreed(group, partial(_check_starts, staged))
         for number in range(len(staged.configs)):
             if agreed(group, partial(_is_due, staged, number)):
                 stopped_by = _train_stage(staged, number, group, time.monotonic() - began)
@@ -83,6 +86,20 @@ def _say_what_is_missing(staged: Staged) -> None:
                 expand_shards(*path)
             except DataError as missing:
                 print(f"stage {config.stage} will need data that is not there yet: {missing}", flush=True)
+
+
+def _say_what_was_trained(staged: Staged) -> None:
+    """Says which held-out samples of a stage are trained on by one before it, whose weights it goes on with."""
+    for before, config in itertools.combinations(staged.configs, 2):
+        kept = {source.path: before.data.holdout for source in before.data.sources.values()}
+        for name, source in config.data.validation.items():
+            share = config.data.holdout if source.held_out else 1.0
+            if share > kept.get(source.path, 1.0):
+                print(
+                    f"stage {config.stage} measures on data.validation.{name} what stage {before.stage} trains on: give both the same "
+                    f"data.holdout (now {config.data.holdout:g} and {before.data.holdout:g}), or name other files.",
+                    flush=True,
+                )
 
 
 def _train_stage(staged: Staged, number: int, group: Engine, seconds: float) -> str:
@@ -131,17 +148,35 @@ def _is_due(staged: Staged, number: int) -> bool:
         if folder.resolve() not in Path(config.resume).resolve().parents:  # else it goes back within the stage
             _set_aside(folder)
         return True
-    again = f"stage={config.stage} trains it again, and keeps what it replaces"
     if stale:
-        other = (
-            f"weights of {before.stage} that are no longer there" if before else "another stage, and is now the first"
-        )
-        raise ConfigError(f"stage {config.stage} in {folder} began from {other}: {again}.")
+        raise _began_elsewhere(config, before)
     if trained and (changed := _changed(config)):
-        raise ConfigError(f"stage {config.stage} in {folder} was trained with {changed}: put them back, or {again}.")
+        raise ConfigError(
+            f"stage {config.stage} in {folder} was trained with {changed}: put them back, or {_again(config)}."
+        )
     if trained:
-        print(f"stage {number + 1} of {len(staged.configs)}: {config.stage} is trained already.", flush=True)
+        place = f"stage {number + 1} of {len(staged.configs)}"
+        print(f"{place}: {config.stage} is trained already{_moved(config)}.", flush=True)
     return not trained
+
+
+def _check_starts(staged: Staged) -> None:
+    """Raises ConfigError, before anything is trained, for a stage that cannot go on after those before it: it began from weights
+    that are not what the one before it holds, such as those of a stage that had its place."""
+    noted = noted_stages(staged.folder)
+    for before, config in itertools.pairwise(staged.configs) if staged.asked is None else ():
+        began = noted.get(str(config.stage), {}).get("began_from")
+        if began is not None and began != _content(before) and _content(config) is not None:
+            raise _began_elsewhere(config, before)
+
+
+def _began_elsewhere(config: Config, before: Config | None) -> ConfigError:
+    other = f"weights that {before.stage} does not hold" if before else "another stage, and is now the first"
+    return ConfigError(f"stage {config.stage} in {config.run_dir} began from {other}: {_again(config)}.")
+
+
+def _again(config: Config) -> str:
+    return f"stage={config.stage} trains it again, and keeps what it replaces"
 
 
 def _is_trained(noted: dict[str, dict[str, Any]], config: Config) -> bool:
@@ -163,6 +198,14 @@ def _changed(config: Config) -> str:
     named = [f"{key}={then} (now {now})" for key, (then, now) in found.items() if not matches(key, kept)]
     more = f" and {len(named) - SHOWN_KEYS} more" if len(named) > SHOWN_KEYS else ""
     return ", ".join(named[:SHOWN_KEYS]) + more
+
+
+def _moved(config: Config) -> str:
+    """The paths of its data that are others than a stage was trained with, as the end of a sentence; "" for none."""
+    stored = flatten(config_dict(load_yaml(Path(config.run_dir, CONFIG))))
+    paths = {f"data.sources.{name}.path": source.path for name, source in config.data.sources.items()}
+    other = [f"{key}={stored[key]} (now {path})" for key, path in paths.items() if stored.get(key, path) != path]
+    return f", with {', '.join(other)}" if other else ""
 
 
 def _content(config: Config) -> str | None:

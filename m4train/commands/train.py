@@ -31,6 +31,7 @@ from m4train.terminal import stage
 from m4train.training.callbacks import Callback, default_callbacks
 from m4train.training.callbacks.pack_times import PackTimes
 from m4train.training.checkpoints.bases import bases
+from m4train.training.checkpoints.changes import changed_since
 from m4train.training.checkpoints.files import checkpoints_in
 from m4train.training.checkpoints.find import agreed_checkpoint
 from m4train.training.checkpoints.state import Checkpoint
@@ -97,7 +98,8 @@ def _train_claimed(config: Config, callbacks: Sequence[Callback]) -> TrainResult
         else:
             result = TrainResult(resume.step, {}, ALREADY)
             if engine.rank == 0:
-                print(f"{config.run_dir} is trained already: {resume.folder.name} is its last step.")
+                changed = changed_since(resume.state["config"], config)
+                print(f"{config.run_dir} is trained already: {resume.folder.name} is its last step{changed}.")
     engine.shutdown()
     return result
 

@@ -50,29 +50,32 @@ def check_data(config: Config, named: bool = True) -> None:
     )
     for group, sources in (("sources", data.sources), ("validation", data.validation)):
         for name, source in sources.items():
-            key = f"data.{group}.{name}"
-            require(
-                bool(source.path) or not named,
-                f"{key}.path is empty: give the file or the shards of this source, such as own.json or data/train-{{000..099}}.tar.",
-            )
-            one_of(f"{key}.loss", source.loss, ("auto", "all", "last_turn"))
-            require(
-                source.loss_weight > 0,
-                f"{key}.loss_weight is {source.loss_weight}, but must be above 0; remove the source to leave it out.",
-            )
-            require(
-                group == "sources" or source.loss_weight == 1,
-                f"{key}.loss_weight is {source.loss_weight}, but held-out losses are not weighted: remove it.",
-            )
-            require(
-                group == "sources" or source.epochs is None,
-                f"{key}.epochs is {source.epochs}, but held-out sources are read once: remove it.",
-            )
-            require(
-                source.weight > 0,
-                f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
-            )
-            _check_options(key, source)
+            _check_source(f"data.{group}.{name}", source, named, trains=group == "sources")
+
+
+def _check_source(key: str, source: SourceConfig, named: bool, trains: bool) -> None:
+    require(
+        bool(source.path) or not named,
+        f"{key}.path is empty: give the file or the shards of this source, such as own.json or data/train-{{000..099}}.tar.",
+    )
+    one_of(f"{key}.loss", source.loss, ("auto", "all", "last_turn"))
+    require(
+        source.loss_weight > 0,
+        f"{key}.loss_weight is {source.loss_weight}, but must be above 0; remove the source to leave it out.",
+    )
+    require(
+        trains or source.loss_weight == 1,
+        f"{key}.loss_weight is {source.loss_weight}, but held-out losses are not weighted: remove it.",
+    )
+    require(
+        trains or source.epochs is None,
+        f"{key}.epochs is {source.epochs}, but held-out sources are read once: remove it.",
+    )
+    require(
+        source.weight > 0,
+        f"{key}.weight is {source.weight}, but must be above 0; remove the source to leave it out.",
+    )
+    _check_options(key, source)
 
 
 def _check_holdout(data: DataConfig) -> None:

@@ -126,8 +126,8 @@ class DataConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # name -> dataset to train on
     # name -> held-out dataset, for trainer.eval_every and `m4train evaluate`
     validation: dict[str, SourceConfig] = field(default_factory=dict)
-    # share, from 0 to below 1, of the samples of each source that is held out as data.validation.NAME, by a hash of the key:
-    # samples that join later move none of the others; 0: none
+    # share, from 0 to below 1, of the samples of each source that is held out as data.validation.NAME, by a hash of the key,
+    # or of what it says and shows if it has none: samples that join later move none of the others; 0: none
     holdout: float = 0.0
     index_dir: str | None = None  # folder for indexes; null: next to each shard; needed for shards in an object store
     cache_dir: str | None = None  # folder for blocks read from object stores; null: they are read again each time

@@ -19,7 +19,7 @@ from m4train.data.documents.sample import Sample
 from m4train.data.documents.splitting import Division, divide
 from m4train.data.documents.variants import variant_drawn
 from m4train.data.index.build import build_index, open_index
-from m4train.data.index.part import PartIndex, held_out
+from m4train.data.index.part import PartIndex, draws
 from m4train.data.index.shard_index import ShardIndex
 from m4train.data.index.source_index import SourceIndex
 from m4train.data.shards import expand_shards
@@ -193,7 +193,7 @@ def open_sources(
         config, form, shards = _found(name, config, said=indexed)
         opened = open_index(shards, form, Renderer(processor, config, name), data.index_dir, data.auto_index_limit)
         form.keep(data.shuffle_window, data.packing_pool)
-        used = _part(name, given, data, SourceIndex(opened), getattr(form, "numbered", False))
+        used = _part(name, given, data, SourceIndex(opened))
         source = Source(name, config, used, form, FileReader(cache))
         _check_named(source)
         if any(field.startswith(SPLIT) for field in source.index.unread):
@@ -215,8 +215,8 @@ def build_sources(sources: Mapping[str, SourceConfig], data: DataConfig, process
                 (f"the first: {why}" for shard in source.index.shards for _, why in shard.bad.values()), "none at all"
             )
             raise ConfigError(
-                f"data source {source.name!r} ({source.config.path}) holds no usable sample of {len(source)} ({first}): "
-                "look at `m4train data stats`."
+                f"data source {source.name!r} ({source.config.path}) holds no usable sample of {len(source)} as format "
+                f"{source.config.format} ({first}): give its format, or format=auto if you do not know it, and look at `m4train data stats`."
             )
     return built
 
@@ -243,19 +243,42 @@ def _files(source: SourceConfig) -> set[str]:
         return set()
 
 
-def _part(name: str, config: SourceConfig, data: DataConfig, whole: SourceIndex, numbered: bool) -> SourceIndex:
+def _part(name: str, config: SourceConfig, data: DataConfig, whole: SourceIndex) -> SourceIndex:
     """What of a source is used: what data.holdout holds out, all but that for one that is trained on, or everything."""
     trains = data.sources.get(name) is config
-    if not data.holdout or not (config.held_out or trains):
+    if not data.holdout or not (config.held_out or trains) or (trains and _measured_apart(name, data)):
         return whole
-    out = held_out(whole, data.holdout, numbered)
-    if len(out) and out.all() == out.any():
-        what = "all" if out.all() else "none"
-        raise ConfigError(
-            f"data.holdout={data.holdout} holds out {what} of the {len(out)} samples of data source {name.rpartition('/')[2]!r}: "
-            "choose another share, or name a held-out source in data.validation."
-        )
+    drawn = draws(whole)
+    out, usable = drawn < data.holdout, drawn[whole.lengths > 0]
+    if len(usable) and out[whole.lengths > 0].all() == out[whole.lengths > 0].any():
+        raise ConfigError(_not_divided(name.rpartition("/")[2], usable, data.holdout))
     return PartIndex(whole, np.flatnonzero(out if config.held_out else ~out))
+
+
+def _measured_apart(name: str, data: DataConfig) -> bool:
+    """Whether a source is measured by other data of its name, and by nothing that is held out of it."""
+    measures = data.validation.get(name)
+    taken = (each.path for each in data.validation.values() if each.held_out)
+    return measures is not None and not measures.held_out and data.sources[name].path not in taken
+
+
+def _not_divided(name: str, usable: np.ndarray, share: float) -> str:
+    """What to say if a share holds out all or none of the usable samples, whose draws (U,) are given."""
+    least = np.unique(usable)[:2]  # a share between these two holds out as few as can be
+    rounded = (np.ceil(least[0] * 10**digits) / 10**digits for digits in range(1, 18))
+    other = next(
+        (
+            f"data.holdout={each:g} holds out {(usable < each).sum()}; or "
+            for each in rounded
+            if least[0] < each <= least[-1]
+        ),
+        "",
+    )
+    return (
+        f"data.holdout={share:g} holds out {'all' if share > least[-1] else 'none'} of the {len(usable)} usable samples of data source "
+        f"{name!r}: {other}set data.validation.{name}={{path: FILE, format: auto}} to measure on other data, or data.holdout=0 and trainer.eval_every=0 to "
+        "measure nothing."
+    )
 
 
 def unread_line(source: Source) -> str:

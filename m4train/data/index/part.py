@@ -10,13 +10,12 @@ from m4train.data.index.shard_index import ShardIndex
 from m4train.data.index.source_index import SourceIndex
 
 
-def held_out(index: SourceIndex, share: float, numbered: bool = False) -> np.ndarray:
-    """(N,) bool, True for the samples that are held out: about `share` of them, by a hash of the key alone, so that samples
-    which join a source later move none of the others. If keys are `numbered`, as those of records that have no name, it is the
-    hash of all that is stored of a sample, wherever it stands."""
+def draws(index: SourceIndex) -> np.ndarray:
+    """(N,) float64, a number from 0 to below 1 for each sample, by a hash of its key alone, or of what it says and shows if its
+    key is but its number in a file. Those below a share are held out, so that samples which join a source later, wherever they
+    stand, move none of the others."""
     samples = ((shard, number) for shard in index.shards for number in range(len(shard)))
-    names = (shard.content_hash(n) if numbered else shard.key(n).encode() for shard, n in samples)
-    return np.fromiter((_draw(name) < share for name in names), bool, len(index))
+    return np.fromiter((_draw(shard.identity(number)) for shard, number in samples), np.float64, len(index))
 
 
 def _draw(name: bytes) -> float:

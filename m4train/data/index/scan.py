@@ -69,6 +69,7 @@ class _Structure:
         self._shard = shard
         self._keys = bytearray()
         self._key_ends, self._starts, self._member_ends = array("q"), array("q"), array("q")
+        self._identities = array("q")
         self._rows = array("q")  # of each member the values of _MEMBER_TYPES
         self._bad: dict[str, tuple[str, str]] = {}
         self._outside: dict[str, tuple[int, int]] = {}  # stamps of the files outside the shard
@@ -82,6 +83,7 @@ class _Structure:
             self._bad[str(len(self._key_ends))] = sample.bad
         self._keys += sample.key.encode("utf-8")
         self._key_ends.append(len(self._keys))
+        self._identities.append(sample.identity)
         start = min((member.offset for member in sample.members), default=0)
         self._starts.append(start)
         for m in sample.members:
@@ -96,6 +98,8 @@ class _Structure:
         arrays = {name: column.astype(kind) for (name, kind), column in zip(_MEMBER_TYPES.items(), columns)}
         arrays |= {"keys": np.frombuffer(bytes(self._keys), np.uint8), "starts": np.array(self._starts, np.int64)}
         arrays |= {"key_ends": np.array(self._key_ends, np.int64), "member_ends": np.array(self._member_ends, np.int64)}
+        if any(self._identities):
+            arrays["identities"] = np.array(self._identities, np.int64)
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(arrays):
             digest.update(arrays[name].tobytes())

@@ -108,6 +108,12 @@ class ShardIndex:
         begin, end = _bounds(self._parts["member_ends"], sample)
         return hashlib.blake2b(self._parts["hashes"][begin:end].tobytes(), digest_size=8).digest()
 
+    def identity(self, sample: int) -> bytes:
+        """What tells a sample from others wherever it stands: what it says and shows if it has no name, else its name."""
+        if "identities" in self._parts:
+            return int(self._parts["identities"][sample]).to_bytes(8, "big")
+        return self.key(sample).encode()
+
     def image_count(self, sample: int) -> int:
         """Images of one sample that are used."""
         return (

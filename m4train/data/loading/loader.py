@@ -118,6 +118,8 @@ class Loader:
         stop_step: int | None = None,
         layout: Frames = FRAMES,
     ) -> None:
+        if state is not None:
+            plan.made(state)  # is refused before processes start, which would say that they were left
         self.plan = plan
         self.data = data
         self._ahead = data.prefetch_steps * -(-plan.global_batch_size // (world_size * micro_batch_size))

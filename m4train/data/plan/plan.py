@@ -135,18 +135,23 @@ class Plan:
         ]
         return _named([self.seed, settings, sources])
 
+    def made(self, state: dict[str, Any]) -> bool:
+        """Whether a state is of this very plan, and not of one with other weights, epochs or batch sizes. Raises DataError for one
+        of other data."""
+        same = state.get("plan") == self.fingerprint()
+        if not same and state.get("content") != self.content():
+            named = ", ".join(f"{source.name} in {source.config.path}" for source in self.sources)
+            raise DataError(
+                "The data of this run is not what the checkpoint was made with (sources, budgets, seed, tokenizer, or the "
+                f"content of the shards differ; it has {named[:500]}): restore them, or start a new run from its weights."
+            )
+        return bool(same)
+
     def steps(self, state: dict[str, Any] | None = None) -> Iterator[StepPlan]:
         """The steps from the beginning, or those after `state`. Raises DataError for the state of another plan."""
         cursor = _Cursor(self)
         if state is not None:
-            same = state.get("plan") == self.fingerprint()
-            if not same and state.get("content") != self.content():
-                named = ", ".join(f"{source.name} in {source.config.path}" for source in self.sources)
-                raise DataError(
-                    "The data of this run is not what the checkpoint was made with (sources, budgets, seed, tokenizer, or the "
-                    f"content of the shards differ; it has {named[:500]}): restore them, or start a new run from its weights."
-                )
-            cursor.load_state(state, same)
+            cursor.load_state(state, self.made(state))
         while (step := cursor.next_step()) is not None:
             yield step
 

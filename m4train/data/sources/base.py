@@ -46,6 +46,7 @@ class ScannedSample:
     """A sample as the scan found it: `members` are its texts and then every image in reading order, or `bad` says why not.
     `files` are local files outside the shard that it depends on, whether they are there or not; `unread` names the fields of
     it that are neither used nor known; `sample` is the sample that these members are read as, if the scan has made it anyway.
+    `identity` is 63 bits of what a sample says and shows, wherever and however it is written, of one that has no name.
     """
 
     key: str
@@ -53,6 +54,7 @@ class ScannedSample:
     bad: tuple[str, str] | None = None  # reason, detail
     files: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    identity: int = 0
     sample: Sample | None = field(default=None, compare=False)
 
 
@@ -107,9 +109,6 @@ class StoredFiles:
     """The part of formats whose images are stored as files: `images` are their `stored_images`, decoded."""
 
     image_range: Sequence[float] = ()
-    numbered = (
-        False  # whether the key of a sample is its number in the file, and another's once the file has grown before it
-    )
 
     def stored_images(
         self, files: FileReader, path: str, members: tuple[Member, ...], wanted: Sequence[int]

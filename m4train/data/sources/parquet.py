@@ -21,6 +21,7 @@ from m4train.data.sources.records import (
     Composed,
     compose,
     found_images,
+    identity,
     image_member,
     kept_images,
     text_hash,
@@ -36,8 +37,7 @@ class ParquetRows(StoredFiles):
     """One sample a row. A member's `offset` is its row group, `size` its row in it, `part` the number of the image."""
 
     name = "parquet"
-    numbered = True
-    settings: Mapping[str, Any] = {"rules": 4}
+    settings: Mapping[str, Any] = {"rules": 5}
     pictures = Pictures()
     honours = RECORD_OPTIONS
 
@@ -130,7 +130,9 @@ class ParquetRows(StoredFiles):
             )
             text = Member(group, row, text_hash(composed.text))
             sample = None if lost else composed.sample
-            return ScannedSample(key, (text, *found), None, named, composed.unread() + lost, sample)
+            return ScannedSample(
+                key, (text, *found), None, named, composed.unread() + lost, identity(composed.sample, found), sample
+            )
         except BadSample as error:
             return ScannedSample(key, bad=(error.reason, error.detail), files=named)
 

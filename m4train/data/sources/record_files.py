@@ -15,7 +15,7 @@ from m4train.data.documents.sample import Sample
 from m4train.data.sources.base import Member, ScannedSample, StoredFiles, content_hash
 from m4train.data.sources.fields import RECORD_OPTIONS, Reading
 from m4train.data.sources.pictures import Pictures
-from m4train.data.sources.records import Composed, compose, found_images, kept_images, unchanged
+from m4train.data.sources.records import Composed, compose, found_images, identity, kept_images, unchanged
 from m4train.data.sources.tarfiles import is_junk
 from m4train.data.storage.files import FileReader, Range, is_remote
 from m4train.errors import BadSample
@@ -68,8 +68,7 @@ class RecordFile(StoredFiles):
     """Files of records, each a stretch of bytes. A format says which stretches they are, and what each holds."""
 
     name = ""
-    numbered = True
-    settings: Mapping[str, Any] = {"rules": 4}
+    settings: Mapping[str, Any] = {"rules": 5}
     pictures = Pictures()
     honours = RECORD_OPTIONS
 
@@ -112,7 +111,15 @@ class RecordFile(StoredFiles):
                 )
                 text = Member(offset, len(raw), content_hash(raw))
                 sample = None if lost else composed.sample
-                yield ScannedSample(key, (text, *images), None, named, composed.unread() + lost, sample)
+                yield ScannedSample(
+                    key,
+                    (text, *images),
+                    None,
+                    named,
+                    composed.unread() + lost,
+                    identity(composed.sample, images),
+                    sample,
+                )
             except BadSample as error:
                 yield ScannedSample(key, bad=(error.reason, error.detail), files=named)
 

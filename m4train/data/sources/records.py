@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import xxhash
+
 from m4train.data.documents.learning import refused
 from m4train.data.documents.sample import Sample, sample_from_dict
 from m4train.data.sources.answers import answered, asked_often, caption_pairs, with_chosen, with_context
@@ -357,6 +359,17 @@ def kept_images(members: Sequence[Member], reading: Reading) -> Collection[int] 
 def text_hash(text: dict[str, Any]) -> int:
     """Tells the text of a record from changed text."""
     return content_hash(json.dumps(text, default=str, sort_keys=True).encode())
+
+
+def identity(sample: Sample, images: Sequence[Member]) -> int:
+    """63 bits of what a sample says and shows: its roles, texts and the bytes of its images, but not how its file is written,
+    what its images are called, or what else is said about it."""
+    spoken = [
+        (message["role"], message["content"]) for message in sample.messages or [{"role": "", "content": sample.items}]
+    ]
+    texts = [[role, [item.get("text") for item in items]] for role, items in spoken]
+    said = json.dumps([texts, [image.hash for image in images]]).encode()
+    return xxhash.xxh3_64_intdigest(said) >> 1
 
 
 def image_member(data: bytes, number: int, offset: int = 0, size: int = 0, what: str = "") -> Member:

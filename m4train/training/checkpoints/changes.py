@@ -206,18 +206,22 @@ def check_changes(
 
 def continuing(state: Mapping[str, Any], config: Config, more: str = "") -> str:
     """What is said when a run goes on: its step, the keys that changed, the learning rate if that makes a step, and `more`."""
-    step, found = state["step"], differences(state["config"], config)
-    changed = [f"{key} {then} -> {now}" for key, (then, now) in found.items() if not matches(key, OF_A_START)]
-    text = f"continuing from step {step}"
-    if changed:
-        others = f" and {len(changed) - SHOWN_KEYS} more" if len(changed) > SHOWN_KEYS else ""
-        text += f"; changed: {', '.join(changed[:SHOWN_KEYS])}{others}"
+    step = state["step"]
+    text = f"continuing from step {step}{changed_since(state['config'], config)}"
     then, now = (_rate(completed(values), step + 1) for values in (state["config"], config_dict(config)))
     if abs(then - now) > 1e-9 * max(then, now):
         text += f"; learning rate of step {step + 1}: {then:.3g} -> {now:.3g}"
     if starts_fresh_optimizer(state, config):
         text += "; the optimizer starts again, without its moments"
     return text + more
+
+
+def changed_since(before: Mapping[str, Any], config: Config) -> str:
+    """The keys that differ from a stored configuration, as the end of a sentence; "" for none."""
+    found = differences(before, config)
+    changed = [f"{key} {then} -> {now}" for key, (then, now) in found.items() if not matches(key, OF_A_START)]
+    others = f" and {len(changed) - SHOWN_KEYS} more" if len(changed) > SHOWN_KEYS else ""
+    return f"; changed: {', '.join(changed[:SHOWN_KEYS])}{others}" if changed else ""
 
 
 def _rate(config: Mapping[str, Any], step: int) -> float:

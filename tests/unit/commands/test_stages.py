@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import sys
 from contextlib import nullcontext
@@ -13,7 +14,9 @@ import torch
 
 from m4train.cli import main
 from m4train.commands import stages
+from m4train.config import SourceConfig
 from m4train.config.compose import load_config, load_run_config, load_stages, save_config
+from m4train.config.holdout import hold_out
 from m4train.config.stages import Staged
 from m4train.errors import ConfigError
 from m4train.inspection.report import write_report
@@ -248,7 +251,7 @@ def test_a_stage_that_began_from_other_weights_is_not_gone_on_with(quick, compos
         patch.setattr(stages, "train_run", half)
         assert again(composed, tmp_path) == 3
     assert again(composed, tmp_path, "pretrain", seed=1) == 0
-    with pytest.raises(ConfigError, match="began from weights of pretrain that are no longer there: stage=sft trains"):
+    with pytest.raises(ConfigError, match="began from weights that pretrain does not hold: stage=sft trains"):
         again(composed, tmp_path, seed=1)
     assert again(composed, tmp_path, "sft", seed=1) == 0
     assert (tmp_path / "sft.before-1" / "checkpoints" / "step-000001").is_dir()
@@ -299,8 +302,10 @@ def test_another_list_of_stages(change, quick, composed, tmp_path):
         assert again(then, tmp_path) == 0
         assert quick == ["pretrain", "sft", "middle"]
     else:
-        with pytest.raises(ConfigError, match=r"began from (weights of (middle|pretrain)|another stage)"):
+        trained = list(quick)
+        with pytest.raises(ConfigError, match=r"began from (weights that (middle|pretrain) does|another stage)"):
             again(then, tmp_path)
+        assert quick == trained  # nothing is trained before it is refused
 
 
 def test_data_that_a_later_stage_will_miss_is_said_at_once(quick, composed, tmp_path, capsys):
@@ -310,6 +315,30 @@ def test_data_that_a_later_stage_will_miss_is_said_at_once(quick, composed, tmp_
     said = capsys.readouterr().out
     assert said.index("stage sft will need data that is not there yet: No shard matches") < said.index("stage 1 of 2")
     assert said.count("will need data") == 1
+
+
+def test_trained_stages_name_the_data_that_they_were_trained_with(quick, composed, tmp_path, capsys):
+    assert again(composed, tmp_path) == 0
+    other = copy.deepcopy(composed)
+    other.configs[1].data.sources["single"].path = "other.json"
+    assert again(other, tmp_path) == 0
+    assert re.search(
+        r"sft is trained already, with data\.sources\.single\.path=\S+ \(now other\.json\)", capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(("before", "after", "said"), [(0.0, 0.1, True), (0.02, 0.1, True), (0.1, 0.1, False)])
+def test_a_stage_that_measures_what_an_earlier_one_trains_on_is_said(
+    before, after, said, quick, composed, tmp_path, capsys
+):
+    mixed = copy.deepcopy(composed)
+    for config, share in zip(mixed.configs, (before, after)):
+        config.data.holdout, config.data.sources = share, {"a": SourceConfig(path="a.json")}
+        config.data.validation = {}
+        hold_out(config.data)
+    assert again(mixed, tmp_path) == 0
+    line = "stage sft measures on data.validation.a what stage pretrain trains on"
+    assert (line in capsys.readouterr().out) == said
 
 
 @pytest.mark.parametrize("stopped_by", ["signal", "time_limit", "stop_file", "stop_after"])

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from m4train.config import SourceConfig
 from m4train.config.compose import load_config
 from m4train.config.holdout import hold_out
-from m4train.data.index.part import PartIndex, held_out
+from m4train.data.index.part import PartIndex, draws
 from m4train.data.plan.plan import Plan
 from m4train.data.source import build_sources
 from m4train.errors import ConfigError
@@ -77,6 +78,55 @@ def test_records_that_have_no_key_stay_where_they_were_wherever_others_join(tmp_
     assert 4 < len(few[1]) < 24
 
 
+def _records(folder):
+    for number in range(40):
+        Image.new("RGB", (9 + number, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    turns = [("human", "<image>\nWhich, é?"), ("gpt", "That.")]  # all say the same of another picture
+    talk = [{"from": role, "value": said} for role, said in turns]
+    return [{"id": str(n), "image": f"{n}.png", "conversations": talk} for n in range(40)]
+
+
+def _messages(record):
+    asked = [{"type": "image", "image": record["image"]}, {"type": "text", "text": "Which, é?"}]
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": "That."}]}
+
+
+WRITTEN = {  # how else the same records may be written down
+    "escaped.json": lambda records, _: json.dumps(records),
+    "printed.json": lambda records, _: json.dumps(records, indent=2, ensure_ascii=False),
+    "lines.jsonl": lambda records, _: "\n".join(json.dumps(each, separators=(",", ":")) for each in records),
+    "sorted.json": lambda records, _: json.dumps(records[::-1], sort_keys=True),
+    "scored.json": lambda records, _: json.dumps([each | {"id": f"x{each['id']}", "score": 1} for each in records]),
+    "moved.json": lambda records, to: json.dumps([each | {"image": str(to / each["image"])} for each in records]),
+    "messages.json": lambda records, _: json.dumps([_messages(each) for each in records]),
+    "table.csv": lambda records, _: (
+        "image,question,answer\n" + "".join(f'{e["image"]},"Which, é?",That.\n' for e in records)
+    ),
+    "rows.parquet": None,
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_records_stay_where_they_were_however_their_file_is_written(tmp_path, name):
+    records = _records(tmp_path)
+
+    def held(path):
+        data = data_config(sources={"a": SourceConfig(path=str(path), format="auto")}, holdout=SHARE)
+        hold_out(data)
+        (source,) = build_sources(data.validation, data, FakeProcessor())
+        return sorted(source.images(i)[0].width for i in range(len(source)))
+
+    (tmp_path / "first.json").write_text(json.dumps(records, ensure_ascii=False))
+    if name == "rows.parquet":
+        pictures = [{"bytes": (tmp_path / each["image"]).read_bytes(), "path": "x"} for each in records]
+        rows = [each | {"image": picture} for each, picture in zip(records, pictures)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name, row_group_size=7)
+    else:
+        (tmp_path / name).write_text(WRITTEN[name](records, tmp_path))
+    assert 4 < len(held(tmp_path / "first.json")) < 24
+    assert held(tmp_path / name) == held(tmp_path / "first.json")
+
+
 def test_a_part_says_of_its_samples_what_the_whole_does(tmp_path):
     write_shards(tmp_path, documents(60), max_samples=7)
     trained, held, _ = _both(tmp_path)
@@ -109,15 +159,36 @@ def test_the_share_is_that_of_many_keys(tmp_path):
     write_shards(tmp_path, documents(300), max_samples=300)
     trained, held, _data = _both(tmp_path)
     assert len(held) / 300 == pytest.approx(SHARE, abs=0.08)
-    assert held_out(trained.index._whole, 0.0).sum() == 0
-    assert held_out(trained.index._whole, 1.0).all()
+    drawn = draws(trained.index._whole)
+    assert (drawn >= 0).all()
+    assert (drawn < 1).all()
 
 
-def test_a_share_that_holds_out_nothing_is_refused(tmp_path):
-    write_shards(tmp_path, documents(5))
-    data = data_config(sources={"a": SourceConfig(path=str(tmp_path / "*.tar"))}, holdout=1e-6)
+@pytest.mark.parametrize(("samples", "share"), [(1, 0.5), (2, 1e-6), (5, 1e-6), (5, 1 - 1e-9)])
+def test_a_share_that_divides_nothing_is_refused_with_one_that_does(tmp_path, samples, share):
+    write_shards(tmp_path, documents(samples))
+    data = data_config(sources={"a": SourceConfig(path=str(tmp_path / "*.tar"))}, holdout=share)
     hold_out(data)
-    with pytest.raises(ConfigError, match="holds out none of the 5 samples of data source 'a'"):
+    said = f"holds out (all|none) of the {samples} usable samples of data source 'a': "
+    with pytest.raises(ConfigError, match=said) as refused:
+        build_sources(data.sources, data, FakeProcessor())
+    other = re.search(r"data\.holdout=([\d.]+) holds out 1;", str(refused.value))
+    assert (other is None) == (samples == 1)
+    if other is not None:
+        data.holdout = float(other[1])
+        assert len(build_sources(data.validation, data, FakeProcessor())[0]) == 1
+    measured = SourceConfig(path=str(tmp_path / "*.tar"))  # what it says instead
+    apart = data_config(sources=data.sources, validation={"a": measured}, holdout=share)
+    hold_out(apart)
+    assert len(build_sources(apart.sources, apart, FakeProcessor())[0]) == samples
+
+
+def test_a_share_that_only_divides_bad_samples_is_refused(tmp_path):
+    talk = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "This."}]
+    (tmp_path / "a.json").write_text(json.dumps([{"messages": talk}, *[{"messages": "?"}] * 9]))
+    data = data_config(sources={"a": SourceConfig(path=str(tmp_path / "a.json"), format="json")}, holdout=SHARE)
+    hold_out(data)
+    with pytest.raises(ConfigError, match="of the 1 usable samples of data source 'a'"):
         build_sources(data.sources, data, FakeProcessor())
 
 

@@ -137,3 +137,13 @@ def test_memory_does_not_grow_with_the_steps(tmp_path: Path) -> None:
             held[step.step] = sum(process.memory_full_info().uss for process in family) / 2**20
     assert min(stream["epoch"] for stream in step.state["streams"].values()) >= 20
     assert held[240] - held[40] < 24
+
+
+def test_the_state_of_other_data_is_refused_before_a_process_starts(tmp_path: Path) -> None:
+    """One that had just begun when the run ends would print its own death after the sentence."""
+    sources, data = make_sources(tmp_path)
+    state = next(Plan(sources, data, 2, 8).steps()).state
+    with pytest.raises(DataError, match="not what the checkpoint was made with"):
+        Loader(
+            Plan(sources, data, 1, 8), PROCESSOR, replace(data, num_workers=2), seed=1, micro_batch_size=2, state=state
+        )
