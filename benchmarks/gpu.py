@@ -136,8 +136,10 @@ class Case:
     def padded(self) -> Iterator[dict[str, Tensor]]:
         """The same samples in batches of transformers, padded to the longest and to the most and largest images."""
         size = self.architecture.vision_config.patch_size
-        for start in range(0, len(self.samples), BATCH):
-            samples = self.samples[start : start + BATCH]
+        batches = [self.samples[start : start + BATCH] for start in range(0, len(self.samples), BATCH)]
+        if len(batches) > 1 and not any(sample.grids for sample in batches[-1]):
+            batches[-2:] = [batches[-2] + batches[-1]]  # its Idefics2 takes no batch without images
+        for samples in batches:
             length, count = max(len(s.ids) for s in samples), max(1, *(len(s.grids) for s in samples), 1)
             rows = max((rows for s in samples for rows, _ in s.grids), default=1) * size
             columns = max((columns for s in samples for _, columns in s.grids), default=1) * size
