@@ -13,6 +13,7 @@ logarithms: 1 is linear, less is a part that does not grow.
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import tempfile
 import time
@@ -175,8 +176,9 @@ def show_data(most: int) -> None:
     from m4train.data.source import build_sources
     from tests.helpers.data import FakeProcessor, data_config, synthetic_source, write_shards
 
-    sizes = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= most]
+    sizes = [10**n for n in range(3, 8) if 10**n <= most]
     taken = []
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # else shards are indexed side by side, by other processes
     for count in sizes:
         with tempfile.TemporaryDirectory() as folder:
             texts = ((f"{n:07d}", {"items": [{"text": f"Text {n} of many."}]}, {}) for n in range(count))
