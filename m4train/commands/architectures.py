@@ -10,7 +10,7 @@ import torch
 
 from m4train import build
 from m4train.config import Config
-from m4train.config.compose import load_config, resource_folder
+from m4train.config.compose import BEFORE, hint_once, load_config, resource_folder
 from m4train.estimation.published import ARCHITECTURES, BACKBONES
 from m4train.families import FAMILIES
 from m4train.hub import CONFIG_FILES, model_folder
@@ -39,10 +39,9 @@ def _found(config: Config) -> tuple[Any, torch.dtype | None]:
     if model.pretrained in ARCHITECTURES:
         return kind.from_dict({**ARCHITECTURES[model.pretrained], "model_type": model.family}), torch.bfloat16
     if model.pretrained is not None:
-        recipe = None if Path(model.pretrained).exists() else _recipe(model.pretrained, config)
-        if recipe is not None:
-            print(f"{model.pretrained} is not there yet: estimated as experiment={recipe} makes it.", flush=True)
-            return architecture_of(load_config([f"experiment={recipe}"], sources=False))[0], None
+        before = None if Path(model.pretrained).exists() else _before(model.pretrained, config)
+        if before is not None:
+            return architecture_of(before)[0], None
         folder = model_folder(build.start_folder(model.pretrained), CONFIG_FILES)
         return kind.from_pretrained(folder), _stored(Path(folder))
     if model.vision_pretrained is not None:
@@ -74,18 +73,19 @@ def _tokenizer(config: Config) -> Path:
     return Path(config.model.tokenizer or ".") / "tokenizer.json"
 
 
-def _recipe(run: str, config: Config) -> str | None:
-    """The choice of conf/experiment whose run is kept in `run`: that of an earlier stage, or the one of its name."""
-    name = Path(run).name
-    for stage in config.stages:
-        if stage.name == name and stage.experiment is not None:
-            return stage.experiment
-    folder = resource_folder("conf") / "experiment"
+def _before(run: str, config: Config) -> Config | None:
+    """The configuration whose run is to be kept in `run`: that of the stage before, or the choice of conf/experiment of its name."""
+    if BEFORE in vars(config):
+        before: Config = vars(config)[BEFORE]()
+        hint_once(f"{run} is not there yet: estimated as stage {before.stage} makes it.")
+        return before
+    name, folder = Path(run).name, resource_folder("conf") / "experiment"
+    named = re.compile(rf"^name: {re.escape(name)}$", re.MULTILINE)
     for path in sorted(folder.rglob("*.yaml")):
-        if name != config.name and re.search(
-            rf"^name: {re.escape(name)}$", path.read_text(encoding="utf-8"), re.MULTILINE
-        ):
-            return path.relative_to(folder).with_suffix("").as_posix()
+        if name != config.name and named.search(path.read_text(encoding="utf-8")):
+            recipe = path.relative_to(folder).with_suffix("").as_posix()
+            hint_once(f"{run} is not there yet: estimated as experiment={recipe} makes it.")
+            return load_config([f"experiment={recipe}"], sources=False)
     return None
 
 

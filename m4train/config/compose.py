@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,12 @@ def load_config(overrides: list[str], where: Where = HERE, trained: bool = False
     if asked is None:
         asked = names[-1 if trained else 0]
         hint_once(f"this is about stage {asked}; stage=NAME chooses another of {', '.join(names)}.")
-    return _stage(outline, names.index(asked), overrides, where, sources)
+    number = names.index(asked)
+    found = _stage(outline, number, overrides, where, sources)
+    if number and not sources:  # whose start may not be there yet
+        given = [override for override in overrides if override.partition("=")[0] != "stage"]
+        vars(found)[BEFORE] = partial(load_config, [*given, f"stage={names[number - 1]}"], where, sources=False)
+    return found
 
 
 def load_stages(overrides: list[str], where: Where = HERE) -> Staged:
@@ -291,6 +297,7 @@ def hint_once(sentence: str) -> None:
         print(f"m4train: {sentence}", file=sys.stderr)
 
 
+BEFORE = "composes_the_stage_before"  # an attribute of configurations that is not a key: called, it does what it says
 _SAID: set[str] = set()  # a configuration is composed more than once in a command
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from m4train.config import Config, FreezeRule
 from m4train.config.checks import check
+from m4train.config.compose import resource_folder
 from m4train.errors import ConfigError
 from m4train.estimation.ranks import PER_NODE, RankMemory
 from m4train.estimation.subject import Subject
-from m4train.parts import EMBEDDINGS, LM_HEAD, NEW_TOKENS, TEXT, VISION
+from m4train.parts import EMBEDDINGS, LM_HEAD, NEW_TOKENS, VISION
+from m4train.terminal import stage
 
 
 @dataclass(frozen=True)
@@ -26,33 +30,46 @@ class Change:
 
 def changes_that_fit(subject: Subject, capacity: float) -> list[Change]:
     """Each change that would make the run fit by itself; if there is none, changes one after the other until it does."""
-    alone = [found for each in _CHANGES if (found := _changed(subject, capacity, [each])) is not None]
+    alone = [found for each in CHANGES if (found := _changed(subject, capacity, [each])) is not None]
     enough = [change for change in alone if change.fits]
     if enough:
         return enough
-    best: Change | None = None
-    for count in range(2, len(_CHANGES) + 1):
-        best = _changed(subject, capacity, _CHANGES[:count]) or best
-        if best is not None and best.fits:
-            break
+    best = _changed(subject, capacity, CHANGES)
+    few, many = 1, len(CHANGES)  # the first do not do, so many do: each needs less memory than those before it
+    while best is not None and best.fits and many - few > 1:
+        count = (few + many) // 2
+        found = _changed(subject, capacity, CHANGES[:count])
+        if found is not None and found.fits:
+            best, many = found, count
+        else:
+            few = count
     return [] if best is None else [best]
 
 
-_Act = Callable[[Config, int], bool]
+# Changes a configuration for so many ranks, and returns the overrides that do the same; none if it is that already.
+_Act = Callable[[Config, int], Sequence[str]]
 
 
-def _changed(subject: Subject, capacity: float | None, chosen: list[tuple[str, _Act]]) -> Change | None:
+def _changed(subject: Subject, capacity: float | None, chosen: Sequence[_Act]) -> Change | None:
     """The changes among `chosen` that are possible, one after the other; None if there are none."""
-    config, said = copy.deepcopy(subject.config), []
-    for overrides, act in chosen:
-        tried = copy.deepcopy(config)
-        if act(tried, subject.ranks) and _allowed(tried):
-            config = tried
-            said.append(overrides)
-    if not said:
+    config, overrides = applied(subject.config, subject.ranks, chosen)
+    if not overrides:
         return None
+    stage(f"estimating {' '.join(overrides)}")
     memory = replace(subject, config=config).memory()
-    return Change(tuple(said), memory, capacity is None or memory.expected <= capacity)
+    return Change(overrides, memory, capacity is None or memory.expected <= capacity)
+
+
+def applied(config: Config, ranks: int, chosen: Sequence[_Act]) -> tuple[Config, tuple[str, ...]]:
+    """What the changes among `chosen` that are possible make of a configuration, and the overrides that do the same."""
+    said: dict[str, str] = {}
+    for act in chosen:
+        tried = copy.deepcopy(config)
+        overrides = act(tried, ranks)
+        if overrides and _allowed(tried):
+            config = tried
+            said |= {override.partition("=")[0]: override for override in overrides}
+    return config, tuple(said.values())
 
 
 def _allowed(config: Config) -> bool:
@@ -63,114 +80,90 @@ def _allowed(config: Config) -> bool:
     return True
 
 
-def _checkpointing(config: Config, ranks: int) -> bool:
-    was, config.trainer.gradient_checkpointing = config.trainer.gradient_checkpointing, True
-    return not was
+def _sets(key: str, value: Any, when: Callable[[Config, int], bool]) -> _Act:
+    """Sets a key to another value, if it is `when` that helps."""
+    group, _, name = key.partition(".")
 
+    def act(config: Config, ranks: int) -> Sequence[str]:
+        if not when(config, ranks) or getattr(getattr(config, group), name) == value:
+            return ()
+        setattr(getattr(config, group), name, value)
+        said = str(value).lower() if isinstance(value, bool) else value
+        return (f"{group if name == 'name' else key}={said}",)  # groups are named by their choice
 
-def _one_pack(config: Config, ranks: int) -> bool:
-    was, config.trainer.micro_batch_size = config.trainer.micro_batch_size, 1
-    return was > 1
+    return act
 
 
 def _half_frozen(config: Config, ranks: int) -> bool:
-    was, config.freeze.frozen_dtype = config.freeze.frozen_dtype, "bf16"
     frozen = bool(config.freeze.rules) or config.adapter.kind != "none"
-    return was is None and frozen and config.trainer.precision == "bf16"
+    return config.freeze.frozen_dtype is None and frozen and config.trainer.precision == "bf16"
 
 
-def _eight_bits(config: Config, ranks: int) -> bool:
-    was, config.optimizer.name = config.optimizer.name, "adamw_8bit"
-    return was == "adamw"
-
-
-def _shard(config: Config, ranks: int) -> bool:
-    was, config.engine.name = config.engine.name, "fsdp2"
-    return ranks > 1 and was in ("single", "ddp", "zero1", "zero2")
-
-
-def _offload(config: Config, ranks: int) -> bool:
-    was, config.engine.offload = config.engine.offload, True
-    return not was and config.engine.name in ("fsdp2", "zero1", "zero2", "zero3")
-
-
-def _lora(config: Config, ranks: int) -> bool:
-    was = config.adapter.kind
-    config.adapter.kind, config.adapter.targets = "lora", {TEXT: ["q_proj", "k_proj", "v_proj", "o_proj"]}
-    config.freeze.rules = _adapted_text()
-    for part in {VISION, EMBEDDINGS, NEW_TOKENS, LM_HEAD} & config.optimizer.parts.keys():
+def _lora(config: Config, ranks: int) -> Sequence[str]:
+    if config.adapter.kind != "none":
+        return ()
+    for key, value in _choice("adapter/lora").items():
+        setattr(config.adapter, key, value)
+    config.freeze.rules = [FreezeRule(**rule) for rule in _choice("freeze/adapted_text")["rules"]]
+    frozen = sorted({VISION, EMBEDDINGS, NEW_TOKENS, LM_HEAD} & config.optimizer.parts.keys())
+    for part in frozen:
         del config.optimizer.parts[part]  # which no longer train
-    return was == "none"
+    return ("adapter=lora", "freeze=adapted_text", *(f"~optimizer.parts.{part}" for part in frozen))
 
 
-def _four_bits(config: Config, ranks: int) -> bool:
-    was, config.adapter.kind = config.adapter.kind, "qlora"
-    return was == "lora"
+def _four_bits(config: Config, ranks: int) -> Sequence[str]:
+    if config.adapter.kind != "lora":
+        return ()
+    config.adapter.kind, config.adapter.quantize = "qlora", _choice("adapter/qlora")["quantize"]
+    return ("adapter=qlora",)
 
 
-def _half_length(config: Config, ranks: int) -> bool:
-    config.data.sequence_length //= 2
-    config.data.images_per_pack = max(1, config.data.images_per_pack // 2)
-    return config.data.sequence_length >= 512
+def _half_length(config: Config, ranks: int) -> Sequence[str]:
+    data = config.data
+    data.sequence_length, data.images_per_pack = data.sequence_length // 2, max(1, data.images_per_pack // 2)
+    keys = (f"data.sequence_length={data.sequence_length}", f"data.images_per_pack={data.images_per_pack}")
+    return keys if data.sequence_length >= 512 else ()
 
 
-def _adapted_text() -> list[Any]:
-    return [FreezeRule(trainable=False), FreezeRule(part="connector", trainable=True)]
+def _more_packs(config: Config, ranks: int) -> Sequence[str]:
+    trainer = config.trainer
+    trainer.micro_batch_size *= 2
+    possible = trainer.micro_batch_size * ranks <= trainer.global_batch_size
+    return (f"trainer.micro_batch_size={trainer.micro_batch_size}",) if possible else ()
 
 
+def _choice(name: str) -> dict[str, Any]:
+    """What a choice of a group of conf/ says."""
+    return OmegaConf.to_container(OmegaConf.load(resource_folder("conf") / f"{name}.yaml"))  # type: ignore[return-value]
+
+
+def _always(config: Config, ranks: int) -> bool:
+    return True
+
+
+_DATA_PARALLEL = ("single", "ddp", "zero1", "zero2")
+_OFFLOADING = ("fsdp2", "zero1", "zero2", "zero3")
 # From those that cost nothing but time to those that train something else.
-_CHANGES: list[tuple[str, _Act]] = [
-    ("trainer.gradient_checkpointing=true", _checkpointing),
-    ("trainer.micro_batch_size=1", _one_pack),
-    ("freeze.frozen_dtype=bf16", _half_frozen),
-    ("engine=fsdp2", _shard),
-    ("optimizer=adamw_8bit", _eight_bits),
-    ("engine.offload=true", _offload),
-    ("adapter=lora freeze=adapted_text", _lora),
-    ("adapter=qlora", _four_bits),
-    ("half of data.sequence_length and data.images_per_pack", _half_length),
-]
-
-
-def _kept_activations(config: Config, ranks: int) -> bool:
-    was, config.trainer.gradient_checkpointing = config.trainer.gradient_checkpointing, False
-    return was
-
-
-def _more_packs(config: Config, ranks: int) -> bool:
-    config.trainer.micro_batch_size *= 2
-    return config.trainer.micro_batch_size * ranks <= config.trainer.global_batch_size
-
-
-def _fp32(config: Config, ranks: int) -> bool:
-    was, config.trainer.precision = config.trainer.precision, "fp32"
-    return was != "fp32"
-
-
-def _bf16(config: Config, ranks: int) -> bool:
-    was, config.trainer.precision = config.trainer.precision, "bf16"
-    return was == "fp32"
-
-
-def _within_node(config: Config, ranks: int) -> bool:
-    was, config.engine.shard_within_node = config.engine.shard_within_node, True
-    return not was and config.engine.name == "fsdp2" and ranks > PER_NODE
-
-
-def _across_nodes(config: Config, ranks: int) -> bool:
-    was, config.engine.shard_within_node = config.engine.shard_within_node, False
-    return was
-
-
-_VARIANTS: list[tuple[str, _Act]] = [
-    *_CHANGES,
-    ("trainer.gradient_checkpointing=false", _kept_activations),
-    ("twice trainer.micro_batch_size", _more_packs),
-    ("trainer.precision=fp32", _fp32),
-    ("trainer.precision=bf16", _bf16),
-    ("engine.shard_within_node=true", _within_node),
-    ("engine.shard_within_node=false", _across_nodes),
-]
+CHANGES: tuple[_Act, ...] = (
+    _sets("trainer.gradient_checkpointing", True, _always),
+    _sets("trainer.micro_batch_size", 1, _always),
+    _sets("freeze.frozen_dtype", "bf16", _half_frozen),
+    _sets("engine.name", "fsdp2", lambda config, ranks: ranks > 1 and config.engine.name in _DATA_PARALLEL),
+    _sets("optimizer.name", "adamw_8bit", lambda config, _: config.optimizer.name == "adamw"),
+    _sets("engine.offload", True, lambda config, _: config.engine.name in _OFFLOADING),
+    _lora,
+    _four_bits,
+    _half_length,
+)
+_VARIANTS: tuple[_Act, ...] = (
+    *CHANGES,
+    _sets("trainer.gradient_checkpointing", False, _always),
+    _more_packs,
+    _sets("trainer.precision", "fp32", _always),
+    _sets("trainer.precision", "bf16", lambda config, _: config.trainer.precision == "fp32"),
+    _sets("engine.shard_within_node", True, lambda config, ranks: config.engine.name == "fsdp2" and ranks > PER_NODE),
+    _sets("engine.shard_within_node", False, _always),
+)
 
 
 def what_if(subject: Subject, capacity: float | None) -> list[Change]:

@@ -10,6 +10,7 @@ from m4train.estimation.ranks import RankMemory, Sizes
 from m4train.estimation.step import frames_at_most
 from m4train.estimation.subject import Speed, Subject, Work, speeds
 from m4train.gpus import GPUS
+from m4train.terminal import stage
 
 DISK = 1e9  # bytes a second of one node to shared storage
 
@@ -44,6 +45,7 @@ def estimate(subject: Subject, mfu: float | None = None, variants: bool = False)
         raise ConfigError(
             f"trainer.global_batch_size={trainer.global_batch_size} cannot be shared among --ranks {subject.ranks}: raise it, or estimate fewer ranks."
         )
+    stage("estimating")
     size, memory = subject.sizes(), subject.memory()
     gpu = None if subject.gpu is None else GPUS[subject.gpu]
     whole = trainer.global_batch_size / trainer.micro_batch_size

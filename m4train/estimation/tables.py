@@ -150,7 +150,7 @@ def _speeds(speeds: list[Speed]) -> Table:
 
 
 def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 9.5 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 9.5 else f"{value:.2g}" if value >= 0.01 else "under 0.01"
 
 
 def _ways_out(found: Estimate) -> list[str]:
