@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from m4train.commands.arguments import TRAINS, Composed
-from m4train.commands.slurm_job import FOLDER, JOBS, Job, job_text, read_site, write_job
+from m4train.commands.slurm_job import FOLDER, JOB, JOBS, Job, job_text, read_site, write_job
 from m4train.commands.slurm_watch import check_alone
 from m4train.commands.sweep import points_of
 from m4train.config import Config
@@ -35,16 +35,21 @@ def submit(asked: Composed, arguments: list[str], nodes: int, parallel: int | No
     """
     dry_run, arguments = dry_run or "dry_run=true" in arguments, [a for a in arguments if not a.startswith("dry_run=")]
     if arguments[:1] == ["evaluate"]:
-        return _evaluation(nodes, arguments[1:])
+        return _evaluation(nodes, arguments[1:], dry_run)
     if asked.cfg is not None or asked.info is not None:
         return show(asked, [argument for argument in arguments if not argument.startswith("--")])
     options = [argument for argument in arguments if argument.startswith("--")]
     overrides = [argument for argument in arguments if not argument.startswith("--")]
     if asked.multirun:
-        words, count, config = _array(asked, overrides)
+        folder, points, config = _array(asked, overrides)
         _check(config, nodes)
-        array = f"--array=0-{count - 1}{f'%{parallel}' if parallel else ''}"
-        return _submitted([*_sizes(nodes, config.launch.processes), array, *options], words)
+        array = f"--array=0-{len(points) - 1}{f'%{parallel}' if parallel else ''}"
+        file = (folder / POINTS).resolve()
+        job = Job(None, [*_sizes(nodes, config.launch.processes), array, *options], ["--points", str(file)])
+        if not dry_run:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(shlex.join(point) + "\n" for point in points), encoding="utf-8")
+        return _submitted(job, folder, JOB, dry_run)
     staged = load_stages(overrides, asked.where())
     for config in staged.configs:
         _check(config, nodes)
@@ -52,11 +57,10 @@ def submit(asked: Composed, arguments: list[str], nodes: int, parallel: int | No
     sizes = [*_sizes(nodes, launch.processes), *options]
     limits = (launch.attempts, launch.exclude_bad_nodes, launch.chain > 1)
     job = Job(staged.folder, sizes, [*asked.again(), *overrides], *limits)
-    text = job_text(_script().read_text(encoding="utf-8"), read_site(), job)
     if dry_run:
-        print(text, end="")
+        print(_text(job), end="")
         return 0
-    _submit_all(staged, job, text, launch.chain)
+    _submit_all(staged, job, launch.chain)
     return 0
 
 
@@ -69,12 +73,12 @@ def _check(config: Config, nodes: int) -> None:
         )
 
 
-def _submit_all(staged: Staged, job: Job, text: str, chain: int) -> None:
+def _submit_all(staged: Staged, job: Job, chain: int) -> None:
     """Writes the job with its configurations and submits it `chain` times, each to start when the one before has ended."""
     _need_sbatch()
     if not any(option.startswith("--dependency") for option in job.options):
-        check_alone(job.run_dir)
-    path = write_job(job, text)
+        check_alone(staged.folder)
+    path = write_job(staged.folder, _text(job))
     for config in staged.configs:
         save_config(config, path.with_name(CONFIG if config.stage is None else f"{config.stage}-{CONFIG}"))
     before: str | None = None
@@ -85,22 +89,23 @@ def _submit_all(staged: Staged, job: Job, text: str, chain: int) -> None:
         found = re.search(r"(\d+)\s*$", said)
         before = found[1] if found else None
         if before is not None:
-            with (job.run_dir / FOLDER / JOBS).open("a", encoding="utf-8") as file:
+            with (staged.folder / FOLDER / JOBS).open("a", encoding="utf-8") as file:
                 file.write(f"{before}\n")
 
 
-def _array(asked: Composed, overrides: list[str]) -> tuple[list[str], int, Config]:
-    """What the script gets for a sweep, a file with a line for each run; how many there are; and the last one's configuration. Raises ConfigError for a run that
-    cannot work before any is queued."""
+def _array(asked: Composed, overrides: list[str]) -> tuple[Path, list[list[str]], Config]:
+    """The folder of a sweep, what `m4train train` gets for each of its runs, and the last one's configuration. Raises ConfigError
+    for a run that cannot work before any is queued, and for a chain."""
     folder, points = points_of(asked, overrides)
     configs = [load_config(_overrides(point), asked.where()) for point in points]
-    file = folder / POINTS
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(shlex.join(point) + "\n" for point in points), encoding="utf-8")
-    return ["--points", str(file.resolve())], len(points), configs[-1]
+    if (chain := configs[-1].launch.chain) > 1:
+        raise ConfigError(
+            f"launch.chain is {chain}, but the jobs of a sweep are an array, which is submitted once: leave it out."
+        )
+    return folder, points, configs[-1]
 
 
-def _evaluation(nodes: int, arguments: list[str]) -> int:
+def _evaluation(nodes: int, arguments: list[str], dry_run: bool) -> int:
     """A job that follows a run: it is checked here as far as it can be before it starts."""
     from m4train.commands.benchmark import engine_config
     from m4train.commands.follow import Watch, given_of
@@ -108,20 +113,29 @@ def _evaluation(nodes: int, arguments: list[str]) -> int:
     options = [argument for argument in arguments if argument.startswith("--")]
     words = [argument for argument in arguments if not argument.startswith("--")]
     given = given_of(words)
-    config = engine_config(given, Watch(given).run_dir)
+    run_dir = Watch(given).run_dir
+    config = engine_config(given, run_dir)
     if config.engine.name == "single" and nodes != 1:
         raise ConfigError(
             "engine is single, but the job starts several processes: choose engine=ddp, fsdp2 or zero1 to zero3."
         )
     sizes = ["--job-name=m4train-evaluate", *_sizes(nodes, config.launch.processes or 1)]
-    return _submitted([*sizes, *options], words, M4TRAIN_COMMAND="evaluate")
+    job = Job(None, [*sizes, *options], words, command="evaluate")
+    return _submitted(job, Path(run_dir), "evaluate.sbatch", dry_run)
 
 
-def _submitted(options: list[str], words: list[str], **variables: str) -> int:
-    """Submits the script as it is, and prints what sbatch answers; returns 0."""
+def _submitted(job: Job, folder: Path, name: str, dry_run: bool) -> int:
+    """Writes the job as `name` into `folder`, submits it, and prints what sbatch answers, or shows it alone; returns 0."""
+    if dry_run:
+        print(_text(job), end="")
+        return 0
     _need_sbatch()
-    print(_sbatch([*options, str(_script()), *words], **variables))
+    print(_sbatch([str(write_job(folder, _text(job), name))]))
     return 0
+
+
+def _text(job: Job) -> str:
+    return job_text(_script().read_text(encoding="utf-8"), read_site(), job)
 
 
 def _need_sbatch() -> None:
@@ -129,10 +143,10 @@ def _need_sbatch() -> None:
         raise ConfigError("sbatch is not on the PATH: `m4train launch slurm` works where jobs are submitted.")
 
 
-def _sbatch(words: list[str], **variables: str) -> str:
+def _sbatch(words: list[str]) -> str:
     """What sbatch answers. Raises ConfigError if it refuses."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, **variables}
+    environment = {**os.environ, "PATH": path}
     done = subprocess.run(["sbatch", *words], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"sbatch refused the job: {' '.join((done.stderr or done.stdout).split())}.")

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,23 @@ _DEFAULT_SITE = Path("launch") / "slurm" / "site.yaml"
 _OPTIONS_END = "set -euo pipefail\n"  # the first line of the script after its comments
 _OWN = "# OWN: "  # the line of the script in whose place a run's own goes
 _KINDS = ("pyxis", "apptainer")
+
+
+def _is_mapping(value: Any, *kinds: type) -> bool:
+    return isinstance(value, dict) and all(isinstance(inner, kinds) for inner in value.values())
+
+
+_SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "sbatch": (
+        lambda value: _is_mapping(value, str, int, float, bool, type(None)),
+        "options of sbatch with their values, such as {partition: gpu, exclusive: true}",
+    ),
+    "environment": (
+        lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value),
+        "a list of lines, such as [module load cuda]",
+    ),
+    "container": (lambda value: _is_mapping(value, str), "kind, image and options, each a text"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,9 @@ def read_site() -> Site:
     wrong = [key for key in found if key not in known] if isinstance(found, dict) else ["what it holds"]
     if wrong:
         raise ConfigError(f"{path}: {wrong[0]} is not one of {', '.join(known)}.")
+    for key, value in found.items():
+        if not _SHAPES[key][0](value):
+            raise ConfigError(f"{path}: {key} must be {_SHAPES[key][1]}, but is {value!r}.")
     site = Site(**found)
     if site.container and (site.container.get("kind") not in _KINDS or "image" not in site.container):
         raise ConfigError(f"{path}: container needs kind ({' or '.join(_KINDS)}) and image, but is {site.container}.")
@@ -56,25 +77,33 @@ def read_site() -> Site:
 
 @dataclass(frozen=True)
 class Job:
-    """One submission: the run, options of sbatch in their order (later ones win), and the words after `m4train train`."""
+    """One submission: the run (None: several, or another command), options of sbatch in their order (later ones win), and the
+    words after `m4train train`."""
 
-    run_dir: Path
+    run_dir: Path | None
     options: list[str]
     arguments: list[str]
-    attempts: int
-    exclude_bad_nodes: bool
+    attempts: int = 1
+    exclude_bad_nodes: bool = False
     chained: bool = False
+    command: str = "train"
 
 
 def job_text(script: str, site: Site, job: Job) -> str:
     """The sbatch file: the lines of `script` with those of site and run in their places."""
     head, _, rest = script.partition(_OPTIONS_END)
-    options = [f"--{name}={value}" for name, value in site.sbatch.items()] + job.options
+    options = [*_options(site), *job.options]
     lines = "".join(f"#SBATCH {_quoted(option)}\n" for option in options)
     before, _, after = rest.partition(_OWN)
     after = after.partition("\n")[2]
     own = [*site.environment, *_container(site), *_own(job)]
     return head + lines + _OPTIONS_END + before + "\n".join(own) + "\n" + after
+
+
+def _options(site: Site) -> list[str]:
+    """Those of the site; one that is true, or has no value, is a word alone, and one that is false is left out."""
+    given = [(name, value) for name, value in site.sbatch.items() if value is not False]
+    return [f"--{name}" if value is True or value is None else f"--{name}={value}" for name, value in given]
 
 
 def _quoted(option: str) -> str:
@@ -94,8 +123,10 @@ def _container(site: Site) -> list[str]:
 
 
 def _own(job: Job) -> list[str]:
-    folder = shlex.quote(str(job.run_dir.resolve()))
+    other = [] if job.command == "train" else [f"export M4TRAIN_COMMAND={job.command}"]
+    folder = "''" if job.run_dir is None else shlex.quote(str(job.run_dir.resolve()))
     return [
+        *other,
         f"run={folder}",
         f"attempts={job.attempts}",
         f"exclude_bad_nodes={'yes' if job.exclude_bad_nodes else ''}",
@@ -104,12 +135,12 @@ def _own(job: Job) -> list[str]:
     ]
 
 
-def write_job(job: Job, text: str) -> Path:
-    """Writes the sbatch file and the state of the code into run_dir/slurm; returns the file."""
-    folder = job.run_dir / FOLDER
+def write_job(folder: Path, text: str, name: str = JOB) -> Path:
+    """Writes the sbatch file and the state of the code into the folder `slurm` of a run or a sweep; returns the file."""
+    folder = folder / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     (folder / GIT).write_text(git_state(), encoding="utf-8")
-    path = folder / JOB
+    path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -142,19 +143,19 @@ def test_what_cannot_be_followed_is_refused(
 def test_a_job_that_follows_is_submitted(
     run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """sbatch gets the script, the words of the command and, in its environment, the command itself."""
+    """sbatch gets a script, which holds the command and its words."""
     folder, data = run
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "sbatch").write_text('#!/bin/sh\necho "$M4TRAIN_COMMAND: $@"\n')
+    (tmp_path / "bin" / "sbatch").write_text('#!/bin/sh\ncat "$1"\n')
     (tmp_path / "bin" / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     words = [f"run_dir={folder}", "follow=true", "benchmarks=[docvqa]", f"data={data}"]
     assert main(["launch", "slurm", "evaluate", *words, "--time=1:00:00"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith(
-        "evaluate: --job-name=m4train-evaluate --nodes=1 --ntasks-per-node=1 --gpus-per-node=1 --time=1:00:00 "
-    )
-    assert said.strip().endswith(" ".join([str(slurm._script()), *words]))
+    said = capsys.readouterr().out.splitlines()
+    options = ["--job-name=m4train-evaluate", "--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1", "--time=1:00:00"]
+    assert [line for line in said if line.startswith("#SBATCH ")][-5:] == [f"#SBATCH {option}" for option in options]
+    assert shlex.join(["set", "--", *words]) in said
+    assert "export M4TRAIN_COMMAND=evaluate" in said
     assert 'exec m4train "${M4TRAIN_COMMAND:-train}" "$@"' in slurm._script().read_text()
     assert main(["launch", "slurm", "evaluate", f"run_dir={folder}", "follow=true"]) == 2  # no benchmarks: refused here
     assert main(["launch", "slurm", "evaluate", *words, "--nodes", "2"]) == 2

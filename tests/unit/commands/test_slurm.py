@@ -44,14 +44,13 @@ def test_a_run_is_submitted_as_it_was_written(submitted, capsys):
 def test_a_sweep_is_an_array_of_which_each_job_trains_one_point(at_a_time, submitted, tmp_path):
     swept = [*FIRST, "optimizer.lr=1e-3,3e-3", "name='a b','c'", "launch.processes=1"]
     assert main(["launch", "slurm", "-m", *at_a_time, *swept]) == 0
-    *options, script, points, file = submitted()
-    assert options == [
-        "--nodes=1",
-        "--ntasks-per-node=1",
-        "--gpus-per-node=1",
-        f"--array=0-3{'%2' if at_a_time else ''}",
-    ]
-    assert points == "--points"
+    (script,) = submitted()
+    text = Path(script).read_text().splitlines()
+    options = ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1", f"--array=0-3{'%2' if at_a_time else ''}"]
+    assert [line for line in text if line.startswith("#SBATCH ")][-4:] == [f"#SBATCH {option}" for option in options]
+    (given,) = (shlex.split(line) for line in text if line.startswith("set -- "))
+    assert given[2] == "--points"
+    file = given[3]
     lines = [shlex.split(line) for line in Path(file).read_text().splitlines()]
     configs = [load_config(line) for line in lines]
     assert [(config.optimizer.lr, config.name) for config in configs] == [
@@ -69,7 +68,7 @@ def test_a_sweep_is_an_array_of_which_each_job_trains_one_point(at_a_time, submi
     environment = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "2", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}
     environment |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here"}
     ran = subprocess.run(
-        ["bash", script, points, file], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+        ["bash", script], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
     )
     assert ran.returncode == 0, ran.stderr
     given = ran.stdout.splitlines()
@@ -81,7 +80,7 @@ def test_the_same_sweep_again_names_the_same_runs(submitted):
     files = []
     for _ in range(2):
         assert main(["launch", "slurm", "-m", *FIRST, "seed=1,2", "launch.processes=1"]) == 0
-        files.append(Path(submitted()[-1]).read_text())
+        files.append((Path(submitted()[-1]).parents[1] / "sweep.points").read_text())
     assert files[0] == files[1]
 
 
@@ -90,4 +89,6 @@ def test_what_no_array_can_do_is_refused_before_anything_is_queued(submitted, tm
     assert "an array has all its runs from the start" in capsys.readouterr().err
     assert main(["launch", "slurm", "-m", *FIRST, "optimizer.lr=1e-3,-1", "launch.processes=1"]) == 2
     assert "optimizer.lr" in capsys.readouterr().err
+    assert main(["launch", "slurm", "-m", *FIRST, "seed=1,2", "launch.processes=1", "launch.chain=3"]) == 2
+    assert "launch.chain is 3, but the jobs of a sweep are an array" in capsys.readouterr().err
     assert not (tmp_path / "said").exists()

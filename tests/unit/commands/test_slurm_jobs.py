@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +66,41 @@ def test_a_dry_run_shows_the_job_and_submits_nothing(site, programs, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+SWEEP = ["-m", *RUN, "seed=1,2"]
+
+
+@pytest.mark.parametrize("words", [SWEEP, ["evaluate", "run_dir={}", "follow=true"]])
+@pytest.mark.parametrize("dry", [["--dry-run"], ["dry_run=true"], []])
+def test_sweeps_and_evaluations_are_jobs_of_the_site_as_well(words, dry, site, programs, tmp_path, monkeypatch, capsys):
+    programs("sbatch", "echo Submitted batch job 7")
+    monkeypatch.chdir(tmp_path)
+    if words is not SWEEP:
+        (tmp_path / "run").mkdir()
+        monkeypatch.setattr("m4train.commands.follow.Watch", lambda given: SimpleNamespace(run_dir=tmp_path / "run"))
+        monkeypatch.setattr("m4train.commands.benchmark.engine_config", lambda *_: load_config(RUN))
+        words = [word.format(tmp_path / "run") for word in words]
+    first, *rest = words
+    assert main(["launch", "slurm", *([first, *dry] if first == "evaluate" else [*dry, first]), *rest]) == 0
+    text = capsys.readouterr().out
+    assert (tmp_path / "calls").exists() == (not dry)
+    if not dry:
+        (call,) = calls(tmp_path)
+        text = (tmp_path / call.split()[1]).read_text()
+    assert not list(tmp_path.rglob("*.points" if dry else "nothing"))
+    for line in ("#SBATCH --partition=gpu", "#SBATCH --account=me", "module load cuda"):
+        assert line in text.splitlines()
+    assert "inside=(apptainer exec --nv --bind /shared '/a b.sif')" in text
+    assert ("export M4TRAIN_COMMAND=evaluate" in text) == (first == "evaluate")
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+def test_options_of_a_site_may_be_words_alone():
+    options = {"exclusive": True, "contiguous": None, "spread-job": False, "time": "1-00:00:00"}
+    head = job_text(SCRIPT, Site(options), Job(Path("run"), [], []))
+    own = [line for line in head.splitlines() if line.startswith("#SBATCH ")][-3:]
+    assert own == ["#SBATCH --exclusive", "#SBATCH --contiguous", "#SBATCH --time=1-00:00:00"]
+
+
 def test_what_is_submitted_lies_in_the_run_with_configuration_and_code(programs, tmp_path, capsys):
     programs("sbatch", f'n=$(wc -l < {tmp_path}/calls); echo "Submitted batch job $((40 + n))"')
     given = [*RUN, f"run_dir={tmp_path}/run", "launch.chain=3", "launch.exclude_bad_nodes=true"]
@@ -109,6 +145,12 @@ def test_an_option_over_two_lines_is_refused():
         ("partion: gpu", "partion is not one of sbatch, environment, container"),
         ("container: {kind: docker, image: x}", "container needs kind (pyxis or apptainer)"),
         ("sbatch: [", "is not valid YAML"),
+        ("sbatch: [gpu]", "sbatch must be options of sbatch with their values"),
+        ("sbatch: {time: [1]}", "sbatch must be options of sbatch with their values"),
+        ("environment: module load cuda", "environment must be a list of lines"),  # or each letter would be one
+        ("environment: [{export A: b}]", "environment must be a list of lines"),
+        ("container: x.sif", "container must be kind, image and options"),
+        ("container: {kind: pyxis, image: [x]}", "container must be kind, image and options"),
     ],
 )
 def test_a_wrong_site_is_refused(text, said, tmp_path, monkeypatch):
