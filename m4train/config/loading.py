@@ -45,6 +45,9 @@ _TEXTS = getattr(
     yaml, "CBaseLoader", yaml.BaseLoader
 )  # takes every value for text; in C where PyYAML was built with it
 _BRACES = re.compile(r"\{[^{}:]*(\.\.|,)[^{}:]*\}")  # of a pattern for shards, which Hydra takes for a mapping
+_INNER = re.compile(
+    r"""(?<=[\[,:\s])[\w.~+@/-]+=[^\s,\[\]{}'"]+"""
+)  # an override within a list or mapping, without quotes
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,9 @@ def parse(override: str) -> Override:
 
 def _why_not(override: str) -> str:
     pattern = _BRACES.search(override.partition("=")[2])
+    inner = _INNER.search(override.partition("=")[2]) if pattern is None else None
+    if inner is not None:
+        return f'put quotes around the text that holds "=", within those of the shell: "{inner[0]}"'
     if pattern is None:
         return "write key=value or group=choice"
     return f'put quotes around the whole path that holds {pattern[0]}, within those of the shell: path="a-{pattern[0]}.tar"'

@@ -35,6 +35,10 @@ from m4train.errors import ConfigError
         (["experiment=digits_sft", "optimizer.lr=1e-3,1e-4"], "gives several values"),
         (["experiment=digits_sft", "data.sources={a: {path: x-{0..1}.tar}}"], "put quotes around the whole path"),
         (["experiment=digits_sft", "data.sources.a.path=x-{a,b}.tar"], "put quotes around the whole path"),
+        (
+            ["stages=[{name: a, experiment: digits_sft, overrides: [seed=1, trainer.max_steps=2]}]"],
+            'put quotes around the text that holds "=", within those of the shell: "seed=1"',
+        ),
         (["experiment=digits_pretrain", "adapter.modules_to_save=[lm_head]"], "adapter.modules_to_save is ['lm_head']"),
         ([], "data is not chosen"),
         (["--trainer.max_steps=3"], "key=value"),
