@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from m4train.commands.arguments import Composed
-from m4train.config.compose import explained, hydra_at
+from m4train.config.compose import compose, explained, hydra_at
 from m4train.config.loading import parse
+from m4train.config.stages import read_outline
 from m4train.config.texts import as_text
 from m4train.errors import ConfigError, TrainingError
 from m4train.exits import COMPLETE, STOPPED_EARLY
@@ -60,16 +61,25 @@ def over_points(asked: Composed, overrides: list[str], act: Callable[[list[str],
     overrides = [o for number, o in enumerate(overrides) if last.get(o.partition("=")[0], number) == number]
     swept = [override for override in overrides if parse(as_text(override)).is_sweep_override()]
     fixed = [override for override in overrides if override not in swept and not override.startswith("hydra")]
+    try:
+        stages = read_outline(lambda found: compose(found, where), fixed).stages
+    except ConfigError:  # without what is swept it may be incomplete
+        stages = []
+    _refuse_stages(stages)
     given = [*_QUIET, "hydra.sweep.dir=${run_dir}", *(_kept_as_text(override) for override in overrides)]
     with explained(where):
         hydra_at(where).multirun(where.name, partial(act, asked.again(), fixed), given, with_log_configuration=False)
 
 
+def _refuse_stages(stages: Any) -> None:
+    if stages:
+        raise ConfigError("a sweep trains one run at each point, not stages: choose the experiment of one stage.")
+
+
 def run_point(options: list[str], fixed: list[str], composed: Any) -> float:
     """Trains one point in a process of its own; returns what a sweeper may make smaller: the last value of trainer.best.metric, or
     of eval/loss, or of loss."""
-    if composed.stages:
-        raise ConfigError("a sweep trains one run at each point, not stages: choose the experiment of one stage.")
+    _refuse_stages(composed.stages)
     run_dir, words = _point(fixed, composed)
     print(f"sweep: {' '.join(words[len(fixed) : -1]) or 'one point'} in {run_dir}", flush=True)
     command = [sys.executable, "-m", "m4train", "train", *options, *words]

@@ -192,3 +192,10 @@ def test_runs_are_compared_by_a_metric(started, capsys, monkeypatch):
 def test_the_version_is_printed():
     done = subprocess.run([sys.executable, "-m", "m4train", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("m4train 0.")
+
+
+@pytest.mark.parametrize("words", [["train", "-m"], ["launch", "slurm", "--dry-run", "-m"]])
+def test_a_sweep_of_a_run_of_stages_is_refused_as_that(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*words, "experiment=digits", "seed=1,2"]) == 2
+    assert "a sweep trains one run at each point, not stages" in capsys.readouterr().err
