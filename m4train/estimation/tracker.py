@@ -47,6 +47,10 @@ class MemoryTracker(TorchDispatchMode):
     torch.distributed._tools.mem_tracker does the like per module, but refuses models with frozen parameters (torch 2.13).
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first operator imports torch's compiler, a second before the first step of a run
+
     def __init__(self) -> None:
         super().__init__()
         self.phase = "activations"
