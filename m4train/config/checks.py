@@ -34,10 +34,10 @@ from m4train.families import FAMILIES
 
 
 def check(config: Config, sources: bool = True) -> None:
-    """Refuses combinations that cannot work; without `sources`, data need not be named yet. Raises ConfigError with one sentence
+    """Refuses combinations that cannot work; without `sources`, data and the tokenizer of two towers need not be named yet. Raises ConfigError with one sentence
     that names the key and the way out."""
     _check_numbers(config)
-    _check_model(config)
+    _check_model(config, sources)
     check_data(config, sources)
     _check_training(config)
 
@@ -57,7 +57,7 @@ def _check_numbers(config: Config) -> None:
         at_least("threads", config.threads, 1)
 
 
-def _check_model(config: Config) -> None:
+def _check_model(config: Config, sources: bool) -> None:
     model = config.model
     one_of("model.family", model.family, tuple(FAMILIES))
     backbones = (model.vision_pretrained, model.text_pretrained)
@@ -76,7 +76,7 @@ def _check_model(config: Config) -> None:
         "or choose a model=... that gives an architecture.",
     )
     require(
-        model.pretrained is not None or model.tokenizer is not None,
+        model.pretrained is not None or model.tokenizer is not None or (backbones[0] is not None and not sources),
         "model.tokenizer is null and model.pretrained is null: set model.tokenizer to a folder that holds tokenizer.json.",
     )
     require(

@@ -35,6 +35,17 @@ def test_what_does_not_fit_is_an_exit_code_and_a_way_out(capsys, monkeypatch):
     assert found["changes"]
 
 
+def test_two_published_towers_are_estimated_without_a_download_or_a_tokenizer(capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(Subject, "memory", lambda self: RankMemory({"parameters": 2.0**30}, 0.0, True))
+    towers = ["model.vision_pretrained=google/siglip-base-patch16-512"]
+    towers += ["model.text_pretrained=HuggingFaceTB/SmolLM2-135M-Instruct", "model.architecture={scale_factor: 4}"]
+    assert main(["estimate", "model=backbones", "data=own", *towers, "--gpu", "h100"]) == 0
+    assert "B parameters" in capsys.readouterr().out
+    assert main(["train", "model=backbones", "data=own", *towers]) == 2
+    assert "set model.tokenizer to a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("given", ["experiment=sft/smolvlm_256m_full", "model=smolvlm_256m data=own"])
 def test_data_need_not_be_named_yet(given, capsys, monkeypatch):
     def by_packs(subject):  # the real step has tests of its own, and takes its time
