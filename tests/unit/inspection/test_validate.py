@@ -135,7 +135,7 @@ def test_a_source_without_a_good_sample_is_reported_and_fails(tmp_path: Path, mo
     assert report["failed"] == ["pages"]
     assert report["sources"]["pages"]["bad"] == report["sources"]["pages"]["samples"] == 3
     assert report["sources"]["pages"]["expected_fill"] == {"tokens": 0.0, "frames": 0.0}
-    with pytest.raises(ConfigError, match=r"no usable sample of 3 \(the first: "):
+    with pytest.raises(ConfigError, match=r"no usable sample of 3 as format pairs \(the first: "):
         build_sources(data.sources, data, PROCESSOR)
 
 
