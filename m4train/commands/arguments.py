@@ -90,8 +90,9 @@ class Command(click.Command):
     """One command: `function` ("module:name" in this package) is loaded only after its arguments are known to be right.
 
     It is called with the configuration and, by name, the values of `options`, and returns the exit status. `reads` says
-    where the configuration comes from: `overrides`, `stages` (the same, for all stages of a run), `shape` (the same, and data need not be named yet), `run` (a run that was
-    trained, overrides on top), `asked` (the function composes itself what it gets as Composed and overrides), or nothing.
+    where the configuration comes from: `overrides`, `stages` (the same, for all stages of a run), `shape` (the same as overrides,
+    but data need not be named yet), `run` (a run that was trained, overrides on top), `asked` (the function composes itself what it
+    gets as Composed and overrides), or nothing.
     `processes`: it runs on all processes of launch.processes. `needs`: the groups of the configuration that decide which
     packages must be installed. `more` ("module:name") gives further lines of help: the keys of the command with what they
     mean, or a text.
@@ -162,11 +163,11 @@ class Command(click.Command):
             if self.reads == "stages":
                 subject: Any = load_stages(overrides, asked.where())
                 configs = subject.configs
+            elif self.reads == "run":
+                subject = load_run_config(overrides, asked.where())
+                configs = [subject]
             else:
-                if self.reads == "run":
-                    subject = load_run_config(overrides, asked.where())
-                else:
-                    subject = load_known_config(overrides, asked.where(), sources=self.reads != "shape")
+                subject = load_known_config(overrides, asked.where(), sources=self.reads != "shape")
                 configs = [subject]
             for config in configs:
                 check_packages(config, self.needs)

@@ -34,8 +34,10 @@ from m4train.families import FAMILIES
 
 
 def check(config: Config, sources: bool = True) -> None:
-    """Refuses combinations that cannot work; without `sources`, data and the tokenizer of two towers need not be named yet. Raises ConfigError with one sentence
-    that names the key and the way out."""
+    """Refuses combinations that cannot work; without `sources`, data and the tokenizer of two towers need not be named yet.
+
+    Raises ConfigError with one sentence that names the key and the way out.
+    """
     _check_numbers(config)
     _check_model(config, sources)
     check_data(config, sources)

@@ -10,7 +10,7 @@ from m4train.config.require import at_least, one_of, require
 
 
 def check_data(config: Config, named: bool = True) -> None:
-    """The group `data`, its sources and their options; unless they are `named`, they may have no path yet."""
+    """The group `data`, its sources and their options; unless `named`, there may be none yet, or without a path."""
     data = config.data
     _check_streams(config)
     for key in ("sequence_length", "images_per_pack", "packing_pool", "prefetch_steps", "shuffle_window"):

@@ -139,9 +139,8 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of both (..., size) from that of the output (..., size)."""
         gate, up = ctx.saved_tensors
-        if (
-            ctx.act is F.silu
-        ):  # without autograd.grad, which imports torch's compiler, a part of a second, when it is first called
+        # Not by autograd.grad, whose first call imports torch's compiler, a part of a second.
+        if ctx.act is F.silu:
             return torch.ops.aten.silu_backward(gradient * up, gate), gradient * F.silu(gate), None
         with torch.enable_grad():
             gate = gate.detach().requires_grad_()
